@@ -1,0 +1,60 @@
+"""What the command lines share: one line for a user's error, the compilation cache, run folders."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from gemma_grpo import config
+from gemma_grpo.config import RunConfig
+from gemma_grpo.errors import UserError
+from gemma_grpo.interrupt import InterruptedRunError
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; a `UserError` is printed as one line (status 2), a signal as another."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except InterruptedRunError as stop:
+        print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keep compiled programs in `folder`, so that the next run there need not compile them."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:
+    """The run with the rewards of `--reward` flags added."""
+    if not extra:
+        return run
+    return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *extra)))
+
+
+def trained(run_or_weights: Path) -> RunConfig:
+    """The configuration with which to use a run's last weights, or a weights file of gemma3-nano.
+
+    Raises:
+        UserError: neither a run directory with weights nor a safetensors file.
+    """
+    if run_or_weights.is_file():
+        run = RunConfig()
+        return replace(run, model=replace(run.model, weights=str(run_or_weights)))
+    if not (run_or_weights / "config.yaml").is_file():
+        raise UserError(f"{run_or_weights}: neither a run directory nor a weights file")
+    run = config.from_yaml(run_or_weights / "config.yaml")
+    for stage in reversed(config.STAGES):
+        path = run_or_weights / "weights" / f"{stage}.safetensors"
+        if path.is_file():
+            return replace(run, model=replace(run.model, weights=str(path)))
+    raise UserError(f"{run_or_weights}: no stage has finished; go on with --resume first")

@@ -1,0 +1,155 @@
+"""From problems to scored groups: prompts, one rollout, samples, rewards. Knows no loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from gemma_grpo import padding, rewards, scoring
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.model import Params
+from gemma_grpo.rollout import Rollout
+from gemma_grpo.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Scored groups on the host; every field has a leading axis of P (or P * G) rows.
+
+    Attributes:
+        problems: P problems.
+        prompt_ids, prompt_mask: [P, S].
+        rollout: its arrays as numpy, B rows.
+        samples: B samples.
+        scores: of the B samples.
+    """
+
+    problems: list[Problem]
+    prompt_ids: np.ndarray
+    prompt_mask: np.ndarray
+    rollout: Rollout
+    samples: list[rewards.Sample]
+    scores: rewards.Scores
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What it takes to turn problems into scored groups.
+
+    Attributes:
+        rollout: (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
+        tokenizer: for prompts and for the text of completions.
+        instruction: put before every question.
+        max_prompt_length: S.
+        num_generations: G.
+    """
+
+    rollout: Callable[..., Rollout]
+    tokenizer: Tokenizer
+    instruction: str
+    max_prompt_length: int
+    num_generations: int
+
+    def collect(
+        self,
+        params: Params,
+        problems_P: Sequence[Problem],
+        key: jax.Array,
+        weights: rewards.RewardWeights,
+        extra: Sequence[tuple[str, rewards.Reward, float]],
+    ) -> Groups:
+        """One rollout of the problems, scored. The device is waited for once."""
+        prompts = padding.encode_prompts(
+            problems_P,
+            self.tokenizer,
+            instruction=self.instruction,
+            max_prompt_length=self.max_prompt_length,
+        )
+        prompt_ids_PS, prompt_mask_PS = padding.pad_left(
+            prompts, length=self.max_prompt_length, pad_id=self.tokenizer.pad_id
+        )
+        rollout = jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
+        samples = scoring.make_samples(
+            [problem for problem in problems_P for _ in range(self.num_generations)],
+            rollout.completion_ids,
+            rollout.completion_mask,
+            rollout.sampler_logps,
+            rollout.stopped,
+            self.tokenizer,
+        )
+        scores = rewards.score(samples, weights, extra)
+        return Groups(list(problems_P), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+
+
+def collect_mixed(
+    collect: Callable[[Sequence[Problem], jax.Array], Groups],
+    draw: Callable[[int], Sequence[Problem]],
+    key: jax.Array,
+    *,
+    resample_rounds: int,
+) -> tuple[Groups, int]:
+    """Groups for one step; those all right or all wrong are drawn anew, within bounds.
+
+    DAPO's dynamic sampling, arXiv 2503.14476, eq. 11. What is still uniform after the last round
+    stays in.
+
+    Args:
+        collect: (problems_P, key) -> Groups.
+        draw: round -> P problems.
+        resample_rounds: extra rounds at most.
+
+    Returns:
+        The groups, and how many rounds it took beyond the first.
+    """
+    groups = collect(draw(0), jax.random.fold_in(key, 0))
+    for extra_round in range(1, resample_rounds + 1):
+        uniform_P = ~mixed_groups(groups)
+        if not uniform_P.any():
+            return groups, extra_round - 1
+        fresh = collect(draw(extra_round), jax.random.fold_in(key, extra_round))
+        candidates = np.flatnonzero(mixed_groups(fresh))
+        replaced = np.flatnonzero(uniform_P)[: len(candidates)]
+        groups = _replace_groups(groups, replaced, fresh, candidates[: len(replaced)])
+    return groups, resample_rounds
+
+
+def mixed_groups(groups: Groups) -> Bool[np.ndarray, " P"]:
+    """True for groups with at least one right and one wrong completion."""
+    correct_PG = np.reshape(groups.scores.components["correctness"], (len(groups.problems), -1))
+    return correct_PG.min(axis=1) < correct_PG.max(axis=1)
+
+
+def _replace_groups(groups: Groups, at: np.ndarray, other: Groups, source: np.ndarray) -> Groups:
+    """`groups` with groups `at` taken from groups `source` of `other`."""
+    P = len(groups.problems)
+    from_other = dict(zip(at.tolist(), source.tolist(), strict=True))
+    rows = range(P)
+
+    def pick(ours: Any, theirs: Any) -> Any:
+        """In: arrays or lists of P * n rows."""
+        n = len(ours) // P
+        chunks = [
+            theirs[from_other[p] * n : (from_other[p] + 1) * n]
+            if p in from_other
+            else ours[p * n : (p + 1) * n]
+            for p in rows
+        ]
+        return np.concatenate(chunks) if isinstance(ours, np.ndarray) else sum(chunks, [])
+
+    return Groups(
+        pick(groups.problems, other.problems),
+        pick(groups.prompt_ids, other.prompt_ids),
+        pick(groups.prompt_mask, other.prompt_mask),
+        jax.tree.map(pick, groups.rollout, other.rollout),
+        pick(groups.samples, other.samples),
+        rewards.Scores(
+            {
+                name: pick(values, other.scores.components[name])
+                for name, values in groups.scores.components.items()
+            },
+            pick(groups.scores.totals, other.scores.totals),
+        ),
+    )

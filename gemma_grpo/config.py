@@ -1,0 +1,166 @@
+"""A run's whole configuration, and its way to YAML and back. Parses no flags and runs nothing."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.evaluation import EvaluationConfig
+from gemma_grpo.grpo import GRPOConfig, RewardConfig
+from gemma_grpo.model import CONFIGS
+from gemma_grpo.sft import SFTConfig
+
+STAGES = ("sft", "grpo")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained, and how it is run."""
+
+    name: str = "gemma3-nano"
+    """gemma3-nano (embedded), gemma3-270m or gemma3-1b."""
+    weights: str = ""
+    """A safetensors file of ours; "" takes gemma3-nano's own."""
+    tokenizer: str = ""
+    """A SentencePiece tokenizer.model; "" takes gemma3-nano's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computed in; master weights are float32 regardless."""
+    instruction: str = ""
+    """Put before every question, on a line of its own."""
+    max_prompt_length: int = 48
+    """Tokens a prompt may take, chat turns included."""
+    max_completion_length: int = 60
+    """Tokens a completion may take, stop token included."""
+    logits_chunk: int = 0
+    """Tokens whose logits exist at a time in training; 0 for all."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+
+    def __post_init__(self):
+        if self.name not in CONFIGS:
+            raise UserError(f"model.name={self.name!r} is unknown; use one of {', '.join(CONFIGS)}")
+        if self.max_prompt_length < 1 or self.max_completion_length < 1 or self.logits_chunk < 0:
+            raise UserError(
+                "model: max_prompt_length and max_completion_length must be at least 1, "
+                "logits_chunk at least 0"
+            )
+        if self.name != "gemma3-nano" and not (self.weights and self.tokenizer):
+            raise UserError(
+                f"model {self.name} comes with no weights: give --model.weights and "
+                "--model.tokenizer"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problems to learn from and to be tested on."""
+
+    source: str = "curriculum"
+    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:TASK, a .jsonl or .parquet
+    file, or two of them with a comma between: train,test."""
+    num_train: int = 2000
+    """Problems to learn from; 0 for all of a source that ends."""
+    num_test: int = 400
+    """Held-out problems; 0 for all of a source that ends."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run from base model to report."""
+
+    seed: int = 0
+    """What everything random follows from."""
+    stages: tuple[str, ...] = STAGES
+    """sft,grpo or one of them."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The problems."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    """Stage one."""
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    """Stage two."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What a completion is paid for."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured before and after."""
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: must be 0 or more")
+        in_order = tuple(stage for stage in STAGES if stage in self.stages)
+        if not self.stages or in_order != tuple(self.stages):
+            raise UserError(f"stages={','.join(self.stages)!r}: use sft,grpo or one of them")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Every field, so that the file alone repeats the run."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def from_yaml(path: Path) -> RunConfig:
+    """The configuration in a file; fields it leaves out keep their defaults.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown field, or a value of the wrong type.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())})") from error
+    try:
+        return _build(RunConfig, values, where="")
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _build(kind: Any, value: Any, *, where: str) -> Any:
+    """`value` from YAML as a `kind`, checked; `where` is the dotted name of the field."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{where or 'the file'} must be a mapping of fields to values")
+        hints = typing.get_type_hints(kind)
+        if unknown := value.keys() - hints.keys():
+            known = ", ".join(hints)
+            raise UserError(f"{where or 'top level'} has no field {min(unknown)!r}; it has {known}")
+        return kind(
+            **{
+                name: _build(hints[name], v, where=f"{where}.{name}".lstrip("."))
+                for name, v in value.items()
+            }
+        )
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{where} is {value!r}; use one of {', '.join(map(str, arguments))}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(arguments[0], value, where=where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {value!r}; use a list")
+        return tuple(_build(arguments[0], item, where=where) for item in value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            pass
+    if type(value) is kind:
+        return value
+    raise UserError(f"{where} is {value!r}; use a {kind.__name__}")

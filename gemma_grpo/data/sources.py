@@ -1,0 +1,123 @@
+"""Problems by the name of their source: the one door to the data. Knows no batch, phase or token.
+
+    curriculum                 the built-in task, drawn from the seed
+    gsm8k, gsm8k:PATH          GSM8K from the hub, or a file or folder; tested on its test split
+    gsm8k-validation[:PATH]    the same training problems; tested on those carved from training
+    reasoning_gym:TASK         a task of the reasoning-gym package
+    FILE.jsonl, FILE.parquet   one file; a tenth of its prompts is held out for the test
+    TRAIN.jsonl,TEST.jsonl     two files (parquet too)
+
+Training and test problems of a source never share a prompt, except GSM8K's official splits, which
+are taken as published. Which problems are held out never depends on the seed.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gemma_grpo.data import curriculum, gsm8k, jsonl, reasoning_gym, splits, tables
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
+
+_COLUMNS = ("prompt", "answer", "completion", "difficulty", "domain")
+_KNOWN = (
+    "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
+    "FILE.jsonl, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
+)
+
+
+def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -> list[Problem]:
+    """The problems of one side of a source; never empty.
+
+    Args:
+        source: one of the forms in this module's docstring.
+        num: at most how many. 0 means all; a source that is generated has no end and wants a
+            number, and then gives exactly so many.
+        seed: what is generated, or which `num` of a stored source are picked (their order stays).
+
+    Raises:
+        UserError: an unknown source, a negative number, or what the source itself refuses.
+    """
+    if num < 0:
+        raise UserError(f"cannot load {num} problems: give 0 for all, or how many")
+    kind, _, detail = source.partition(":")
+    if source == "curriculum":
+        return curriculum.problems(split, _finite(num, source), seed)
+    if kind == "reasoning_gym":
+        num = _finite(num, source)
+        return reasoning_gym.reasoning_gym_problems(detail, split=split, num=num, seed=seed)
+    return splits.pick(_stored(source, split), num, seed)
+
+
+def as_dataset(problems: list[Problem]) -> "datasets.Dataset":
+    """The problems as a data set with text columns prompt, answer, completion (or null),
+    difficulty and domain."""
+    import datasets
+
+    return datasets.Dataset.from_dict(
+        {name: [vars(problem)[name] for problem in problems] for name in _COLUMNS},
+        features=datasets.Features({name: datasets.Value("string") for name in _COLUMNS}),
+    )
+
+
+def from_dataset(dataset: "datasets.Dataset") -> list[Problem]:
+    """The problems of a data set with `prompt` and `answer` columns, as for JSONL.
+
+    Raises:
+        UserError: no rows, or a row with a field missing, blank or of the wrong type, by number
+            from 1.
+    """
+    if len(dataset) == 0:
+        raise UserError("no problems in the data set: it has no rows")
+    rows = dataset.with_format(None)  # a NumPy or torch format would not yield plain values
+    return [
+        jsonl.problem_from_row(row, f"row {number} of the data set")
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _finite(num: int, source: str) -> int:
+    if num == 0:
+        raise UserError(f"{source} has no end, so it cannot give all problems: say how many")
+    return num
+
+
+def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
+    kind, colon, path = source.partition(":")
+    if kind in ("gsm8k", "gsm8k-validation"):
+        if colon and not path:
+            raise UserError(f'source "{source}" names no path after the colon')
+        held_out = "test" if kind == "gsm8k" else "validation"
+        return gsm8k.gsm8k_problems(path or None, "train" if split == "train" else held_out)
+    files = [source] if _is_file(source) else source.split(",")
+    if len(files) > 2 or not all(file.endswith((".jsonl", ".parquet")) for file in files):
+        raise UserError(f'unknown data source "{source}": use {_KNOWN}')
+    if len(files) == 2:
+        return _of_pair(*files, split)
+    return splits.one_side(
+        _read(source), held_out=split == "test", share=HELD_OUT_SHARE, origin=source
+    )
+
+
+def _of_pair(train_file: str, test_file: str, split: str) -> list[Problem]:
+    train, test = _read(train_file), _read(test_file)
+    if shared := splits.shared_prompts(train, test):
+        raise UserError(
+            f'{test_file} shares {len(shared)} prompts with {train_file} ("{shared[0][:60]}"): '
+            f"take them out of one, or the test would reward remembering"
+        )
+    return train if split == "train" else test
+
+
+def _read(file: str) -> list[Problem]:
+    if not file.endswith(".parquet"):
+        return jsonl.read_jsonl(file)
+    return [jsonl.problem_from_row(row, where) for where, row in tables.read_parquet(file)]
+
+
+def _is_file(path: str) -> bool:
+    return Path(path).expanduser().is_file()

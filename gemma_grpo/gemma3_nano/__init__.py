@@ -1,0 +1,1 @@
+"""The embedded model's files, made by gemma_grpo.pretrain."""

@@ -1,0 +1,274 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
+
+Knows stages, steps and named numbers; no model, loop or reward.
+
+The files of a run are functions of its steps, times aside: what a resumed run finds beyond its
+checkpoint it removes, and then writes again. So the caller writes a step's line before it saves
+the checkpoint of that step.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_grpo.errors import UserError
+
+STAGES = ("sft", "grpo")  # in the order in which a run goes through them
+
+
+class MetricsWriter:
+    """Writes one run's `metrics.jsonl`, `tensorboard/<stage>/` and `rollouts/`.
+
+    TensorBoard shows each stage as a run of its own, since each counts its steps from 1.
+    """
+
+    def __init__(self, run_dir: Path, resume_from: dict | None = None):
+        """Opens the files of `run_dir`, which is made if it is absent.
+
+        Args:
+            resume_from: {"stage", "step"} of the checkpoint that the run goes on from; the files
+                are cut back to it. None begins anew: what an earlier run left here is removed.
+        """
+        self._run_dir = Path(run_dir)
+        self._path = self._run_dir / "metrics.jsonl"
+        self._events: dict[str, _EventFile] = {}
+        begin = resume_from or {"stage": STAGES[0], "step": 0}
+        self._resumed_stage, self._resumed_step = begin["stage"], begin["step"]
+        try:
+            (self._run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+            truncate_after(self._run_dir, self._resumed_stage, self._resumed_step)
+            # Unbuffered: when write returns, the line is with the system, out of a kill's reach.
+            self._lines = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one line, and its numbers to TensorBoard.
+
+        Args:
+            stage: one of `STAGES`.
+            step: from 1, counted within the stage.
+            metrics: numbers (Python's, numpy's, jax's scalars), strings, bools; None where a thing
+                was not measured.
+
+        Raises:
+            UserError: a metric is nan or infinite (the line is written first, with null in its
+                place), or the disk is full.
+            ValueError: no such stage.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"{stage=} is not one of {STAGES}")
+        values = {name: _plain(value) for name, value in metrics.items()}
+        line = _json_line({"stage": stage, "step": step} | values)
+        _append(self._lines, self._path, line)
+        self._write_events(stage, step, values)
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at {stage} step {step}; lower the learning rate, or look "
+                    f"at the steps before it in {self._path}"
+                )
+
+    def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row; whole or not at all.
+
+        A nan or infinite number within a row becomes null.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
+        unfinished = path.with_name(path.name + ".tmp")
+        try:
+            unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise _cannot_write(path, error) from error
+
+    def close(self) -> None:
+        """Closes all files; every line is on its way to the disk already."""
+        self._lines.close()
+        for events in self._events.values():
+            events.close()
+
+    def _write_events(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        if stage not in self._events:
+            after = self._resumed_step if stage == self._resumed_stage else 0
+            directory = self._run_dir / "tensorboard" / stage
+            try:
+                self._events[stage] = _EventFile(directory, after)
+            except OSError as error:
+                raise _cannot_write(directory, error) from error
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        self._events[stage].write(step, numbers)
+
+
+class _EventFile:
+    """A TensorBoard event file, by tensorboardX's messages but not its writer.
+
+    That one hands events to a queue, which a kill empties, and syncs the disk at each flush (3 ms);
+    one event a number costs 5 ms a step more. Here a step is one event, written on the spot.
+    """
+
+    def __init__(self, directory: Path, after: int):
+        """`after` > 0 makes TensorBoard forget what older files there say of later steps."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        # TensorBoard wants "tfevents" in the name, and reads the files of a directory by name.
+        self._path = directory / f"events.out.tfevents.{time.time_ns()}"
+        self._file = self._path.open("xb", buffering=0)
+        self._write_event(Event(file_version="brain.Event:2"))
+        if after:
+            start = SessionLog(status=SessionLog.START)
+            self._write_event(Event(step=after + 1, session_log=start))
+
+    def write(self, step: int, numbers: Mapping[str, int | float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
+        self._write_event(Event(step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_event(self, event: Any) -> None:
+        """One TFRecord: length, its check sum, event, its check sum."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        event.wall_time = time.time()
+        body = event.SerializeToString()
+        length = struct.pack("<Q", len(body))
+        sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, body))
+        _append(self._file, self._path, b"".join([length, next(sums), body, next(sums)]))
+
+
+def truncate_after(run_dir: Path, stage: str, step: int) -> None:
+    """Removes what a run wrote beyond (stage, step), and a last line torn by a kill.
+
+    Metrics lines, rollouts and whole stages of TensorBoard go. Events of `stage` itself stay in
+    their file; the next one, opened with a purge step, makes TensorBoard forget them.
+
+    Raises:
+        UserError: a complete line of metrics.jsonl is not one of ours.
+    """
+    last = (STAGES.index(stage), step)
+    path = run_dir / "metrics.jsonl"
+    kept_bytes = 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            values = json.loads(line)
+            position = (STAGES.index(values["stage"]), values["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} line {number} is no metrics line; delete it") from error
+        if position > last:
+            break
+        kept_bytes += len(line)
+    os.truncate(path, kept_bytes)
+    for rollouts in (run_dir / "rollouts").iterdir():
+        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.jsonl(\.tmp)?", rollouts.name)
+        if match and (match[3] or (STAGES.index(match[1]), int(match[2])) > last):
+            rollouts.unlink()
+    for later in STAGES[last[0] + (step > 0) :]:
+        shutil.rmtree(run_dir / "tensorboard" / later, ignore_errors=True)
+
+
+class Progress:
+    """A stage's progress on stderr: a bar with reward, tokens/s and time left.
+
+    Where stderr is no terminal, one line every tenth of the way instead.
+    """
+
+    def __init__(self, total: int, label: str, done: int = 0):
+        """`done` of the `total` steps lie behind already, as after a resume."""
+        self._total, self._label, self._done = total, label, done
+        self._began, self._first = time.monotonic(), done
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=label, initial=done, unit="step", dynamic_ncols=True)
+
+    def update(
+        self, reward: int | float | None = None, tokens_per_s: int | float | None = None
+    ) -> None:
+        """One step is done; what was not measured is not shown."""
+        self._done += 1
+        shown = {}
+        if reward is not None:
+            shown["reward"] = f"{reward:.3f}"
+        if tokens_per_s is not None:
+            shown["tokens/s"] = f"{tokens_per_s:,.0f}"
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update()
+        elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
+            print(self._line(shown), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, shown: dict[str, str]) -> str:
+        seconds_a_step = (time.monotonic() - self._began) / (self._done - self._first)
+        left = round(seconds_a_step * (self._total - self._done))
+        share = 100 * self._done // self._total
+        values = "".join(f", {name} {value}" for name, value in shown.items())
+        return (
+            f"{self._label} {self._done}/{self._total} ({share} %)"
+            f"{values}, {left // 60}:{left % 60:02d} left"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or jax as Python's own; Python's own values as they are."""
+    if value is None or isinstance(value, str | bool | int | float | list | tuple | dict):
+        return value
+    return np.asarray(value).item()
+
+
+def _json_line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(_sayable(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _sayable(value: Any) -> Any:
+    """`value` in what JSON can say: plain scalars, and null for nan and infinities."""
+    if isinstance(value, Mapping):
+        return {name: _sayable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(item) for item in value]
+    value = _plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _append(file: io.RawIOBase, path: Path, data: bytes) -> None:
+    try:
+        written = file.write(data)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    if written != len(data):  # a disk that fills up within a line takes a part of it
+        raise _cannot_write(path, OSError(errno.ENOSPC, ""))
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"disk full while writing {path}; free some space, then --resume")
+    return UserError(f"cannot write {path}: {error.strerror}")

@@ -1,0 +1,73 @@
+"""RMSNorm, RoPE and the gated MLP. Knows nothing of attention, caches or how layers are stacked."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), computed in float32 whatever the input's dtype.
+
+    Zhang & Sennrich, arXiv 1910.07467, eq. 4; Gemma stores the gain minus one, so it starts at 0.
+    """
+
+    def __init__(self, dim: int, *, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        gain = 1.0 + self.scale[...].astype(jnp.float32)
+        return (normed * gain.reshape((1,) * (x.ndim - 1) + gain.shape)).astype(x.dtype)
+
+
+def project(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
+    """x @ weight with the leading axes flattened: the weight's gradient is then one plain product,
+    where XLA's CPU backend would transpose a three-axis operand through memory first."""
+    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
+
+
+class GatedMLP(nnx.Module):
+    """down(gelu(gate(x)) * up(x)): GeGLU with the tanh approximation.
+
+    Shazeer, arXiv 2002.05202, eq. 6.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal()
+        self.gate = nnx.Param(init(rngs.params(), (embed_dim, hidden_dim)))
+        self.up = nnx.Param(init(rngs.params(), (embed_dim, hidden_dim)))
+        self.down = nnx.Param(init(rngs.params(), (hidden_dim, embed_dim)))
+
+    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        gate_BLF = jax.nn.gelu(project(x_BLD, self.gate[...]), approximate=True)
+        return project(gate_BLF * project(x_BLD, self.up[...]), self.down[...])
+
+
+def rope_table(
+    positions_BL: Int[Array, "B L"], *, head_dim: int, base: float
+) -> tuple[Float[Array, "B L h"], Float[Array, "B L h"]]:
+    """Sine and cosine of position * base^(-2i/H), for i < h = H/2, in float32.
+
+    Su et al., arXiv 2104.09864, eq. 15.
+    """
+    exponent_h = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angle_BLh = positions_BL[..., None].astype(jnp.float32) * (base**-exponent_h)[None, None]
+    return jnp.sin(angle_BLh), jnp.cos(angle_BLh)
+
+
+def rotate(
+    x_BLNH: Float[Array, "B L N H"],
+    sin_BLh: Float[Array, "B L h"],
+    cos_BLh: Float[Array, "B L h"],
+) -> Float[Array, "B L N H"]:
+    """Rotate each pair (i, i + H/2) of a head by its angle.
+
+    Gemma pairs the two halves of a head, not neighbouring entries as the paper does.
+    """
+    sin, cos = sin_BLh[:, :, None], cos_BLh[:, :, None]
+    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BLNH.dtype)

@@ -1,0 +1,281 @@
+"""Gemma 3 as Flax NNX: blocks, the stack, and its three ways of running. Knows no sampling or loss.
+
+    forward  a batch of sequences               -> hidden states, and keys and values for a cache
+    extend   completions of prompts already run -> hidden states; the prompt is not run again
+    decode   one more token for each row        -> hidden states, and the cache with it
+
+All return the final norm's output; `logits` is the head, apart, so that log-probs and sampling can
+take it in pieces. The blocks' parameters are stacked along a leading layer axis and scanned, so
+that compile time does not grow with depth; `decode` wants them unstacked (`unstack_layers`).
+Architecture: Gemma 3 technical report, arXiv 2503.19786, section 2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_grpo.model import attention
+from gemma_grpo.model.config import Gemma3Config
+from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
+
+Params = dict[str, Any]
+# Keys and values of every layer, [layer, row, slot, K, H] each.
+KV = tuple[Float[Array, "layers P S K H"], Float[Array, "layers P S K H"]]
+# One (keys, values) pair for each layer, [row, slot, K, H] each.
+Cache = list[tuple[Float[Array, "B C K H"], Float[Array, "B C K H"]]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Block(nnx.Module):
+    """x + post(attention(pre(x))), then the same around the MLP: norms on both sides of each."""
+
+    def __init__(self, config: Gemma3Config, rngs: nnx.Rngs):
+        dim, eps = config.embed_dim, config.norm_eps
+        self.pre_attention_norm = RMSNorm(dim, eps=eps)
+        self.attention = attention.Attention(
+            dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            norm_eps=eps,
+            rngs=rngs,
+        )
+        self.post_attention_norm = RMSNorm(dim, eps=eps)
+        self.pre_mlp_norm = RMSNorm(dim, eps=eps)
+        self.mlp = GatedMLP(dim, config.hidden_dim, rngs=rngs)
+        self.post_mlp_norm = RMSNorm(dim, eps=eps)
+
+    def __call__(
+        self, x_BLD: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """The block's output and this layer's new keys and values."""
+        q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope)
+        mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH))
+        x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
+        x_BLD = x_BLD + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_BLD)))
+        return x_BLD, (k_BLKH, v_BLKH)
+
+
+class Gemma3(nnx.Module):
+    """The parameters of one Gemma 3 text model, float32 at birth.
+
+    Weights start as the architecture's own normal; the embedding is N(0, 1/D), so that the scaled
+    input has unit variance and the tied head gives logits of order one.
+    """
+
+    def __init__(self, config: Gemma3Config, *, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.normal(stddev=config.embed_dim**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (config.vocab_size, config.embed_dim)))
+        make_block = nnx.vmap(lambda r: Block(config, r), in_axes=0, out_axes=0)
+        self.layers = make_block(rngs.split(config.num_layers))
+        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
+
+    def embed(self, ids_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Embedding rows times sqrt(D), the factor rounded to the weights' dtype as Gemma does."""
+        embedding_VD = self.embedding[...]
+        factor = jnp.asarray(self.config.embed_dim**0.5, embedding_VD.dtype)
+        return embedding_VD[ids_BL] * factor
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """The tied head, in float32. Gemma 3 has no soft-cap."""
+        return jnp.einsum(
+            "...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32
+        )
+
+
+def split(model: Gemma3) -> tuple[nnx.GraphDef, Params]:
+    """The model as a static graph and a nested dict of arrays; `nnx.merge` undoes it."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def abstract(config: Gemma3Config) -> tuple[nnx.GraphDef, Params]:
+    """`split` without the arrays: the graph and a tree of `jax.ShapeDtypeStruct`."""
+    model = nnx.eval_shape(lambda: Gemma3(config, rngs=nnx.Rngs(0)))
+    return split(model)
+
+
+def forward(
+    model: Gemma3, ids_BL: Int[Array, "B L"], mask_BL: Bool[Array, "B L"], *, remat: bool = False
+) -> tuple[Float[Array, "B L D"], KV]:
+    """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
+
+    Args:
+        ids_BL: tokens.
+        mask_BL: True on tokens, False on padding. Tokens of a row stand together.
+        remat: recompute each block in the backward pass rather than keep its activations.
+
+    Returns:
+        Hidden states after the final norm, and every layer's keys and values.
+    """
+    config = model.config
+    positions_BL = jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
+    L = ids_BL.shape[1]
+    masks = [
+        attention.causal_mask(L, window=window) & mask_BL[:, None, :]
+        for window in (config.sliding_window, None)
+    ]
+
+    def layer(x_BLD, scanned):
+        block, is_global, _ = _block(model, scanned)
+        mask_BLL = jnp.where(is_global, masks[1], masks[0])
+        attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
+        return block(x_BLD, _select_rope(ropes, is_global), attend)
+
+    ropes = _ropes(config, positions_BL)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_BL), (), remat=remat)
+    return model.final_norm(x_BLD), kv
+
+
+def extend(
+    model: Gemma3,
+    completion_ids_BT: Int[Array, "B T"],
+    completion_mask_BT: Bool[Array, "B T"],
+    prompt_kv: KV,
+    prompt_mask_PS: Bool[Array, "P S"],
+    *,
+    remat: bool = False,
+) -> Float[Array, "B T D"]:
+    """Run G completions of each prompt on the keys and values of one run of the prompts.
+
+    Args:
+        completion_ids_BT: tokens, right-padded, group-major.
+        completion_mask_BT: True on tokens.
+        prompt_kv: from `forward` over the left-padded prompts.
+        prompt_mask_PS: True on prompt tokens.
+        remat: as in `forward`.
+
+    Returns:
+        Hidden states after the final norm, equal to those of the whole sequences.
+    """
+    config = model.config
+    B, T = completion_ids_BT.shape
+    P, S = prompt_mask_PS.shape
+    slots_T = jnp.arange(T)
+    length_B = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)
+    own_masks = [
+        attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :]
+        for window in (config.sliding_window, None)
+    ]
+    prompt_masks = [
+        attention.prompt_window_mask(S, slots_T, window=window) & prompt_mask_PS[:, None, :]
+        for window in (config.sliding_window, None)
+    ]
+
+    def layer(x_BTD, scanned):
+        block, is_global, (prompt_k_PSKH, prompt_v_PSKH) = _block(model, scanned)
+        own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
+        prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
+        attend = lambda q, k, v: attention.attend_with_prompt(
+            q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, k, v, own_mask, scale=_scale(config)
+        )
+        x_BTD, _ = block(x_BTD, _select_rope(ropes, is_global), attend)
+        return x_BTD, None
+
+    ropes = _ropes(config, length_B[:, None] + slots_T[None, :])
+    x_BTD, _ = _scan(model, layer, model.embed(completion_ids_BT), prompt_kv, remat=remat)
+    return model.final_norm(x_BTD)
+
+
+def unstack_layers(model: Gemma3) -> list[Block]:
+    """The blocks one by one, for `decode`. Copies the weights: call it outside the decode loop."""
+    graphdef, stacked = nnx.split(model.layers)
+    block = lambda i: nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[i], stacked))
+    return [block(i) for i in range(model.config.num_layers)]
+
+
+def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
+    """Zeroed keys and values for the completions of `num_rows` rows."""
+    shape = (num_rows, num_slots, config.num_kv_heads, config.head_dim)
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def decode(
+    model: Gemma3,
+    blocks: list[Block],
+    ids_B: Int[Array, " B"],
+    slot: Int[Array, ""],
+    cache: Cache,
+    prompt_kv: KV,
+    prompt_mask_PS: Bool[Array, "P S"],
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Run one token of each row, at completion slot `slot`, and write its keys and values there.
+
+    Args:
+        model: for the embedding and the final norm.
+        blocks: `unstack_layers(model)`.
+        ids_B: the token at `slot` in each row. Rows that have ended may hold anything.
+        slot: the completion slot, the same for all rows since prompts end at the same slot.
+        cache: slots below `slot` are filled.
+        prompt_kv: from `forward` over the left-padded prompts.
+        prompt_mask_PS: True on prompt tokens.
+
+    Returns:
+        Hidden states after the final norm, and the cache with slot `slot` filled.
+    """
+    config = model.config
+    P, S = prompt_mask_PS.shape
+    B, C = ids_B.shape[0], cache[0][0].shape[1]
+    slots_C = jnp.arange(C)
+    positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
+    ropes = _ropes(config, positions_B1)
+    x_B1D = model.embed(ids_B[:, None])
+    new_cache = []
+    for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
+        window = None if is_global else config.sliding_window
+        own_mask_11C = slots_C <= slot
+        if window is not None:
+            own_mask_11C &= slot - slots_C < window
+        own_mask_11C = own_mask_11C[None, None]
+        prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
+        prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
+
+        def attend(q, k, v, i=i, own=own_mask_11C, prompt=prompt_mask):
+            keys, values = cache[i]
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), slot, axis=1)
+            values = jax.lax.dynamic_update_slice_in_dim(
+                values, v.astype(values.dtype), slot, axis=1
+            )
+            new_cache.append((keys, values))
+            prompt_k, prompt_v = prompt_kv[0][i], prompt_kv[1][i]
+            return attention.attend_with_prompt(
+                q, prompt_k, prompt_v, prompt, keys, values, own, scale=_scale(config)
+            )
+
+        x_B1D, _ = block(x_B1D, ropes[is_global], attend)
+    return model.final_norm(x_B1D)[:, 0], new_cache
+
+
+def _scale(config: Gemma3Config) -> float:
+    return config.query_pre_attn_scalar**-0.5
+
+
+def _ropes(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """RoPE tables of the local (0) and the global (1) layers."""
+    bases = (config.rope_base_local, config.rope_base_global)
+    return [rope_table(positions_BL, head_dim=config.head_dim, base=base) for base in bases]
+
+
+def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(
+        jnp.where(is_global, far, near) for near, far in zip(ropes[0], ropes[1], strict=True)
+    )
+
+
+def _block(model: Gemma3, scanned: tuple) -> tuple[Block, jax.Array, Any]:
+    """One layer's module, its kind, and whatever else is scanned beside it."""
+    state, is_global, extra = scanned
+    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra
+
+
+def _scan(model: Gemma3, layer: Callable, x: jax.Array, extra: Any, *, remat: bool) -> tuple:
+    """Carry `x` through the stacked blocks, collecting what each returns."""
+    state = nnx.state(model.layers)
+    is_global = jnp.asarray(model.config.is_global)
+    body = jax.checkpoint(layer) if remat else layer
+    return jax.lax.scan(body, x, (state, is_global, extra), unroll=model.config.scan_unroll)

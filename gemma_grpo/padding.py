@@ -1,0 +1,88 @@
+"""Lists of ids to padded arrays and masks, and whole problems to ids. Knows no model or device.
+
+Prompts are left-padded, so that all completions of a batch start at the same slot; completions are
+right-padded.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+from gemma_grpo.tokenizer import Tokenizer
+
+
+def encode_prompts(
+    problems: Sequence[Problem], tokenizer: Tokenizer, *, instruction: str, max_prompt_length: int
+) -> list[list[int]]:
+    """Each problem's prompt as one chat turn, the instruction before the question.
+
+    Raises:
+        UserError: a prompt is longer than the budget; it names the longest.
+    """
+    before = f"{instruction}\n" if instruction else ""
+    encoded = [tokenizer.encode_prompt(before + problem.prompt) for problem in problems]
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
+    if len(encoded[longest]) > max_prompt_length:
+        raise UserError(
+            f"problem {longest + 1} ({problems[longest].prompt[:40]!r}...) takes "
+            f"{len(encoded[longest])} tokens, max_prompt_length is {max_prompt_length}; "
+            f"raise it to {len(encoded[longest])} or leave the problem out"
+        )
+    return encoded
+
+
+def encode_completions(
+    problems: Sequence[Problem], tokenizer: Tokenizer, *, max_completion_length: int
+) -> list[list[int]]:
+    """Each problem's worked solution with its stop token.
+
+    Raises:
+        UserError: a problem has none, or one is longer than the budget.
+    """
+    for number, problem in enumerate(problems, start=1):
+        if problem.completion is None:
+            raise UserError(
+                f"problem {number} ({problem.prompt[:40]!r}...) has no completion to imitate; "
+                "add the field or run with --stages grpo"
+            )
+    encoded = [tokenizer.encode_completion(problem.completion) for problem in problems]
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
+    if len(encoded[longest]) > max_completion_length:
+        raise UserError(
+            f"the completion of problem {longest + 1} ({problems[longest].prompt[:40]!r}...) takes "
+            f"{len(encoded[longest])} tokens, max_completion_length is {max_completion_length}; "
+            f"raise it to {len(encoded[longest])} or leave the problem out"
+        )
+    return encoded
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], *, length: int, pad_id: int
+) -> tuple[Int[np.ndarray, "P S"], Bool[np.ndarray, "P S"]]:
+    """Ids that end at the last slot, and the mask that is True on them."""
+    ids_PS = np.full((len(rows), length), pad_id, np.int32)
+    mask_PS = np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        ids_PS[row, length - len(ids) :] = ids
+        mask_PS[row, length - len(ids) :] = True
+    return ids_PS, mask_PS
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], *, length: int, pad_id: int
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Ids that begin at the first slot, and the mask that is True on them."""
+    ids_BT = np.full((len(rows), length), pad_id, np.int32)
+    mask_BT = np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        ids_BT[row, : len(ids)] = ids
+        mask_BT[row, : len(ids)] = True
+    return ids_BT, mask_BT
+
+
+def bucket(longest: int, *, multiple: int, maximum: int) -> int:
+    """The length to pad to: `longest` rounded up to a multiple, so that few shapes are compiled."""
+    return min(-(-longest // multiple) * multiple, maximum)

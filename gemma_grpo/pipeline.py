@@ -1,0 +1,201 @@
+"""One run from base model to report: base -> SFT -> GRPO, each measured on the same held-out
+problems. Knows no flags.
+
+Everything a finished stage leaves (its weights, its evaluation) is written whole or not at all, so
+a run that was killed goes on from the last file that is there.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from gemma_grpo import assets, config, grpo, model, report, sft, weights
+from gemma_grpo import mesh as meshes
+from gemma_grpo.config import ModelConfig, RunConfig
+from gemma_grpo.data import sources
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+from gemma_grpo.evaluation import Evaluator, compare, make_evaluator
+from gemma_grpo.interrupt import Interrupt
+from gemma_grpo.loop import RunFiles, stage_checkpoints
+from gemma_grpo.metrics import MetricsWriter
+from gemma_grpo.model import Params
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything of a run that is loaded before it starts, and checked.
+
+    Attributes:
+        runtime: how the model is run.
+        base: the weights it starts from.
+        train, test: problems; they share none.
+    """
+
+    runtime: Runtime
+    base: Params
+    train: list[Problem]
+    test: list[Problem]
+
+
+def load_model(settings: ModelConfig, *, seed: int) -> tuple[Runtime, Params]:
+    """The runtime and the weights that the settings name.
+
+    Raises:
+        UserError: files that are missing, damaged or of another model.
+    """
+    model_config = model.CONFIGS[settings.name]
+    tokenizer = Tokenizer(settings.tokenizer or assets.NANO_TOKENIZER)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {settings.name} has "
+            f"{model_config.vocab_size}; use the model's own tokenizer"
+        )
+    graphdef, shapes = model.abstract(model_config)
+    params = weights.load(Path(settings.weights or assets.NANO_WEIGHTS), shapes)
+    runtime = Runtime(
+        graphdef=graphdef,
+        tokenizer=tokenizer,
+        mesh=meshes.data_mesh(),
+        instruction=settings.instruction,
+        max_prompt_length=settings.max_prompt_length,
+        max_completion_length=settings.max_completion_length,
+        dtype=settings.dtype,
+        logits_chunk=settings.logits_chunk,
+        remat=settings.remat,
+        seed=seed,
+    )
+    return runtime, params
+
+
+def load_task(run: RunConfig) -> Task:
+    """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
+    runtime, base = load_model(run.model, seed=run.seed)
+    data = run.data
+    train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
+    # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
+    test = sources.load(data.source, split="test", num=data.num_test, seed=0)
+    return Task(runtime, base, train, test)
+
+
+def execute(run: RunConfig, run_dir: Path) -> dict:
+    """Runs or resumes a run in its directory, and returns the summary it wrote there.
+
+    Raises:
+        UserError: bad input; what the run had is kept.
+        InterruptedRunError: a signal came; everything is saved, and --resume goes on.
+    """
+    task = load_task(run)
+    evaluator = make_evaluator(run.evaluation, task.runtime)
+    stages = [stage for stage in ("sft", "grpo") if stage in run.stages]
+    params = task.base
+    _evaluate(evaluator, "base", params, task.test, run_dir)
+    train = {
+        "sft": lambda params, files: sft.train(run.sft, task.runtime, task.train, params, files),
+        "grpo": lambda params, files: grpo.train(
+            run.grpo, run.reward, task.runtime, task.train, params, files
+        ),
+    }
+    for stage in stages:
+        path = run_dir / "weights" / f"{stage}.safetensors"
+        if not path.exists():
+            started = time.monotonic()
+            params = _train_stage(stage, train[stage], params, run_dir)
+            _record_seconds(run_dir, stage, time.monotonic() - started)
+            path.parent.mkdir(exist_ok=True)
+            weights.save(path, params)
+        # Read back even when just written: a resumed run and this one then hold the same arrays.
+        params = weights.load(path, task.base)
+        _evaluate(evaluator, stage, params, task.test, run_dir)
+    return _summarize(run, ["base", *stages], run_dir)
+
+
+def new_run_dir(run_dir: Path, run: RunConfig) -> None:
+    """Makes the directory with its config.yaml. Raises UserError if something is there already."""
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_whole(run_dir / "config.yaml", config.to_yaml(run))
+
+
+def _train_stage(
+    stage: str, train: Callable[[Params, RunFiles], Params], params: Params, run_dir: Path
+) -> Params:
+    done = stage_checkpoints(run_dir, stage).latest() or 0
+    with Interrupt() as interrupt:
+        writer = MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+        try:
+            return train(params, RunFiles(run_dir, writer, interrupt))
+        finally:
+            writer.close()
+
+
+def _evaluate(
+    evaluator: Evaluator, stage: str, params: Params, problems: list[Problem], run_dir: Path
+) -> None:
+    """Measures a stage's model unless that is on file already."""
+    folder = run_dir / "evaluations"
+    folder.mkdir(exist_ok=True)
+    if (folder / f"{stage}.json").exists():
+        return
+    started = time.monotonic()
+    result, rows = evaluator.run(params, problems)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    _write_whole(folder / f"{stage}.jsonl", lines)
+    _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
+    _write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+
+
+def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
+    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts."""
+    path = run_dir / "seconds.json"
+    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent[name] = round(spent.get(name, 0.0) + seconds, 2)
+    _write_whole(path, json.dumps(spent) + "\n")
+
+
+def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
+    """Writes summary.json and curves.png from what the stages left."""
+    folder = run_dir / "evaluations"
+    results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
+    rows = {
+        stage: [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
+        for stage in stages
+    }
+    device = jax.devices()[0]
+    summary = {
+        "preset": run.model.name,
+        "seed": run.seed,
+        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "stages": results,
+        "paired": {
+            f"{after}_vs_{before}": compare(rows[before], rows[after])
+            for before, after in zip(stages, stages[1:], strict=False)
+        },
+        "seconds": json.loads((run_dir / "seconds.json").read_text()),
+    }
+    _write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if len(stages) > 1:
+        report.plot_curves(run_dir)
+    return summary
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file appears complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space, then --resume"
+        ) from error

@@ -1,0 +1,188 @@
+"""Makes gemma3-nano, the embedded base model: its tokenizer, its text, its weights. From nothing.
+
+    python -m gemma_grpo.pretrain OUT
+
+The text is generated: arithmetic facts, statements, and chat turns in which questions get plain
+answers, never the answer format. Its problems come from the train side of the curriculum's split.
+Knows nothing of SFT, GRPO or rewards.
+"""
+
+import io
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import sentencepiece
+import tyro
+from flax import nnx
+
+from gemma_grpo import model, weights
+from gemma_grpo.data import curriculum
+from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+
+NUM_TOKENIZER_DOCUMENTS = 20_000
+REPORT_EVERY = 100  # steps between printed lines and saved weights
+
+
+def fact(rng: random.Random) -> str:
+    """One line of bare arithmetic over the numbers that the curriculum uses."""
+    sign = rng.choice("++--**/%")
+    if sign == "%":
+        percent = rng.choice((10, 20, 25, 50))
+        step = {10: 10, 20: 5, 25: 4, 50: 2}[percent]
+        whole = step * rng.randint(2, 80 // step)
+        return f"{percent}% of {whole} = {whole * percent // 100}"
+    a, b = rng.randint(1, 60), rng.randint(1, 50)
+    if sign in "*/":
+        a, b = rng.randint(1, 12), rng.randint(1, 12)
+    if sign == "-":
+        a = a + b
+    if sign == "/":
+        a = a * b
+    return curriculum.operation(a, sign, b)[0]
+
+
+def document(rng: random.Random, drafts: Iterator) -> str:
+    """One document of the pretraining text, without BOS and EOS."""
+    kind = rng.random()
+    if kind < 0.3:
+        return "\n".join(fact(rng) for _ in range(8))
+    _, _, draft = next(drafts)
+    if kind < 0.4:
+        return f"{draft.question} {draft.conclusion}"
+    plain = "\n".join([*draft.steps, draft.conclusion])
+    if kind < 0.5:
+        return f"Question: {draft.question}\nAnswer: {rng.choice((plain, str(draft.answer)))}"
+    answer = rng.choice((plain, plain, draft.conclusion, str(draft.answer)))
+    return (
+        f"{START_OF_TURN}user\n{draft.question}{END_OF_TURN}\n"
+        f"{START_OF_TURN}model\n{answer}{END_OF_TURN}"
+    )
+
+
+def train_tokenizer(path: Path, *, vocab_size: int, seed: int) -> None:
+    """A SentencePiece BPE with Gemma's conventions: ids 0 to 3, single digits, byte fallback.
+
+    Its text holds the words of the answer format's tags, so that they are pieces, as in Gemma.
+    """
+    rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
+    texts = [document(rng, drafts) for _ in range(NUM_TOKENIZER_DOCUMENTS)]
+    texts += [curriculum.worked(next(drafts)[2]) for _ in range(NUM_TOKENIZER_DOCUMENTS // 10)]
+    lines = [line for text in texts for line in text.split("\n")]
+    model_file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model_file,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n"],
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.write_bytes(model_file.getvalue())
+
+
+def batches(
+    tokenizer: Tokenizer, *, batch_size: int, length: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Endless [batch_size, length] rows, documents one after another, the last one cut."""
+    rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
+    while True:
+        rows = np.zeros((batch_size, length), np.int32)
+        for row in rows:
+            ids: list[int] = []
+            while len(ids) < length:
+                ids += [tokenizer.bos_id, *tokenizer.encode(document(rng, drafts))]
+                ids.append(tokenizer.stop_ids[0])
+            row[:] = ids[:length]
+        yield rows
+
+
+def main(
+    out: tyro.conf.Positional[Path],
+    steps: int = 5000,
+    batch_size: int = 32,
+    length: int = 96,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> None:
+    """Train gemma3-nano and its tokenizer into OUT.
+
+    Args:
+        out: folder for model.safetensors, tokenizer.model and pretrain.json.
+        steps: updates; the learning rate falls to zero over them.
+        batch_size: rows a step.
+        length: tokens a row.
+        learning_rate: its peak, reached after 2 % of the steps.
+        seed: of the text and of the initial weights.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    config = model.CONFIGS["gemma3-nano"]
+    train_tokenizer(out / "tokenizer.model", vocab_size=config.vocab_size, seed=seed)
+    tokenizer = Tokenizer(out / "tokenizer.model")
+    graphdef, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(seed)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b2=0.98),
+        optax.add_decayed_weights(0.01),
+    )
+
+    @jax.jit
+    def update(params, opt_state, ids_BL, rate):
+        def loss_fn(params):
+            gemma = nnx.merge(graphdef, params)
+            hidden_BLD, _ = model.forward(gemma, ids_BL[:, :-1], jnp.ones_like(ids_BL[:, 1:], bool))
+            return optax.softmax_cross_entropy_with_integer_labels(
+                gemma.logits(hidden_BLD), ids_BL[:, 1:]
+            ).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates = jax.tree.map(lambda update: -rate * update, updates)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = optimizer.init(params)
+    start, losses = time.monotonic(), []
+    rows = batches(tokenizer, batch_size=batch_size, length=length, seed=seed)
+    for step, ids_BL in zip(range(steps), rows, strict=False):
+        rate = learning_rate * min((step + 1) / (0.02 * steps), 1 - step / steps)
+        params, opt_state, loss = update(params, opt_state, ids_BL, rate)
+        losses.append(float(loss))
+        if (step + 1) % REPORT_EVERY == 0:
+            minutes = (time.monotonic() - start) / 60
+            loss_now = np.mean(losses[-REPORT_EVERY:])
+            print(f"{step + 1}  {minutes:.1f} min  loss {loss_now:.4f}", flush=True)
+            weights.save(out / "model.safetensors", params)
+    weights.save(out / "model.safetensors", params)
+    record = {
+        "steps": steps,
+        "tokens": steps * batch_size * length,
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "seed": seed,
+        "loss_at_end": float(np.mean(losses[-REPORT_EVERY:])),
+        "jax": jax.__version__,
+    }
+    (out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,209 @@
+"""What a run looks like afterwards: curves.png from metrics.jsonl, and the before/after table.
+
+Reads files and dicts; knows no model, loop or reward, only the names of their metrics.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from gemma_grpo.errors import UserError
+
+PHASES = ("easy", "medium", "hard")
+WEIGHTS = ("correctness", "trace", "confidence", "verbosity")
+BLUE, GREEN, PURPLE, ORANGE, GREY = "#2458a6", "#2e8b57", "#7d55b0", "#d0742a", "#777777"
+WEIGHT_COLORS = (GREEN, PURPLE, BLUE, GREY)  # as in the panels of accuracy and trace
+
+
+def plot_curves(run_dir: Path) -> Path:
+    """Draws `curves.png` in a run directory from its `metrics.jsonl`; returns the picture's path.
+
+    Raises:
+        UserError: there is no metrics.jsonl, a line of it is not JSON, or the disk is full.
+    """
+    figure = curves_figure(_read_lines(run_dir / "metrics.jsonl"))
+    path = run_dir / "curves.png"
+    unfinished = run_dir / "curves.png.tmp"
+    try:
+        figure.savefig(unfinished, format="png", dpi=100)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def curves_figure(lines: list[dict]) -> Any:
+    """The matplotlib Figure of metrics lines, in six panels over the GRPO step.
+
+    Loss (below the SFT loss, if there was SFT), reward, accuracy, trace score, reward weights,
+    curriculum phase. Points are steps as measured, lines their running mean, and the legend says
+    so. A panel whose metric is in no line says "not measured".
+    """
+    # Figure by itself: no pyplot, so no global state and no display to look for.
+    from matplotlib.figure import Figure
+
+    sft = [line for line in lines if line["stage"] == "sft"]
+    grpo = [line for line in lines if line["stage"] == "grpo"]
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    figure.suptitle("Learning curves: means over the completions sampled at each training step")
+    grid = figure.add_gridspec(2, 3)
+    if sft:
+        above, below = grid[0, 0].subgridspec(2, 1)
+        _draw_metric(figure.add_subplot(above), sft, "loss", "SFT loss (nats a token)", ORANGE)
+        _draw_metric(figure.add_subplot(below), grpo, "loss", "GRPO loss", BLUE)
+    else:
+        _draw_metric(figure.add_subplot(grid[0, 0]), grpo, "loss", "GRPO loss", BLUE)
+    _draw_metric(figure.add_subplot(grid[0, 1]), grpo, "reward/mean", "Reward", BLUE)
+    _draw_metric(figure.add_subplot(grid[0, 2]), grpo, "reward/correctness", "Accuracy", GREEN)
+    _draw_metric(figure.add_subplot(grid[1, 0]), grpo, "reward/trace", "Trace score", PURPLE)
+    _draw_weights(figure.add_subplot(grid[1, 1]), grpo)
+    _draw_phase(figure.add_subplot(grid[1, 2]), grpo)
+    return figure
+
+
+def before_after_table(summary: Mapping[str, Any]) -> str:
+    """The stages of summary.json as an aligned table, and paired differences below it.
+
+    Args:
+        summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
+            "trace_score", "reward", "n"}}, shares in 0..1. Optionally "paired": {name, such as
+            "sft -> grpo": the fields of `statistics.PairedDifference`}. What is absent or None
+            shows as "-".
+    """
+    rows = [["stage", "accuracy", "95 % interval", "format", "trace", "reward", "n"]]
+    rows += [_stage_row(name, stage) for name, stage in summary["stages"].items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = []
+    for name, *values in rows:
+        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    pairs = summary.get("paired", {})
+    if pairs:
+        lines += ["", "accuracy, same problems before and after:"]
+        lines += [f"  {name}: {_describe_pair(pair)}" for name, pair in pairs.items()]
+    return "\n".join(lines)
+
+
+def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
+    """Mean of each value and the up to window - 1 values before it; no value looks ahead."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """The complete lines of metrics.jsonl; a run still writing may be within its last."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from error
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is not JSON; delete it") from error
+    return lines
+
+
+def _series(lines: list[dict], name: str) -> tuple[list[int], np.ndarray]:
+    """Steps and values of one metric, where it was measured."""
+    measured = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in measured], np.array([value for _, value in measured], np.float64)
+
+
+def _draw_metric(axes: Any, lines: list[dict], name: str, title: str, color: str) -> None:
+    axes.set(title=title, xlabel=_step_label(lines), ylabel=name)
+    steps, values = _series(lines, name)
+    window = max(1, len(steps) // 20)
+    if window == 1:
+        axes.plot(steps, values, "o-", color=color, markersize=4, label="each step")
+    else:
+        axes.plot(steps, values, "o", color=color, markersize=2.5, alpha=0.35, label="each step")
+        label = f"mean of the last {window} steps"
+        axes.plot(steps, running_mean(values, window), color=color, linewidth=2, label=label)
+    _finish(axes, measured=bool(steps))
+
+
+def _draw_weights(axes: Any, lines: list[dict]) -> None:
+    axes.set(title="Reward weights", xlabel=_step_label(lines), ylabel="weight")
+    series = {name: _series(lines, f"weight/{name}") for name in WEIGHTS}
+    for (name, (steps, values)), color in zip(series.items(), WEIGHT_COLORS, strict=True):
+        if steps:
+            axes.plot(steps, values, color=color, linewidth=2, marker=_marker(steps), label=name)
+    _finish(axes, measured=any(steps for steps, _ in series.values()))
+
+
+def _draw_phase(axes: Any, lines: list[dict]) -> None:
+    axes.set(title="Curriculum phase", xlabel=_step_label(lines), ylabel="phase")
+    phases = {line["step"]: line["phase"] for line in lines if line.get("phase") is not None}
+    names = list(dict.fromkeys([*PHASES, *phases.values()]))  # the known ones first, in order
+    levels = [names.index(phase) for phase in phases.values()]
+    style = {"drawstyle": "steps-post", "linewidth": 2, "marker": _marker(levels)}
+    axes.plot(list(phases), levels, color=ORANGE, label="phase of the step's prompts", **style)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.3, len(names) - 0.7)
+    _finish(axes, measured=bool(phases))
+
+
+def _marker(steps: list) -> str | None:
+    """A line through a single point has no length: it needs a dot to be seen."""
+    return "o" if len(steps) == 1 else None
+
+
+def _finish(axes: Any, *, measured: bool) -> None:
+    """Legend, grid and whole steps; or the words that stand for an empty panel."""
+    if measured:
+        axes.legend(loc="best", ncols=2, fontsize="small", framealpha=0.6)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        low, high = axes.get_xlim()
+        if high - low < 1:  # a single step
+            axes.set_xlim(low - 1, high + 1)
+    else:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+
+
+def _step_label(lines: list[dict]) -> str:
+    return "SFT step" if lines and lines[0]["stage"] == "sft" else "GRPO step"
+
+
+def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
+    low, high = stage.get("accuracy_ci95") or (None, None)
+    interval = "-" if low is None else f"{_percent(low)} to {_percent(high)}"
+    n = stage.get("n")
+    return [
+        name,
+        _percent(stage.get("accuracy")),
+        interval,
+        _percent(stage.get("format_rate")),
+        _decimal(stage.get("trace_score")),
+        _decimal(stage.get("reward")),
+        "-" if n is None else str(n),
+    ]
+
+
+def _describe_pair(pair: Mapping[str, Any]) -> str:
+    low, high = pair["ci95"]
+    return (
+        f"{100 * pair['difference']:+.1f} points (95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}); {pair['gained']} problems gained, {pair['lost']} lost of "
+        f"{pair['n']}; exact McNemar p = {pair['p_value']:.2g}"
+    )
+
+
+def _percent(share: int | float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _decimal(value: int | float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

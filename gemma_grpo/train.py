@@ -1,0 +1,112 @@
+"""The training command: flags in, a run out.
+
+python -m gemma_grpo.train                       the embedded model, base -> SFT -> GRPO
+python -m gemma_grpo.train --resume              go on with the newest run
+python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from gemma_grpo import cli, config, pipeline, presets, report
+from gemma_grpo.config import RunConfig
+from gemma_grpo.errors import UserError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of the command itself; they are no part of the run."""
+
+    run_dir: Path | None = None
+    """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
+    resume: bool = False
+    """Go on with the run in --run-dir, or with the newest one in runs/."""
+    dry_run: bool = False
+    """Load and check everything, print the plan, train nothing."""
+    json: bool = False
+    """Print the summary as JSON instead of a table."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return cli.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    # Two flags choose the defaults of all the others, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="gemma3-nano")
+    first.add_argument("--config", type=Path)
+    first.add_argument("--reward", action="append", default=[])
+    chosen, rest = first.parse_known_args(arguments)
+    default = config.from_yaml(chosen.config) if chosen.config else presets.preset(chosen.preset)
+    options, run = _parse(rest, default, chosen.reward)
+    if options.resume:
+        run_dir = options.run_dir or _newest_run()
+        run = config.from_yaml(run_dir / "config.yaml")
+    else:
+        run_dir = options.run_dir or RUNS / f"{chosen.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for warning in run.grpo.check():
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        print(_plan(run, pipeline.load_task(run), run_dir))
+        return 0
+    if not options.resume:
+        pipeline.new_run_dir(run_dir, run)
+    cli.use_compilation_cache(run_dir.parent)
+    print(f"run directory: {run_dir}", file=sys.stderr)
+    summary = pipeline.execute(run, run_dir)
+    print(json.dumps(summary) if options.json else report.before_after_table(summary))
+    return 0
+
+
+def _parse(rest: list[str], default: RunConfig, extra: list[str]) -> tuple[Options, RunConfig]:
+    def both(
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 (frozen)
+        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
+    ) -> tuple[Options, RunConfig]:
+        return options, run
+
+    options, run = tyro.cli(both, args=rest, prog="python -m gemma_grpo.train", description=__doc__)
+    return options, cli.with_rewards(run, extra)
+
+
+def _newest_run() -> Path:
+    runs = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError(f"--resume: no run in {RUNS}/; name one with --run-dir")
+    return runs[-1].parent
+
+
+def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.base))
+    completions = run.grpo.prompts_per_step * run.grpo.num_generations
+    lines = [
+        f"model      {run.model.name}, {parameters:,} parameters, {run.model.dtype}",
+        f"devices    {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"data       {run.data.source}: {len(task.train)} to learn from, {len(task.test)} held out",
+        f"lengths    {run.model.max_prompt_length} prompt + "
+        f"{run.model.max_completion_length} completion tokens",
+    ]
+    if "sft" in run.stages:
+        lines.append(f"sft        {run.sft.num_steps} steps of {run.sft.batch_size} demonstrations")
+    if "grpo" in run.stages:
+        lines.append(
+            f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "
+            f"{run.grpo.num_generations} generations = {completions} completions"
+        )
+    return "\n".join([*lines, f"writes to  {run_dir}", "all checks passed; nothing was trained"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

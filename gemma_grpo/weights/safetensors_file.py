@@ -1,0 +1,54 @@
+"""Parameters to and from one safetensors file, under our own names. Knows no training state.
+
+A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.gate`.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.numpy
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import Params
+
+
+def names(params: Params) -> dict[str, jax.Array]:
+    """The tree's leaves by dotted path."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {".".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def save(path: Path, params: Params) -> None:
+    """Write every parameter; the file appears whole or not at all."""
+    tensors = {name: jax.device_get(leaf) for name, leaf in names(params).items()}
+    partial = path.with_suffix(".partial")
+    safetensors.numpy.save_file(tensors, partial)
+    partial.replace(path)
+
+
+def load(path: Path, like: Params) -> Params:
+    """Read the parameters of a tree shaped like `like`, in its dtypes.
+
+    Raises:
+        UserError: the file is missing or damaged, or a tensor is missing, left over or misshapen.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"weights {path}: not a whole safetensors file ({error})") from error
+    wanted = names(like)
+    if tensors.keys() != wanted.keys():
+        missing = sorted(wanted.keys() - tensors.keys())
+        extra = sorted(tensors.keys() - wanted.keys())
+        raise UserError(f"weights {path}: missing {missing}, left over {extra}: another model's?")
+    for name, leaf in wanted.items():
+        if tensors[name].shape != leaf.shape:
+            raise UserError(
+                f"weights {path}: {name} has shape {tensors[name].shape}, expected {leaf.shape}"
+            )
+    flat = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), flat)

@@ -1,0 +1,43 @@
+"""What is installed, and with what. Tool settings are in pyproject.toml."""
+
+from setuptools import setup
+
+EXTRAS = {
+    "test": ["beartype>=0.20", "chex>=0.1.91", "pytest>=8", "ruff>=0.14"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "tasks": ["reasoning-gym>=0.1.25"],
+}
+
+setup(
+    name="gemma_grpo",
+    version="0.1.0",
+    description="Teach Gemma 3 to show its work: SFT, then GRPO, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "gemma_grpo",
+        "gemma_grpo.data",
+        "gemma_grpo.gemma3_nano",
+        "gemma_grpo.model",
+        "gemma_grpo.weights",
+    ],
+    package_data={"gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"]},
+    install_requires=[
+        "datasets>=4",
+        "flax>=0.12.8",
+        "jax>=0.10.2",
+        "jaxtyping>=0.3.4",
+        "matplotlib>=3.9",
+        "numpy>=2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+        "tyro>=1.0",
+    ],
+    extras_require=EXTRAS,
+)
