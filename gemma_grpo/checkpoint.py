@@ -30,6 +30,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,6 +112,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob("*.tmp"):  # of a killed process
                 shutil.rmtree(leftover)
+            _check_space(self.directory, arrays)
             _write(unfinished, arrays, host)
             replaced = _rename_away(path)
             os.rename(unfinished, path)
@@ -178,6 +180,14 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     return leaves
 
 
+def _check_space(directory: Path, arrays: dict[str, Any]) -> None:
+    """Raises OSError where a checkpoint cannot fit: Orbax fails too, but noisily and half-way."""
+    index_and_metadata = 65536 + 2048 * len(arrays)
+    needed = sum(array.nbytes for array in arrays.values()) + index_and_metadata
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
 def _write(path: Path, arrays: dict[str, Any], host: dict) -> None:
     """Fills the directory `path`, which must not exist; the sums come last."""
     path.mkdir()
@@ -229,10 +239,7 @@ def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[st
             value = arrays["large"][name]
         else:
             value = _unpack(arrays["pack"], **index[name])
-        if isinstance(value, np.ndarray):
-            # A copy, for the pack's slices are no buffers that a step may donate.
-            value = jax.device_put(value, placement[name], may_alias=False)
-        restored[name] = value
+        restored[name] = jax.device_put(value, placement[name])  # no copy where it lies there
     return restored
 
 
@@ -323,7 +330,7 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
     """
     import orbax.checkpoint as ocp
 
-    logger = logging.getLogger("absl")
+    logger, threads = logging.getLogger("absl"), set(threading.enumerate())
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -331,6 +338,12 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         with ocp.Checkpointer(handler) as checkpointer:
             yield checkpointer, ocp.args
+    except BaseException:
+        # Orbax raises at the first failure of several threads. The others must not write into a
+        # directory that is being deleted.
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(timeout=5)
+        raise
     finally:
         logger.setLevel(level)
 

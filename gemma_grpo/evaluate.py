@@ -38,6 +38,7 @@ def _evaluate(
         json_output: print the result as JSON instead of a table.
     """
     run = cli.trained(run_or_weights)
+    cli.one_cpu_device_per_core(evaluation.batch_size // max(evaluation.num_samples, 1))
     cli.use_compilation_cache(run_or_weights.parent)
     problems = sources.load(data.source, split="test", num=data.num_test, seed=0)
     runtime, params = pipeline.load_model(run.model, seed=run.seed)

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from gemma_grpo import advantages, collect, losses, padding, rewards
+from gemma_grpo import mesh as meshes
 from gemma_grpo.accumulation import accumulate
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -184,7 +186,7 @@ def make_batch(
 
 
 def make_score(
-    graphdef: nnx.GraphDef, *, temperature: float, dtype: str, logits_chunk: int
+    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str, logits_chunk: int
 ) -> Callable[[Params, dict], jax.Array]:
     """The jitted (params, batch) -> logps_BT, without gradient: reference and old log-probs."""
 
@@ -200,11 +202,13 @@ def make_score(
         )
         return logps_BT
 
-    return jax.jit(score)
+    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
+    return jax.jit(score, in_shardings=(whole, rows), out_shardings=rows)
 
 
 def make_update(
     graphdef: nnx.GraphDef,
+    mesh: Mesh,
     optimizer: optax.GradientTransformation,
     loss: LossConfig,
     *,
@@ -277,7 +281,8 @@ def make_update(
         }
         return apply_gradients(state, grads, optimizer), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
+    return jax.jit(update, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def train(
@@ -321,12 +326,14 @@ def train(
         ),
         score=make_score(
             runtime.graphdef,
+            runtime.mesh,
             temperature=config.temperature,
             dtype=runtime.dtype,
             logits_chunk=runtime.logits_chunk,
         ),
         update=make_update(
             runtime.graphdef,
+            runtime.mesh,
             optimizer,
             config.loss,
             temperature=config.temperature,
@@ -340,7 +347,11 @@ def train(
     step_fn = partial(
         _step, config, reward, runtime, batches.by_difficulty(problems), extra, programs, reference
     )
-    state = init_train_state(jax.tree.map(jnp.copy, params), optimizer)
+    # Placed before the first update, which would else be compiled for this placement and again
+    # for that of its own result.
+    state = jax.device_put(
+        init_train_state(jax.tree.map(jnp.copy, params), optimizer), meshes.whole(runtime.mesh)
+    )
     state = run_steps(
         "grpo",
         step_fn,

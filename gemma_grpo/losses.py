@@ -244,14 +244,15 @@ def policy_loss(
     tis_cap: float | None,
     tis_level: TisLevel,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of one micro-batch, to be summed over micro-batches, and metrics to be summed too.
+    """The loss of one micro-batch, to be summed over all of them and all devices; metrics likewise.
 
         loss = sum_BT weights * (min(rho, tis_cap) * policy + beta * kl)
 
     `weights_BT` are this micro-batch's rows of `token_weights` of the whole batch.
     `old_logps_BT=None` says that `logps_BT` is pi_old itself (first update on a rollout): the ratio
     is 1 and has a gradient. `ref_logps_BT` is needed when beta > 0, `sampler_logps_BT` when
-    `tis_cap` is not None; either may be None otherwise. The KL's ratio is always the token's.
+    `tis_cap` is not None; either may be None otherwise. A reference at beta=0 is measured only. The
+    KL's ratio is the token's at every level. Numbers are Python's, static under jit.
 
     Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss` and
     `kl_loss` (before beta) are weighted as the loss is; `tokens` counts tokens; `clipped_tokens`,
@@ -260,8 +261,7 @@ def policy_loss(
 
     Raises UserError for k1 as a loss, and for missing log-probs.
     """
-    if beta > 0 and kl_estimator == "k1":
-        raise UserError(_K1_AS_A_LOSS)
+    _refuse_kl_loss(beta, kl_estimator)
     if beta > 0 and ref_logps_BT is None:
         raise UserError(f"beta={beta} needs ref_logps: score the batch with the reference first")
     if tis_cap is not None and sampler_logps_BT is None:
@@ -364,15 +364,17 @@ def check_combination(
             "dual_clip with objective='cispo': CISPO's weights are bounded already; "
             "set dual_clip to none"
         )
-    if beta > 0 and kl_estimator == "k1":
-        raise UserError(_K1_AS_A_LOSS)
+    _refuse_kl_loss(beta, kl_estimator)
     return _warnings(num_generations, scale, objective, dual_clip, num_iterations)
 
 
-_K1_AS_A_LOSS = (
-    "kl_estimator='k1' as a loss: its expected gradient is zero, so it adds noise and holds "
-    "nothing; use 'k2', 'k3_k2grad' or 'k3_unbiased'"
-)
+def _refuse_kl_loss(beta, kl_estimator):
+    """Raise UserError for k1 as a loss; it is fine where beta=0 only measures."""
+    if beta > 0 and kl_estimator == "k1":
+        raise UserError(
+            "kl_estimator='k1' as a loss: its expected gradient is zero, so it adds noise and "
+            "holds nothing; use 'k2', 'k3_k2grad' or 'k3_unbiased'"
+        )
 
 
 def _refuse_numbers(

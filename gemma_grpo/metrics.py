@@ -240,7 +240,7 @@ class Progress:
 
 def _plain(value: Any) -> Any:
     """A scalar of numpy or jax as Python's own; Python's own values as they are."""
-    if value is None or isinstance(value, str | bool | int | float | list | tuple | dict):
+    if isinstance(value, str | int | float | list | tuple | dict | None):
         return value
     return np.asarray(value).item()
 

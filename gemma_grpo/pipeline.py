@@ -86,6 +86,16 @@ def load_task(run: RunConfig) -> Task:
     return Task(runtime, base, train, test)
 
 
+def batch_sizes(run: RunConfig) -> tuple[int, ...]:
+    """Prompts in each kind of batch; all of them are split over the devices."""
+    evaluation = run.evaluation
+    return (
+        run.sft.batch_size // run.sft.accumulation_steps,
+        run.grpo.prompts_per_step // run.grpo.accumulation_steps,
+        evaluation.batch_size // max(evaluation.num_samples, 1),
+    )
+
+
 def execute(run: RunConfig, run_dir: Path) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
 
@@ -167,7 +177,9 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
     folder = run_dir / "evaluations"
     results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
     rows = {
-        stage: [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
+        stage: [
+            json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().split("\n")[:-1]
+        ]
         for stage in stages
     }
     device = jax.devices()[0]

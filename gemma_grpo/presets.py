@@ -10,13 +10,13 @@ GEMMA3_NANO = RunConfig(
     sft=SFTConfig(
         num_steps=100,
         batch_size=32,
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0),
     ),
     grpo=GRPOConfig(
         num_steps=200,
         prompts_per_step=8,
         num_generations=8,
-        optimizer=OptimizerConfig(learning_rate=3e-4, decay="linear"),
+        optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear"),
     ),
 )
 """`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. README.md has its

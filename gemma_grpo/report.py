@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from gemma_grpo.errors import UserError
 
@@ -91,7 +90,7 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each value and the up to window - 1 values before it; no value looks ahead."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
@@ -129,7 +128,7 @@ def _draw_metric(axes: Any, lines: list[dict], name: str, title: str, color: str
     else:
         axes.plot(steps, values, "o", color=color, markersize=2.5, alpha=0.35, label="each step")
         label = f"mean of the last {window} steps"
-        axes.plot(steps, running_mean(values, window), color=color, linewidth=2, label=label)
+        axes.plot(steps, _running_mean(values, window), color=color, linewidth=2, label=label)
     _finish(axes, measured=bool(steps))
 
 

@@ -5,8 +5,8 @@ own that ends when its own rows have: no collective, and nothing goes to the hos
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,7 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import sampling
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """What one sampling pass drew. Rows are group-major, b = p*G + g.
 
     Attributes:

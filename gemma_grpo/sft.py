@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from gemma_grpo import losses, padding
+from gemma_grpo import mesh as meshes
 from gemma_grpo.accumulation import accumulate
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -91,6 +93,7 @@ def make_batch(
 
 def make_update(
     graphdef: nnx.GraphDef,
+    mesh: Mesh,
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int,
@@ -124,7 +127,8 @@ def make_update(
         metrics = sums | {"grad_norm": optax.global_norm(grads)}
         return apply_gradients(state, grads, optimizer), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
+    return jax.jit(update, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def train(
@@ -153,6 +157,7 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     update = make_update(
         runtime.graphdef,
+        runtime.mesh,
         optimizer,
         accumulation_steps=config.accumulation_steps,
         dtype=runtime.dtype,
@@ -178,7 +183,11 @@ def train(
         times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
         return state, StepResult(metrics | times)
 
-    state = init_train_state(jax.tree.map(jnp.copy, params), optimizer)
+    # Placed before the first update, which would else be compiled for this placement and again
+    # for that of its own result.
+    state = jax.device_put(
+        init_train_state(jax.tree.map(jnp.copy, params), optimizer), meshes.whole(runtime.mesh)
+    )
     state = run_steps(
         "sft",
         step_fn,

@@ -1,7 +1,7 @@
 """What training carries from step to step, and the optimizer that moves it. Knows no loss."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """Master weights, optimizer moments, and the number of optimizer updates so far.
 
     Attributes:

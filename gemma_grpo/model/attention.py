@@ -4,6 +4,9 @@ Key slots come in two pieces: the prompt's, which all completions of a group sha
 the sequence's own (B rows). A plain sequence has only its own.
 """
 
+from collections.abc import Sequence
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -44,7 +47,8 @@ def prompt_window_mask(
         . 1 1
         . . 1
     """
-    distance_TS = num_prompt_slots + completion_slots_T[:, None] - jnp.arange(num_prompt_slots)
+    distance_T1 = num_prompt_slots + completion_slots_T[:, None]
+    distance_TS = distance_T1 - jnp.arange(num_prompt_slots)[None]
     mask_TS = distance_TS > 0
     if window is not None:
         mask_TS &= distance_TS < window
@@ -73,22 +77,24 @@ def attend_with_prompt(
     prompt_k_PSKH: Float[Array, "P S K H"],
     prompt_v_PSKH: Float[Array, "P S K H"],
     prompt_mask_PLS: Bool[Array, "P L S"],
-    k_BCKH: Float[Array, "B C K H"],
-    v_BCKH: Float[Array, "B C K H"],
-    mask_BLC: Bool[Array, "#B L C"],
+    own: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
     *,
     scale: float,
 ) -> Float[Array, "B L N H"]:
     """`attend` over the group's prompt slots and then the row's own, without repeating the prompt.
 
     The G rows b = p*G + g of a group meet the same keys in one product (Hydragen, arXiv 2402.05099,
-    section 3.1); the two softmaxes share their maximum and their sum.
+    section 3.1); the softmaxes of the pieces share their maximum and their sum.
+
+    Args:
+        own: the row's own slots in one or more pieces, each (k_BCKH, v_BCKH, mask_BLC) as in
+            `attend`. In pieces, a cache can be read before it is written.
     """
     B, L, N, H = q_BLNH.shape
     P, _, K, _ = prompt_k_PSKH.shape
     G, R = B // P, N // K
     prompt = _Slots(prompt_k_PSKH, prompt_v_PSKH, prompt_mask_PLS, scale=scale)
-    own = _Slots(k_BCKH, v_BCKH, mask_BLC, scale=scale)
+    own_slots = [_Slots(*piece, scale=scale) for piece in own]
 
     def by_group(x):  # In: [B K R L .]  Out: [P K (G R) L .]
         return jnp.swapaxes(x.reshape(P, G, K, R, L, -1), 1, 2).reshape(P, K, G * R, L, -1)
@@ -98,13 +104,14 @@ def attend_with_prompt(
 
     q_BKRLH = _heads_first(q_BLNH, K)
     prompt_scores = by_row(prompt.scores(by_group(q_BKRLH)))
-    own_scores = own.scores(q_BKRLH)
-    top = jnp.maximum(prompt_scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
-    top = jax.lax.stop_gradient(top)
-    prompt_weights, own_weights = jnp.exp(prompt_scores - top), jnp.exp(own_scores - top)
-    total = prompt_weights.sum(-1, keepdims=True) + own_weights.sum(-1, keepdims=True)
-    mixed = (by_row(prompt.mix(by_group(prompt_weights))) + own.mix(own_weights)) / total
-    return _heads_last(mixed, q_BLNH)
+    scores = [prompt_scores, *(slots.scores(q_BKRLH) for slots in own_slots)]
+    top = reduce(jnp.maximum, [piece.max(axis=-1, keepdims=True) for piece in scores])
+    weights = [jnp.exp(piece - jax.lax.stop_gradient(top)) for piece in scores]
+    total = sum(piece.sum(axis=-1, keepdims=True) for piece in weights)
+    mixed = by_row(prompt.mix(by_group(weights[0])))
+    for slots, piece in zip(own_slots, weights[1:], strict=True):
+        mixed += slots.mix(piece)
+    return _heads_last(mixed / total, q_BLNH)
 
 
 class _Slots:

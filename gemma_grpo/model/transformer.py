@@ -172,7 +172,7 @@ def extend(
         own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
         prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
         attend = lambda q, k, v: attention.attend_with_prompt(
-            q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, k, v, own_mask, scale=_scale(config)
+            q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
         )
         x_BTD, _ = block(x_BTD, _select_rope(ropes, is_global), attend)
         return x_BTD, None
@@ -221,33 +221,33 @@ def decode(
     config = model.config
     P, S = prompt_mask_PS.shape
     B, C = ids_B.shape[0], cache[0][0].shape[1]
-    slots_C = jnp.arange(C)
     positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
     ropes = _ropes(config, positions_B1)
+    age_C = slot - jnp.arange(C)  # of each slot: 0 is this token's own, not yet written
+    itself = jnp.ones((1, 1, 1), bool)
     x_B1D = model.embed(ids_B[:, None])
     new_cache = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
-        own_mask_11C = slots_C <= slot
-        if window is not None:
-            own_mask_11C &= slot - slots_C < window
-        own_mask_11C = own_mask_11C[None, None]
+        older_11C = ((age_C > 0) & (age_C < (window or C + 1)))[None, None]
         prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
         prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
 
-        def attend(q, k, v, i=i, own=own_mask_11C, prompt=prompt_mask):
-            keys, values = cache[i]
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), slot, axis=1)
-            values = jax.lax.dynamic_update_slice_in_dim(
-                values, v.astype(values.dtype), slot, axis=1
-            )
-            new_cache.append((keys, values))
+        def attend(q, k, v, i=i, older=older_11C, prompt=prompt_mask):
+            own = [(*cache[i], older), (k, v, itself)]
             prompt_k, prompt_v = prompt_kv[0][i], prompt_kv[1][i]
             return attention.attend_with_prompt(
-                q, prompt_k, prompt_v, prompt, keys, values, own, scale=_scale(config)
+                q, prompt_k, prompt_v, prompt, own, scale=_scale(config)
             )
 
-        x_B1D, _ = block(x_B1D, ropes[is_global], attend)
+        x_B1D, new = block(x_B1D, ropes[is_global], attend)
+        # Written after it was read: a cache updated first is copied whole, layer by layer.
+        new_cache.append(
+            tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), slot, axis=1)
+                for old, token in zip(cache[i], new, strict=True)
+            )
+        )
     return model.final_norm(x_B1D)[:, 0], new_cache
 
 

@@ -1,0 +1,106 @@
+"""The ablation table: what must hold in it, and that each difference from the seed is explained."""
+
+import json
+import math
+
+import pytest
+import tolerances
+
+from gemma_grpo import ablation
+from gemma_grpo.rewards import START_WEIGHTS, score
+
+
+def test_correctness_only_gives_one_one_zero():
+    assert ablation.ours()["Correctness only"] == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("config", ["+ Trace structure", "+ Confidence", "Annealed (early)"])
+def test_good_beats_correct_without_trace_beats_wrong_with_trace(config):
+    good, no_trace, wrong = ablation.ours()[config]
+    assert good > no_trace > wrong
+
+
+def test_the_table_by_hand():
+    # trace 1, 0, 1. Confidence at c = exp(-0.105), exp(-0.355), exp(-0.51).
+    c_good, c_bare, c_wrong = math.exp(-0.105), math.exp(-0.355), math.exp(-0.51)
+    good, bare, wrong = 1 - (1 - c_good) ** 2 / 2, 1 - (1 - c_bare) ** 2 / 2, (1 - c_wrong**2) / 2
+    by_hand = {
+        "+ Trace structure": (1.0, 0.60 / 0.85, 0.25 / 0.85),
+        "+ Confidence": (0.85 + 0.15 * good, 0.60 + 0.15 * bare, 0.25 + 0.15 * wrong),
+        "Annealed (early)": (0.85 + 0.15 * good, 0.40 + 0.15 * bare, 0.45 + 0.15 * wrong),
+    }
+    for config, expected in by_hand.items():
+        assert ablation.ours()[config] == pytest.approx(expected, abs=tolerances.F64)
+
+
+def test_the_rows_of_the_seed_are_those_of_its_document():
+    assert ablation.SEED == {
+        "Correctness only": (1.0, 1.0, 0.0),
+        "+ Trace structure": (0.892, 0.775, 0.150),
+        "+ Confidence": (0.842, 0.737, 0.211),
+        "Annealed (early)": (0.890, 0.680, 0.250),
+    }
+    assert list(ablation.ours()) == list(ablation.SEED)
+
+
+def test_positive_weights_of_each_row_sum_to_one():
+    for weights in ablation.CONFIGS.values():
+        positive = sum(weight for weight in weights.named().values() if weight > 0)
+        assert positive == pytest.approx(1.0, abs=tolerances.F64)
+
+
+def test_the_early_row_is_the_start_of_the_annealing():
+    totals = score(list(ablation.OUTPUTS.values()), START_WEIGHTS).totals
+    expected = ablation.ours()["Annealed (early)"]
+    assert totals == pytest.approx(expected, abs=tolerances.F64)
+
+
+def test_what_the_seed_implies_reproduces_its_second_and_third_row():
+    implied = ablation.implied_by_seed()
+    for i, right in enumerate((1, 1, 0)):
+        trace, confidence = implied["trace"][i], implied["confidence"][i]
+        assert 0 <= trace <= 1 and 0 <= confidence <= 1
+        row_two = (0.60 * right + 0.25 * trace) / 0.85
+        row_three = 0.60 * right + 0.25 * trace + 0.15 * confidence
+        assert row_two == pytest.approx(ablation.SEED["+ Trace structure"][i], abs=tolerances.F64)
+        assert row_three == pytest.approx(ablation.SEED["+ Confidence"][i], abs=tolerances.F64)
+
+
+def test_a_bare_right_answer_beats_any_wrong_trace_at_the_start_once_its_probability_is_above_042():
+    # worst case for the claim: the wrong answer at probability 0 scores 0.5 for confidence
+    margin = lambda c: 0.40 + 0.15 * (1 - (1 - c) ** 2 / 2) - (0.45 + 0.15 * 0.5)
+    edge = 1 - math.sqrt(1 / 3)
+    assert round(edge, 2) == 0.42
+    assert margin(edge - 0.01) < 0 < margin(edge + 0.01)
+
+
+def test_each_figure_that_differs_is_explained_by_one_sentence_and_no_other():
+    mine = ablation.ours()
+    differing = [
+        (config, output)
+        for config in mine
+        for i, output in enumerate(ablation.OUTPUTS)
+        if f"{mine[config][i]:.3f}" != f"{ablation.SEED[config][i]:.3f}"
+    ]
+    explained = ablation.explanations()
+    assert [(config, output) for config, output, _ in explained] == differing
+    for _, _, sentence in explained:
+        assert sentence.endswith(".") and "\n" not in sentence
+
+
+def test_the_command_prints_both_tables_and_the_reasons(capsys):
+    ablation.main([])
+    printed = capsys.readouterr().out
+    for part in ("1.000 (0.892)", "0.706 (0.775)", "0.294 (0.150)", "Wrong+Trace", "no model"):
+        assert part in printed
+    for _, _, sentence in ablation.explanations():
+        assert sentence in printed
+
+
+def test_json_holds_the_same_figures(capsys):
+    ablation.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert {config: tuple(row) for config, row in report["ours"].items()} == ablation.ours()
+    assert {config: tuple(row) for config, row in report["seed"].items()} == ablation.SEED
+    assert report["outputs"] == ["Good+Reasoning", "Correct NoTrace", "Wrong+Trace"]
+    assert len(report["differences"]) == len(ablation.explanations())

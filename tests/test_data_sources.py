@@ -1,0 +1,199 @@
+"""The one door to the data: every form of a source name, and data sets in and out."""
+
+import json
+
+import pytest
+
+from gemma_grpo.data import gsm8k, reasoning_gym, sources
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+
+
+def write(file, prompts, field="prompt"):
+    rows = [{field: prompt, "answer": f"#### {n}"} for n, prompt in enumerate(prompts)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def load(source, split="train", num=0, seed=1) -> list[Problem]:
+    return sources.load(source, split=split, num=num, seed=seed)
+
+
+def prompts(source, split="train", **options) -> set[str]:
+    return {problem.prompt for problem in load(source, split, **options)}
+
+
+def test_one_file_is_divided_into_training_and_test(tmp_path):
+    everything = {f"question {n}" for n in range(300)}
+    file = write(tmp_path / "mine.jsonl", sorted(everything))
+    train, test = prompts(file), prompts(file, "test")
+    assert train | test == everything
+    assert not train & test
+    assert 10 < len(test) < 60  # a tenth of 300, sd 5
+    assert test == prompts(file, "test", seed=99)  # whatever the seed
+
+
+def test_num_picks_so_many_by_seed_and_zero_or_more_than_all_takes_all(tmp_path):
+    file = write(tmp_path / "mine.jsonl", [f"question {n}" for n in range(100)])
+    assert len(load(file, num=20)) == 20
+    assert load(file, num=20) == load(file, num=20)
+    assert load(file, num=20) != load(file, num=20, seed=2)
+    assert prompts(file, num=20) <= prompts(file)
+    assert load(file, num=5000) == load(file)
+
+
+def test_two_files_are_taken_as_they_are(tmp_path):
+    pair = write(tmp_path / "a.jsonl", ["x", "y"]) + "," + write(tmp_path / "b.jsonl", ["z"])
+    assert prompts(pair) == {"x", "y"}
+    assert prompts(pair, "test") == {"z"}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_files_that_share_a_prompt_are_refused(tmp_path, split):
+    pair = write(tmp_path / "a.jsonl", ["x", "y"]) + "," + write(tmp_path / "b.jsonl", ["z", " y"])
+    with pytest.raises(UserError, match=r'b\.jsonl shares 1 prompts with .*a\.jsonl \("y"\)'):
+        load(pair, split)
+
+
+def test_a_comma_in_a_file_name_is_no_pair(tmp_path):
+    file = write(tmp_path / "a,b.jsonl", ["x", "y"])
+    assert prompts(file) | prompts(file, "test") == {"x", "y"}
+
+
+def test_gsm8k_tests_on_its_test_split_and_its_validation_source_does_not(tmp_path):
+    write(tmp_path / "train.jsonl", [f"t {n}" for n in range(60)], field="question")
+    write(tmp_path / "test.jsonl", ["held 0", "held 1"], field="question")
+    official, carved = f"gsm8k:{tmp_path}", f"gsm8k-validation:{tmp_path}"
+    assert prompts(official, "test") == {"held 0", "held 1"}
+    assert prompts(official) == prompts(carved)
+    assert not prompts(carved) & prompts(carved, "test")
+    assert prompts(carved) | prompts(carved, "test") == {f"t {n}" for n in range(60)}
+
+
+def test_gsm8k_without_a_path_goes_to_the_hub(monkeypatch):
+    asked = []
+
+    def gsm8k_problems(path, split):
+        asked.append((path, split))
+        return [Problem("q", "1")]
+
+    monkeypatch.setattr(gsm8k, "gsm8k_problems", gsm8k_problems)
+    load("gsm8k"), load("gsm8k", "test"), load("gsm8k-validation", "test")
+    assert asked == [(None, "train"), (None, "test"), (None, "validation")]
+
+
+def test_generated_sources_get_split_number_and_seed(monkeypatch):
+    asked = []
+
+    def record(*args, **kwargs):
+        asked.append((*args, kwargs))
+        return [Problem("q", "1")]
+
+    monkeypatch.setattr(sources.curriculum, "problems", record)
+    monkeypatch.setattr(reasoning_gym, "reasoning_gym_problems", record)
+    load("curriculum", "test", num=7, seed=3)
+    load("reasoning_gym:chain_sum", "test", num=8, seed=4)
+    assert asked == [
+        ("test", 7, 3, {}),
+        ("chain_sum", {"split": "test", "num": 8, "seed": 4}),
+    ]
+
+
+@pytest.mark.parametrize("source", ["curriculum", "reasoning_gym:chain_sum"])
+def test_generated_sources_cannot_give_all(source):
+    with pytest.raises(UserError, match=f"{source} has no end"):
+        load(source, num=0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "curriculm",
+        "curriculum:x",
+        "a.json",
+        "a.jsonl,b.jsonl,c.jsonl",
+        "a.jsonl,b.csv",
+        "gsm",
+        ".",
+    ],
+)
+def test_an_unknown_source_names_the_known_ones(source):
+    with pytest.raises(UserError, match='unknown data source ".*": use curriculum, gsm8k, .*jsonl'):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "num", "message"),
+    [
+        ("gone.jsonl", 0, "no such file: gone.jsonl"),
+        ("gsm8k:", 0, "names no path"),
+        ("curriculum", -1, "cannot load -1 problems"),
+        ("reasoning_gym", 3, "reasoning_gym needs a task"),
+    ],
+)
+def test_a_bad_source_is_one_clear_line(source, num, message):
+    with pytest.raises(UserError, match=message):
+        load(source, num=num)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no problems in .*mine\.jsonl"):
+        load(write(tmp_path / "mine.jsonl", []))
+
+
+# Through the datasets package, which takes seconds to import
+
+
+def test_problems_survive_a_data_set_and_a_parquet_file(tmp_path):
+    problems = [
+        Problem("What is 2 + 3?", "5", "<answer>5</answer>", difficulty="easy", domain="sums"),
+        Problem("ein\u2028Rätsel", "ja", None, difficulty="hard"),
+    ]
+    dataset = sources.as_dataset(problems)
+    assert dataset.column_names == ["prompt", "answer", "completion", "difficulty", "domain"]
+    assert sources.from_dataset(dataset) == problems
+    none_worked = sources.as_dataset(problems[1:])
+    assert none_worked.features["completion"].dtype == "string"  # not a column of type null
+    assert sources.from_dataset(none_worked) == problems[1:]
+    folder = tmp_path / "[a] domain=sums"  # no glob, and no partition that adds a column
+    folder.mkdir()
+    dataset.to_parquet(str(folder / "mine.parquet"))
+    file = str(folder / "mine.parquet")
+    assert sorted(load(file) + load(file, "test"), key=problems.index) == problems
+
+
+def test_gsm8k_reads_the_layout_of_the_hub(tmp_path):
+    import datasets
+
+    for folder in ("main", "socratic"):
+        (tmp_path / folder).mkdir()
+        rows = [{"question": f"{folder} {n}", "answer": f"#### {n}"} for n in range(3)]
+        file = tmp_path / folder / "test-00000-of-00001.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(str(file))
+    assert prompts(f"gsm8k:{tmp_path}", "test") == {"main 0", "main 1", "main 2"}
+    rows = [{"question": "q", "answer": "#### 1"}, {"question": "r", "answer": "two"}]
+    datasets.Dataset.from_list(rows).to_parquet(str(file.parent.parent / "main" / file.name))
+    with pytest.raises(UserError, match=r"parquet, row 2: field .answer. must end in"):
+        load(f"gsm8k:{tmp_path}", "test")
+
+
+def test_faulty_data_sets_and_parquet_files_are_refused(tmp_path):
+    import datasets
+
+    with pytest.raises(UserError, match="no problems in the data set"):
+        sources.from_dataset(sources.as_dataset([]))
+    rows = [{"prompt": "a", "answer": 1.5}, {"prompt": None, "answer": 2.0}]
+    with pytest.raises(UserError, match='row 2 of the data set: field "prompt" is missing'):
+        sources.from_dataset(datasets.Dataset.from_list(rows))
+    assert sources.from_dataset(datasets.Dataset.from_list(rows[:1])) == [Problem("a", "1.5")]
+    formatted = datasets.Dataset.from_list([{"prompt": "a", "answer": 7}]).with_format("numpy")
+    assert sources.from_dataset(formatted) == [Problem("a", "7")]
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match=r"cannot read .*bad\.parquet as parquet"):
+        load(str(tmp_path / "bad.parquet"))
+    with pytest.raises(UserError, match="no such file: gone.parquet"):
+        load("gone.parquet")
+    sources.as_dataset([]).to_parquet(str(tmp_path / "none.parquet"))
+    with pytest.raises(UserError, match=r"no problems in .*none\.parquet"):
+        load(str(tmp_path / "none.parquet"))
