@@ -14,7 +14,7 @@ GEMMA3_NANO = RunConfig(
     ),
     grpo=GRPOConfig(
         num_steps=200,
-        prompts_per_step=8,
+        prompts_per_step=4,
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear"),
     ),
