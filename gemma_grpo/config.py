@@ -15,7 +15,7 @@ from gemma_grpo.grpo import GRPOConfig, RewardConfig
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.sft import SFTConfig
 
-STAGES = ("sft", "grpo")
+STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RunConfig:
 
     seed: int = 0
     """What everything random follows from."""
-    stages: tuple[str, ...] = STAGES
+    stages: str = ",".join(STAGES)
     """sft,grpo or one of them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
@@ -93,9 +93,13 @@ class RunConfig:
     def __post_init__(self):
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must be 0 or more")
-        in_order = tuple(stage for stage in STAGES if stage in self.stages)
-        if not self.stages or in_order != tuple(self.stages):
-            raise UserError(f"stages={','.join(self.stages)!r}: use sft,grpo or one of them")
+        if self.stages not in (",".join(STAGES), *STAGES):
+            raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+
+    @property
+    def stage_list(self) -> list[str]:
+        """The stages to run, in order."""
+        return self.stages.split(",")
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ import tyro
 from gemma_grpo import cli, pipeline, report
 from gemma_grpo.config import DataConfig
 from gemma_grpo.data import sources
-from gemma_grpo.evaluation import EvaluationConfig, make_evaluator
+from gemma_grpo.evaluation import EvaluationConfig, evaluation_prompts, make_evaluator
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def _evaluate(
         json_output: print the result as JSON instead of a table.
     """
     run = cli.trained(run_or_weights)
-    cli.one_cpu_device_per_core(evaluation.batch_size // max(evaluation.num_samples, 1))
+    cli.one_cpu_device_per_core(evaluation_prompts(evaluation))
     cli.use_compilation_cache(run_or_weights.parent)
     problems = sources.load(data.source, split="test", num=data.num_test, seed=0)
     runtime, params = pipeline.load_model(run.model, seed=run.seed)

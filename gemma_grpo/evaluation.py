@@ -74,9 +74,13 @@ class Evaluator:
         return summarize(problems, greedy, sampled)
 
 
+def evaluation_prompts(config: EvaluationConfig) -> int:
+    """Prompts of the smaller kind of batch; the greedy one holds a multiple of it."""
+    return config.batch_size // max(config.num_samples, 1)
+
+
 def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
-    """The samplers for `config`. Raises UserError for batches that do not split over devices."""
-    runtime.check_rows(batch_size=config.batch_size // max(config.num_samples, 1))
+    """The compiled samplers for `config`."""
 
     def sampler(num_generations: int, **sampling: float) -> collect.Sampler:
         rollout = make_rollout(

@@ -17,17 +17,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from jax.sharding import Mesh
 
-from gemma_grpo import advantages, collect, losses, padding, rewards
+from gemma_grpo import advantages, collect, grpo_update, loss_checks, rewards
 from gemma_grpo import mesh as meshes
-from gemma_grpo.accumulation import accumulate
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
-from gemma_grpo.logps import completion_logps
+from gemma_grpo.grpo_update import LossConfig
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.model import Params
 from gemma_grpo.rollout import make_rollout
@@ -35,7 +31,6 @@ from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
     TrainState,
-    apply_gradients,
     in_dtype,
     init_train_state,
     make_optimizer,
@@ -52,34 +47,6 @@ class RewardConfig:
     """Weights at the last step."""
     extra: tuple[str, ...] = ()
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The objective. `losses.check_combination` refuses what makes no sense together."""
-
-    objective: losses.Objective = "clip"
-    """clip: PPO's clipped surrogate; cispo: clipped weights, unclipped gradient."""
-    level: losses.Level = "token"
-    """Ratio of each token, or GSPO's of the sequence."""
-    aggregation: losses.Aggregation = "token_mean"
-    """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
-    epsilon: float = 0.2
-    """Lower clip width."""
-    epsilon_high: float = 0.28
-    """Upper clip width."""
-    dual_clip: float | None = None
-    """Bound on the loss of bad tokens, above 1; none is off."""
-    beta: float = 0.0
-    """Weight of the KL to the reference, the model that the stage began with; 0 loads none."""
-    kl_estimator: losses.KlEstimator = "k3_unbiased"
-    """Per-token estimate of that KL."""
-    tis_cap: float | None = None
-    """Cap of the sampler-trainer importance weight; none is off."""
-    tis_level: losses.TisLevel = "token"
-    """Importance weight of each token, or of the sequence."""
-    mask_truncated: bool = False
-    """Leave completions that ran out of budget out of the loss."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,7 @@ class GRPOConfig:
     def check(self) -> list[str]:
         """Warnings about unwise settings; UserError for senseless ones."""
         loss = self.loss
-        return losses.check_combination(
+        return loss_checks.check_combination(
             num_generations=self.num_generations,
             scale=self.scale,
             baseline=self.baseline,
@@ -149,140 +116,6 @@ class GRPOConfig:
             tis_cap=loss.tis_cap,
             num_iterations=self.num_iterations,
         )
-
-
-def make_batch(
-    groups: collect.Groups,
-    advantages_B: np.ndarray,
-    *,
-    aggregation: losses.Aggregation,
-    mask_truncated: bool,
-    length_bucket: int,
-) -> dict[str, np.ndarray]:
-    """The arrays of an update. Completions are cut to the bucket of the longest one.
-
-    `loss_mask` is the completion mask, without truncated completions if they are to be left out;
-    `weights` is each token's share in the loss of the whole batch.
-    """
-    rollout = groups.rollout
-    T = rollout.completion_ids.shape[1]
-    longest = int(rollout.completion_mask.sum(axis=1).max())
-    cut = slice(0, padding.bucket(longest, multiple=length_bucket, maximum=T))
-    mask_BT = rollout.completion_mask[:, cut]
-    loss_mask_BT = mask_BT & rollout.stopped[:, None] if mask_truncated else mask_BT
-    weights_BT = losses.token_weights(
-        loss_mask_BT.astype(np.float32), aggregation=aggregation, max_completion_length=T
-    )
-    return {
-        "prompt_ids": groups.prompt_ids,
-        "prompt_mask": groups.prompt_mask,
-        "completion_ids": rollout.completion_ids[:, cut],
-        "completion_mask": mask_BT,
-        "loss_mask": loss_mask_BT,
-        "weights": np.asarray(weights_BT),
-        "sampler_logps": rollout.sampler_logps[:, cut],
-        "advantages": np.asarray(advantages_B, np.float32),
-    }
-
-
-def make_score(
-    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str, logits_chunk: int
-) -> Callable[[Params, dict], jax.Array]:
-    """The jitted (params, batch) -> logps_BT, without gradient: reference and old log-probs."""
-
-    def score(params: Params, batch: dict) -> jax.Array:
-        logps_BT, _ = completion_logps(
-            nnx.merge(graphdef, in_dtype(params, dtype)),
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            batch["completion_ids"],
-            batch["completion_mask"],
-            temperature=temperature,
-            logits_chunk=logits_chunk,
-        )
-        return logps_BT
-
-    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(score, in_shardings=(whole, rows), out_shardings=rows)
-
-
-def make_update(
-    graphdef: nnx.GraphDef,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    loss: LossConfig,
-    *,
-    temperature: float,
-    accumulation_steps: int,
-    dtype: str,
-    logits_chunk: int,
-    remat: bool,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted (state, batch) -> (state, metrics): one optimizer update on a rollout.
-
-    The batch may hold `old_logps` (without them the update is on-policy) and must hold `ref_logps`
-    if beta > 0. Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
-    `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
-    says something about the code on the first update of a rollout only; `grad_norm`, before
-    clipping.
-    """
-
-    def loss_fn(params: Params, batch: dict) -> tuple[jax.Array, dict]:
-        logps_BT, entropy_BT = completion_logps(
-            nnx.merge(graphdef, in_dtype(params, dtype)),
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            batch["completion_ids"],
-            batch["completion_mask"],
-            temperature=temperature,
-            logits_chunk=logits_chunk,
-            remat=remat,
-        )
-        total, sums = losses.policy_loss(
-            logps_BT,
-            batch.get("old_logps"),
-            batch.get("ref_logps"),
-            batch["sampler_logps"],
-            batch["advantages"],
-            batch["loss_mask"].astype(jnp.float32),
-            batch["weights"],
-            objective=loss.objective,
-            level=loss.level,
-            epsilon=loss.epsilon,
-            epsilon_high=loss.epsilon_high,
-            dual_clip=loss.dual_clip,
-            beta=loss.beta,
-            kl_estimator=loss.kl_estimator,
-            tis_cap=loss.tis_cap,
-            tis_level=loss.tis_level,
-        )
-        mask_BT = batch["completion_mask"]
-        gap_BT = jnp.where(mask_BT, jnp.abs(logps_BT - batch["sampler_logps"]), 0.0)
-        sums |= {
-            "loss": total,
-            "sampled_tokens": mask_BT.sum().astype(jnp.float32),
-            "entropy_sum": jnp.where(mask_BT, entropy_BT, 0.0).sum(),
-            "gap_sum": gap_BT.sum(),
-            "gap_square_sum": jnp.square(gap_BT).sum(),
-        }
-        return total, jax.tree.map(jax.lax.stop_gradient, sums)
-
-    def update(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        num_prompts = batch["prompt_ids"].shape[0]
-        grads, sums = accumulate(
-            loss_fn, state.params, batch, num_prompts=num_prompts, passes=accumulation_steps
-        )
-        metrics = losses.metric_means(sums) | {
-            "loss": sums["loss"],
-            "entropy": sums["entropy_sum"] / sums["sampled_tokens"],
-            "logp_gap/mean": sums["gap_sum"] / sums["sampled_tokens"],
-            "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
-            "grad_norm": optax.global_norm(grads),
-        }
-        return apply_gradients(state, grads, optimizer), metrics
-
-    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(update, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def train(
@@ -300,13 +133,6 @@ def train(
         InterruptedRunError: a signal came; everything is saved.
     """
     extra = load_extra_rewards(reward.extra)
-    runtime.check_rows(prompts_per_step=config.prompts_per_step)
-    padding.encode_prompts(  # all of them now: a prompt over the budget must not show at step 150
-        problems,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
     optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
     programs = _Programs(
         sampler=collect.Sampler(
@@ -324,14 +150,14 @@ def train(
             max_prompt_length=runtime.max_prompt_length,
             num_generations=config.num_generations,
         ),
-        score=make_score(
+        score=grpo_update.make_score(
             runtime.graphdef,
             runtime.mesh,
             temperature=config.temperature,
             dtype=runtime.dtype,
             logits_chunk=runtime.logits_chunk,
         ),
-        update=make_update(
+        update=grpo_update.make_update(
             runtime.graphdef,
             runtime.mesh,
             optimizer,
@@ -419,8 +245,10 @@ def _step(
     advantages_PG = advantages.sharded_group_advantages(
         jnp.asarray(rewards_PG), runtime.mesh, scale=config.scale, baseline=config.baseline
     )
-    batch = make_batch(
-        groups,
+    batch = grpo_update.make_batch(
+        groups.prompt_ids,
+        groups.prompt_mask,
+        groups.rollout,
         np.asarray(advantages_PG).reshape(-1),
         aggregation=config.loss.aggregation,
         mask_truncated=config.loss.mask_truncated,

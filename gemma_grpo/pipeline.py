@@ -15,13 +15,13 @@ from pathlib import Path
 
 import jax
 
-from gemma_grpo import assets, config, grpo, model, report, sft, weights
+from gemma_grpo import assets, config, grpo, model, padding, report, sft, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation import Evaluator, compare, make_evaluator
+from gemma_grpo.evaluation import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.interrupt import Interrupt
 from gemma_grpo.loop import RunFiles, stage_checkpoints
 from gemma_grpo.metrics import MetricsWriter
@@ -83,17 +83,38 @@ def load_task(run: RunConfig) -> Task:
     train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
     # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
     test = sources.load(data.source, split="test", num=data.num_test, seed=0)
+    _check(run, runtime, train, test)
     return Task(runtime, base, train, test)
 
 
-def batch_sizes(run: RunConfig) -> tuple[int, ...]:
-    """Prompts in each kind of batch; all of them are split over the devices."""
-    evaluation = run.evaluation
-    return (
-        run.sft.batch_size // run.sft.accumulation_steps,
-        run.grpo.prompts_per_step // run.grpo.accumulation_steps,
-        evaluation.batch_size // max(evaluation.num_samples, 1),
+def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
+    """Raises UserError now for what would else stop the run in its middle."""
+    grpo.load_extra_rewards(run.reward.extra)
+    padding.encode_prompts(
+        train + test,
+        runtime.tokenizer,
+        instruction=runtime.instruction,
+        max_prompt_length=runtime.max_prompt_length,
     )
+    if "sft" in run.stage_list:
+        padding.encode_completions(
+            train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
+        )
+    runtime.check_rows(batch_sizes(run))
+
+
+def batch_sizes(run: RunConfig) -> dict[str, int]:
+    """Prompts in one pass of each kind of batch, by field; they are split over the devices."""
+    sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(run.evaluation)}
+    if "sft" in run.stage_list:
+        sizes["sft.batch_size / accumulation_steps"] = (
+            run.sft.batch_size // run.sft.accumulation_steps
+        )
+    if "grpo" in run.stage_list:
+        sizes["grpo.prompts_per_step / accumulation_steps"] = (
+            run.grpo.prompts_per_step // run.grpo.accumulation_steps
+        )
+    return sizes
 
 
 def execute(run: RunConfig, run_dir: Path) -> dict:
@@ -105,7 +126,7 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
     """
     task = load_task(run)
     evaluator = make_evaluator(run.evaluation, task.runtime)
-    stages = [stage for stage in ("sft", "grpo") if stage in run.stages]
+    stages = run.stage_list
     params = task.base
     _evaluate(evaluator, "base", params, task.test, run_dir)
     train = {

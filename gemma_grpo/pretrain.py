@@ -110,7 +110,7 @@ def batches(
         for row in rows:
             ids: list[int] = []
             while len(ids) < length:
-                ids += [tokenizer.bos_id, *tokenizer.encode(document(rng, drafts))]
+                ids += [tokenizer.bos_id, *tokenizer.encode_marked(document(rng, drafts))]
                 ids.append(tokenizer.stop_ids[0])
             row[:] = ids[:length]
         yield rows

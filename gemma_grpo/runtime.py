@@ -38,7 +38,7 @@ class Runtime:
     remat: bool
     seed: int
 
-    def check_rows(self, **sizes: int) -> None:
+    def check_rows(self, sizes: dict[str, int]) -> None:
         """Raises UserError if one of the named sizes does not split over the devices."""
         for name, size in sizes.items():
             meshes.check_divisible(self.mesh, name=name, size=size)

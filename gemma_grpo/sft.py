@@ -80,7 +80,7 @@ def make_batch(
     prompt_ids_PS, prompt_mask_PS = padding.pad_left(prompts, length=S, pad_id=pad_id)
     ids_BT, mask_BT = padding.pad_right(completions, length=T, pad_id=pad_id)
     weights_BT = losses.token_weights(
-        mask_BT.astype(np.float32), aggregation="token_mean", max_completion_length=T
+        jnp.asarray(mask_BT, jnp.float32), aggregation="token_mean", max_completion_length=T
     )
     return {
         "prompt_ids": prompt_ids_PS,
@@ -124,7 +124,7 @@ def make_update(
         grads, sums = accumulate(
             loss_fn, state.params, batch, num_prompts=num_prompts, passes=accumulation_steps
         )
-        metrics = sums | {"grad_norm": optax.global_norm(grads)}
+        metrics = sums | {"grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, optimizer), metrics
 
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
@@ -144,7 +144,6 @@ def train(
         UserError: a problem without a completion, or one over the budget.
         InterruptedRunError: a signal came; everything is saved.
     """
-    runtime.check_rows(batch_size=config.batch_size // config.accumulation_steps)
     prompts = padding.encode_prompts(
         problems,
         runtime.tokenizer,

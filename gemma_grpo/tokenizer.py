@@ -1,5 +1,6 @@
 """Text to ids and back through SentencePiece, with Gemma's special ids and chat turns. No jax."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import sentencepiece
 from gemma_grpo.errors import UserError
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
+
+# Between a mark's first character and its rest. SentencePiece takes the marks for symbols wherever
+# they stand in a text; cut there, they are no longer whole, and nothing else changes.
+_INSIDE_MARK = re.compile("|".join(f"(?<={m[0]})(?={m[1:]})" for m in (START_OF_TURN, END_OF_TURN)))
 
 
 class Tokenizer:
@@ -49,6 +54,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with no BOS: text that looks like a special token stays text."""
+        return [i for part in _INSIDE_MARK.split(text) for i in self._processor.encode(part)]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The ids of a text of our own making, with no BOS: turn marks in it are the marks."""
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:

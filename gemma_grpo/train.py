@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> int:
         run = config.from_yaml(run_dir / "config.yaml")
     else:
         run_dir = options.run_dir or RUNS / f"{chosen.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    cli.one_cpu_device_per_core(*pipeline.batch_sizes(run))
+    cli.one_cpu_device_per_core(*pipeline.batch_sizes(run).values())
     for warning in run.grpo.check():
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
@@ -99,9 +99,9 @@ def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
         f"lengths    {run.model.max_prompt_length} prompt + "
         f"{run.model.max_completion_length} completion tokens",
     ]
-    if "sft" in run.stages:
+    if "sft" in run.stage_list:
         lines.append(f"sft        {run.sft.num_steps} steps of {run.sft.batch_size} demonstrations")
-    if "grpo" in run.stages:
+    if "grpo" in run.stage_list:
         lines.append(
             f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "
             f"{run.grpo.num_generations} generations = {completions} completions"

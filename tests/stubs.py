@@ -1,4 +1,4 @@
-"""A model small enough to run in a blink, and a batch for it. Every feature of Gemma 3 is in use."""
+"""A model small enough to run in a blink, and prompts for it; every feature of Gemma 3 in use."""
 
 import jax
 import numpy as np

@@ -16,6 +16,8 @@ from tolerances import BF16_LOGITS, HIDDEN_F32, HIDDEN_GRAD_F32
 
 from gemma_grpo import model as gemma3
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 SETTINGS = {
     "seed": 21,
     "vocab_size": 41,
@@ -33,14 +35,6 @@ CONFIG, PARAMS = make_config(SETTINGS), make_params(SETTINGS)
 P, G, S, T = 3, 2, 7, 9  # B = 6 rows; the window of 4 ends inside prompt and completion alike
 PROMPT_LENGTHS = np.array([7, 1, 4])
 COMPLETION_LENGTHS = np.array([9, 3, 6, 1, 8, 9])
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """These tests compile for seconds and run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def draw_batch(seed: int = 5) -> tuple[jax.Array, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tolerances import F32, GRAD_F32
 
-from gemma_grpo import losses
+from gemma_grpo import loss_checks, losses
 from gemma_grpo.errors import UserError
 
 MAX_LENGTH = 9  # distinct from T, the padded width
@@ -407,16 +407,9 @@ CLIP_MASK_BT = jnp.array([[1.0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
 CLIP_ADVANTAGES_B = jnp.array([1.0, -1.0, 0.0])
 
 
-def test_clip_fraction_counts_tokens_by_the_sign_of_the_advantage():
-    # A > 0: 1.4 binds (1.25 < 1.3). A < 0: 0.75 and 0.5 bind (< 0.8). A = 0: none. 3 of 8.
-    actual = losses.clip_fraction(
-        RATIOS_BT, CLIP_ADVANTAGES_B, CLIP_MASK_BT, epsilon=0.2, epsilon_high=0.3
-    )
-    close(actual, 3 / 8)
-
-
 @pytest.mark.parametrize("objective, clipped", [("clip", 3), ("cispo", 7)])
 def test_the_loss_reports_clipped_tokens(objective, clipped):
+    # Clip: A > 0: 1.4 binds (1.25 < 1.3). A < 0: 0.75 and 0.5 bind (< 0.8). A = 0: none. 3 of 8.
     # CISPO bounds the weight whatever the sign of A: all but 1.25 of the 8 lie outside [0.8, 1.3].
     settings = PLAIN | {"objective": objective, "beta": 0.0, "tis_cap": None}
     logps_BT = jnp.log(RATIOS_BT) - 5
@@ -721,7 +714,7 @@ FINE = {
     ],
 )
 def test_sensible_combinations_pass_in_silence(change):
-    assert losses.check_combination(**(FINE | change)) == []
+    assert loss_checks.check_combination(**(FINE | change)) == []
 
 
 @pytest.mark.parametrize(
@@ -747,7 +740,7 @@ def test_sensible_combinations_pass_in_silence(change):
 )
 def test_senseless_combinations_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
-        losses.check_combination(**(FINE | change))
+        loss_checks.check_combination(**(FINE | change))
 
 
 @pytest.mark.parametrize(
@@ -759,7 +752,7 @@ def test_senseless_combinations_are_refused_by_name(change, message):
     ],
 )
 def test_unwise_combinations_are_warned_of(change, warning):
-    (line,) = losses.check_combination(**(FINE | change))
+    (line,) = loss_checks.check_combination(**(FINE | change))
     assert line.startswith(warning)
 
 

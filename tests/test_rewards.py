@@ -335,7 +335,7 @@ def test_dressed_numbers_match(given, gold):
         ("5 million", "5"),
         ("5k", "5"),
         ("5 km/h", "5 km"),
-        ("18 is what I would say but please check it", "18"),
+        ("18 is what we would say but please check it", "18"),
         ("5 apples in total", "5 inches"),
         ("17 18", "18"),
         ("17, 18", "18"),

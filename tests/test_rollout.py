@@ -1,7 +1,8 @@
 """Laws of the rollout: what was drawn, from which distribution, and that nothing else matters."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
@@ -10,41 +11,46 @@ from stubs import PAD, TINY, host, tiny_model, tiny_prompts
 
 from gemma_grpo import logps, mesh, model, rollout
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 G, T = 3, 9
 STOPS = (5, 6, 7, 8, 9, 10)  # many, so that random rows end at different slots
-GRAPHDEF, PARAMS = tiny_model()
+GRAPHDEF, PARAMS = tiny_model(scale=1.5)
 
 
-def one_device():
-    return mesh.data_mesh(jax.devices()[:1])
-
-
-def roll(num_prompts=4, *, on=None, key=0, stop_ids=STOPS, prompts=None, **sampling):
-    prompt_ids, prompt_mask = tiny_prompts(num_prompts) if prompts is None else prompts
-    program = rollout.make_rollout(
+@functools.cache
+def program(num_devices=1, *, num_generations=G, stop_ids=STOPS, temperature=1.0):
+    return rollout.make_rollout(
         GRAPHDEF,
-        on or one_device(),
-        num_generations=sampling.pop("num_generations", G),
+        mesh.data_mesh(jax.devices()[:num_devices]),
+        num_generations=num_generations,
         max_completion_length=T,
         stop_ids=stop_ids,
         pad_id=PAD,
-        **{"temperature": 1.0} | sampling,
-    )
-    return host(program(PARAMS, prompt_ids, prompt_mask, jax.random.key(key)))
-
-
-def trainer_logps(drawn, num_prompts=4, temperature=1.0, logits_chunk=0):
-    prompt_ids, prompt_mask = tiny_prompts(num_prompts)
-    values, _ = logps.completion_logps(
-        nnx.merge(GRAPHDEF, PARAMS),
-        jnp.asarray(prompt_ids),
-        jnp.asarray(prompt_mask),
-        jnp.asarray(drawn.completion_ids),
-        jnp.asarray(drawn.completion_mask),
         temperature=temperature,
-        logits_chunk=logits_chunk,
     )
-    return np.asarray(values)
+
+
+def roll(num_prompts=4, num_devices=1, *, key=0, prompts=None, **settings):
+    """A rollout on the host; programs of the same settings are compiled once."""
+    prompts = tiny_prompts(num_prompts) if prompts is None else prompts
+    return host(program(num_devices, **settings)(PARAMS, *prompts, jax.random.key(key)))
+
+
+@functools.cache
+def scoring_program(temperature, logits_chunk):
+    def score(params, *arrays):
+        return logps.completion_logps(
+            nnx.merge(GRAPHDEF, params), *arrays, temperature=temperature, logits_chunk=logits_chunk
+        )[0]
+
+    return jax.jit(score)
+
+
+def trainer_logps(drawn, temperature=1.0, logits_chunk=0):
+    """The log-probs that training would compute for a rollout of `tiny_prompts(4)`."""
+    score = scoring_program(temperature, logits_chunk)
+    return host(score(PARAMS, *tiny_prompts(4), drawn.completion_ids, drawn.completion_mask))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -62,7 +68,7 @@ def test_log_probs_taken_in_chunks_are_those_taken_at_once():
 
 
 def test_eight_devices_draw_the_rows_that_one_draws():
-    eight, one = roll(8, on=mesh.data_mesh()), roll(8)
+    eight, one = roll(8, 8), roll(8)
     np.testing.assert_array_equal(eight.completion_ids, one.completion_ids)
     np.testing.assert_array_equal(eight.completion_mask, one.completion_mask)
     np.testing.assert_allclose(eight.sampler_logps, one.sampler_logps, atol=tolerances.LOGP_GAP)
@@ -86,21 +92,20 @@ def test_a_row_does_not_depend_on_how_much_padding_it_carries():
 
 def test_completions_of_one_prompt_differ_and_another_key_gives_others():
     drawn = roll(stop_ids=())
-    assert (drawn.completion_ids[0] != drawn.completion_ids[1]).any()
+    assert len({tuple(row) for row in drawn.completion_ids[:G].tolist()}) == G
     assert (drawn.completion_ids != roll(stop_ids=(), key=1).completion_ids).any()
 
 
-def test_greedy_is_the_chain_of_argmaxes_of_full_forwards():
-    drawn = roll(2, prompts=first_prompts(2), stop_ids=(), temperature=0.0, num_generations=1)
+def test_greedy_takes_the_argmax_of_the_full_forward_at_every_slot():
+    drawn = roll(4, stop_ids=(), temperature=0.0, num_generations=1)
+    prompt_ids, prompt_mask = tiny_prompts(4)
+    ids = np.concatenate([prompt_ids, drawn.completion_ids], axis=1)
+    mask = np.concatenate([prompt_mask, drawn.completion_mask], axis=1)
     gemma = nnx.merge(GRAPHDEF, PARAMS)
-    for row, (ids, mask) in enumerate(zip(*first_prompts(2), strict=True)):
-        sequence = ids[mask].tolist()
-        for expected in drawn.completion_ids[row]:
-            hidden, _ = model.forward(
-                gemma, jnp.asarray([sequence]), jnp.ones((1, len(sequence)), bool)
-            )
-            assert int(gemma.logits(hidden[0, -1]).argmax()) == expected
-            sequence.append(int(expected))
+    hidden, _ = jax.jit(lambda ids, mask: model.forward(gemma, ids, mask))(ids, mask)
+    likeliest = host(gemma.logits(hidden).argmax(axis=-1))
+    S = prompt_ids.shape[1]
+    np.testing.assert_array_equal(drawn.completion_ids, likeliest[:, S - 1 : -1])
 
 
 def test_a_completion_ends_with_its_first_stop_token_and_padding_follows():

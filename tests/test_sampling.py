@@ -15,16 +15,16 @@ KEYS_6 = jax.random.split(jax.random.key(0), 6)
 
 def numpy_log_softmax(x):
     x = x.astype(np.float64)
-    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(
-        -1, keepdims=True
+    return (
+        x
+        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - x.max(-1, keepdims=True)
     )
 
 
 def test_temperature_zero_takes_the_largest_and_reports_its_full_log_prob():
     logits = RNG.normal(size=(6, 11)).astype(np.float32) * 3
-    ids, logps = sampling.sample(
-        jnp.asarray(logits), KEYS_6, temperature=0.0, top_k=3, top_p=0.5
-    )
+    ids, logps = sampling.sample(jnp.asarray(logits), KEYS_6, temperature=0.0, top_k=3, top_p=0.5)
     np.testing.assert_array_equal(ids, logits.argmax(-1))
     expected = numpy_log_softmax(logits)[np.arange(6), logits.argmax(-1)]
     np.testing.assert_allclose(logps, expected, atol=tolerances.F32, rtol=tolerances.F32)

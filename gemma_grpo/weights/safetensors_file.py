@@ -4,6 +4,7 @@ A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.g
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 
 
-def names(params: Params) -> dict[str, jax.Array]:
+def names(params: Params) -> dict[str, Any]:
     """The tree's leaves by dotted path."""
     leaves = jax.tree.leaves_with_path(params)
     return {".".join(key.key for key in path): leaf for path, leaf in leaves}

@@ -1,0 +1,250 @@
+"""The whole run through its command line: what it writes, how it resumes, how it refuses.
+
+Real processes on the embedded model, a few steps each; they share one compilation cache.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gemma_grpo import cli, config, train
+
+SMALL = [
+    "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
+    "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
+    "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
+    "--data.num-train", "60", "--data.num-test", "8",
+    "--evaluation.batch-size", "8",
+]  # fmt: skip
+TIMES = ("time/", "tokens_per_s")
+
+
+def command(*arguments):
+    """A training process, on a machine of its own as far as JAX can tell: one CPU device."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gemma_grpo.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finish(*arguments):
+    process = command(*arguments)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole_run(runs):
+    """A run that nothing interrupted."""
+    status, output = finish("--run-dir", str(runs / "whole"), *SMALL)
+    assert status == 0, output
+    return runs / "whole"
+
+
+def metrics_without_times(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(TIMES)}
+        for line in lines
+    ]
+
+
+def assert_same_run(run_dir, other):
+    for stage in ("sft", "grpo"):
+        weights = f"weights/{stage}.safetensors"
+        assert (run_dir / weights).read_bytes() == (other / weights).read_bytes()
+    assert metrics_without_times(run_dir) == metrics_without_times(other)
+    names = sorted(path.name for path in (other / "rollouts").iterdir())
+    assert sorted(path.name for path in (run_dir / "rollouts").iterdir()) == names
+    for name in names:
+        assert (run_dir / "rollouts" / name).read_bytes() == (
+            other / "rollouts" / name
+        ).read_bytes()
+
+
+def test_a_run_leaves_everything_it_promises(whole_run):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png"):
+        assert (whole_run / name).stat().st_size > 0
+    assert sorted(path.name for path in (whole_run / "checkpoints").iterdir()) == ["grpo", "sft"]
+    assert list((whole_run / "tensorboard").rglob("*events*"))
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert list(summary["stages"]) == ["base", "sft", "grpo"]
+    for stage in summary["stages"].values():
+        wanted = {"accuracy", "accuracy_ci95", "format_rate", "trace_score", "reward", "n"}
+        assert wanted <= stage.keys() and stage["n"] == 8
+    assert {"preset", "seed", "device", "seconds", "paired"} <= summary.keys()
+    rows = (whole_run / "rollouts" / "grpo-000003.jsonl").read_text().splitlines()
+    assert len(rows) == 2 * 4
+    components = {"correctness", "trace", "confidence", "verbosity", "format", "reward"}
+    assert components <= json.loads(rows[0]).keys()
+
+
+def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(whole_run):
+    steps = [line for line in metrics_without_times(whole_run) if line["stage"] == "grpo"]
+    assert len(steps) == 4
+    assert all(line["logp_gap/mean"] < 1e-5 for line in steps)
+
+
+def test_the_weights_anneal_and_the_phases_follow_each_other(whole_run):
+    steps = [line for line in metrics_without_times(whole_run) if line["stage"] == "grpo"]
+    assert (steps[0]["weight/trace"], steps[-1]["weight/trace"]) == (0.45, 0.25)
+    assert (steps[0]["weight/correctness"], steps[-1]["weight/correctness"]) == (0.40, 0.60)
+    assert [line["phase"] for line in steps] == ["easy", "easy", "medium", "hard"]
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, whole_run):
+    run_dir, rng = runs / "killed", random.Random(5)
+    arguments, kills = ["--run-dir", str(run_dir), *SMALL], 0
+    for _ in range(40):
+        process = command(*arguments)
+        try:
+            # Early kills hit start-up and evaluation, later ones the steps and checkpoints.
+            output, _ = process.communicate(timeout=rng.uniform(4, 16) + kills)
+            assert process.returncode == 0, output
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        if (run_dir / "config.yaml").exists():
+            arguments = ["--run-dir", str(run_dir), "--resume"]
+    assert process.returncode == 0 and kills > 0
+    assert_same_run(run_dir, whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, whole_run, number):
+    run_dir = runs / f"signal-{number}"
+    process = command("--run-dir", str(run_dir), *SMALL)
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    if process.returncode:  # it may have been at its last step
+        assert process.returncode == 128 + number
+        assert "everything is saved" in output and "Traceback" not in output
+        steps = len(metrics.read_text().splitlines()) - 4
+        assert (run_dir / "checkpoints" / "grpo" / f"{steps:06d}").is_dir()
+    status, output = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0, output
+    assert_same_run(run_dir, whole_run)
+
+
+def test_a_run_is_repeated_by_its_own_config(runs, whole_run):
+    again = runs / "again"
+    status, output = finish("--config", str(whole_run / "config.yaml"), "--run-dir", str(again))
+    assert status == 0, output
+    assert_same_run(again, whole_run)
+
+
+def test_a_damaged_checkpoint_is_passed_over(runs, whole_run):
+    run_dir = runs / "damaged"
+    subprocess.run(["cp", "-r", str(whole_run), str(run_dir)], check=True)
+    for name in ("weights/grpo.safetensors", "evaluations/grpo.json", "summary.json"):
+        (run_dir / name).unlink()
+    newest = run_dir / "checkpoints" / "grpo" / "000004"
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=os.path.getsize)
+    victim.write_bytes(victim.read_bytes()[:-7])
+    status, output = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0 and "damaged" in output
+    assert_same_run(run_dir, whole_run)
+
+
+# --- bad input: one line, a mend, nothing written -----------------------------------------------
+
+
+def says(capsys, *arguments):
+    """The one line that the command prints on stderr before it leaves with status 2."""
+    few = ["--data.num-train", "20", "--data.num-test", "8"]
+    assert train.main([*few, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(autouse=True)
+def devices_stay_as_they_are(monkeypatch):
+    """The command sets the number of CPU devices, which this process has fixed already."""
+    monkeypatch.setattr(cli, "one_cpu_device_per_core", lambda *sizes: None)
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--preset", "gemma4"], "gemma3-nano"),
+        (["--model.tokenizer", "nowhere.model"], "nowhere.model"),
+        (["--model.weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--model.max-prompt-length", "9"], "max_prompt_length"),
+        (["--model.max-completion-length", "9"], "max_completion_length"),
+        (["--grpo.num-generations", "1"], "num_generations=1"),
+        (["--grpo.prompts-per-step", "3"], "multiple of 8"),
+        (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--reward", "nowhere.py:f"], "nowhere.py"),
+        (["--stages", "grpo,sft"], "stages"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(capsys, tmp_path, arguments, named):
+    run_dir = tmp_path / "run"
+    line = says(capsys, "--dry-run", "--run-dir", str(run_dir), *arguments)
+    assert named in line and not run_dir.exists()
+
+
+def test_an_empty_data_set_is_named(capsys, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "empty.jsonl" in says(
+        capsys, "--dry-run", "--data.source", str(tmp_path / "empty.jsonl")
+    )
+
+
+def test_a_directory_that_is_there_is_not_written_over(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    line = says(capsys, "--run-dir", str(tmp_path))
+    assert "--resume" in line and [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--run-dir" in says(capsys, "--resume")
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("seed: [", "not YAML"),
+        ("seed: five", "seed"),
+        ("grpo: {steps: 5}", "steps"),
+        ("grpo: {loss: {objective: ppo}}", "grpo.loss.objective"),
+        ("- seed", "mapping"),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_its_field(capsys, tmp_path, text, named):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    line = says(capsys, "--dry-run", "--config", str(path))
+    assert named in line and "run.yaml" in line
+
+
+def test_a_config_survives_yaml(tmp_path):
+    run = config.RunConfig(seed=7)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(run))
+    assert config.from_yaml(path) == run
