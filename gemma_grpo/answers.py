@@ -241,9 +241,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["decimal"]:
         return Fraction(match["decimal"].replace(",", ""))
     whole, top, bottom = (int(match[name] or 0) for name in ("whole", "top", "bottom"))
-    if bottom == 0 or (
-        match["whole"] and top >= bottom
-    ):  # "5 10/2" is two numbers, not a mixed one
+    if bottom == 0 or (match["whole"] and top >= bottom):  # "5 10/2" is two numbers
         return None
     return whole + Fraction(top, bottom)
 

@@ -1,0 +1,26 @@
+"""Warm-up, waiting for the device, medians, and the JSON line around them. Knows nothing timed."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def median_seconds(run: Callable[[], Any], *, repeats: int) -> tuple[float, float, float]:
+    """(median, smallest, largest) wall-clock seconds of `run`, after one call that warms up."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def print_row(**values: Any) -> None:
+    """One JSON line: the values, the device and the version."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(json.dumps({"device": device, "jax": jax.__version__, **values}))
