@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,8 +79,8 @@ def gradient(batch, **settings):
 
 
 def assert_trees_close(a, b, atol):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, atol=atol)
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)  # the next one is blind to dtypes
+    chex.assert_trees_all_close(a, b, atol=atol, rtol=0)
 
 
 def test_on_policy_the_gradient_is_reinforce_with_the_stop_token_in_it():
@@ -93,6 +94,26 @@ def test_on_policy_the_gradient_is_reinforce_with_the_stop_token_in_it():
         return -(counted * ADVANTAGES[:, None]).sum() / rollout.completion_mask.sum()
 
     assert_trees_close(actual, host(jax.jit(jax.grad(reinforce))(PARAMS)), tolerances.MODEL_GRAD)
+
+
+def test_nothing_in_the_padding_reaches_loss_or_gradient():
+    rollout = fake_rollout()
+    batch = batch_of(rollout)
+    poison = lambda x: np.where(rollout.completion_mask, x, np.nan).astype(np.float32)
+    garbage = np.where(rollout.completion_mask, rollout.completion_ids, 39).astype(np.int32)
+    poisoned = batch | {"completion_ids": garbage, "sampler_logps": poison(batch["sampler_logps"])}
+    clean, dirty = gradient(batch), gradient(poisoned)
+    chex.assert_tree_all_finite(dirty)
+    assert_trees_close(clean, dirty, tolerances.MODEL_GRAD)
+
+
+def test_an_update_is_traced_once_for_all_steps_of_one_shape():
+    chex.clear_trace_counter()
+    update = update_program.__wrapped__()
+    once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
+    state = train_state.init_train_state(jax.tree.map(jnp.copy, PARAMS), SGD)
+    for seed in (3, 4):
+        state, _ = once(state, batch_of(fake_rollout(seed)))
 
 
 def test_the_stop_token_gets_gradient():

@@ -228,6 +228,12 @@ SAME = [
     ["1 234"],
     ["1,2345"],
     ["3:4"],
+    ["3 4"],
+    ["3.5 to 1"],
+    ["35 to 1"],
+    ["5! + 1"],
+    ["5 + 1"],
+    ["10"],
     ["1/2/3"],
     ["5 10/2"],
     ["2.5.1"],
@@ -470,6 +476,9 @@ def test_repeated_lines_count_once_under_any_label_case_spacing_or_punctuation()
         "Step 2: 3 + 4 = 7.",
         "3. 3 + 4 = 7",
         "- 3  +  4 = 7 ;",
+        "**Step 2:** 3 + 4 = 7",
+        "## Step 2: 3 + 4 = 7",
+        "**3 + 4 = 7**",
         "3 + 4 = 7",
     ]
     assert rewards.reasoning_steps("\n\n".join(lines)) == 1
@@ -622,7 +631,12 @@ def test_annealing_is_linear_with_exact_ends_and_constant_weights_stay_bit_equal
     for progress, trace, correctness in ((0.25, 0.40, 0.45), (0.5, 0.35, 0.50), (0.75, 0.30, 0.55)):
         weights = rewards.weights_at(START_WEIGHTS, END_WEIGHTS, progress)
         assert weights.trace == near(trace) and weights.correctness == near(correctness)
+    for progress in (n / 97 for n in range(98)):
+        weights = rewards.weights_at(START_WEIGHTS, END_WEIGHTS, progress)
         assert (weights.confidence, weights.verbosity) == (0.15, -0.05)
+    for first, last in itertools.product((n / 100 for n in range(1, 100, 7)), repeat=2):
+        start, end = (replace(START_WEIGHTS, trace=trace) for trace in (first, last))
+        assert rewards.weights_at(start, end, 1.0) == end
 
 
 @pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan, math.inf])
@@ -776,6 +790,7 @@ def test_two_files_of_the_same_name_stay_apart(tmp_path):
         (tmp_path / folder / "mine.py").write_text(f"VALUE = {value}\ndef f(s): return VALUE\n")
     loaded = [rewards.load_reward(f"{tmp_path / folder / 'mine.py'}:f") for folder in "ab"]
     assert [reward(sample()) for reward in loaded] == [1.0, 2.0]
+    assert [vars(sys.modules[reward.__module__])["VALUE"] for reward in loaded] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
