@@ -17,7 +17,7 @@ from gemma_grpo.interrupt import InterruptedRunError
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; a `UserError` is printed as one line (status 2), a signal as another."""
+    """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
     try:
         return command()
     except UserError as error:
@@ -26,6 +26,9 @@ def guarded(command: Callable[[], int]) -> int:
     except InterruptedRunError as stop:
         print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

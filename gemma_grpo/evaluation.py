@@ -82,7 +82,9 @@ def evaluation_prompts(config: EvaluationConfig) -> int:
 def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     """The compiled samplers for `config`."""
 
-    def sampler(num_generations: int, **sampling: float) -> collect.Sampler:
+    def sampler(
+        num_generations: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+    ) -> collect.Sampler:
         rollout = make_rollout(
             runtime.graphdef,
             runtime.mesh,
@@ -90,7 +92,9 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
             max_completion_length=runtime.max_completion_length,
             stop_ids=runtime.tokenizer.stop_ids,
             pad_id=runtime.tokenizer.pad_id,
-            **sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
         )
         return collect.Sampler(
             rollout,
@@ -102,13 +106,8 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
 
     sampled = None
     if config.num_samples:
-        sampled = sampler(
-            config.num_samples,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
-    return Evaluator(config, sampler(1, temperature=0.0), sampled, runtime.dtype, runtime.seed)
+        sampled = sampler(config.num_samples, config.temperature, config.top_k, config.top_p)
+    return Evaluator(config, sampler(1, 0.0), sampled, runtime.dtype, runtime.seed)
 
 
 def _complete(

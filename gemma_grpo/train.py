@@ -27,6 +27,13 @@ RUNS = Path("runs")
 class Options:
     """Flags of the command itself; they are no part of the run."""
 
+    preset: str = "gemma3-nano"
+    """Named configuration that the other flags change."""
+    config: Path | None = None
+    """YAML file that the other flags change, such as an earlier run's config.yaml."""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; give the
+    flag once for each."""
     run_dir: Path | None = None
     """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
     resume: bool = False
@@ -47,15 +54,16 @@ def _main(arguments: list[str]) -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="gemma3-nano")
     first.add_argument("--config", type=Path)
-    first.add_argument("--reward", action="append", default=[])
-    chosen, rest = first.parse_known_args(arguments)
+    chosen, _ = first.parse_known_args(arguments)
     default = config.from_yaml(chosen.config) if chosen.config else presets.preset(chosen.preset)
-    options, run = _parse(rest, default, chosen.reward)
+    options, run = _parse(arguments, default)
     if options.resume:
+        if run != default or chosen.config:
+            raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
         run_dir = options.run_dir or _newest_run()
         run = config.from_yaml(run_dir / "config.yaml")
     else:
-        run_dir = options.run_dir or RUNS / f"{chosen.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run_dir = options.run_dir or RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     cli.one_cpu_device_per_core(*pipeline.batch_sizes(run).values())
     for warning in run.grpo.check():
         print(f"warning: {warning}", file=sys.stderr)
@@ -71,15 +79,20 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(rest: list[str], default: RunConfig, extra: list[str]) -> tuple[Options, RunConfig]:
+def _parse(arguments: list[str], default: RunConfig) -> tuple[Options, RunConfig]:
     def both(
         options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 (frozen)
         run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
     ) -> tuple[Options, RunConfig]:
         return options, run
 
-    options, run = tyro.cli(both, args=rest, prog="python -m gemma_grpo.train", description=__doc__)
-    return options, cli.with_rewards(run, extra)
+    options, run = tyro.cli(
+        both,
+        args=arguments,
+        prog="python -m gemma_grpo.train",
+        description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
+    )
+    return options, cli.with_rewards(run, options.reward)
 
 
 def _newest_run() -> Path:

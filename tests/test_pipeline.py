@@ -107,23 +107,30 @@ def test_the_weights_anneal_and_the_phases_follow_each_other(whole_run):
 
 
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, whole_run):
-    run_dir, rng = runs / "killed", random.Random(5)
-    arguments, kills = ["--run-dir", str(run_dir), *SMALL], 0
-    for _ in range(40):
+    """Five kills -9 at random moments, each after the run has got a step farther than before."""
+    run_dir, rng, lines_before = runs / "killed", random.Random(5), 0
+    arguments = ["--run-dir", str(run_dir), *SMALL]
+    for _ in range(5):
         process = command(*arguments)
-        try:
-            # Early kills hit start-up and evaluation, later ones the steps and checkpoints.
-            output, _ = process.communicate(timeout=rng.uniform(4, 16) + kills)
-            assert process.returncode == 0, output
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-        if (run_dir / "config.yaml").exists():
-            arguments = ["--run-dir", str(run_dir), "--resume"]
-    assert process.returncode == 0 and kills > 0
+        lines_before = wait_for_lines(process, run_dir / "metrics.jsonl", lines_before + 1)
+        time.sleep(rng.uniform(0, 1.0))  # into a step, a checkpoint, an evaluation
+        process.kill()
+        process.communicate()
+        arguments = ["--run-dir", str(run_dir), "--resume"]
+    status, output = finish(*arguments)
+    assert status == 0, output
     assert_same_run(run_dir, whole_run)
+
+
+def wait_for_lines(process, metrics, num):
+    """Waits until a running process has written `num` lines; returns how many there are."""
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= num):
+        if process.poll() is not None:  # it was through already
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return metrics.read_bytes().count(b"\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -131,10 +138,7 @@ def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, whole_ru
     run_dir = runs / f"signal-{number}"
     process = command("--run-dir", str(run_dir), *SMALL)
     metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_lines(process, metrics, 5)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     if process.returncode:  # it may have been at its last step
@@ -221,9 +225,14 @@ def test_a_directory_that_is_there_is_not_written_over(capsys, tmp_path):
     assert "--resume" in line and [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_resume_with_other_settings_is_refused(capsys, tmp_path):
+    assert "leave settings out" in says(capsys, "--resume", "--run-dir", str(tmp_path))
+
+
 def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--run-dir" in says(capsys, "--resume")
+    assert train.main(["--resume"]) == 2
+    assert "--run-dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

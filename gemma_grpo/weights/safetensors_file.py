@@ -22,11 +22,19 @@ def names(params: Params) -> dict[str, Any]:
 
 
 def save(path: Path, params: Params) -> None:
-    """Write every parameter; the file appears whole or not at all."""
+    """Write every parameter; the file appears whole or not at all.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
     tensors = {name: jax.device_get(leaf) for name, leaf in names(params).items()}
     partial = path.with_suffix(".partial")
-    safetensors.numpy.save_file(tensors, partial)
-    partial.replace(path)
+    try:
+        safetensors.numpy.save_file(tensors, partial)
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; free some space, then --resume") from error
 
 
 def load(path: Path, like: Params) -> Params:

@@ -1,0 +1,103 @@
+"""The built-in task and the pretraining text: true, disjoint, in the format or out of it."""
+
+import random
+import re
+
+import pytest
+
+from gemma_grpo import answers, pretrain, rewards
+from gemma_grpo.data import curriculum
+
+EQUATION = re.compile(r"(\d+)(%?) (\+|-|\*|/|of) (\d+) = (\d+)")
+
+
+def first_drafts(split, num, seed=0):
+    return [draft for draft, _ in zip(curriculum.drafts(split, seed), range(num), strict=False)]
+
+
+def equations_hold(text):
+    """Every "a sign b = c" of a text, worked out here; returns how many there were."""
+    found = EQUATION.findall(text)
+    for a, percent, sign, b, c in found:
+        a, b, c = int(a), int(b), int(c)
+        assert bool(percent) == (sign == "of")
+        left = {"+": a + b, "-": a - b, "*": a * b, "/": a / b, "of": a / 100 * b}[sign]
+        assert abs(left - c) < 1e-9, text
+    return len(found)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_step_is_true_and_the_last_one_gives_the_answer(split):
+    for _, _, draft in first_drafts(split, 900):
+        assert equations_hold("\n".join(draft.steps)) == len(draft.steps)
+        assert draft.steps[-1].endswith(f" = {draft.answer}")
+        assert re.search(rf"\b{draft.answer}\b", draft.conclusion)
+        assert 0 <= draft.answer <= 144
+
+
+def test_each_step_uses_only_numbers_of_the_question_or_of_steps_before():
+    for _, _, draft in first_drafts("train", 900):
+        known = set(re.findall(r"\d+", draft.question))
+        for step in draft.steps:
+            *operands, result = re.findall(r"\d+", step)
+            assert set(operands) <= known, draft
+            known.add(result)
+
+
+def test_no_problem_stands_on_both_sides_whatever_the_seed():
+    train = {d.question for seed in range(2) for _, _, d in first_drafts("train", 2000, seed)}
+    test = {d.question for seed in range(2) for _, _, d in first_drafts("test", 800, seed)}
+    assert not train & test
+    numbers = lambda split: {
+        (family.__name__, draft.numbers)
+        for seed in range(2)
+        for _, family, draft in first_drafts(split, 800, seed)
+    }
+    assert not numbers("train") & numbers("test")
+
+
+def test_harder_problems_take_more_steps():
+    needed = {"easy": {1}, "medium": {2}, "hard": {2, 3}}
+    for difficulty, _, draft in first_drafts("train", 900):
+        assert len(draft.steps) in needed[difficulty]
+
+
+def test_a_worked_solution_earns_full_marks_and_a_brief_one_only_where_one_step_is_enough():
+    for difficulty, _, draft in first_drafts("train", 300):
+        for solution, full in ((curriculum.worked(draft), True), (curriculum.brief(draft), False)):
+            sample = rewards.Sample(
+                draft.question, solution, str(draft.answer), difficulty, 30, 60, (), True
+            )
+            assert rewards.correctness(sample) == rewards.format_ok(sample) == 1
+            assert (rewards.trace(sample) == 1) == (full or difficulty == "easy")
+
+
+def test_problems_are_distinct_balanced_and_repeat_with_the_seed():
+    problems = curriculum.problems("train", 300, seed=3)
+    assert len({problem.prompt for problem in problems}) == 300
+    counts = [sum(p.difficulty == name for p in problems) for name in ("easy", "medium", "hard")]
+    assert min(counts) > 80
+    assert problems == curriculum.problems("train", 300, seed=3)
+    assert problems != curriculum.problems("train", 300, seed=4)
+
+
+def test_about_half_of_the_demonstrations_skip_their_steps():
+    problems = curriculum.problems("train", 600, seed=0)
+    brief = sum(not EQUATION.search(problem.completion) for problem in problems)
+    assert 240 < brief < 360  # 300, and five standard deviations
+
+
+def test_the_pretraining_text_is_true_and_never_in_the_answer_format():
+    rng, drafts = random.Random(0), curriculum.drafts("train", 0)
+    texts = [pretrain.document(rng, drafts) for _ in range(3000)]
+    assert sum(equations_hold(text) for text in texts) > 3000
+    assert not any("reasoning" in text or "<answer" in text for text in texts)
+    assert all(answers.parse(text).answer is None for text in texts)
+
+
+def test_the_pretraining_text_asks_no_held_out_question():
+    held_out = {draft.question for _, _, draft in first_drafts("test", 2000)}
+    rng, drafts = random.Random(1), curriculum.drafts("train", 1)
+    for text in (pretrain.document(rng, drafts) for _ in range(3000)):
+        asked = re.search(r"(?:user\n|Question: )(.*?)(?:<end_of_turn>|\nAnswer)", text)
+        assert asked is None or asked[1] not in held_out
