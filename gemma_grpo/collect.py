@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from gemma_grpo import padding, rewards, scoring
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.model import Params
-from gemma_grpo.rollout import Rollout
+from gemma_grpo.rollout import Rollout, make_rollout
+from gemma_grpo.runtime import Runtime
 from gemma_grpo.tokenizer import Tokenizer
 
 
@@ -82,6 +83,32 @@ class Sampler:
         )
         scores = rewards.score(samples, weights, extra)
         return Groups(list(problems_P), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+
+
+def make_sampler(
+    runtime: Runtime,
+    *,
+    num_generations: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Sampler:
+    """The sampler of a run with these settings; see `sampling.sample`."""
+    tokenizer = runtime.tokenizer
+    rollout = make_rollout(
+        runtime.graphdef,
+        runtime.mesh,
+        num_generations=num_generations,
+        max_completion_length=runtime.max_completion_length,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    return Sampler(
+        rollout, tokenizer, runtime.instruction, runtime.max_prompt_length, num_generations
+    )
 
 
 def collect_mixed(

@@ -11,7 +11,6 @@ from gemma_grpo import answers, collect, rewards, statistics
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
-from gemma_grpo.rollout import make_rollout
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import in_dtype
 
@@ -82,32 +81,17 @@ def evaluation_prompts(config: EvaluationConfig) -> int:
 def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     """The compiled samplers for `config`."""
 
-    def sampler(
-        num_generations: int, temperature: float, top_k: int = 0, top_p: float = 1.0
-    ) -> collect.Sampler:
-        rollout = make_rollout(
-            runtime.graphdef,
-            runtime.mesh,
-            num_generations=num_generations,
-            max_completion_length=runtime.max_completion_length,
-            stop_ids=runtime.tokenizer.stop_ids,
-            pad_id=runtime.tokenizer.pad_id,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        return collect.Sampler(
-            rollout,
-            runtime.tokenizer,
-            runtime.instruction,
-            runtime.max_prompt_length,
-            num_generations,
-        )
-
     sampled = None
     if config.num_samples:
-        sampled = sampler(config.num_samples, config.temperature, config.top_k, config.top_p)
-    return Evaluator(config, sampler(1, 0.0), sampled, runtime.dtype, runtime.seed)
+        sampled = collect.make_sampler(
+            runtime,
+            num_generations=config.num_samples,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+    greedy = collect.make_sampler(runtime, num_generations=1, temperature=0.0)
+    return Evaluator(config, greedy, sampled, runtime.dtype, runtime.seed)
 
 
 def _complete(

@@ -5,6 +5,7 @@ python -m gemma_grpo.generate RUN_OR_WEIGHTS --prompt "What is 12 + 7?" [--tempe
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,10 @@ import jax
 import numpy as np
 import tyro
 
-from gemma_grpo import cli, padding, pipeline
+from gemma_grpo import cli, collect, padding, pipeline
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.mesh import data_mesh
-from gemma_grpo.rollout import make_rollout
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +50,10 @@ def _generate(
         raise UserError(f"--num {num}: must be at least 1")
     run = cli.trained(run_or_weights)
     runtime, params = pipeline.load_model(run.model, seed=seed)
+    runtime = replace(runtime, mesh=data_mesh(jax.devices()[:1]))
+    sampler = collect.make_sampler(
+        runtime, num_generations=num, temperature=temperature, top_k=top_k, top_p=top_p
+    )
     encoded = padding.encode_prompts(
         [Problem(prompt, answer="")],
         runtime.tokenizer,
@@ -59,18 +63,7 @@ def _generate(
     ids, mask = padding.pad_left(
         encoded, length=runtime.max_prompt_length, pad_id=runtime.tokenizer.pad_id
     )
-    rollout = make_rollout(
-        runtime.graphdef,
-        data_mesh(jax.devices()[:1]),
-        num_generations=num,
-        max_completion_length=runtime.max_completion_length,
-        stop_ids=runtime.tokenizer.stop_ids,
-        pad_id=runtime.tokenizer.pad_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
-    drawn = jax.device_get(rollout(params, ids, mask, jax.random.key(seed)))
+    drawn = jax.device_get(sampler.rollout(params, ids, mask, jax.random.key(seed)))
     for row in range(num):
         kept = drawn.completion_mask[row]
         text = runtime.tokenizer.decode(drawn.completion_ids[row][kept].tolist())

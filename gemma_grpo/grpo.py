@@ -19,14 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_grpo import advantages, collect, grpo_update, loss_checks, rewards
-from gemma_grpo import mesh as meshes
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.grpo_update import LossConfig
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.model import Params
-from gemma_grpo.rollout import make_rollout
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
@@ -135,20 +133,8 @@ def train(
     extra = load_extra_rewards(reward.extra)
     optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
     programs = _Programs(
-        sampler=collect.Sampler(
-            rollout=make_rollout(
-                runtime.graphdef,
-                runtime.mesh,
-                num_generations=config.num_generations,
-                max_completion_length=runtime.max_completion_length,
-                stop_ids=runtime.tokenizer.stop_ids,
-                pad_id=runtime.tokenizer.pad_id,
-                temperature=config.temperature,
-            ),
-            tokenizer=runtime.tokenizer,
-            instruction=runtime.instruction,
-            max_prompt_length=runtime.max_prompt_length,
-            num_generations=config.num_generations,
+        sampler=collect.make_sampler(
+            runtime, num_generations=config.num_generations, temperature=config.temperature
         ),
         score=grpo_update.make_score(
             runtime.graphdef,
@@ -173,11 +159,7 @@ def train(
     step_fn = partial(
         _step, config, reward, runtime, batches.by_difficulty(problems), extra, programs, reference
     )
-    # Placed before the first update, which would else be compiled for this placement and again
-    # for that of its own result.
-    state = jax.device_put(
-        init_train_state(jax.tree.map(jnp.copy, params), optimizer), meshes.whole(runtime.mesh)
-    )
+    state = init_train_state(params, optimizer, runtime.mesh)
     state = run_steps(
         "grpo",
         step_fn,

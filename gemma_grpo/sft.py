@@ -182,11 +182,7 @@ def train(
         times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
         return state, StepResult(metrics | times)
 
-    # Placed before the first update, which would else be compiled for this placement and again
-    # for that of its own result.
-    state = jax.device_put(
-        init_train_state(jax.tree.map(jnp.copy, params), optimizer), meshes.whole(runtime.mesh)
-    )
+    state = init_train_state(params, optimizer, runtime.mesh)
     state = run_steps(
         "sft",
         step_fn,

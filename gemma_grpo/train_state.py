@@ -6,8 +6,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from gemma_grpo import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 
@@ -83,10 +85,17 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     )
 
 
-def init_train_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at update 0 with float32 master weights."""
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+def init_train_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A state at update 0 with float32 master weights, a copy that updates may donate.
+
+    It is placed on the mesh now: an update would else be compiled once for arrays that are
+    nowhere in particular and again for its own result.
+    """
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return jax.device_put(state, meshes.whole(mesh))
 
 
 def apply_gradients(

@@ -56,11 +56,15 @@ def exact_logps(params, rollout):
     return logps.completion_logps(nnx.merge(GRAPHDEF, params), *arrays)[0]
 
 
+def on(num_devices=1):
+    return mesh.data_mesh(jax.devices()[:num_devices])
+
+
 @functools.cache
 def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # noqa: B008 (frozen)
     return grpo_update.make_update(
         GRAPHDEF,
-        mesh.data_mesh(jax.devices()[:num_devices]),
+        on(num_devices),
         SGD,
         loss,
         temperature=1.0,
@@ -73,7 +77,7 @@ def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # n
 
 def gradient(batch, **settings):
     """With SGD at rate 1 the gradient is what the weights moved by."""
-    state = train_state.init_train_state(jax.tree.map(jnp.copy, PARAMS), SGD)
+    state = train_state.init_train_state(PARAMS, SGD, on(settings.get("num_devices", 1)))
     moved, metrics = update_program(**settings)(state, batch)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), PARAMS, moved.params), metrics
 
@@ -111,7 +115,7 @@ def test_an_update_is_traced_once_for_all_steps_of_one_shape():
     chex.clear_trace_counter()
     update = update_program.__wrapped__()
     once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
-    state = train_state.init_train_state(jax.tree.map(jnp.copy, PARAMS), SGD)
+    state = train_state.init_train_state(PARAMS, SGD, on())
     for seed in (3, 4):
         state, _ = once(state, batch_of(fake_rollout(seed)))
 
@@ -159,7 +163,7 @@ def test_padding_beyond_the_longest_completion_is_cut_to_the_bucket():
 def test_at_a_rate_of_1e_6_every_weight_with_a_gradient_moves():
     optimizer = optax.adam(1e-6)
     state = train_state.init_train_state(
-        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS), optimizer
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS), optimizer, on()
     )
     grads = jax.tree.map(jnp.ones_like, state.params)
     moved = train_state.apply_gradients(state, grads, optimizer)
@@ -182,17 +186,16 @@ def test_the_reported_gap_is_the_mean_and_root_mean_square_over_completion_token
 
 def test_a_toy_reward_rises_within_a_few_steps():
     """The reward is the share of one token, at chance 1 in 40 to begin with."""
-    devices = mesh.data_mesh(jax.devices()[:1])
     roll = make_rollout(
-        GRAPHDEF, devices, num_generations=G * 4, max_completion_length=T, stop_ids=(),
+        GRAPHDEF, on(), num_generations=G * 4, max_completion_length=T, stop_ids=(),
         pad_id=PAD, temperature=1.0,
     )  # fmt: skip
     optimizer = optax.adam(3e-2)
     update = grpo_update.make_update(
-        GRAPHDEF, devices, optimizer, grpo_update.LossConfig(), temperature=1.0,
+        GRAPHDEF, on(), optimizer, grpo_update.LossConfig(), temperature=1.0,
         accumulation_steps=1, dtype="float32", logits_chunk=0, remat=False,
     )  # fmt: skip
-    state = train_state.init_train_state(jax.tree.map(jnp.copy, PARAMS), optimizer)
+    state = train_state.init_train_state(PARAMS, optimizer, on())
     shares = []
     for step in range(20):
         key = jax.random.fold_in(jax.random.key(0), step)

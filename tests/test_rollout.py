@@ -131,3 +131,12 @@ def test_a_stop_token_in_the_first_slot_ends_the_completion():
 def test_a_row_cut_off_by_the_budget_has_not_stopped():
     drawn = roll(stop_ids=())
     assert drawn.completion_mask.all() and not drawn.stopped.any()
+
+
+def test_a_rollout_never_asks_the_host_and_its_loop_has_no_collective():
+    lowered = program(8).lower(PARAMS, *tiny_prompts(8), jax.random.key(0))
+    compiled = lowered.compile().as_text()
+    asks_host = ("callback", "infeed", "outfeed", "send(", "recv(")
+    collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    assert "while" in compiled
+    assert not any(word in compiled for word in asks_host + collectives)
