@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.checkpoint import Checkpoints
+from gemma_grpo.errors import UserError
 from gemma_grpo.interrupt import Interrupt, InterruptedRunError
 from gemma_grpo.metrics import MetricsWriter, Progress
 from gemma_grpo.train_state import TrainState
@@ -61,6 +62,7 @@ def run_steps(
         step_fn: (state, step) -> (state, result); a function of its arguments alone, step from 0.
 
     Raises:
+        UserError: from a step, after the steps before it were saved.
         InterruptedRunError: a signal came; the step under way was finished and saved.
     """
     checkpoints = files.checkpoints(stage)
@@ -69,7 +71,12 @@ def run_steps(
         state, _ = checkpoints.restore(done, like=state)
     progress = Progress(num_steps, stage, done)
     for step in range(done, num_steps):
-        state, result = step_fn(state, step)
+        try:
+            state, result = step_fn(state, step)
+        except UserError:  # a reward that fails, say: it did so before the update
+            if step > done:
+                checkpoints.save(step, state, {"stage": stage, "step": step})
+            raise
         if result.rollouts:
             files.writer.write_rollouts(stage, step + 1, result.rollouts)
         files.writer.write(stage, step + 1, result.metrics)

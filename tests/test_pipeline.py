@@ -171,6 +171,33 @@ def test_a_damaged_checkpoint_is_passed_over(runs, whole_run):
     assert_same_run(run_dir, whole_run)
 
 
+FAILING_REWARD = """
+calls = 0
+def fussy(sample):
+    global calls
+    calls += 1
+    return 1 / (calls <= {calls})
+"""
+
+
+def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_mended(runs):
+    reward, run_dir = runs / "fussy.py", runs / "fussy"
+    reward.write_text(FAILING_REWARD.format(calls=2 * 8 + 3))  # in the third step of 8 completions
+    arguments = [*SMALL, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
+    status, output = finish(
+        "--run-dir", str(run_dir), *arguments, "--reward", f"{reward}:fussy=0.1"
+    )
+    error = output.strip().splitlines()[-1]
+    assert status == 2 and error.startswith("error: ") and "fussy" in error and "row 3" in error
+    assert "Traceback" not in output
+    assert [path.name for path in (run_dir / "checkpoints" / "grpo").iterdir()] == ["000002"]
+    reward.write_text(FAILING_REWARD.format(calls=10**9))
+    status, output = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0, output
+    assert [line["step"] for line in metrics_without_times(run_dir)] == [1, 2, 3, 4]
+    assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
+
+
 # --- bad input: one line, a mend, nothing written -----------------------------------------------
 
 
