@@ -101,3 +101,51 @@ def test_the_pretraining_text_asks_no_held_out_question():
     for text in (pretrain.document(rng, drafts) for _ in range(3000)):
         asked = re.search(r"(?:user\n|Question: )(.*?)(?:<end_of_turn>|\nAnswer)", text)
         assert asked is None or asked[1] not in held_out
+
+
+# The question's own words, read by other means than those that wrote it.
+SOLVERS = [
+    (r"has (\d+) \w+ and buys (\d+) more", lambda a, b: a + b),
+    (r"There are (\d+) \w+ in one box and (\d+) in another", lambda a, b: a + b),
+    (r"What is (\d+) \+ (\d+)", lambda a, b: a + b),
+    (r"has (\d+) \w+ and gives away (\d+)\.", lambda a, b: a - b),
+    (r"There were (\d+) \w+ in a box\. \w+ took (\d+)", lambda a, b: a - b),
+    (r"What is (\d+) - (\d+)", lambda a, b: a - b),
+    (r"has (\d+) boxes with (\d+) \w+ each\.", lambda a, b: a * b),
+    (r"There are (\d+) bags\. Each bag holds (\d+)", lambda a, b: a * b),
+    (r"What is (\d+) \* (\d+)", lambda a, b: a * b),
+    (r"puts (\d+) \w+ into (\d+) boxes", lambda a, b: a / b),
+    (r"(\d+) \w+ are shared by (\d+) friends", lambda a, b: a / b),
+    (r"What is (\d+) / (\d+)", lambda a, b: a / b),
+    (r"has (\d+) boxes with (\d+) \w+ each and buys (\d+) more", lambda a, b, c: a * b + c),
+    (r"has (\d+) boxes with (\d+) \w+ each and gives away (\d+)", lambda a, b, c: a * b - c),
+    (r"has (\d+) \w+, buys (\d+) more and gives away (\d+)", lambda a, b, c: a + b - c),
+    (r"has (\d+) \w+ and \w+ has (\d+)\. They share .* with (\d+)", lambda a, b, c: (a + b) / c),
+    (r"(\d+) \w+ an hour\. It runs (\d+) hours and then (\d+) more\. (\d+)",
+     lambda a, b, c, d: a * (b + c) - d),
+    (r"costs (\d+) coins\. The price goes up by (\d+)%", lambda a, b: a * (100 + b) / 100),
+    (r"costs (\d+) coins\. The price falls by (\d+)%", lambda a, b: a * (100 - b) / 100),
+    (r"(\d+) workers build a wall in (\d+) days\. .* (\d+) workers", lambda a, b, c: a * b / c),
+]  # fmt: skip
+
+
+def test_the_answer_is_what_the_question_asks_for():
+    used = set()
+    for _, _, draft in first_drafts("train", 900):
+        matches = [
+            (i, re.search(pattern, draft.question)) for i, (pattern, _) in enumerate(SOLVERS)
+        ]
+        ((i, match),) = [(i, match) for i, match in matches if match]
+        assert SOLVERS[i][1](*map(int, match.groups())) == draft.answer, draft.question
+        used.add(i)
+    assert len(used) == len(SOLVERS)
+
+
+def test_the_held_out_side_is_the_tenth():
+    rng = random.Random(0)
+    families = [family for group in curriculum.FAMILIES.values() for family in group]
+    sides = [curriculum.side(family, family(rng)) for family in families for _ in range(300)]
+    assert 0.07 < sides.count("test") / len(sides) < 0.13
+    for split in ("train", "test"):
+        drawn = first_drafts(split, 300)
+        assert all(curriculum.side(family, draft) == split for _, family, draft in drawn)
