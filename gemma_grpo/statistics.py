@@ -65,11 +65,6 @@ def majority_answer(answers: Sequence[str | None]) -> str | None:
     return max(votes, key=votes.__getitem__) if votes else None
 
 
-def majority_at_k(answers: Sequence[str | None], gold: str) -> bool:
-    """maj@k with k = len(answers): does the majority's answer equal `gold`, normalised alike?"""
-    return majority_answer(answers) == gold
-
-
 @dataclass(frozen=True)
 class PairedDifference:
     """Accuracy after minus accuracy before, on the same problems.

@@ -78,12 +78,6 @@ def test_unreadable_completions_cast_no_vote():
     assert statistics.majority_answer([]) is None
 
 
-def test_majority_at_k_compares_with_the_gold_answer():
-    assert statistics.majority_at_k(["4", "5", "5"], "5")
-    assert not statistics.majority_at_k(["4", "5", "5"], "4")
-    assert not statistics.majority_at_k([None], "4")
-
-
 def runs(both, gained, lost, neither):
     """The two boolean arrays whose fourfold table this is."""
     before = [True] * both + [False] * gained + [True] * lost + [False] * neither
