@@ -5,7 +5,7 @@ The head is applied where the completion is predicted and nowhere else, a chunk 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gemma_grpo import model as gemma3
 
@@ -20,6 +20,7 @@ def completion_logps(
     temperature: float = 1.0,
     logits_chunk: int = 0,
     remat: bool = False,
+    dropout_keys_P: Key[Array, " P"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of each completion token, and the entropy of the distribution it was drawn from.
 
@@ -31,17 +32,53 @@ def completion_logps(
         temperature: of the distribution; the sampler's, so that both are of the same one.
         logits_chunk: tokens whose logits exist at a time; 0 takes all at once.
         remat: recompute blocks in the backward pass.
+        dropout_keys_P: a key for each group, for adapters with dropout; None drops nothing.
     """
     G = completion_ids_BT.shape[0] // prompt_ids_PS.shape[0]
-    hidden_PSD, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS, remat=remat)
+    dropout_keys_B = None
+    if dropout_keys_P is not None:
+        dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, G))(dropout_keys_P).reshape(-1)
+    hidden_PSD, prompt_kv = gemma3.forward(
+        model, prompt_ids_PS, prompt_mask_PS, remat=remat, dropout_keys_B=dropout_keys_P
+    )
     hidden_BTD = gemma3.extend(
-        model, completion_ids_BT, completion_mask_BT, prompt_kv, prompt_mask_PS, remat=remat
+        model,
+        completion_ids_BT,
+        completion_mask_BT,
+        prompt_kv,
+        prompt_mask_PS,
+        remat=remat,
+        dropout_keys_B=dropout_keys_B,
     )
     # A token is predicted one slot earlier: the first by the prompt's last, the last predicts none.
     first_B1D = jnp.repeat(hidden_PSD[:, -1:], G, axis=0)
     before_BTD = jnp.concatenate([first_B1D, hidden_BTD[:, :-1]], axis=1)
     return token_logps(
         model, before_BTD, completion_ids_BT, temperature=temperature, logits_chunk=logits_chunk
+    )
+
+
+def batch_logps(
+    model: gemma3.Gemma3,
+    batch: dict[str, jax.Array],
+    *,
+    temperature: float = 1.0,
+    logits_chunk: int = 0,
+    remat: bool = False,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`completion_logps` of a batch of training, by its arrays' names. If it has `dropout_keys`
+    (raw words, a row for each prompt), adapters drop inputs by them."""
+    keys_P = batch.get("dropout_keys")
+    return completion_logps(
+        model,
+        batch["prompt_ids"],
+        batch["prompt_mask"],
+        batch["completion_ids"],
+        batch["completion_mask"],
+        temperature=temperature,
+        logits_chunk=logits_chunk,
+        remat=remat,
+        dropout_keys_P=None if keys_P is None else jax.random.wrap_key_data(keys_P),
     )
 
 

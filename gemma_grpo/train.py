@@ -103,10 +103,14 @@ def _newest_run() -> Path:
 
 
 def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.base))
+    trained, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (task.base, task.runtime.frozen)
+    )
     completions = run.grpo.prompts_per_step * run.grpo.num_generations
     lines = [
-        f"model      {run.model.name}, {parameters:,} parameters, {run.model.dtype}",
+        f"model      {run.model.weights}, {trained:,} parameters trained, {frozen:,} frozen, "
+        f"{run.model.dtype}",
         f"devices    {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"data       {run.data.source}: {len(task.train)} to learn from, {len(task.test)} held out",
         f"lengths    {run.model.max_prompt_length} prompt + "
