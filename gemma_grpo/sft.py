@@ -103,7 +103,8 @@ def make_update(
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
 
-    `frozen` are the parameters that are not trained, in the dtype computed in. Metrics: `loss`, nats per completion token; `grad_norm`, before clipping.
+    `frozen` are the parameters that are not trained, in the dtype computed in. Metrics: `loss`,
+    nats per completion token; `grad_norm`, before clipping.
     """
 
     def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:

@@ -73,9 +73,7 @@ class Gemma3(nnx.Module):
     input has unit variance and the tied head gives logits of order one. Adapters start as nothing.
     """
 
-    def __init__(
-        self, config: Gemma3Config, *, rngs: nnx.Rngs, lora_config: LoRAConfig = NO_LORA
-    ):
+    def __init__(self, config: Gemma3Config, *, rngs: nnx.Rngs, lora_config: LoRAConfig = NO_LORA):
         self.config = config
         init = nnx.initializers.normal(stddev=config.embed_dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (config.vocab_size, config.embed_dim)))
