@@ -33,12 +33,16 @@ def guarded(command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
 
 
-def one_cpu_device_per_core(*batch_sizes: int) -> None:
-    """Let JAX see each CPU core as a device, as far as batches of these sizes split over them.
+def split_cpu(wanted: int, *batch_sizes: int) -> None:
+    """Let JAX see the CPU as `wanted` devices; 0 is one a core, as far as batches of these sizes
+    split over them.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
     Says nothing about TPUs and GPUs. To be called before JAX looks at its devices.
     """
+    if wanted:
+        jax.config.update("jax_num_cpu_devices", wanted)
+        return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     jax.config.update("jax_num_cpu_devices", math.gcd(num_cores, *batch_sizes))
 

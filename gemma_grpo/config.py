@@ -41,13 +41,15 @@ class ModelConfig:
     """Tokens whose logits exist at a time in training; 0 for all."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
+    cpu_devices: int = 0
+    """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
+    large model runs its products over all cores anyway and wants 1."""
 
     def __post_init__(self):
-        if self.max_prompt_length < 1 or self.max_completion_length < 1 or self.logits_chunk < 0:
-            raise UserError(
-                "model: max_prompt_length and max_completion_length must be at least 1, "
-                "logits_chunk at least 0"
-            )
+        if self.max_prompt_length < 1 or self.max_completion_length < 1:
+            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
+        if self.logits_chunk < 0 or self.cpu_devices < 0:
+            raise UserError("model: logits_chunk and cpu_devices must be at least 0")
 
 
 @dataclass(frozen=True)

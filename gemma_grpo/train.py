@@ -64,7 +64,7 @@ def _main(arguments: list[str]) -> int:
         run = config.from_yaml(run_dir / "config.yaml")
     else:
         run_dir = options.run_dir or RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    cli.one_cpu_device_per_core(*pipeline.batch_sizes(run).values())
+    cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
     for warning in run.grpo.check():
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
