@@ -109,9 +109,9 @@ def _known_config(header: Header) -> Gemma3Config:
     return CONFIGS[nearest]
 
 
-def _same(stated: Any, known: float) -> bool:
+def _same(stated: Any, known: int | float) -> bool:
     """Equal in float32, in which GGUF keeps what is no integer."""
-    return isinstance(stated, int | float) and np.float32(stated) == np.float32(known)
+    return isinstance(stated, int | float) and bool(np.float32(stated) == np.float32(known))
 
 
 def _gguf_name(hf_name: str) -> str:
@@ -127,13 +127,15 @@ def _tensors(header: Header, config: Gemma3Config) -> dict[str, StoredTensor]:
     """Every tensor of the model. Raises UserError unless these and no others are there, whole."""
     shapes = their_shapes(config)
     names = {hf_name: _gguf_name(hf_name) for hf_name in shapes}
-    missing = [name for name in names.values() if name not in header.tensors]
+    missing = sorted(set(names.values()) - header.tensors.keys())
     extra = sorted(header.tensors.keys() - set(names.values()) - {_HEAD})
-    if missing or extra:
-        raise UserError(
-            f"weights {header.path}: missing {missing}, left over {extra}; fetch it again, or "
-            "another conversion"
-        )
+    for what, found in (("no tensor", missing), ("the model has no place for", extra)):
+        if found:
+            others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise UserError(
+                f"weights {header.path}: {what} {found[0]}{others}; fetch it again, or "
+                "another conversion"
+            )
     for hf_name, shape in shapes.items():
         found = header.tensors[names[hf_name]].shape
         if found != shape:
