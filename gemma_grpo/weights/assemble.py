@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Params
+from gemma_grpo.weights import buffers
 from gemma_grpo.weights.names import TABLE, Entry, by_path, their_shapes
 from gemma_grpo.weights.source import Source
 
@@ -40,7 +41,7 @@ def assemble(
     placed = {}
     for entry in sorted(TABLE, key=lambda entry: -leaves[entry.ours].size):
         buffer = _read(source, entry, leaves[entry.ours].shape, np.dtype(dtype))
-        placed[entry.ours] = jax.block_until_ready(jax.device_put(buffer, places[entry.ours]))
+        placed[entry.ours] = jax.device_put(buffer, places[entry.ours], may_alias=True)
     return jax.tree.unflatten(jax.tree.structure(like), [placed[path] for path in leaves])
 
 
@@ -87,8 +88,13 @@ def _first(names: list[str]) -> str:
 def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """One leaf of ours on the host."""
     if not entry.stacked:
-        return entry.to_ours(source.tensors[entry.theirs].read(), shape).astype(dtype, copy=False)
-    buffer = np.empty(shape, dtype)
+        tensor = source.tensors[entry.theirs].read()
+        if tensor.dtype == dtype:
+            return tensor
+        buffer = buffers.empty(shape, dtype)
+        buffer[...] = tensor
+        return buffer
+    buffer = buffers.empty(shape, dtype)
     for layer, name in enumerate(entry.their_names(shape[0])):
         buffer[layer] = entry.to_ours(source.tensors[name].read(), shape[1:])
     return buffer

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.weights import buffers
 
 FLOATS = {
     "F32": np.dtype(np.float32),
@@ -47,8 +48,12 @@ class Slot:
 
     def read(self) -> np.ndarray:
         """The tensor, read from the disk; its dtype is one of `FLOATS`."""
-        data = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.start)
-        return data.view(FLOATS[self.dtype]).reshape(self.shape)
+        tensor = buffers.empty(self.shape, FLOATS[self.dtype])
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            if file.readinto(tensor.view(np.uint8).data) != self.nbytes:
+                raise UserError(f"{self.path}: was cut short while it was read; fetch it again")
+        return tensor
 
     def same_values(self, other: "Slot") -> bool:
         """Whether two tensors are equal to the byte; neither is whole in memory."""
