@@ -5,6 +5,7 @@ The model has the sizes of gemma3-nano, so that it is a known one; every type of
 they stand for is written out below from ggml's C code.
 """
 
+import dataclasses
 import random
 import struct
 import sys
@@ -154,6 +155,7 @@ def write(
     drop: str = "",
     replace: dict[str, np.ndarray] | None = None,
     alignment: int = 32,
+    tokens: list[str] | None = None,
     **options,
 ) -> Path:
     """The file, by the gguf package; `replace` has float32 tensors by GGUF's names."""
@@ -163,6 +165,8 @@ def write(
     for key, value in metadata.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key}", value)
+    if tokens:
+        writer.add_token_list(tokens)
     writer.add_array("general.tags", ["tiny", "ünïcode"])
     writer.add_array("numbers", [1.5, -2.0])
     tensors = {
@@ -285,6 +289,14 @@ def test_a_file_that_states_another_known_size_is_missing_that_sizes_tensors(tmp
     path = write(tmp_path / "stated.gguf", metadata=metadata_of(CONFIGS[name]))
     tensors_more = (CONFIGS[name].num_layers - NANO.num_layers) * len(BLOCK)
     refusal(path, f"no tensor blk.10.attn_k.weight and {tensors_more - 1} more")
+
+
+def test_the_table_of_tokens_says_how_many_rows_the_embedding_has(tmp_path):
+    tokens = [f"token {i}" for i in range(NANO.vocab_size - 12)]
+    fewer = np.ones((len(tokens), D), np.float32)
+    path = write(tmp_path / "a", tokens=tokens, replace={"token_embd.weight": fewer})
+    assert open_gguf(path).config == dataclasses.replace(NANO, vocab_size=len(tokens))
+    refusal(write(tmp_path / "b", tokens=tokens), "token_embd.weight", str(fewer.shape))
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):

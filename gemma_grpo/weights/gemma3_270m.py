@@ -4,7 +4,6 @@ The package holds a GGUF in parts (Q4_K_M, the base model). What is kept is its 
 parameters, config and tokenizer. All of it is under the Gemma terms: it stays in the cache.
 """
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +12,10 @@ from types import ModuleType
 import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.weights import gguf_file, hf_config, sentencepiece_model, tensor_file
+from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.weights import sentencepiece_model
+from gemma_grpo.weights.gguf_file import open_gguf
+from gemma_grpo.weights.hf_write import write_folder
 
 NAME = "gemma3-270m"
 _CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
@@ -37,10 +39,8 @@ def cached_folder() -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir=cache) as scratch:
             gguf = _assemble(package, Path(scratch) / package.MODEL_NAME)
-            whole = Path(scratch) / NAME
-            whole.mkdir()
-            convert(gguf, whole)
-            _rename(whole, folder)
+            convert(gguf, Path(scratch) / NAME)
+            _rename(Path(scratch) / NAME, folder)
     except OSError as error:
         raise UserError(
             f"weights {NAME}: cannot be converted into {cache}: {error}; free 1.4 GB there, or set "
@@ -50,19 +50,21 @@ def cached_folder() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF's model and tokenizer into an empty folder as Hugging Face has them, in float32.
+    """A GGUF's model and tokenizer as Hugging Face has them, in float32; beside the GGUF is room.
 
     Raises:
-        UserError: the GGUF cannot be read.
-        OSError: the disk is full or cannot be written.
+        UserError: the GGUF cannot be read, or the disk is full or cannot be written.
     """
-    source = gguf_file.open_gguf(gguf)
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model.rebuild(gguf))
-    config = hf_config.config_to_hf(source.config, np.dtype(np.float32))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-    tensors = ((name, tensor.read()) for name, tensor in source.tensors.items())
-    tensor_file.write(folder / "model.safetensors", shapes, tensors, np.dtype(np.float32))
+    source = open_gguf(gguf)
+    tokenizer = gguf.with_name("tokenizer.model")
+    tokenizer.write_bytes(sentencepiece_model.rebuild(gguf))
+    write_folder(
+        folder,
+        ((name, tensor.read()) for name, tensor in source.tensors.items()),
+        source.config,
+        dtype=np.dtype(np.float32),
+        tokenizer=Tokenizer(tokenizer),
+    )
 
 
 def _assemble(package: ModuleType, path: Path) -> Path:

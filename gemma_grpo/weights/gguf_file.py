@@ -8,6 +8,7 @@ Sources: llama.cpp's `convert_hf_to_gguf.py` (class Gemma3Model) and gguf's `con
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ _STATED = {
     "rope_scale_global": "rope.scaling.factor",
     "norm_eps": "attention.layer_norm_rms_epsilon",
 }
+_TOKENS = "tokenizer.ggml.tokens"
 _MAY_BE_UNSTATED = {"rope_scale_global": 1.0}
 
 _NAMES = {  # between `model.` or `model.layers.N.` and `.weight`, there and here
@@ -106,7 +108,8 @@ def _known_config(header: Header) -> Gemma3Config:
         raise UserError(
             f"weights {header.path}: none of {', '.join(CONFIGS)}; next to {nearest}, {told}"
         )
-    return CONFIGS[nearest]
+    tokens = header.fields.get(_TOKENS)
+    return replace(CONFIGS[nearest], vocab_size=len(tokens)) if tokens else CONFIGS[nearest]
 
 
 def _same(stated: Any, known: int | float) -> bool:
