@@ -18,9 +18,9 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-DEFAULT_ALIGNMENT = 32
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8"}
@@ -86,12 +86,19 @@ class _Cursor:
     def value(self, type_id: int) -> Any:
         if type_id == _STRING:
             return self.string()
-        if type_id != _ARRAY:
+        if type_id in _SCALARS:
             return self.number(_SCALARS[type_id])
+        if type_id != _ARRAY:
+            raise ValueError(f"no value has type {type_id}")
         item_type, count = self.number("u4"), self.number("u8")
         if item_type in _SCALARS:
             return self.array(_SCALARS[item_type], count)
         return [self.value(item_type) for _ in range(count)]
+
+    def align(self, alignment: Any) -> int:
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"general.alignment is {alignment!r}")
+        return math.ceil(self.at / alignment) * alignment
 
 
 def read_header(path: Path) -> Header:
@@ -104,24 +111,22 @@ def read_header(path: Path) -> Header:
         raise UserError(f"weights {path}: no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
+        if file.read(len(_MAGIC)) != _MAGIC:
             raise UserError(f"weights {path}: no GGUF file: it does not begin with GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(data)
-            cursor.at = len(MAGIC)
+            cursor.at = len(_MAGIC)
             try:
                 fields, infos = _parse(cursor, path)
-            except (EOFError, OverflowError) as error:
+                start = cursor.align(fields.get("general.alignment", _DEFAULT_ALIGNMENT))
+            except EOFError as error:
                 raise UserError(
-                    f"weights {path}: ends within its header, at {size} bytes; fetch it again"
+                    f"weights {path}: ends within its header, after {size} bytes; fetch it again"
                 ) from error
-            except (KeyError, UnicodeDecodeError) as error:
+            except ValueError as error:
                 raise UserError(
-                    f"weights {path}: damaged near byte {cursor.at} ({error}); fetch it again"
+                    f"weights {path}: damaged before byte {cursor.at} ({error}); fetch it again"
                 ) from error
-            start = cursor.at
-    alignment = fields.get("general.alignment", DEFAULT_ALIGNMENT)
-    start = math.ceil(start / alignment) * alignment
     tensors = {
         name: TensorInfo(shape, type_id, start + offset) for name, shape, type_id, offset in infos
     }
@@ -131,7 +136,7 @@ def read_header(path: Path) -> Header:
 def _parse(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], list[tuple]]:
     """Metadata, and (name, shape, type, offset from the first tensor) of each tensor."""
     version = cursor.number("u4")
-    if version not in VERSIONS:
+    if version not in _VERSIONS:
         raise UserError(
             f"weights {path}: GGUF version {version}; versions 2 and 3, little-endian, can be read"
         )

@@ -6,67 +6,54 @@ pieces, which no text can spell; GGUF also calls the turn marks and `<unusedN>` 
 those are user-defined there, taken whole wherever they stand in a text.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.weights.gguf_header import read_header
 
-TOKENS = "tokenizer.ggml.tokens"
-SCORES = "tokenizer.ggml.scores"
-TYPES = "tokenizer.ggml.token_type"
-IDS = {
-    name: f"tokenizer.ggml.{key}_token_id"
-    for name, key in (("pad", "padding"), ("eos", "eos"), ("bos", "bos"), ("unk", "unknown"))
+_MODEL = "tokenizer.ggml.model"
+_TOKENS = "tokenizer.ggml.tokens"
+_SCORES = "tokenizer.ggml.scores"
+_TYPES = "tokenizer.ggml.token_type"
+_TABLES = (_TOKENS, _SCORES, _TYPES)
+_IDS = {
+    "pad": "tokenizer.ggml.padding_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "bos": "tokenizer.ggml.bos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
 }
-
-# GGUF's token types (llama.cpp, enum llama_token_type), which are SentencePiece's own.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"
+_SPACE = "\u2581"
 
 
-def rebuild(fields: Mapping[str, Any], path: Path) -> bytes:
-    """The bytes of a `tokenizer.model`.
-
-    Args:
-        fields: a GGUF's metadata.
-        path: where it came from, for messages.
+def rebuild(path: Path) -> bytes:
+    """What stands in the `tokenizer.model` of which a GGUF file has the tables.
 
     Raises:
-        UserError: the sentencepiece or protobuf package is missing; a table is missing, of another
-            kind of tokenizer, or of another length than the rest.
+        UserError: the protobuf package is missing; the file is missing or damaged; a table is
+            missing, of another kind of tokenizer, or does not fit the others.
     """
-    kind = fields.get("tokenizer.ggml.model")
-    if kind != "llama":  # llama.cpp's name for SentencePiece
-        raise UserError(
-            f"tokenizer of {path}: {kind!r} tables; only SentencePiece's can be rebuilt"
-        )
-    missing = [key for key in (TOKENS, SCORES, TYPES, *IDS.values()) if key not in fields]
-    if missing:
-        raise UserError(f"tokenizer of {path}: the metadata lacks {', '.join(missing)}")
-    lengths = {key: len(fields[key]) for key in (TOKENS, SCORES, TYPES)}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"tokenizer of {path}: tables of unequal length: {lengths}")
-    ids = {name: fields[key] for name, key in IDS.items()}
-    tokens = fields[TOKENS]
-    if not all(0 <= token_id < len(tokens) for token_id in ids.values()):
-        raise UserError(f"tokenizer of {path}: {ids} in a vocabulary of {len(tokens)}")
-
-    model = _import_protobuf().ModelProto()
+    fields = read_header(path).fields
+    _check(fields, path)
+    ids = {name: fields[key] for name, key in _IDS.items()}
+    tokens = fields[_TOKENS]
+    proto = _import_protobuf()
+    kinds = proto.ModelProto.SentencePiece  # its numbers of types are GGUF's too
     controls = {ids["pad"], ids["eos"], ids["bos"]}
-    tables = zip(tokens, fields[SCORES].tolist(), fields[TYPES].tolist(), strict=True)
-    for token_id, (token, score, gguf_type) in enumerate(tables):
-        piece, piece_type = token, gguf_type
+    model = proto.ModelProto()
+    tables = zip(tokens, fields[_SCORES].tolist(), fields[_TYPES].tolist(), strict=True)
+    for token_id, (text, score, kind) in enumerate(tables):
         if token_id == ids["unk"]:
-            piece_type = UNKNOWN
+            kind = kinds.UNKNOWN
         elif token_id in controls:
-            piece_type = CONTROL
-        elif gguf_type in (CONTROL, USER_DEFINED):
-            piece, piece_type = token.replace(" ", SPACE), USER_DEFINED
-        added = model.pieces.add(piece=piece, score=score if piece_type in (NORMAL, BYTE) else 0.0)
-        if piece_type != NORMAL:  # the default, which Google's file leaves out
-            added.type = piece_type
+            kind = kinds.CONTROL
+        elif kind in (kinds.CONTROL, kinds.USER_DEFINED):
+            text, kind = text.replace(" ", _SPACE), kinds.USER_DEFINED
+        scored = kind in (kinds.NORMAL, kinds.BYTE)
+        piece = model.pieces.add(piece=text, score=score if scored else 0.0)
+        if kind != kinds.NORMAL:  # the default, which Google's file leaves out
+            piece.type = kind
 
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = trainer.BPE
@@ -76,10 +63,31 @@ def rebuild(fields: Mapping[str, Any], path: Path) -> bytes:
         setattr(trainer, f"{name}_id", token_id)
         setattr(trainer, f"{name}_piece", tokens[token_id])
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = fields.get("tokenizer.ggml.add_space_prefix", False)
-    normalizer.remove_extra_whitespaces = False
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
     return model.SerializeToString()
+
+
+def _check(fields: dict[str, Any], path: Path) -> None:
+    """Raises UserError unless the tables are there and fit each other."""
+    kind = fields.get(_MODEL)
+    if kind != "llama":  # llama.cpp's name for SentencePiece
+        raise UserError(f"tokenizer in {path}: {_MODEL} is {kind!r}, not SentencePiece's 'llama'")
+    missing = [key for key in (*_TABLES, *_IDS.values()) if key not in fields]
+    if missing:
+        raise UserError(f"tokenizer in {path}: the metadata lacks {', '.join(missing)}")
+    lengths = [len(fields[key]) for key in _TABLES]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"tokenizer in {path}: {lengths} entries in {', '.join(_TABLES)}; fetch it again"
+        )
+    for key in _IDS.values():
+        if not 0 <= fields[key] < lengths[0]:
+            raise UserError(
+                f"tokenizer in {path}: {key} is {fields[key]}, but there are {lengths[0]} tokens"
+            )
+    if fields.get("tokenizer.ggml.add_space_prefix"):
+        raise UserError(f"tokenizer in {path}: puts a space before every text; not Gemma's")
 
 
 def _import_protobuf() -> ModuleType:

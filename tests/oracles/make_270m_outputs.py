@@ -8,8 +8,8 @@ takes minutes, and the package of the weights; they fall under the Gemma terms a
 
 Kept for each prompt: its text and ids (BOS first; the turn marks are tokens), 64 greedy ids, of
 which no stop token ends the count; the smallest distance of the two largest logits on the way; and
-of the prompt's last position the logsumexp and the logits of 128 ids, the same for all prompts; its
-largest logit's is the first greedy id. FULL.npz gets the last position's whole logits, float32 [prompt, V].
+of the prompt's last position the logsumexp and the logits of 128 ids, the same for all prompts. The
+largest logit there is the first greedy id's. FULL.npz gets all logits of that place [prompt, V].
 """
 
 import json
