@@ -111,7 +111,8 @@ def make_update(
     """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
 
     `frozen` are the parameters that are not trained, in the dtype computed in. The batch may hold
-    `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0. Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
+    `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
+    Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
     says something about the code on the first update of a rollout only; `grad_norm`, before
     clipping.
