@@ -175,7 +175,7 @@ def main(full: str | None = None) -> None:
                 "greedy": new_ids,
                 "smallest_margin": margin,
                 "logsumexp": float(np.logaddexp.reduce(logits_V.astype(np.float64))),
-                "logits": [float(f"{value:.6g}") for value in logits_V[kept_ids]],
+                "logits": [round(float(value), 6) for value in logits_V[kept_ids]],
             }
         )
         print(len(ids), f"{margin:.5f}", repr(tokenizer.decode(new_ids)), flush=True)
