@@ -27,6 +27,8 @@ class Gemma3Config:
         query_pre_attn_scalar: queries are scaled by this to the power -1/2.
         rope_base_local: RoPE base of local layers.
         rope_base_global: RoPE base of global layers.
+        rope_scale_global: positions are divided by it in global layers (Chen et al., arXiv
+            2306.15595, eq. 4): how the models from 4B up reach 128K tokens of context.
         norm_eps: added to the mean square in RMSNorm.
         scan_unroll: layers compiled together in the scan over them. No part of the model: 1 keeps
             compile time flat in depth, all of them runs a tiny model faster on CPU.
@@ -44,6 +46,7 @@ class Gemma3Config:
     pattern: int = 6
     rope_base_local: float = 10_000.0
     rope_base_global: float = 1_000_000.0
+    rope_scale_global: float = 1.0
     norm_eps: float = 1e-6
     scan_unroll: int = 1
 

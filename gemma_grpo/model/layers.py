@@ -47,14 +47,15 @@ class GatedMLP(nnx.Module):
 
 
 def rope_table(
-    positions_BL: Int[Array, "B L"], *, head_dim: int, base: float
+    positions_BL: Int[Array, "B L"], *, head_dim: int, base: float, scale: float = 1.0
 ) -> tuple[Float[Array, "B L h"], Float[Array, "B L h"]]:
-    """Sine and cosine of position * base^(-2i/H), for i < h = H/2, in float32.
+    """Sine and cosine of position / scale * base^(-2i/H), for i < h = H/2, in float32.
 
     Su et al., arXiv 2104.09864, eq. 15.
     """
     exponent_h = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angle_BLh = positions_BL[..., None].astype(jnp.float32) * (base**-exponent_h)[None, None]
+    frequency_h = base**-exponent_h / scale
+    angle_BLh = positions_BL[..., None].astype(jnp.float32) * frequency_h[None, None]
     return jnp.sin(angle_BLh), jnp.cos(angle_BLh)
 
 

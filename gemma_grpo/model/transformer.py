@@ -257,8 +257,11 @@ def _scale(config: Gemma3Config) -> float:
 
 def _ropes(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """RoPE tables of the local (0) and the global (1) layers."""
-    bases = (config.rope_base_local, config.rope_base_global)
-    return [rope_table(positions_BL, head_dim=config.head_dim, base=base) for base in bases]
+    kinds = ((config.rope_base_local, 1.0), (config.rope_base_global, config.rope_scale_global))
+    return [
+        rope_table(positions_BL, head_dim=config.head_dim, base=base, scale=scale)
+        for base, scale in kinds
+    ]
 
 
 def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:

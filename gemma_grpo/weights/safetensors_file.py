@@ -4,7 +4,6 @@ A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.g
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,7 @@ import safetensors.numpy
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
-
-
-def names(params: Params) -> dict[str, Any]:
-    """The tree's leaves by dotted path."""
-    leaves = jax.tree.leaves_with_path(params)
-    return {".".join(key.key for key in path): leaf for path, leaf in leaves}
+from gemma_grpo.weights.names import by_path
 
 
 def save(path: Path, params: Params) -> None:
@@ -27,7 +21,7 @@ def save(path: Path, params: Params) -> None:
     Raises:
         UserError: the disk is full or cannot be written.
     """
-    tensors = {name: jax.device_get(leaf) for name, leaf in names(params).items()}
+    tensors = {name: jax.device_get(leaf) for name, leaf in by_path(params).items()}
     partial = path.with_suffix(".partial")
     try:
         safetensors.numpy.save_file(tensors, partial)
@@ -49,7 +43,7 @@ def load(path: Path, like: Params) -> Params:
         tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise UserError(f"weights {path}: not a whole safetensors file ({error})") from error
-    wanted = names(like)
+    wanted = by_path(like)
     if tensors.keys() != wanted.keys():
         missing = sorted(wanted.keys() - tensors.keys())
         extra = sorted(tensors.keys() - wanted.keys())
