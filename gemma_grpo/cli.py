@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from gemma_grpo import config
-from gemma_grpo.config import RunConfig
+from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.interrupt import InterruptedRunError
 
@@ -33,12 +33,16 @@ def guarded(command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
 
 
-def one_cpu_device_per_core(*batch_sizes: int) -> None:
-    """Let JAX see each CPU core as a device, as far as batches of these sizes split over them.
+def split_cpu(wanted: int, *batch_sizes: int) -> None:
+    """Let JAX see the CPU as `wanted` devices; 0 is one a core, as far as batches of these sizes
+    split over them.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
     Says nothing about TPUs and GPUs. To be called before JAX looks at its devices.
     """
+    if wanted:
+        jax.config.update("jax_num_cpu_devices", wanted)
+        return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     jax.config.update("jax_num_cpu_devices", math.gcd(num_cores, *batch_sizes))
 
@@ -56,20 +60,22 @@ def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:
     return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *extra)))
 
 
-def trained(run_or_weights: Path) -> RunConfig:
-    """The configuration with which to use a run's last weights, or a weights file of gemma3-nano.
+def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
+    """The configuration with which to use a run's model, or a base model's weights as they are.
+
+    Returns:
+        The configuration, and what the run's last finished stage has left of the trained
+        parameters; None for a base model.
 
     Raises:
-        UserError: neither a run directory with weights nor a safetensors file.
+        UserError: a run directory without weights.
     """
-    if run_or_weights.is_file():
-        run = RunConfig()
-        return replace(run, model=replace(run.model, weights=str(run_or_weights)))
-    if not (run_or_weights / "config.yaml").is_file():
-        raise UserError(f"{run_or_weights}: neither a run directory nor a weights file")
-    run = config.from_yaml(run_or_weights / "config.yaml")
+    path = Path(run_or_weights)
+    if not (path / "config.yaml").is_file():
+        return RunConfig(model=ModelConfig(weights=run_or_weights)), None
+    run = config.from_yaml(path / "config.yaml")
     for stage in reversed(config.STAGES):
-        path = run_or_weights / "weights" / f"{stage}.safetensors"
-        if path.is_file():
-            return replace(run, model=replace(run.model, weights=str(path)))
+        stage_weights = path / "weights" / f"{stage}.safetensors"
+        if stage_weights.is_file():
+            return run, stage_weights
     raise UserError(f"{run_or_weights}: no stage has finished; go on with --resume first")

@@ -12,7 +12,7 @@ import yaml
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import EvaluationConfig
 from gemma_grpo.grpo import GRPOConfig, RewardConfig
-from gemma_grpo.model import CONFIGS
+from gemma_grpo.model import NO_LORA, LoRAConfig
 from gemma_grpo.sft import SFTConfig
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
@@ -22,12 +22,13 @@ STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 class ModelConfig:
     """What is trained, and how it is run."""
 
-    name: str = "gemma3-nano"
-    """gemma3-nano (embedded), gemma3-270m or gemma3-1b."""
-    weights: str = ""
-    """A safetensors file of ours; "" takes gemma3-nano's own."""
+    weights: str = "gemma3-nano"
+    """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
+    Kaggle's) or a file (.safetensors in such a folder, .gguf)."""
     tokenizer: str = ""
-    """A SentencePiece tokenizer.model; "" takes gemma3-nano's own."""
+    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
+    lora: LoRAConfig = NO_LORA
+    """Adapters; off unless lora.rank is set."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computed in; master weights are float32 regardless."""
     instruction: str = ""
@@ -40,20 +41,15 @@ class ModelConfig:
     """Tokens whose logits exist at a time in training; 0 for all."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
+    cpu_devices: int = 0
+    """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
+    large model runs its products over all cores anyway and wants 1."""
 
     def __post_init__(self):
-        if self.name not in CONFIGS:
-            raise UserError(f"model.name={self.name!r} is unknown; use one of {', '.join(CONFIGS)}")
-        if self.max_prompt_length < 1 or self.max_completion_length < 1 or self.logits_chunk < 0:
-            raise UserError(
-                "model: max_prompt_length and max_completion_length must be at least 1, "
-                "logits_chunk at least 0"
-            )
-        if self.name != "gemma3-nano" and not (self.weights and self.tokenizer):
-            raise UserError(
-                f"model {self.name} comes with no weights: give --model.weights and "
-                "--model.tokenizer"
-            )
+        if self.max_prompt_length < 1 or self.max_completion_length < 1:
+            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
+        if self.logits_chunk < 0 or self.cpu_devices < 0:
+            raise UserError("model: logits_chunk and cpu_devices must be at least 0")
 
 
 @dataclass(frozen=True)

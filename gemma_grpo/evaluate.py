@@ -38,7 +38,7 @@ def _evaluate(
         json_output: print the result as JSON instead of a table.
     """
     run = cli.trained(run_or_weights)
-    cli.one_cpu_device_per_core(evaluation_prompts(evaluation))
+    cli.split_cpu(0, evaluation_prompts(evaluation))
     cli.use_compilation_cache(run_or_weights.parent)
     problems = sources.load(data.source, split="test", num=data.num_test, seed=0)
     runtime, params = pipeline.load_model(run.model, seed=run.seed)

@@ -12,7 +12,6 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.train_state import in_dtype
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,13 @@ class Evaluator:
         config: what is measured.
         greedy: sampler of one greedy completion a problem.
         sampled: sampler of k completions a problem, or None.
+        runtime: how the model is run.
     """
 
     config: EvaluationConfig
     greedy: collect.Sampler
     sampled: collect.Sampler | None
-    dtype: str
-    seed: int
+    runtime: Runtime
 
     def run(self, params: Params, problems: Sequence[Problem]) -> tuple[dict, list[dict]]:
         """Measure a model.
@@ -63,8 +62,8 @@ class Evaluator:
             The result, ready for JSON (see `summarize`), and a row for each problem: the prompt,
             the gold answer, the greedy completion, and what became of it.
         """
-        params = in_dtype(params, self.dtype)
-        key = jax.random.key(self.seed)
+        params = self.runtime.full(params)
+        key = jax.random.key(self.runtime.seed)
         greedy = _complete(self.greedy, params, problems, self.config.batch_size, key)
         sampled = None
         if self.sampled is not None:
@@ -91,7 +90,7 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
             top_p=config.top_p,
         )
     greedy = collect.make_sampler(runtime, num_generations=1, temperature=0.0)
-    return Evaluator(config, greedy, sampled, runtime.dtype, runtime.seed)
+    return Evaluator(config, greedy, sampled, runtime)
 
 
 def _complete(

@@ -29,7 +29,6 @@ from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
     TrainState,
-    in_dtype,
     init_train_state,
     make_optimizer,
 )
@@ -192,8 +191,8 @@ def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, rewards.Reward, 
 @dataclass(frozen=True)
 class _Programs:
     sampler: collect.Sampler
-    score: Callable[[Params, dict], jax.Array]
-    update: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    score: Callable[[Params, Params, dict], jax.Array]
+    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict]]
 
 
 def _step(
@@ -215,7 +214,7 @@ def _step(
     started = time.monotonic()
     sample = partial(
         programs.sampler.collect,
-        in_dtype(state.params, runtime.dtype),
+        runtime.full(state.params),
         weights=weights,
         extra=extra,
     )
@@ -236,14 +235,16 @@ def _step(
         mask_truncated=config.loss.mask_truncated,
         length_bucket=config.length_bucket,
     )
+    frozen = runtime.frozen
     if reference is not None:
-        batch["ref_logps"] = programs.score(reference, batch)
+        batch["ref_logps"] = programs.score(reference, frozen, batch)
     if config.num_iterations > 1:
-        batch["old_logps"] = programs.score(state.params, batch)
-    state, first = programs.update(state, batch)
+        batch["old_logps"] = programs.score(state.params, frozen, batch)
+    batch |= runtime.dropout_keys(step, config.prompts_per_step)
+    state, first = programs.update(state, frozen, batch)
     last = first
     for _ in range(config.num_iterations - 1):
-        state, last = programs.update(state, batch)
+        state, last = programs.update(state, frozen, batch)
     gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
     metrics = jax.device_get(last | gap)
     metrics |= _rollout_metrics(groups, rewards_PG, weights, extra_rounds)

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from gemma_grpo import losses, padding
 from gemma_grpo import mesh as meshes
 from gemma_grpo.accumulation import accumulate
-from gemma_grpo.logps import completion_logps
-from gemma_grpo.model import Params
+from gemma_grpo.logps import batch_logps
+from gemma_grpo.model import Params, join
 from gemma_grpo.rollout import Rollout
 from gemma_grpo.train_state import TrainState, apply_gradients, in_dtype
 
@@ -85,23 +85,15 @@ def make_batch(
 
 def make_score(
     graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str, logits_chunk: int
-) -> Callable[[Params, dict], jax.Array]:
-    """The jitted (params, batch) -> logps_BT, without gradient: reference and old log-probs."""
+) -> Callable[[Params, Params, dict], jax.Array]:
+    """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
 
-    def score(params: Params, batch: dict) -> jax.Array:
-        logps_BT, _ = completion_logps(
-            nnx.merge(graphdef, in_dtype(params, dtype)),
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            batch["completion_ids"],
-            batch["completion_mask"],
-            temperature=temperature,
-            logits_chunk=logits_chunk,
-        )
-        return logps_BT
+    def score(params: Params, frozen: Params, batch: dict) -> jax.Array:
+        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        return batch_logps(model, batch, temperature=temperature, logits_chunk=logits_chunk)[0]
 
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(score, in_shardings=(whole, rows), out_shardings=rows)
+    return jax.jit(score, in_shardings=(whole, whole, rows), out_shardings=rows)
 
 
 def make_update(
@@ -115,26 +107,21 @@ def make_update(
     dtype: str,
     logits_chunk: int,
     remat: bool,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted (state, batch) -> (state, metrics): one optimizer update on a rollout.
+) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
 
-    The batch may hold `old_logps` (without them the update is on-policy) and must hold `ref_logps`
-    if beta > 0. Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
+    `frozen` are the parameters that are not trained, in the dtype computed in. The batch may hold
+    `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
+    Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
     says something about the code on the first update of a rollout only; `grad_norm`, before
     clipping.
     """
 
-    def loss_fn(params: Params, batch: dict) -> tuple[jax.Array, dict]:
-        logps_BT, entropy_BT = completion_logps(
-            nnx.merge(graphdef, in_dtype(params, dtype)),
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            batch["completion_ids"],
-            batch["completion_mask"],
-            temperature=temperature,
-            logits_chunk=logits_chunk,
-            remat=remat,
+    def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        logps_BT, entropy_BT = batch_logps(
+            model, batch, temperature=temperature, logits_chunk=logits_chunk, remat=remat
         )
         total, sums = losses.policy_loss(
             logps_BT,
@@ -165,10 +152,14 @@ def make_update(
         }
         return total, jax.tree.map(jax.lax.stop_gradient, sums)
 
-    def update(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def update(state: TrainState, frozen: Params, batch: dict) -> tuple[TrainState, dict]:
         num_prompts = batch["prompt_ids"].shape[0]
         grads, sums = accumulate(
-            loss_fn, state.params, batch, num_prompts=num_prompts, passes=accumulation_steps
+            lambda params, rows: loss_fn(params, frozen, rows),
+            state.params,
+            batch,
+            num_prompts=num_prompts,
+            passes=accumulation_steps,
         )
         metrics = losses.metric_means(sums) | {
             "loss": sums["loss"],
@@ -180,4 +171,5 @@ def make_update(
         return apply_gradients(state, grads, optimizer), metrics
 
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(update, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    shardings = (whole, whole, rows)
+    return jax.jit(update, donate_argnums=0, in_shardings=shardings, out_shardings=whole)

@@ -11,11 +11,12 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from gemma_grpo import assets, config, grpo, model, padding, report, sft, weights
+from gemma_grpo import config, grpo, model, padding, report, sft, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.data import sources
@@ -46,25 +47,39 @@ class Task:
     test: list[Problem]
 
 
-def load_model(settings: ModelConfig, *, seed: int) -> tuple[Runtime, Params]:
-    """The runtime and the weights that the settings name.
+def load_model(
+    settings: ModelConfig, *, seed: int, trained: Path | None = None
+) -> tuple[Runtime, Params]:
+    """The runtime, and the parameters that are trained: all, or the adapters alone.
+
+    Args:
+        settings: the base model, the adapters, how it is run.
+        seed: of the runtime, and of fresh adapters.
+        trained: what a stage has left of the trained parameters; None takes the base's own, or
+            fresh adapters.
 
     Raises:
         UserError: files that are missing, damaged or of another model.
     """
-    model_config = model.CONFIGS[settings.name]
-    tokenizer = Tokenizer(settings.tokenizer or assets.NANO_TOKENIZER)
-    if tokenizer.vocab_size > model_config.vocab_size:
-        raise UserError(
-            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {settings.name} has "
-            f"{model_config.vocab_size}; use the model's own tokenizer"
-        )
-    graphdef, shapes = model.abstract(model_config)
-    params = weights.load(Path(settings.weights or assets.NANO_WEIGHTS), shapes)
+    source = weights.open_source(settings.weights)
+    tokenizer = _tokenizer(settings, source)
+    graphdef, shapes = model.abstract(source.config, settings.lora)
+    adapter_shapes, base_shapes = model.partition(shapes)
+    mesh = meshes.data_mesh()
+    place = partial(weights.assemble, source, base_shapes, sharding=meshes.whole(mesh))
+    trained_shapes = adapter_shapes if settings.lora.rank else shapes
+    if trained is not None:
+        params = weights.load(trained, trained_shapes)
+    elif settings.lora.rank:
+        params = model.init_adapter(source.config, settings.lora, seed=seed)
+    else:
+        params = place(dtype="float32")
     runtime = Runtime(
         graphdef=graphdef,
+        frozen=place(dtype=settings.dtype) if settings.lora.rank else {},
+        lora=settings.lora,
         tokenizer=tokenizer,
-        mesh=meshes.data_mesh(),
+        mesh=mesh,
         instruction=settings.instruction,
         max_prompt_length=settings.max_prompt_length,
         max_completion_length=settings.max_completion_length,
@@ -74,6 +89,23 @@ def load_model(settings: ModelConfig, *, seed: int) -> tuple[Runtime, Params]:
         seed=seed,
     )
     return runtime, params
+
+
+def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+    """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
+    path = settings.tokenizer or source.tokenizer
+    if path is None:
+        raise UserError(
+            f"{source.path} brings no tokenizer.model; put it there, or name one with "
+            "--model.tokenizer"
+        )
+    tokenizer = Tokenizer(path)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {source.path} has "
+            f"{source.config.vocab_size}; use the model's own tokenizer"
+        )
+    return tokenizer
 
 
 def load_task(run: RunConfig) -> Task:
@@ -205,7 +237,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
     }
     device = jax.devices()[0]
     summary = {
-        "preset": run.model.name,
+        "weights": run.model.weights,
         "seed": run.seed,
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},

@@ -10,6 +10,7 @@ Knows nothing of SFT, GRPO or rewards.
 import io
 import json
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from gemma_grpo.data import curriculum
 from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 NUM_TOKENIZER_DOCUMENTS = 20_000
-REPORT_EVERY = 100  # steps between printed lines and saved weights
+REPORT_EVERY = 100  # steps between printed lines
 
 
 def fact(rng: random.Random) -> str:
@@ -124,20 +125,21 @@ def main(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> None:
-    """Train gemma3-nano and its tokenizer into OUT.
+    """Train gemma3-nano and its tokenizer into OUT, a folder as Hugging Face has it.
 
     Args:
-        out: folder for model.safetensors, tokenizer.model and pretrain.json.
+        out: the folder, which `--model.weights` then takes; it appears when all is done.
         steps: updates; the learning rate falls to zero over them.
         batch_size: rows a step.
         length: tokens a row.
         learning_rate: its peak, reached after 2 % of the steps.
         seed: of the text and of the initial weights.
     """
-    out.mkdir(parents=True, exist_ok=True)
     config = model.CONFIGS["gemma3-nano"]
-    train_tokenizer(out / "tokenizer.model", vocab_size=config.vocab_size, seed=seed)
-    tokenizer = Tokenizer(out / "tokenizer.model")
+    scratch = tempfile.TemporaryDirectory()  # gone with this object, at the end
+    tokenizer_path = Path(scratch.name) / "tokenizer.model"
+    train_tokenizer(tokenizer_path, vocab_size=config.vocab_size, seed=seed)
+    tokenizer = Tokenizer(tokenizer_path)
     graphdef, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(seed)))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -170,8 +172,6 @@ def main(
             minutes = (time.monotonic() - start) / 60
             loss_now = np.mean(losses[-REPORT_EVERY:])
             print(f"{step + 1}  {minutes:.1f} min  loss {loss_now:.4f}", flush=True)
-            weights.save(out / "model.safetensors", params)
-    weights.save(out / "model.safetensors", params)
     record = {
         "steps": steps,
         "tokens": steps * batch_size * length,
@@ -180,7 +180,14 @@ def main(
         "loss_at_end": float(np.mean(losses[-REPORT_EVERY:])),
         "jax": jax.__version__,
     }
-    (out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+    weights.write_folder(
+        out,
+        weights.hf_tensors(params, config),
+        config,
+        dtype=np.dtype("float32"),
+        tokenizer=tokenizer,
+        texts={"pretrain.json": json.dumps(record, indent=2) + "\n"},
+    )
     print(json.dumps(record))
 
 

@@ -1,13 +1,18 @@
-"""What both stages and evaluation share of a run: the model's graph, the tokenizer, the devices,
-the budgets. Knows no stage."""
+"""What both stages and evaluation share of a run: the model's graph, its frozen weights, the
+tokenizer, the devices, the budgets. Knows no stage."""
 
 from dataclasses import dataclass
 
+import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from gemma_grpo import mesh as meshes
+from gemma_grpo import model as gemma3
+from gemma_grpo.model import LoRAConfig, Params
 from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.train_state import in_dtype
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,10 @@ class Runtime:
     """How the model is run.
 
     Attributes:
-        graphdef: of the model; parameters are given apart.
+        graphdef: of the model, adapters included; what is trained of its parameters is given apart.
+        frozen: the rest of its parameters, in the dtype computed in: the base under adapters, or
+            nothing where all weights are trained.
+        lora: the adapters, if any.
         tokenizer: the model's own.
         mesh: devices along the data axis.
         instruction: put before every question; "" for none.
@@ -28,6 +36,8 @@ class Runtime:
     """
 
     graphdef: nnx.GraphDef
+    frozen: Params
+    lora: LoRAConfig
     tokenizer: Tokenizer
     mesh: Mesh
     instruction: str
@@ -37,6 +47,19 @@ class Runtime:
     logits_chunk: int
     remat: bool
     seed: int
+
+    def full(self, params: Params) -> Params:
+        """All parameters to run the model with, in the dtype computed in: what is trained, and the
+        frozen ones beside it (not copied)."""
+        return gemma3.join(in_dtype(params, self.dtype), self.frozen)
+
+    def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
+        """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:
+        raw key words, a row for each prompt, so that they are split like any other rows."""
+        if not self.lora.rank or not self.lora.dropout:
+            return {}
+        key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
+        return {"dropout_keys": np.asarray(jax.random.key_data(jax.random.split(key, num_prompts)))}
 
     def check_rows(self, sizes: dict[str, int]) -> None:
         """Raises UserError if one of the named sizes does not split over the devices."""

@@ -17,9 +17,9 @@ from gemma_grpo.accumulation import accumulate
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
-from gemma_grpo.logps import completion_logps
+from gemma_grpo.logps import batch_logps
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
-from gemma_grpo.model import Params
+from gemma_grpo.model import Params, join
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
@@ -100,35 +100,34 @@ def make_update(
     dtype: str,
     logits_chunk: int,
     remat: bool,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted (state, batch) -> (state, metrics): cross-entropy on completion tokens.
+) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
 
-    Metrics: `loss`, nats per completion token; `grad_norm`, before clipping.
+    `frozen` are the parameters that are not trained, in the dtype computed in. Metrics: `loss`,
+    nats per completion token; `grad_norm`, before clipping.
     """
 
-    def loss_fn(params: Params, batch: dict) -> tuple[jax.Array, dict]:
-        logps_BT, _ = completion_logps(
-            nnx.merge(graphdef, in_dtype(params, dtype)),
-            batch["prompt_ids"],
-            batch["prompt_mask"],
-            batch["completion_ids"],
-            batch["completion_mask"],
-            logits_chunk=logits_chunk,
-            remat=remat,
-        )
+    def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        logps_BT, _ = batch_logps(model, batch, logits_chunk=logits_chunk, remat=remat)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 
-    def update(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def update(state: TrainState, frozen: Params, batch: dict) -> tuple[TrainState, dict]:
         num_prompts = batch["prompt_ids"].shape[0]
         grads, sums = accumulate(
-            loss_fn, state.params, batch, num_prompts=num_prompts, passes=accumulation_steps
+            lambda params, rows: loss_fn(params, frozen, rows),
+            state.params,
+            batch,
+            num_prompts=num_prompts,
+            passes=accumulation_steps,
         )
         metrics = sums | {"grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, optimizer), metrics
 
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(update, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    shardings = (whole, whole, rows)
+    return jax.jit(update, donate_argnums=0, in_shardings=shardings, out_shardings=whole)
 
 
 def train(
@@ -175,7 +174,8 @@ def train(
             length_bucket=config.length_bucket,
             pad_id=runtime.tokenizer.pad_id,
         )
-        state, metrics = update(state, batch)
+        batch |= runtime.dropout_keys(step, config.batch_size)
+        state, metrics = update(state, runtime.frozen, batch)
         metrics = jax.device_get(metrics)
         seconds = time.monotonic() - started
         tokens = float(batch["completion_mask"].sum())

@@ -64,7 +64,7 @@ def _main(arguments: list[str]) -> int:
         run = config.from_yaml(run_dir / "config.yaml")
     else:
         run_dir = options.run_dir or RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    cli.one_cpu_device_per_core(*pipeline.batch_sizes(run).values())
+    cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
     for warning in run.grpo.check():
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
@@ -103,10 +103,14 @@ def _newest_run() -> Path:
 
 
 def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.base))
+    trained, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (task.base, task.runtime.frozen)
+    )
     completions = run.grpo.prompts_per_step * run.grpo.num_generations
     lines = [
-        f"model      {run.model.name}, {parameters:,} parameters, {run.model.dtype}",
+        f"model      {run.model.weights}, {trained:,} parameters trained, {frozen:,} frozen, "
+        f"{run.model.dtype}",
         f"devices    {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"data       {run.data.source}: {len(task.train)} to learn from, {len(task.test)} held out",
         f"lengths    {run.model.max_prompt_length} prompt + "

@@ -78,7 +78,7 @@ def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # n
 def gradient(batch, **settings):
     """With SGD at rate 1 the gradient is what the weights moved by."""
     state = train_state.init_train_state(PARAMS, SGD, on(settings.get("num_devices", 1)))
-    moved, metrics = update_program(**settings)(state, batch)
+    moved, metrics = update_program(**settings)(state, {}, batch)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), PARAMS, moved.params), metrics
 
 
@@ -117,7 +117,7 @@ def test_an_update_is_traced_once_for_all_steps_of_one_shape():
     once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
     state = train_state.init_train_state(PARAMS, SGD, on())
     for seed in (3, 4):
-        state, _ = once(state, batch_of(fake_rollout(seed)))
+        state, _ = once(state, {}, batch_of(fake_rollout(seed)))
 
 
 def test_the_stop_token_gets_gradient():
@@ -206,7 +206,7 @@ def test_a_toy_reward_rises_within_a_few_steps():
             *tiny_prompts(P), drawn, centred.reshape(-1).astype(np.float32),
             aggregation="token_mean", mask_truncated=False, length_bucket=1,
         )  # fmt: skip
-        state, _ = update(state, batch)
+        state, _ = update(state, {}, batch)
         shares.append(reward.mean())
     assert np.mean(shares[:3]) < 0.2 < 0.8 < np.mean(shares[-3:])
 

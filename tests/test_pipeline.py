@@ -86,7 +86,7 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     for stage in summary["stages"].values():
         wanted = {"accuracy", "accuracy_ci95", "format_rate", "trace_score", "reward", "n"}
         assert wanted <= stage.keys() and stage["n"] == 8
-    assert {"preset", "seed", "device", "seconds", "paired"} <= summary.keys()
+    assert {"weights", "seed", "device", "seconds", "paired"} <= summary.keys()
     rows = (whole_run / "rollouts" / "grpo-000003.jsonl").read_text().splitlines()
     assert len(rows) == 2 * 4
     components = {"correctness", "trace", "confidence", "verbosity", "format", "reward"}
@@ -213,7 +213,7 @@ def says(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def devices_stay_as_they_are(monkeypatch):
     """The command sets the number of CPU devices, which this process has fixed already."""
-    monkeypatch.setattr(cli, "one_cpu_device_per_core", lambda *sizes: None)
+    monkeypatch.setattr(cli, "split_cpu", lambda *sizes: None)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,9 @@ def devices_stay_as_they_are(monkeypatch):
     [
         (["--preset", "gemma4"], "gemma3-nano"),
         (["--model.tokenizer", "nowhere.model"], "nowhere.model"),
-        (["--model.weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--model.weights", "nowhere"], "nowhere"),
+        (["--model.lora.rank", "4", "--model.lora.targets", "lm_head"], "lm_head"),
+        (["--model.lora.rank", "-1"], "rank=-1"),
         (["--model.max-prompt-length", "9"], "max_prompt_length"),
         (["--model.max-completion-length", "9"], "max_completion_length"),
         (["--grpo.num-generations", "1"], "num_generations=1"),

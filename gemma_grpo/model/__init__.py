@@ -1,6 +1,7 @@
 """Gemma 3 text as a Flax NNX module: config, layers, attention, transformer."""
 
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
+from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
 from gemma_grpo.model.transformer import (
     KV,
     Gemma3,
@@ -10,6 +11,7 @@ from gemma_grpo.model.transformer import (
     empty_cache,
     extend,
     forward,
+    init_adapter,
     split,
     unstack_layers,
 )
@@ -17,14 +19,20 @@ from gemma_grpo.model.transformer import (
 __all__ = [
     "CONFIGS",
     "KV",
+    "NO_LORA",
     "Gemma3",
     "Gemma3Config",
+    "LoRAConfig",
     "Params",
     "abstract",
     "decode",
     "empty_cache",
     "extend",
     "forward",
+    "init_adapter",
+    "join",
+    "merge_adapter",
+    "partition",
     "split",
     "unstack_layers",
 ]

@@ -10,9 +10,10 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
-from gemma_grpo.model.layers import RMSNorm, project, rotate
+from gemma_grpo.model import lora
+from gemma_grpo.model.layers import RMSNorm, adapted, rotate
 
 # Large, yet finite: a row whose slots are all masked gives a uniform average, which is never read,
 # where -inf would give NaN and poison the gradient.
@@ -155,7 +156,10 @@ def _heads_last(mixed_BKRLH: jax.Array, like_BLNH: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """The projections around `attend`: queries, keys and values in, the mixed heads out."""
+    """The projections around `attend`: queries, keys and values in, the mixed heads out.
+
+    `keys_B` are the rows' dropout keys, for adapters in training.
+    """
 
     def __init__(
         self,
@@ -165,6 +169,7 @@ class Attention(nnx.Module):
         num_kv_heads: int,
         head_dim: int,
         norm_eps: float,
+        lora_config: lora.LoRAConfig,
         rngs: nnx.Rngs,
     ):
         init_in = nnx.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
@@ -175,28 +180,42 @@ class Attention(nnx.Module):
         self.o_proj = nnx.Param(init_out(rngs.params(), (num_heads, head_dim, embed_dim)))
         self.q_norm = RMSNorm(head_dim, eps=norm_eps)
         self.k_norm = RMSNorm(head_dim, eps=norm_eps)
+        q_dim, kv_dim = num_heads * head_dim, num_kv_heads * head_dim
+        self.q_proj_lora = lora.make(embed_dim, q_dim, "attention.q_proj", lora_config, rngs)
+        self.k_proj_lora = lora.make(embed_dim, kv_dim, "attention.k_proj", lora_config, rngs)
+        self.v_proj_lora = lora.make(embed_dim, kv_dim, "attention.v_proj", lora_config, rngs)
+        self.o_proj_lora = lora.make(q_dim, embed_dim, "attention.o_proj", lora_config, rngs)
 
     def qkv(
         self,
         x_BLD: Float[Array, "B L D"],
         sin_BLh: Float[Array, "B L h"],
         cos_BLh: Float[Array, "B L h"],
+        keys_B: Key[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Projected heads; queries and keys normalised, then rotated."""
-        q_BLNH = self._heads(x_BLD, self.q_proj[...])
-        k_BLKH = self._heads(x_BLD, self.k_proj[...])
-        v_BLKH = self._heads(x_BLD, self.v_proj[...])
+        q_BLNH = self._heads(x_BLD, self.q_proj[...], self.q_proj_lora, keys_B)
+        k_BLKH = self._heads(x_BLD, self.k_proj[...], self.k_proj_lora, keys_B)
+        v_BLKH = self._heads(x_BLD, self.v_proj[...], self.v_proj_lora, keys_B)
         q_BLNH = rotate(self.q_norm(q_BLNH), sin_BLh, cos_BLh)
         k_BLKH = rotate(self.k_norm(k_BLKH), sin_BLh, cos_BLh)
         return q_BLNH, k_BLKH, v_BLKH
 
-    def output(self, heads_BLNH: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
+    def output(
+        self, heads_BLNH: Float[Array, "B L N H"], keys_B: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B L D"]:
         """The heads mixed back into the residual stream."""
         o_proj = self.o_proj[...]
         flat = heads_BLNH.reshape(*heads_BLNH.shape[:2], -1)
-        return project(flat, o_proj.reshape(-1, o_proj.shape[-1]))
+        return adapted(flat, o_proj.reshape(-1, o_proj.shape[-1]), self.o_proj_lora, keys_B)
 
     @staticmethod
-    def _heads(x_BLD: jax.Array, weight_DNH: jax.Array) -> jax.Array:
+    def _heads(
+        x_BLD: jax.Array,
+        weight_DNH: jax.Array,
+        adapter: lora.LoRA | None,
+        keys_B: jax.Array | None,
+    ) -> jax.Array:
         D, N, H = weight_DNH.shape
-        return project(x_BLD, weight_DNH.reshape(D, N * H)).reshape(*x_BLD.shape[:2], N, H)
+        flat = adapted(x_BLD, weight_DNH.reshape(D, N * H), adapter, keys_B)
+        return flat.reshape(*x_BLD.shape[:2], N, H)

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
+
+from gemma_grpo.model import lora
 
 
 class RMSNorm(nnx.Module):
@@ -29,21 +31,47 @@ def project(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Arra
     return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
 
 
+def adapted(
+    x_BLI: Float[Array, "B L I"],
+    weight_IO: Float[Array, "I O"],
+    adapter: lora.LoRA | None,
+    keys_B: Key[Array, " B"] | None,
+) -> Float[Array, "B L O"]:
+    """x @ weight, with the adapter's share added where there is one."""
+    out_BLO = project(x_BLI, weight_IO)
+    return out_BLO if adapter is None else out_BLO + adapter(x_BLI, keys_B)
+
+
 class GatedMLP(nnx.Module):
     """down(gelu(gate(x)) * up(x)): GeGLU with the tanh approximation.
 
     Shazeer, arXiv 2002.05202, eq. 6.
     """
 
-    def __init__(self, embed_dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        lora_config: lora.LoRAConfig = lora.NO_LORA,
+        rngs: nnx.Rngs,
+    ):
         init = nnx.initializers.lecun_normal()
         self.gate = nnx.Param(init(rngs.params(), (embed_dim, hidden_dim)))
         self.up = nnx.Param(init(rngs.params(), (embed_dim, hidden_dim)))
         self.down = nnx.Param(init(rngs.params(), (hidden_dim, embed_dim)))
+        self.gate_lora = lora.make(embed_dim, hidden_dim, "mlp.gate", lora_config, rngs)
+        self.up_lora = lora.make(embed_dim, hidden_dim, "mlp.up", lora_config, rngs)
+        self.down_lora = lora.make(hidden_dim, embed_dim, "mlp.down", lora_config, rngs)
 
-    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate_BLF = jax.nn.gelu(project(x_BLD, self.gate[...]), approximate=True)
-        return project(gate_BLF * project(x_BLD, self.up[...]), self.down[...])
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], keys_B: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """`keys_B` are the rows' dropout keys, for adapters in training."""
+        gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_B)
+        up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_B)
+        inner_BLF = jax.nn.gelu(gate_BLF, approximate=True) * up_BLF
+        return adapted(inner_BLF, self.down[...], self.down_lora, keys_B)
 
 
 def rope_table(

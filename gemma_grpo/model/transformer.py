@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
+from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
@@ -33,7 +34,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 class Block(nnx.Module):
     """x + post(attention(pre(x))), then the same around the MLP: norms on both sides of each."""
 
-    def __init__(self, config: Gemma3Config, rngs: nnx.Rngs):
+    def __init__(self, config: Gemma3Config, lora_config: LoRAConfig, rngs: nnx.Rngs):
         dim, eps = config.embed_dim, config.norm_eps
         self.pre_attention_norm = RMSNorm(dim, eps=eps)
         self.attention = attention.Attention(
@@ -42,21 +43,26 @@ class Block(nnx.Module):
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             norm_eps=eps,
+            lora_config=lora_config,
             rngs=rngs,
         )
         self.post_attention_norm = RMSNorm(dim, eps=eps)
         self.pre_mlp_norm = RMSNorm(dim, eps=eps)
-        self.mlp = GatedMLP(dim, config.hidden_dim, rngs=rngs)
+        self.mlp = GatedMLP(dim, config.hidden_dim, lora_config=lora_config, rngs=rngs)
         self.post_mlp_norm = RMSNorm(dim, eps=eps)
 
     def __call__(
-        self, x_BLD: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+        self,
+        x_BLD: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        attend: Attend,
+        keys_B: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output and this layer's new keys and values."""
-        q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope)
-        mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH))
+        q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_B)
+        mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_B)
         x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
-        x_BLD = x_BLD + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_BLD)))
+        x_BLD = x_BLD + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_BLD), keys_B))
         return x_BLD, (k_BLKH, v_BLKH)
 
 
@@ -64,14 +70,14 @@ class Gemma3(nnx.Module):
     """The parameters of one Gemma 3 text model, float32 at birth.
 
     Weights start as the architecture's own normal; the embedding is N(0, 1/D), so that the scaled
-    input has unit variance and the tied head gives logits of order one.
+    input has unit variance and the tied head gives logits of order one. Adapters start as nothing.
     """
 
-    def __init__(self, config: Gemma3Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Gemma3Config, *, rngs: nnx.Rngs, lora_config: LoRAConfig = NO_LORA):
         self.config = config
         init = nnx.initializers.normal(stddev=config.embed_dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (config.vocab_size, config.embed_dim)))
-        make_block = nnx.vmap(lambda r: Block(config, r), in_axes=0, out_axes=0)
+        make_block = nnx.vmap(lambda r: Block(config, lora_config, r), in_axes=0, out_axes=0)
         self.layers = make_block(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
 
@@ -94,14 +100,32 @@ def split(model: Gemma3) -> tuple[nnx.GraphDef, Params]:
     return graphdef, nnx.to_pure_dict(params)
 
 
-def abstract(config: Gemma3Config) -> tuple[nnx.GraphDef, Params]:
+def abstract(
+    config: Gemma3Config, lora_config: LoRAConfig = NO_LORA
+) -> tuple[nnx.GraphDef, Params]:
     """`split` without the arrays: the graph and a tree of `jax.ShapeDtypeStruct`."""
-    model = nnx.eval_shape(lambda: Gemma3(config, rngs=nnx.Rngs(0)))
-    return split(model)
+    make = lambda: Gemma3(config, rngs=nnx.Rngs(0), lora_config=lora_config)
+    return split(nnx.eval_shape(make))
+
+
+def init_adapter(config: Gemma3Config, lora_config: LoRAConfig, *, seed: int) -> Params:
+    """Fresh adapters, float32. No base weight is made: nothing reads it, so XLA leaves it out."""
+
+    @jax.jit
+    def make(key: jax.Array) -> Params:
+        _, params = split(Gemma3(config, rngs=nnx.Rngs(params=key), lora_config=lora_config))
+        return partition(params)[0]
+
+    return make(jax.random.key(seed))
 
 
 def forward(
-    model: Gemma3, ids_BL: Int[Array, "B L"], mask_BL: Bool[Array, "B L"], *, remat: bool = False
+    model: Gemma3,
+    ids_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
+    *,
+    remat: bool = False,
+    dropout_keys_B: Key[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B L D"], KV]:
     """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
 
@@ -109,6 +133,7 @@ def forward(
         ids_BL: tokens.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
         remat: recompute each block in the backward pass rather than keep its activations.
+        dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
 
     Returns:
         Hidden states after the final norm, and every layer's keys and values.
@@ -122,10 +147,10 @@ def forward(
     ]
 
     def layer(x_BLD, scanned):
-        block, is_global, _ = _block(model, scanned)
+        block, is_global, _, keys_B = _block(model, scanned, dropout_keys_B)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
-        return block(x_BLD, _select_rope(ropes, is_global), attend)
+        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_B)
 
     ropes = _ropes(config, positions_BL)
     x_BLD, kv = _scan(model, layer, model.embed(ids_BL), (), remat=remat)
@@ -140,6 +165,7 @@ def extend(
     prompt_mask_PS: Bool[Array, "P S"],
     *,
     remat: bool = False,
+    dropout_keys_B: Key[Array, " B"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Run G completions of each prompt on the keys and values of one run of the prompts.
 
@@ -148,7 +174,7 @@ def extend(
         completion_mask_BT: True on tokens.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
-        remat: as in `forward`.
+        remat, dropout_keys_B: as in `forward`.
 
     Returns:
         Hidden states after the final norm, equal to those of the whole sequences.
@@ -168,13 +194,14 @@ def extend(
     ]
 
     def layer(x_BTD, scanned):
-        block, is_global, (prompt_k_PSKH, prompt_v_PSKH) = _block(model, scanned)
+        block, is_global, prompt_kv, keys_B = _block(model, scanned, dropout_keys_B)
+        prompt_k_PSKH, prompt_v_PSKH = prompt_kv
         own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
         prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
         attend = lambda q, k, v: attention.attend_with_prompt(
             q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
         )
-        x_BTD, _ = block(x_BTD, _select_rope(ropes, is_global), attend)
+        x_BTD, _ = block(x_BTD, _select_rope(ropes, is_global), attend, keys_B)
         return x_BTD, None
 
     ropes = _ropes(config, length_B[:, None] + slots_T[None, :])
@@ -270,15 +297,21 @@ def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Arra
     )
 
 
-def _block(model: Gemma3, scanned: tuple) -> tuple[Block, jax.Array, Any]:
-    """One layer's module, its kind, and whatever else is scanned beside it."""
-    state, is_global, extra = scanned
-    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra
+def _block(
+    model: Gemma3, scanned: tuple, keys_B: jax.Array | None
+) -> tuple[Block, jax.Array, Any, jax.Array | None]:
+    """One layer's module, its kind, whatever else is scanned beside it, and its dropout keys."""
+    state, index, is_global, extra = scanned
+    if keys_B is not None:
+        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys_B)
+    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_B
 
 
 def _scan(model: Gemma3, layer: Callable, x: jax.Array, extra: Any, *, remat: bool) -> tuple:
     """Carry `x` through the stacked blocks, collecting what each returns."""
     state = nnx.state(model.layers)
     is_global = jnp.asarray(model.config.is_global)
+    index = jnp.arange(model.config.num_layers)
     body = jax.checkpoint(layer) if remat else layer
-    return jax.lax.scan(body, x, (state, is_global, extra), unroll=model.config.scan_unroll)
+    scanned = (state, index, is_global, extra)
+    return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)

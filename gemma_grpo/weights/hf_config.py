@@ -98,9 +98,6 @@ def config_to_hf(config: Gemma3Config, dtype: np.dtype) -> dict[str, Any]:
         # What the models were trained for: 128K tokens where positions are scaled, else 32K.
         "max_position_embeddings": 131_072 if scale != 1.0 else 32_768,
         "tie_word_embeddings": True,
-        "bos_token_id": 2,
-        "eos_token_id": [1, 106],
-        "pad_token_id": 0,
         "torch_dtype": np.dtype(dtype).name,
         **_ONLY,
     }

@@ -1,0 +1,153 @@
+"""Low-rank adapters beside projections, and trees with and without them. Knows no block or loss.
+
+Hu et al., arXiv 2106.09685, eq. 3: h = W x + (alpha / r) B A x, with W frozen. Theirs is [out, in];
+here `a` is [in, r] and `b` [r, out], so that h = x W + (alpha / r) (x a) b.
+
+In a parameter tree an adapter stands beside its weight, under the weight's name + "_lora".
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from gemma_grpo.errors import UserError
+
+SUFFIX = "_lora"
+TARGETS = (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.down",
+)
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Train low-rank adapters beside a frozen base instead of all weights."""
+
+    rank: int = 0
+    """r, the adapters' inner width; 0 trains all weights and has no adapter."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / rank."""
+    targets: str = ".*"
+    """Regular expression searched for in attention.q_proj, .k_proj, .v_proj, .o_proj, mlp.gate, .up
+    and .down: the projections that get an adapter, in every layer."""
+    dropout: float = 0.0
+    """Share of the adapters' inputs dropped in training."""
+
+    def __post_init__(self):
+        if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"lora: rank={self.rank} must be 0 (off) or more, alpha={self.alpha} above 0, "
+                f"dropout={self.dropout} in [0, 1)"
+            )
+        try:
+            chosen = self.chosen
+        except re.error as error:
+            raise UserError(
+                f"lora.targets={self.targets!r} is no regular expression: {error}"
+            ) from error
+        if self.rank and not chosen:
+            raise UserError(
+                f"lora.targets={self.targets!r} matches none of {', '.join(TARGETS)}; "
+                "'.*' takes all"
+            )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The names in `TARGETS` that get an adapter."""
+        if self.rank == 0:
+            return ()
+        return tuple(name for name in TARGETS if re.search(self.targets, name))
+
+
+NO_LORA = LoRAConfig()
+
+
+class LoRA(nnx.Module):
+    """One adapter: scale * dropout(x) a b, zero at birth.
+
+    `a` is uniform in ±1/sqrt(in), as in PEFT (a Kaiming uniform of slope sqrt(5)); `b` is 0.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rngs):
+        bound = in_dim**-0.5
+        shape = (in_dim, config.rank)
+        self.a = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+        self.b = nnx.Param(jnp.zeros((config.rank, out_dim)))
+        self.scale = config.alpha / config.rank
+        self.dropout = config.dropout
+        self.stream = TARGETS.index(name)  # adapters of one block drop independently
+
+    def __call__(
+        self, x: Float[Array, "B L I"], keys_B: Key[Array, " B"] | None
+    ) -> Float[Array, "B L O"]:
+        """The adapter's share of the output.
+
+        Args:
+            keys_B: a key for each row, to drop inputs by; None drops nothing.
+        """
+        if keys_B is not None and self.dropout > 0:
+            kept_of_row = lambda key: jax.random.bernoulli(
+                jax.random.fold_in(key, self.stream), 1 - self.dropout, x.shape[1:]
+            )
+            x = jnp.where(jax.vmap(kept_of_row)(keys_B), x / (1 - self.dropout), 0)
+        inner = x.reshape(-1, x.shape[-1]) @ self.a[...]
+        return (inner @ self.b[...] * self.scale).reshape(*x.shape[:-1], -1)
+
+
+def make(in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rngs) -> LoRA | None:
+    """The adapter of the projection `name`, or None where the config wants none."""
+    return LoRA(in_dim, out_dim, name, config, rngs) if name in config.chosen else None
+
+
+def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tree as two: the adapters alone, and the base alone. `join` undoes it."""
+    adapter, base = {}, {}
+    for name, value in params.items():
+        if name.endswith(SUFFIX):
+            adapter[name] = value
+        elif isinstance(value, dict):
+            inner, base[name] = partition(value)
+            if inner:
+                adapter[name] = inner
+        else:
+            base[name] = value
+    return adapter, base
+
+
+def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two trees without a common leaf as one."""
+    joined = dict(second)
+    for name, value in first.items():
+        joined[name] = join(value, second[name]) if name in second else value
+    return joined
+
+
+def merge_adapter(adapter: dict[str, Any], base: dict[str, Any], *, scale: float) -> dict[str, Any]:
+    """The base with the adapters added into its weights: W + scale * a b, in float32, then in W's
+    dtype. A tree without adapters, with which the model computes the same.
+
+    Args:
+        adapter: of `partition`.
+        base: the frozen weights; projections are [layer, in..., out...].
+        scale: alpha / rank.
+    """
+    merged = dict(base)
+    for name, value in adapter.items():
+        if name.endswith(SUFFIX):
+            weight = base[name.removesuffix(SUFFIX)]
+            a, b = (value[side].astype(jnp.float32) for side in "ab")
+            delta = scale * jnp.einsum("lir,lro->lio", a, b).reshape(weight.shape)
+            merged[name.removesuffix(SUFFIX)] = (weight + delta).astype(weight.dtype)
+        else:
+            merged[name] = merge_adapter(value, base[name], scale=scale)
+    return merged

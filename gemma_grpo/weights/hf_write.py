@@ -1,0 +1,142 @@
+"""A model written as a Hugging Face folder that transformers, vLLM and llama.cpp's converter read as
+`Gemma3ForCausalLM`. Knows no parameter tree and no run.
+
+    config.json, generation_config.json
+    model.safetensors       or model-00001-of-0000N.safetensors with model.safetensors.index.json
+    tokenizer.model, tokenizer_config.json with the chat template
+
+The template is written here from the turns that `Tokenizer.encode_prompt` makes: Gemma 3 knows the
+roles user and model, and no system turn.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import Gemma3Config
+from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_grpo.weights import tensor_file
+from gemma_grpo.weights.hf_config import config_to_hf
+from gemma_grpo.weights.names import their_shapes
+
+SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
+
+CHAT_TEMPLATE = f"""\
+{{{{- bos_token -}}}}
+{{%- for message in messages -%}}
+{{%- if message.role not in ('user', 'assistant') -%}}
+{{{{- raise_exception('the roles are user and assistant; put instructions into a user turn') -}}}}
+{{%- endif -%}}
+{{{{- '{START_OF_TURN}' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}}}
+{{{{- message.content + '{END_OF_TURN}\\n' -}}}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{{{{- '{START_OF_TURN}model\\n' -}}}}{{%- endif -%}}
+"""
+
+
+def write_folder(
+    out: Path,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    config: Gemma3Config,
+    *,
+    dtype: np.dtype,
+    tokenizer: Tokenizer | None,
+    texts: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the folder; it appears whole or not at all.
+
+    Args:
+        out: its path; nothing may be there, or an empty directory.
+        tensors: all of the model's, such as `hf_tensors` gives; taken one by one.
+        config: the model's sizes.
+        dtype: stored in: float32, float16 or bfloat16.
+        tokenizer: the model's own; None writes none, and no token ids.
+        texts: further files by name, such as README.md.
+        shard_bytes: the most that one safetensors file holds, if no single tensor holds more.
+
+    Raises:
+        UserError: something is at `out` already, or the disk is full or cannot be written.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already; name another folder")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if partial.exists():  # of a killed process
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        _write_tensors(partial, tensors, their_shapes(config), np.dtype(dtype), shard_bytes)
+        settings = config_to_hf(config, dtype)
+        if tokenizer is not None:
+            settings |= _write_tokenizer(partial, tokenizer)
+        _write_json(partial / "config.json", settings)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {out}: {error.strerror}; free some space") from error
+        raise
+
+
+def _write_tensors(
+    folder: Path,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    shapes: dict[str, tuple[int, ...]],
+    dtype: np.dtype,
+    shard_bytes: int,
+) -> None:
+    """One safetensors file, or as many as needed and their index."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    shards, room = [], 0
+    for name, size in sizes.items():
+        if size > room or not shards:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = shapes[name]
+        room -= size
+    if len(shards) == 1:
+        tensor_file.write(folder / "model.safetensors", shapes, tensors, dtype)
+        return
+    placed = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensor_file.write(folder / file, shard, tensors, dtype)
+        placed |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": placed}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer's files and generation_config.json; returns the ids that config.json repeats."""
+    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    settings = {
+        "tokenizer_class": "GemmaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": [START_OF_TURN, END_OF_TURN],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    _write_json(folder / "generation_config.json", ids)
+    return ids
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""A SentencePiece model rebuilt from a GGUF file's tokenizer tables. Knows no weights.
+
+GGUF keeps the pieces, their scores and their types, but not SentencePiece's file; `Tokenizer` reads
+nothing else. Which types the original had is Gemma's: only `<pad>`, `<eos>` and `<bos>` are control
+pieces, which no text can spell; GGUF also calls the turn marks and `<unusedN>` control tokens, and
+those are user-defined there, taken whole wherever they stand in a text.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.weights.gguf_header import read_header
+
+_MODEL = "tokenizer.ggml.model"
+_TOKENS = "tokenizer.ggml.tokens"
+_SCORES = "tokenizer.ggml.scores"
+_TYPES = "tokenizer.ggml.token_type"
+_TABLES = (_TOKENS, _SCORES, _TYPES)
+_IDS = {
+    "pad": "tokenizer.ggml.padding_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "bos": "tokenizer.ggml.bos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+}
+_SPACE = "\u2581"
+
+
+def rebuild(path: Path) -> bytes:
+    """What stands in the `tokenizer.model` of which a GGUF file has the tables.
+
+    Raises:
+        UserError: the protobuf package is missing; the file is missing or damaged; a table is
+            missing, of another kind of tokenizer, or does not fit the others.
+    """
+    fields = read_header(path).fields
+    _check(fields, path)
+    ids = {name: fields[key] for name, key in _IDS.items()}
+    tokens = fields[_TOKENS]
+    proto = _import_protobuf()
+    kinds = proto.ModelProto.SentencePiece  # its numbers of types are GGUF's too
+    controls = {ids["pad"], ids["eos"], ids["bos"]}
+    model = proto.ModelProto()
+    tables = zip(tokens, fields[_SCORES].tolist(), fields[_TYPES].tolist(), strict=True)
+    for token_id, (text, score, kind) in enumerate(tables):
+        if token_id == ids["unk"]:
+            kind = kinds.UNKNOWN
+        elif token_id in controls:
+            kind = kinds.CONTROL
+        elif kind in (kinds.CONTROL, kinds.USER_DEFINED):
+            text, kind = text.replace(" ", _SPACE), kinds.USER_DEFINED
+        scored = kind in (kinds.NORMAL, kinds.BYTE)
+        piece = model.pieces.add(piece=text, score=score if scored else 0.0)
+        if kind != kinds.NORMAL:  # the default, which Google's file leaves out
+            piece.type = kind
+
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = trainer.BPE
+    trainer.vocab_size = len(tokens)
+    trainer.byte_fallback = trainer.split_digits = trainer.allow_whitespace_only_pieces = True
+    for name, token_id in ids.items():
+        setattr(trainer, f"{name}_id", token_id)
+        setattr(trainer, f"{name}_piece", tokens[token_id])
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    normalizer.escape_whitespaces = True
+    return model.SerializeToString()
+
+
+def _check(fields: dict[str, Any], path: Path) -> None:
+    """Raises UserError unless the tables are there and fit each other."""
+    kind = fields.get(_MODEL)
+    if kind != "llama":  # llama.cpp's name for SentencePiece
+        raise UserError(f"tokenizer in {path}: {_MODEL} is {kind!r}, not SentencePiece's 'llama'")
+    missing = [key for key in (*_TABLES, *_IDS.values()) if key not in fields]
+    if missing:
+        raise UserError(f"tokenizer in {path}: the metadata lacks {', '.join(missing)}")
+    lengths = [len(fields[key]) for key in _TABLES]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"tokenizer in {path}: {lengths} entries in {', '.join(_TABLES)}; fetch it again"
+        )
+    for key in _IDS.values():
+        if not 0 <= fields[key] < lengths[0]:
+            raise UserError(
+                f"tokenizer in {path}: {key} is {fields[key]}, but there are {lengths[0]} tokens"
+            )
+    if fields.get("tokenizer.ggml.add_space_prefix"):
+        raise UserError(f"tokenizer in {path}: puts a space before every text; not Gemma's")
+
+
+def _import_protobuf() -> ModuleType:
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise UserError(
+            "rebuilding a tokenizer needs protobuf: pip install 'gemma_grpo[gemma3-270m]'"
+        ) from error
+    return sentencepiece_model_pb2

@@ -1,0 +1,62 @@
+"""A run's own weights file: trained parameters under our own names, whole or not at all."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from stubs import TINY
+
+from gemma_grpo import model, weights
+from gemma_grpo.errors import UserError
+
+LORA = model.LoRAConfig(rank=2)
+ADAPTER, _ = model.partition(model.abstract(TINY, LORA)[1])
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file of fresh adapters."""
+    weights.save(tmp_path / "run.safetensors", model.init_adapter(TINY, LORA, seed=3))
+    return tmp_path / "run.safetensors"
+
+
+def test_weights_survive_the_file_bit_for_bit(path):
+    weights.save(path.with_name("again.safetensors"), weights.load(path, ADAPTER))
+    assert path.with_name("again.safetensors").read_bytes() == path.read_bytes()
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "again.safetensors"}
+
+
+NAME = "layers.attention.q_proj_lora.a"
+
+
+def damaged(tensors, how):
+    if how == "missing":
+        del tensors[NAME]
+    if how == "extra":
+        tensors["bias"] = np.zeros(3, np.float32)
+    if how == "shape":
+        tensors[NAME] = tensors[NAME][:-1]
+    return tensors
+
+
+@pytest.mark.parametrize("how, named", [("missing", NAME), ("extra", "bias"), ("shape", NAME)])
+def test_weights_of_another_model_are_refused_by_tensor(path, how, named):
+    safetensors.numpy.save_file(damaged(safetensors.numpy.load_file(path), how), path)
+    with pytest.raises(UserError, match=named):
+        weights.load(path, ADAPTER)
+
+
+def test_a_disk_that_cannot_be_written_is_one_clear_error(path):
+    params = weights.load(path, ADAPTER)
+    with pytest.raises(UserError, match="cannot write"):
+        weights.save(path.parent / "no such folder" / "model.safetensors", params)
+
+
+def test_a_torn_weights_file_is_named(path):
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="run.safetensors"):
+        weights.load(path, ADAPTER)
+
+
+def test_a_missing_weights_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.safetensors"):
+        weights.load(tmp_path / "gone.safetensors", ADAPTER)
