@@ -1,10 +1,14 @@
 """Sampling completions: prefill, the decode loop, and what comes out. Knows no text or reward.
 
-Every device prefills its own prompts, once per prompt, and decodes their groups in a loop of its
-own that ends when its own rows have: no collective, and nothing goes to the host before the end.
+    make_rollout  prefill and the whole loop in one program: training, evaluation, batches
+    make_stream   the same two parts as two programs, the loop run a few tokens at a time
+
+In a rollout every device prefills its own prompts, once per prompt, and decodes their groups in a
+loop of its own that ends when its own rows have: no collective, and nothing goes to the host before
+the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
@@ -61,16 +65,23 @@ def make_rollout(
         pad_id: fills the slots after the end.
         temperature, top_k, top_p: see `sampling.sample`.
     """
-    sampling.check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    on_device = partial(
-        _rollout,
+    prefill = partial(_prefill, graphdef, G=num_generations, T=max_completion_length, pad_id=pad_id)
+    decode = _decoder(
         graphdef,
-        G=num_generations,
-        T=max_completion_length,
         stop_ids=stop_ids,
         pad_id=pad_id,
-        draw=partial(sampling.sample, temperature=temperature, top_k=top_k, top_p=top_p),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
     )
+
+    def on_device(params, prompt_ids_PS, prompt_mask_PS, key):
+        """One device's share: its prompts in, their completions out."""
+        B = prompt_ids_PS.shape[0] * num_generations
+        first_row = jax.lax.axis_index(meshes.DATA) * B
+        given, state = prefill(params, prompt_ids_PS, prompt_mask_PS, key, first_row)
+        return decode(params, given, state, max_completion_length).drawn
+
     rows, whole = PartitionSpec(meshes.DATA), PartitionSpec()
     return jax.jit(
         jax.shard_map(
@@ -78,48 +89,130 @@ def make_rollout(
             mesh=mesh,
             in_specs=(whole, rows, rows, whole),
             out_specs=rows,
-            check_vma=False,  # the loop's first carry is made of constants, alike on all devices
+            check_vma=False,  # the loop's first state is made of constants, alike on all devices
         )
     )
 
 
-def _rollout(graphdef, params, prompt_ids_PS, prompt_mask_PS, key, *, G, T, stop_ids, pad_id, draw):
-    """One device's share: its prompts in, their completions out."""
-    model = nnx.merge(graphdef, params)
-    P = prompt_ids_PS.shape[0]
-    B = P * G
-    first_row = jax.lax.axis_index(meshes.DATA) * B
-    row_keys_B = jax.vmap(partial(jax.random.fold_in, key))(first_row + jnp.arange(B))
-    stops = jnp.asarray(stop_ids)
+def make_stream(
+    graphdef: nnx.GraphDef,
+    *,
+    num_generations: int,
+    max_completion_length: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Callable[..., Iterator[Rollout]]:
+    """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
-    hidden_PSD, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS)
-    blocks = gemma3.unstack_layers(model)
-    cache = gemma3.empty_cache(model.config, num_rows=B, num_slots=T, dtype=hidden_PSD.dtype)
+    Each is on the host and holds all that was drawn so far, up to `chunk` tokens a row more than
+    the one before; the last has the tokens that `make_rollout` draws. Runs on one device, where
+    its parameters are. Compiled once, whatever the chunks.
 
-    def unfinished(carry):
-        t, done_B, *_ = carry
-        return (t < T) & ~done_B.all()
-
-    def step(carry):
-        t, done_B, hidden_BD, cache, ids_BT, mask_BT, logps_BT = carry
-        keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(row_keys_B)
-        ids_B, logps_B = draw(model.logits(hidden_BD), keys_B)
-        ids_B = jnp.where(done_B, pad_id, ids_B).astype(jnp.int32)
-        ids_BT = ids_BT.at[:, t].set(ids_B)
-        mask_BT = mask_BT.at[:, t].set(~done_B)
-        logps_BT = logps_BT.at[:, t].set(jnp.where(done_B, 0.0, logps_B))
-        done_B |= (ids_B[:, None] == stops[None]).any(axis=1)
-        hidden_BD, cache = gemma3.decode(model, blocks, ids_B, t, cache, prompt_kv, prompt_mask_PS)
-        return t + 1, done_B, hidden_BD, cache, ids_BT, mask_BT, logps_BT
-
-    carry = (
-        jnp.zeros((), jnp.int32),
-        jnp.zeros(B, bool),
-        jnp.repeat(hidden_PSD[:, -1], G, axis=0),  # left-padded: the last slot is the last token
-        cache,
-        jnp.full((B, T), pad_id, jnp.int32),
-        jnp.zeros((B, T), bool),
-        jnp.zeros((B, T), jnp.float32),
+    Args:
+        as of `make_rollout`.
+    """
+    T = max_completion_length
+    prefill = jax.jit(partial(_prefill, graphdef, G=num_generations, T=T, pad_id=pad_id))
+    decode = jax.jit(
+        _decoder(
+            graphdef,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        ),
+        donate_argnames="state",
     )
-    _, done_B, _, _, ids_BT, mask_BT, logps_BT = jax.lax.while_loop(unfinished, step, carry)
-    return Rollout(ids_BT, mask_BT, logps_BT, done_B)
+
+    def stream(params, prompt_ids_PS, prompt_mask_PS, key, chunk):
+        given, state = prefill(params, prompt_ids_PS, prompt_mask_PS, key, 0)
+        for end in range(chunk, T + chunk, chunk):
+            state = decode(params, given, state, min(end, T))
+            drawn = jax.device_get(state.drawn)
+            yield drawn
+            if drawn.stopped.all():
+                return
+
+    return stream
+
+
+class _Given(NamedTuple):
+    """What decoding reads and leaves alone: the weights layer by layer, the prompts, the keys."""
+
+    blocks: list
+    prompt_kv: gemma3.KV
+    prompt_mask: Bool[Array, "P S"]
+    row_keys: Key[Array, " B"]
+
+
+class _State(NamedTuple):
+    """What the loop carries: `slot` is the next to be filled, from `hidden`."""
+
+    slot: Int[Array, ""]
+    hidden: Float[Array, "B D"]
+    cache: list
+    drawn: Rollout
+
+
+def _prefill(
+    graphdef, params, prompt_ids_PS, prompt_mask_PS, key, first_row, *, G, T, pad_id
+) -> tuple[_Given, _State]:
+    """Runs the prompts; the rows that follow are numbered from `first_row`, for their keys."""
+    model = nnx.merge(graphdef, params)
+    B = prompt_ids_PS.shape[0] * G
+    hidden_PSD, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS)
+    row_keys_B = jax.vmap(partial(jax.random.fold_in, key))(first_row + jnp.arange(B))
+    given = _Given(gemma3.unstack_layers(model), prompt_kv, prompt_mask_PS, row_keys_B)
+    nothing = Rollout(
+        completion_ids=jnp.full((B, T), pad_id, jnp.int32),
+        completion_mask=jnp.zeros((B, T), bool),
+        sampler_logps=jnp.zeros((B, T), jnp.float32),
+        stopped=jnp.zeros(B, bool),
+    )
+    state = _State(
+        slot=jnp.zeros((), jnp.int32),
+        # Left-padded: the last slot is the last token.
+        hidden=jnp.repeat(hidden_PSD[:, -1], G, axis=0),
+        cache=gemma3.empty_cache(model.config, num_rows=B, num_slots=T, dtype=hidden_PSD.dtype),
+        drawn=nothing,
+    )
+    return given, state
+
+
+def _decoder(graphdef, *, stop_ids, pad_id, temperature, top_k, top_p) -> Callable[..., _State]:
+    """(params, given, state, end) -> state: the loop, until slot `end` or all have stopped."""
+    sampling.check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    draw = partial(sampling.sample, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def decode(params, given, state, end):
+        model = nnx.merge(graphdef, params)
+        stops = jnp.asarray(stop_ids)
+
+        def unfinished(state):
+            return (state.slot < end) & ~state.drawn.stopped.all()
+
+        def step(state):
+            t, done_B = state.slot, state.drawn.stopped
+            keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(given.row_keys)
+            ids_B, logps_B = draw(model.logits(state.hidden), keys_B)
+            ids_B = jnp.where(done_B, pad_id, ids_B).astype(jnp.int32)
+            drawn = Rollout(
+                completion_ids=state.drawn.completion_ids.at[:, t].set(ids_B),
+                completion_mask=state.drawn.completion_mask.at[:, t].set(~done_B),
+                sampler_logps=state.drawn.sampler_logps.at[:, t].set(
+                    jnp.where(done_B, 0.0, logps_B)
+                ),
+                stopped=done_B | (ids_B[:, None] == stops[None]).any(axis=1),
+            )
+            hidden_BD, cache = gemma3.decode(
+                model, given.blocks, ids_B, t, state.cache, given.prompt_kv, given.prompt_mask
+            )
+            return _State(t + 1, hidden_BD, cache, drawn)
+
+        return jax.lax.while_loop(unfinished, step, state)
+
+    return decode

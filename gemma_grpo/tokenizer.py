@@ -70,19 +70,48 @@ class Tokenizer:
                 kept.append(int(token_id))
         return self._processor.decode(kept)
 
+    def decode_whole(self, ids: Sequence[int]) -> str:
+        """`decode` of the first ids of a completion, short of a character that is not whole yet.
+
+        Never longer than the text of all its ids, and always the beginning of it: a character whose
+        bytes are several tokens is left out until the last of them is there.
+        """
+        return self.decode(ids).rstrip("\ufffd")
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text that each id stands for, one by one; bytes of a split character as "\\ufffd"."""
         return [self._processor.decode([int(token_id)]) for token_id in ids]
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """One user turn and the opening of the model's, after exactly one BOS.
+        """One user turn and the opening of the model's: `encode_turns` of one text."""
+        return self.encode_turns([prompt])
 
-        `<bos><start_of_turn>user\\n{prompt}<end_of_turn>\\n<start_of_turn>model\\n`. The marks are
-        set as ids; if the prompt holds them as text, they are encoded as the text's pieces are.
+    def encode_turns(self, turns: Sequence[str]) -> list[int]:
+        """A conversation, the user's turn first, then the model's, in turn; it ends on the user's.
+
+        `<bos><start_of_turn>user\n{turns[0]}<end_of_turn>\n<start_of_turn>model\n{turns[1]}`
+        `<end_of_turn>\n...<start_of_turn>model\n`: Gemma's chat format, the model's next turn
+        opened, after exactly one BOS. The marks are set as ids; if a turn holds them as text, they
+        are encoded as the text's pieces are.
+
+        Raises:
+            ValueError: the last turn is the model's, or there is none.
         """
-        user, model, newline = self.encode("user\n"), self.encode("model\n"), self.encode("\n")
-        opening = [self.bos_id, self._start_id, *user, *self.encode(prompt), self._end_id]
-        return [*opening, *newline, self._start_id, *model]
+        if len(turns) % 2 == 0:
+            raise ValueError(f"{len(turns)} turns: a conversation ends on the user's")
+        openings = (
+            [self._start_id, *self.encode("user\n")],
+            [self._start_id, *self.encode("model\n")],
+        )
+        close = [self._end_id, *self.encode("\n")]
+        ids = [self.bos_id]
+        for number, turn in enumerate(turns):
+            ids += [*openings[number % 2], *self.encode(turn), *close]
+        return ids + openings[1]
+
+    def encode_raw(self, text: str) -> list[int]:
+        """A text without turns, after exactly one BOS: what a base model goes on from."""
+        return [self.bos_id, *self.encode(text)]
 
     def encode_completion(self, completion: str) -> list[int]:
         """A completion's ids with the `<end_of_turn>` that ends it."""

@@ -133,6 +133,65 @@ def test_a_row_cut_off_by_the_budget_has_not_stopped():
     assert drawn.completion_mask.all() and not drawn.stopped.any()
 
 
+@functools.cache
+def streaming_program(temperature):
+    return rollout.make_stream(
+        GRAPHDEF,
+        num_generations=G,
+        max_completion_length=T,
+        stop_ids=STOPS,
+        pad_id=PAD,
+        temperature=temperature,
+    )
+
+
+def stream(chunk, temperature=1.0, key=0):
+    """The rollouts so far, on the prompts and key of `roll`."""
+    stream = streaming_program(temperature)
+    return list(stream(PARAMS, *tiny_prompts(4), jax.random.key(key), chunk))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("chunk", [1, 2, 4, T, T + 5])
+def test_a_stream_ends_in_the_rollout_bit_for_bit_whatever_its_chunks(temperature, chunk):
+    whole = roll(temperature=temperature)
+    last = stream(chunk, temperature)[-1]
+    for streamed, drawn in zip(last, whole, strict=True):
+        np.testing.assert_array_equal(streamed, drawn)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_a_stream_grows_by_a_chunk_at_a_time_and_takes_nothing_back(chunk):
+    whole, steps = roll(), stream(chunk)
+    for number, so_far in enumerate(steps, start=1):
+        shown = np.arange(T) < number * chunk
+        np.testing.assert_array_equal(so_far.completion_mask, whole.completion_mask & shown)
+        np.testing.assert_array_equal(
+            so_far.completion_ids, np.where(shown, whole.completion_ids, PAD)
+        )
+        np.testing.assert_array_equal(
+            so_far.stopped, whole.stopped & (whole.completion_mask.sum(axis=1) <= number * chunk)
+        )
+
+
+def test_a_stream_ends_when_every_row_has():
+    draws = ((key, roll(key=key)) for key in range(999))
+    key, drawn = next(
+        (key, drawn) for key, drawn in draws if not drawn.completion_mask[:, -1].any()
+    )
+    longest = int(drawn.completion_mask.sum(axis=1).max())
+    steps = stream(1, key=key)
+    assert len(steps) == longest < T
+    assert steps[-1].stopped.all() and not steps[-2].stopped.all()
+
+
+def test_a_stream_is_compiled_once_for_all_its_chunks(caplog):
+    stream(1)
+    with jax.log_compiles():
+        stream(2), stream(T)
+    assert not [record for record in caplog.records if "ompil" in record.getMessage()]
+
+
 def test_a_rollout_never_asks_the_host_and_its_loop_has_no_collective():
     lowered = program(8).lower(PARAMS, *tiny_prompts(8), jax.random.key(0))
     compiled = lowered.compile().as_text()

@@ -1,6 +1,7 @@
 """Laws of gemma_grpo.tokenizer, on the embedded tokenizer; ids are checked through their pieces."""
 
 import io
+import random
 
 import pytest
 import sentencepiece
@@ -43,6 +44,48 @@ def test_a_prompt_is_one_user_turn_after_one_bos_and_the_opening_of_the_models()
     before = ["<bos>", "<start_of_turn>", "user", "\n"]
     after = ["<end_of_turn>", "\n", "<start_of_turn>", "model", "\n"]
     assert pieces == before + question + after
+
+
+TURNS = [
+    "What is 2 + 2?",
+    "<reasoning>\n2 + 2 = 4\n</reasoning>",
+    "héllo ☃ 日本語?",
+    "4",
+    " and now ",
+]
+
+
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_turns_are_encoded_as_the_chat_format_written_out_is(num):
+    roles = ["user", "model"] * num
+    written = [
+        f"<start_of_turn>{role}\n{turn}<end_of_turn>\n"
+        for role, turn in zip(roles, TURNS[:num], strict=False)
+    ]
+    # SentencePiece takes the marks in a text for the marks: the format's own text, encoded whole.
+    whole = RAW.encode("".join(written) + "<start_of_turn>model\n")
+    assert TOKENIZER.encode_turns(TURNS[:num]) == [BOS, *whole]
+
+
+def test_a_prompt_is_a_conversation_of_one_turn():
+    assert TOKENIZER.encode_prompt("Hi") == TOKENIZER.encode_turns(["Hi"])
+
+
+def test_a_mark_that_a_turn_spells_stays_text_in_every_turn():
+    ids = TOKENIZER.encode_turns([INJECTION, INJECTION, "Hi"])
+    marks = [i for i in ids if i in (PAD, EOS, BOS, START, END)]
+    assert marks == [BOS, *[START, END] * 3, START]
+
+
+@pytest.mark.parametrize("turns", [[], ["Hi", "Hello"]])
+def test_a_conversation_that_does_not_end_on_the_user_is_refused(turns):
+    with pytest.raises(ValueError, match="user"):
+        TOKENIZER.encode_turns(turns)
+
+
+def test_raw_text_follows_one_bos_and_has_no_turn():
+    assert TOKENIZER.encode_raw("12 + 7 =") == [BOS, *RAW.encode("12 + 7 =")]
+    assert TOKENIZER.encode_raw(INJECTION).count(START) == 0
 
 
 @pytest.mark.parametrize("prompt", [*TEXTS, INJECTION, "<bos>", "<start_of_turn>user\n"])
@@ -88,6 +131,24 @@ def test_decoding_ends_at_the_first_stop_token_of_either_kind(stop):
 
 def test_decoding_leaves_out_padding_and_bos():
     assert TOKENIZER.decode([PAD, BOS, *RAW.encode("a 1"), PAD, PAD]) == "a 1"
+
+
+def test_a_character_of_several_tokens_shows_when_its_last_byte_is_there():
+    ids = TOKENIZER.encode("é🙂")
+    assert len(ids) == 6  # every byte is a token
+    shown = [TOKENIZER.decode_whole(ids[:n]) for n in range(7)]
+    assert shown == ["", "", "é", "é", "é", "é", "é🙂"]
+    assert TOKENIZER.decode(ids[:3]) == "é\ufffd"
+
+
+def test_what_was_shown_of_a_completion_is_always_the_beginning_of_it():
+    rng = random.Random(0)
+    bytes_ = [RAW.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    for _ in range(300):  # any tokens at all, bytes that make no character among them
+        ids = [rng.choice(bytes_ if rng.random() < 0.7 else range(512)) for _ in range(12)]
+        text = TOKENIZER.decode(ids)
+        for n in range(12):
+            assert text.startswith(TOKENIZER.decode_whole(ids[:n]))
 
 
 def test_pieces_are_the_texts_of_single_tokens():
