@@ -90,6 +90,14 @@ def test_another_alignment_is_kept_to(whole, tmp_path):
         np.testing.assert_array_equal(tensor.read(), plain[name].read())
 
 
+def test_an_alignment_of_nothing_is_damage(tmp_path):
+    path = write(tmp_path / "aligned.gguf", alignment=512)
+    content, key = path.read_bytes(), b"general.alignment" + struct.pack("<I", 4)
+    assert content.count(key + struct.pack("<I", 512)) == 1
+    path.write_bytes(content.replace(key + struct.pack("<I", 512), key + struct.pack("<I", 0)))
+    refusal(path, "damaged", "general.alignment is 0")
+
+
 def test_a_head_that_repeats_the_embedding_is_left_out_and_another_one_is_refused(tmp_path):
     head = DRAWN["model.embed_tokens"][1].copy()
     path = write(tmp_path / "tied.gguf", replace={"output.weight": head})
