@@ -2,7 +2,9 @@
 
 Sources: the `config.json` files of google/gemma-3-1b-it and google/gemma-3-270m, and the Gemma 3
 technical report (arXiv 2503.19786, section 2). What those files leave unsaid (rope bases, the
-local:global pattern) is the default of `Gemma3TextConfig` in transformers.
+local:global pattern) is the default of `Gemma3TextConfig` in transformers. The sizes of 4B, 12B and
+27B are those of Google's `gemma` library (3.3.0, gm/nn/_gemma.py), which agrees on the smaller ones
+too; only their vocabulary is that of Hugging Face's multimodal files, 64 rows longer.
 """
 
 from dataclasses import dataclass
@@ -86,6 +88,46 @@ GEMMA3_270M = Gemma3Config(
     query_pre_attn_scalar=256.0,
 )
 
+GEMMA3_4B = Gemma3Config(
+    vocab_size=262_208,
+    num_layers=34,
+    embed_dim=2560,
+    hidden_dim=10_240,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=256,
+    sliding_window=1024,
+    query_pre_attn_scalar=256.0,
+    rope_scale_global=8.0,
+)
+
+GEMMA3_12B = Gemma3Config(
+    vocab_size=262_208,
+    num_layers=48,
+    embed_dim=3840,
+    hidden_dim=15_360,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=256,
+    sliding_window=1024,
+    query_pre_attn_scalar=256.0,
+    rope_scale_global=8.0,
+)
+
+# The only one whose queries are not scaled by the head's width: 168 = embed_dim / num_heads.
+GEMMA3_27B = Gemma3Config(
+    vocab_size=262_208,
+    num_layers=62,
+    embed_dim=5376,
+    hidden_dim=21_504,
+    num_heads=32,
+    num_kv_heads=16,
+    head_dim=128,
+    sliding_window=1024,
+    query_pre_attn_scalar=168.0,
+    rope_scale_global=8.0,
+)
+
 # Ours: small enough to train on two CPU cores, every feature of the architecture in use. The window
 # is shorter than its problems, so that local and global layers really differ.
 GEMMA3_NANO = Gemma3Config(
@@ -105,4 +147,7 @@ CONFIGS = {
     "gemma3-nano": GEMMA3_NANO,
     "gemma3-270m": GEMMA3_270M,
     "gemma3-1b": GEMMA3_1B,
+    "gemma3-4b": GEMMA3_4B,
+    "gemma3-12b": GEMMA3_12B,
+    "gemma3-27b": GEMMA3_27B,
 }

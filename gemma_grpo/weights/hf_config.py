@@ -98,7 +98,8 @@ def config_to_hf(config: Gemma3Config, dtype: np.dtype) -> dict[str, Any]:
         # What the models were trained for: 128K tokens where positions are scaled, else 32K.
         "max_position_embeddings": 131_072 if scale != 1.0 else 32_768,
         "tie_word_embeddings": True,
-        "torch_dtype": np.dtype(dtype).name,
+        "dtype": np.dtype(dtype).name,
+        "torch_dtype": np.dtype(dtype).name,  # its name before transformers 4.56
         **_ONLY,
     }
 

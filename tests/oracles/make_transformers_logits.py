@@ -23,18 +23,14 @@ DEFAULT_BASES = {"local": 10_000.0, "global": 1_000_000.0}
 
 
 def make_model(settings: dict[str, Any], weights: dict[str, np.ndarray]) -> Gemma3ForCausalLM:
-    """Their model with our weights. The rope bases are left to their default where we name none."""
-    rope = (
-        {
-            "sliding_attention": {
-                "rope_type": "default",
-                "rope_theta": settings["rope_base_local"],
-            },
-            "full_attention": {"rope_type": "default", "rope_theta": settings["rope_base_global"]},
-        }
-        if "rope_base_local" in settings
-        else None
-    )
+    """Their model with our weights. What of RoPE we do not name is left to their default."""
+    rope = {kind: {"rope_type": "default"} for kind in ("sliding_attention", "full_attention")}
+    if "rope_base_local" in settings:
+        rope["sliding_attention"]["rope_theta"] = settings["rope_base_local"]
+        rope["full_attention"]["rope_theta"] = settings["rope_base_global"]
+    if "rope_scale_global" in settings:
+        scaling = {"rope_type": "linear", "factor": settings["rope_scale_global"]}
+        rope["full_attention"] |= scaling
     config = Gemma3TextConfig(
         vocab_size=settings["vocab_size"],
         hidden_size=settings["embed_dim"],
@@ -66,7 +62,8 @@ def check_in_force(model: Gemma3ForCausalLM, settings: dict[str, Any]) -> None:
         base = settings.get(f"rope_base_{field}", DEFAULT_BASES[field])
         if kind in model.config.layer_types:
             inv_freq = getattr(model.model.rotary_emb, f"{kind}_inv_freq").double()
-            torch.testing.assert_close(inv_freq, base**-exponents, rtol=1e-6, atol=0)
+            scale = settings.get("rope_scale_global", 1.0) if field == "global" else 1.0
+            torch.testing.assert_close(inv_freq, base**-exponents / scale, rtol=1e-6, atol=0)
     for number, layer in enumerate(model.model.layers, start=1):
         is_global = number % settings["pattern"] == 0
         assert layer.self_attn.is_sliding != is_global, number

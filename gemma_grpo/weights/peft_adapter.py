@@ -1,0 +1,75 @@
+"""LoRA adapters written as the PEFT library reads them. Knows no training and no base weights.
+
+    adapter_config.json, adapter_model.safetensors
+
+PEFT keeps a torch layer's layout: lora_A is [rank, in], lora_B [out, rank].
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import LoRAConfig, Params
+from gemma_grpo.model.lora import SUFFIX
+from gemma_grpo.weights.names import TABLE, by_path
+
+_PREFIX = "base_model.model."  # PEFT's wrapper around the model, in every name
+
+
+def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) -> None:
+    """Write the folder; it appears whole or not at all.
+
+    Args:
+        out: its path; nothing may be there.
+        adapter: the adapters' tree, of `model.partition`.
+        lora: their settings.
+        base: the base model's name or path, which PEFT loads when it is given none.
+
+    Raises:
+        UserError: something is at `out` already, or the disk is full or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; name another folder")
+    tensors = dict(peft_tensors(adapter))
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    partial = out.with_name(out.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+        safetensors.numpy.save_file(
+            tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"}
+        )
+        (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        partial.replace(out)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {out}: {error}; free some space") from error
+
+
+def peft_tensors(adapter: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """The adapters' factors by PEFT's names, in PEFT's layout."""
+    leaves = by_path(adapter)
+    for entry in TABLE:
+        if f"{entry.ours}{SUFFIX}.a" not in leaves:
+            continue
+        factors = [jax.device_get(leaves[f"{entry.ours}{SUFFIX}.{side}"]) for side in "ab"]
+        for layer, name in enumerate(entry.their_names(len(factors[0]))):
+            module = _PREFIX + name.removesuffix(".weight")
+            for side, factor in zip(("lora_A", "lora_B"), factors, strict=True):
+                yield f"{module}.{side}.weight", np.ascontiguousarray(factor[layer].T)
