@@ -91,7 +91,7 @@ def slots(path: Path) -> dict[str, Slot]:
 
 
 def _slot(
-    path: Path, base: int, *, dtype: str, shape: list[int], data_offsets: tuple[int, int]
+    path: Path, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]
 ) -> Slot:
     begin, end = data_offsets
     if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != end - begin:
