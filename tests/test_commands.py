@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gemma_grpo import cli, evaluate, generate
+from gemma_grpo import cli, evaluate
 
 
 @pytest.fixture(autouse=True)
