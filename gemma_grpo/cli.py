@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from gemma_grpo import config
+from gemma_grpo import assets, config
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.interrupt import InterruptedRunError
@@ -53,11 +53,31 @@ def use_compilation_cache(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def cache_for(where: str) -> Path:
+    """The folder for compiled programs of a model: beside a run, or the user's cache."""
+    path = Path(where)
+    return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
+
+
 def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:
     """The run with the rewards of `--reward` flags added."""
     if not extra:
         return run
     return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *extra)))
+
+
+def one_model(run_or_weights: str, weights: str) -> str:
+    """The model that the user named, as the first argument or with `--weights`.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    if bool(run_or_weights) == bool(weights):
+        raise UserError(
+            "name one model, as the first argument or with --weights: a run directory, "
+            "gemma3-nano, gemma3-270m, a folder or a .gguf file"
+        )
+    return run_or_weights or weights
 
 
 def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:

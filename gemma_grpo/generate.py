@@ -1,79 +1,229 @@
-"""The generation command: completions of one prompt by a run's model or a weights file.
+"""The generation command: completions of a prompt or of a file of prompts, or a conversation.
 
-python -m gemma_grpo.generate RUN_OR_WEIGHTS --prompt "What is 12 + 7?" [--temperature 1 --num 4]
+python -m gemma_grpo.generate RUN --prompt "What is 12 + 7?"     a run's last finished stage
+python -m gemma_grpo.generate --weights ~/gemma-3-1b-it --chat   a checkpoint, turn after turn
+python -m gemma_grpo.generate --weights gemma3-270m --raw --prompt "The capital of France is"
+python -m gemma_grpo.generate RUN --prompts questions.txt --out answers.jsonl
 """
 
+import contextlib
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import jax
-import numpy as np
 import tyro
 
-from gemma_grpo import cli, collect, padding, pipeline
-from gemma_grpo.data.problem import Problem
+from gemma_grpo import chat, cli, padding, pipeline
+from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
-from gemma_grpo.mesh import data_mesh
+from gemma_grpo.generation import Generator, make_generator
+
+MAX_COMPLETION_LENGTH = 512  # of a model that comes without a run's own budget
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is completed, how, and where it goes."""
+
+    run_or_weights: tyro.conf.Positional[str] = ""
+    """The model, as for --weights."""
+    weights: str = ""
+    """A run directory (its last finished stage), gemma3-nano (embedded), gemma3-270m (its installed
+    package), a Hugging Face or Kaggle folder, or a .gguf file."""
+    prompt: str | None = None
+    """The user's turn."""
+    prompts: Path | None = None
+    """A file of prompts: .jsonl with a field "prompt", or text with one a line. Answered in JSON
+    lines."""
+    chat: bool = False
+    """A conversation, line by line from the standard input."""
+    raw: bool = False
+    """No chat turns: the model goes on from the prompt as it stands (for base models)."""
+    instruction: str | None = None
+    """Put before the question on a line of its own; unsaid, the run's own."""
+    num: int = 1
+    """Completions of each prompt."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    top_k: int = 0
+    """Sample from the so many likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    seed: int = 0
+    """Of the draw."""
+    max_prompt_length: int = 2048
+    """Tokens a prompt or a conversation may take."""
+    max_completion_length: int = 0
+    """Tokens a completion may take; 0 is the run's own budget, or 512."""
+    batch_size: int = 16
+    """Prompts of a file that are completed at a time."""
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    """Computed in; unsaid, the run's own, or float32."""
+    stream: Literal["auto", "yes", "no"] = "auto"
+    """Show text while it is drawn; auto does where one completion goes to a terminal."""
+    json: bool = False
+    """Print one JSON line a completion, with its log-prob, instead of the text."""
+    out: Path | None = None
+    """A file for those JSON lines."""
+
+    def __post_init__(self):
+        if min(self.num, self.batch_size, self.max_prompt_length) < 1:
+            raise UserError("--num, --batch-size and --max-prompt-length must be at least 1")
+        if self.max_completion_length < 0:
+            raise UserError("--max-completion-length must be at least 0")
+        if (self.prompt is not None) + (self.prompts is not None) + self.chat != 1:
+            raise UserError("give one of --prompt TEXT, --prompts FILE and --chat")
+        if self.chat and (self.raw or self.num > 1 or self.writes_json):
+            raise UserError("--chat goes without --raw, --num, --json and --out")
+        if self.raw and self.instruction:
+            raise UserError("--raw takes the prompt as it stands: put the --instruction into it")
+        if self.stream == "yes" and (self.num > 1 or self.writes_json):
+            raise UserError("--stream yes shows one completion: leave --num, --json and --out out")
+
+    @property
+    def writes_json(self) -> bool:
+        """Whether completions go out as JSON lines."""
+        return self.json or self.out is not None or self.prompts is not None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(_generate, args=arguments, description=__doc__))
+    flags = tyro.conf.FlagCreatePairsOff
+    return cli.guarded(
+        lambda: _generate(tyro.cli(Options, args=arguments, description=__doc__, config=(flags,)))
+    )
 
 
-def _generate(
-    run_or_weights: tyro.conf.Positional[Path],
-    prompt: str,
-    num: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> int:
-    """Complete a prompt.
-
-    Args:
-        run_or_weights: a run directory (its last finished stage) or a gemma3-nano safetensors file.
-        prompt: the user's turn; the chat marks are put around it.
-        num: completions.
-        temperature: 0 takes the likeliest token each time.
-        top_k: sample from the so many likeliest tokens; 0 from all.
-        top_p: sample from the smallest set of likeliest tokens with this mass; 1 from all.
-        seed: of the draw.
-        json_output: print one JSON line a completion, with its log-prob, instead of the text.
-    """
-    if num < 1:
-        raise UserError(f"--num {num}: must be at least 1")
-    run = cli.trained(run_or_weights)
-    runtime, params = pipeline.load_model(run.model, seed=seed)
-    runtime = replace(runtime, mesh=data_mesh(jax.devices()[:1]))
-    sampler = collect.make_sampler(
-        runtime, num_generations=num, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    encoded = padding.encode_prompts(
-        [Problem(prompt, answer="")],
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
-    ids, mask = padding.pad_left(
-        encoded, length=runtime.max_prompt_length, pad_id=runtime.tokenizer.pad_id
-    )
-    drawn = jax.device_get(sampler.rollout(params, ids, mask, jax.random.key(seed)))
-    for row in range(num):
-        kept = drawn.completion_mask[row]
-        text = runtime.tokenizer.decode(drawn.completion_ids[row][kept].tolist())
-        if json_output:
-            logp = float(np.sum(drawn.sampler_logps[row][kept]))
-            line = {"completion": text, "logp": logp, "stopped": bool(drawn.stopped[row])}
-            print(json.dumps(line, ensure_ascii=False))
-        else:
-            print(text)
+def _generate(options: Options) -> int:
+    where = cli.one_model(options.run_or_weights, options.weights)
+    asked = _read_prompts(options.prompts) if options.prompts is not None else [options.prompt]
+    cli.use_compilation_cache(cli.cache_for(where))
+    generator = _load(where, options)
+    key = jax.random.key(options.seed)
+    if options.chat:
+        _converse(generator, key)
+    elif options.writes_json:
+        _write_lines(options, _answers(generator, asked, options, key))
+    elif options.stream == "yes" or (
+        options.stream == "auto" and options.num == 1 and sys.stdout.isatty()
+    ):
+        for piece in _pieces(generator, _encode(generator, asked[0], options), key):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for completion in generator.complete([_encode(generator, asked[0], options)], key)[0]:
+            print(completion.text)
     return 0
+
+
+def _load(where: str, options: Options) -> Generator:
+    run, trained = cli.trained(where)
+    own_length = run.model.max_completion_length if trained else MAX_COMPLETION_LENGTH
+    own_instruction = run.model.instruction
+    model = replace(
+        run.model,
+        instruction=own_instruction if options.instruction is None else options.instruction,
+        max_prompt_length=options.max_prompt_length,
+        max_completion_length=options.max_completion_length or own_length,
+        dtype=options.dtype or run.model.dtype,
+    )
+    runtime, params = pipeline.load_model(model, seed=options.seed, trained=trained)
+    return make_generator(
+        runtime,
+        params,
+        num=options.num,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+
+
+def _read_prompts(path: Path) -> list[str]:
+    if path.suffix == ".jsonl":
+        return [jsonl.required_text(row, "prompt", where) for where, row in jsonl.read_rows(path)]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise UserError(f"{path}: no prompt in it: write one a line")
+    return prompts
+
+
+def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
+    runtime = generator.runtime
+    if options.raw:
+        return runtime.tokenizer.encode_raw(prompt)
+    return runtime.tokenizer.encode_prompt(padding.question(runtime.instruction, prompt))
+
+
+def _answers(
+    generator: Generator, asked: list[str], options: Options, key: jax.Array
+) -> Iterator[dict]:
+    """A line for each completion, batch by batch; the last batch has the shape of the others."""
+    encoded = [_encode(generator, prompt, options) for prompt in asked]
+    size = min(options.batch_size, len(encoded))
+    for start in range(0, len(encoded), size):
+        batch = encoded[start : start + size]
+        filled = [*batch, *[batch[-1]] * (size - len(batch))]
+        groups = generator.complete(filled, jax.random.fold_in(key, start))
+        for prompt, group in zip(asked[start : start + size], groups, strict=False):
+            for completion in group:
+                line = completion._asdict()
+                yield {"prompt": prompt, "completion": line.pop("text"), **line}
+
+
+def _write_lines(options: Options, lines: Iterator[dict]) -> None:
+    """To the standard output, or to a file that has its name when it is whole."""
+    with contextlib.ExitStack() as stack:
+        partial = file = None
+        if options.out is not None:
+            partial = options.out.with_name(options.out.name + ".partial")
+            file = stack.enter_context(partial.open("w", encoding="utf-8"))
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    if options.out is not None:
+        partial.replace(options.out)
+
+
+def _pieces(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[str]:
+    """The text of one completion, piece by piece."""
+    shown = ""
+    for (completion,) in generator.stream(ids, key):
+        yield completion.text[len(shown) :]
+        shown = completion.text
+
+
+def _converse(generator: Generator, key: jax.Array) -> None:
+    replies = 0
+
+    def reply(ids: list[int]) -> Iterator[str]:
+        nonlocal replies
+        replies += 1
+        return _pieces(generator, ids, jax.random.fold_in(key, replies))
+
+    chat.converse(
+        _typed(),
+        reply,
+        generator.runtime.tokenizer,
+        instruction=generator.runtime.instruction,
+        max_prompt_length=generator.runtime.max_prompt_length,
+        write=lambda text: print(text, end="", flush=True),
+        note=lambda text: print(f"({text})", file=sys.stderr, flush=True),
+    )
+
+
+def _typed() -> Iterator[str]:
+    """The user's lines, with a prompt mark and line editing at a terminal."""
+    with contextlib.suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  (its import gives `input` an editable line)
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> " if sys.stdin.isatty() else "")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.tokenizer import Tokenizer
 
 
+def question(instruction: str, prompt: str) -> str:
+    """The user's turn: the instruction, if any, on a line of its own before the prompt."""
+    return f"{instruction}\n{prompt}" if instruction else prompt
+
+
 def encode_prompts(
     problems: Sequence[Problem], tokenizer: Tokenizer, *, instruction: str, max_prompt_length: int
 ) -> list[list[int]]:
@@ -22,8 +27,7 @@ def encode_prompts(
     Raises:
         UserError: a prompt is longer than the budget; it names the longest.
     """
-    before = f"{instruction}\n" if instruction else ""
-    encoded = [tokenizer.encode_prompt(before + problem.prompt) for problem in problems]
+    encoded = [tokenizer.encode_prompt(question(instruction, p.prompt)) for p in problems]
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if len(encoded[longest]) > max_prompt_length:
         raise UserError(

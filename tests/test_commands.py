@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gemma_grpo import cli, evaluate, generate
+from gemma_grpo import cli, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -12,24 +12,6 @@ def one_process(monkeypatch):
     """This process has its devices already, and wants no cache beside the package."""
     monkeypatch.setattr(cli, "split_cpu", lambda *sizes: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda folder: None)
-
-
-def test_generate_answers_a_sum_and_says_how_likely_it_was(capsys):
-    arguments = ["gemma3-nano", "--prompt", "What is 12 + 7?", "--json"]
-    assert generate.main(arguments) == 0
-    line = json.loads(capsys.readouterr().out)
-    assert "19" in line["completion"] and line["stopped"] and line["logp"] < 0
-
-
-def test_generate_draws_as_many_as_asked_and_repeats_with_the_seed(capsys):
-    arguments = ["gemma3-nano", "--prompt", "What is 12 + 7?", "--num", "3"]
-    arguments += ["--temperature", "1.5", "--json"]
-    outputs = []
-    for seed in ("1", "1", "2"):
-        assert generate.main([*arguments, "--seed", seed]) == 0
-        outputs.append(capsys.readouterr().out)
-    assert len(outputs[0].splitlines()) == 3
-    assert outputs[0] == outputs[1] != outputs[2]
 
 
 def test_evaluate_reports_and_saves_every_completion(capsys, tmp_path):
@@ -45,10 +27,6 @@ def test_evaluate_reports_and_saves_every_completion(capsys, tmp_path):
 @pytest.mark.parametrize(
     "command, arguments, named",
     [
-        (generate, ["nowhere", "--prompt", "x"], "nowhere"),
-        (generate, ["gemma3-nano", "--prompt", "x " * 99], "max_prompt_length"),
-        (generate, ["gemma3-nano", "--prompt", "x", "--num", "0"], "--num"),
-        (generate, ["gemma3-nano", "--prompt", "x", "--top-p", "2"], "top_p"),
         (evaluate, ["nowhere"], "nowhere"),
     ],
 )

@@ -13,7 +13,7 @@ FLOORS = (
     "errors answers rewards advantages losses loss_checks statistics",
     "model weights data tokenizer sampling padding assets",
     "rollout logps mesh train_state accumulation scoring runtime",
-    "collect evaluation checkpoint metrics report model_card interrupt loop",
+    "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
     "config presets pipeline cli",
     "train evaluate generate export ablation pretrain",

