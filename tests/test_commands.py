@@ -1,10 +1,10 @@
-"""The evaluate and generate commands on the embedded model."""
+"""The generate command on the embedded model."""
 
 import json
 
 import pytest
 
-from gemma_grpo import cli, evaluate, generate
+from gemma_grpo import cli, generate
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +32,6 @@ def test_generate_draws_as_many_as_asked_and_repeats_with_the_seed(capsys):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
-def test_evaluate_reports_and_saves_every_completion(capsys, tmp_path):
-    out = tmp_path / "rows.jsonl"
-    arguments = ["--data.num-test", "10", "--evaluation.batch-size", "16", "--out", str(out)]
-    arguments += ["--evaluation.num-samples", "2", "--json"]
-    assert evaluate.main(["gemma3-nano", *arguments]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["n"] == 10 and result["k"] == 2 and result["format_rate"] == 0
-    assert len(out.read_text().splitlines()) == 10
-
-
 @pytest.mark.parametrize(
     "command, arguments, named",
     [
@@ -49,7 +39,6 @@ def test_evaluate_reports_and_saves_every_completion(capsys, tmp_path):
         (generate, ["gemma3-nano", "--prompt", "x " * 99], "max_prompt_length"),
         (generate, ["gemma3-nano", "--prompt", "x", "--num", "0"], "--num"),
         (generate, ["gemma3-nano", "--prompt", "x", "--top-p", "2"], "top_p"),
-        (evaluate, ["nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line(capsys, command, arguments, named):
