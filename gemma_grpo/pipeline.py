@@ -93,13 +93,7 @@ def load_model(
 
 def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
-    path = settings.tokenizer or source.tokenizer
-    if path is None:
-        raise UserError(
-            f"{source.path} brings no tokenizer.model; put it there, or name one with "
-            "--model.tokenizer"
-        )
-    tokenizer = Tokenizer(path)
+    tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if tokenizer.vocab_size > source.config.vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {source.path} has "

@@ -13,10 +13,10 @@ FLOORS = (
     "errors answers rewards advantages losses loss_checks statistics",
     "model weights data tokenizer sampling padding assets",
     "rollout logps mesh train_state accumulation scoring runtime",
-    "collect evaluation checkpoint metrics report interrupt loop",
+    "collect evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
     "config presets pipeline cli",
-    "train evaluate generate ablation pretrain",
+    "train evaluate generate export ablation pretrain",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data

@@ -2,8 +2,20 @@
 
 from gemma_grpo.weights.assemble import assemble, hf_tensors
 from gemma_grpo.weights.hf_write import write_folder
-from gemma_grpo.weights.load import open_source
+from gemma_grpo.weights.load import NANO, open_source, tokenizer_path
+from gemma_grpo.weights.peft_adapter import write_adapter
 from gemma_grpo.weights.safetensors_file import load, save
 from gemma_grpo.weights.source import Source
 
-__all__ = ["Source", "assemble", "hf_tensors", "load", "open_source", "save", "write_folder"]
+__all__ = [
+    "NANO",
+    "Source",
+    "assemble",
+    "hf_tensors",
+    "load",
+    "open_source",
+    "save",
+    "tokenizer_path",
+    "write_adapter",
+    "write_folder",
+]

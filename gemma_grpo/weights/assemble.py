@@ -8,9 +8,9 @@ place. The largest leaves come first, while the least of the parameters is there
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from gemma_grpo.errors import UserError
@@ -21,7 +21,7 @@ from gemma_grpo.weights.source import Source
 
 
 def assemble(
-    source: Source, like: Params, *, dtype: jnp.dtype, sharding: Sharding | PyTree | None
+    source: Source, like: Params, *, dtype: DTypeLike, sharding: Sharding | PyTree | None
 ) -> Params:
     """Read every tensor of a checkpoint into its place.
 

@@ -7,6 +7,7 @@ before transformers 5 (`rope_theta`, `rope_local_base_freq`, `rope_scaling`) and
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+_KV_HEADS = "num_key_value_heads"
 _ONLY = {  # settings of which we implement one value, which is also the default
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": False,
@@ -42,27 +44,30 @@ def config_from_hf(text: Mapping[str, Any], *, where: Path) -> Gemma3Config:
                 f"{where}: {field}={text[field]!r} is not implemented, only {only!r}; "
                 "Google's Gemma 3 models have no other"
             )
-
-    def number(field: str, default: float, kind: type = int) -> Any:
-        return _number(text, field, default, kind, where)
-
-    num_layers = number("num_hidden_layers", 26)
-    near, far = _ropes(text, where)
+    fields = _Fields(text, where)
+    num_layers = fields.whole("num_hidden_layers", 26)
+    num_heads, num_kv_heads = fields.whole("num_attention_heads", 8), fields.whole(_KV_HEADS, 4)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"{where}: num_attention_heads={num_heads} must be a multiple of "
+            f"{_KV_HEADS}={num_kv_heads}"
+        )
+    near, far = _ropes(fields)
     return Gemma3Config(
-        vocab_size=number("vocab_size", 262_208),
+        vocab_size=fields.whole("vocab_size", 262_208),
         num_layers=num_layers,
-        embed_dim=number("hidden_size", 2304),
-        hidden_dim=number("intermediate_size", 9216),
-        num_heads=number("num_attention_heads", 8),
-        num_kv_heads=number("num_key_value_heads", 4),
-        head_dim=number("head_dim", 256),
-        sliding_window=number("sliding_window", 4096),
-        query_pre_attn_scalar=number("query_pre_attn_scalar", 256, float),
-        pattern=_pattern(text, num_layers, where),
-        rope_base_local=near["rope_theta"],
-        rope_base_global=far["rope_theta"],
-        rope_scale_global=far["factor"],
-        norm_eps=number("rms_norm_eps", 1e-6, float),
+        embed_dim=fields.whole("hidden_size", 2304),
+        hidden_dim=fields.whole("intermediate_size", 9216),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=fields.whole("head_dim", 256),
+        sliding_window=fields.whole("sliding_window", 4096),
+        query_pre_attn_scalar=fields.number("query_pre_attn_scalar", 256.0),
+        pattern=_pattern(fields, num_layers),
+        rope_base_local=near.number("rope_theta"),
+        rope_base_global=far.number("rope_theta"),
+        rope_scale_global=far.number("factor"),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
     )
 
 
@@ -104,54 +109,71 @@ def config_to_hf(config: Gemma3Config, dtype: np.dtype) -> dict[str, Any]:
     }
 
 
-def _number(text: Mapping, field: str, default: float, kind: type, where: Path) -> Any:
-    value = text.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UserError(f"{where}: {field}={value!r} must be a number above 0")
-    if kind is int and value != int(value):
-        raise UserError(f"{where}: {field}={value!r} must be a whole number")
-    return kind(value)
+@dataclass(frozen=True)
+class _Fields:
+    """A JSON object's fields by type; each method raises UserError by file and field."""
+
+    values: Mapping[str, Any]
+    where: Path
+
+    def number(self, field: str, default: float | None = None) -> float:
+        value = self.values.get(field, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"{self.where}: {field}={value!r} must be a number above 0")
+        return float(value)
+
+    def whole(self, field: str, default: int | None = None) -> int:
+        number = self.number(field, None if default is None else float(default))
+        if number != int(number):
+            raise UserError(f"{self.where}: {field}={number!r} must be a whole number")
+        return int(number)
+
+    def inner(self, field: str) -> Mapping[str, Any]:
+        """An object within; an empty one where it is null or not there."""
+        value = self.values.get(field)
+        if not isinstance(value, dict | None):
+            raise UserError(f"{self.where}: {field}={value!r} must be a JSON object")
+        return value or {}
 
 
-def _pattern(text: Mapping[str, Any], num_layers: int, where: Path) -> int:
+def _pattern(fields: _Fields, num_layers: int) -> int:
     """Every which layer is global: as stated, or as the list of layer kinds shows."""
-    stated = text.get("sliding_window_pattern", text.get("_sliding_window_pattern"))
-    kinds = text.get("layer_types")
-    if stated is None and kinds is not None:
-        stated = (list(kinds) + [_GLOBAL]).index(_GLOBAL) + 1
-    pattern = _number(
-        {"sliding_window_pattern": stated or 6}, "sliding_window_pattern", 6, int, where
-    )
+    kinds = fields.values.get("layer_types")
+    if not isinstance(kinds, list | None):
+        raise UserError(f"{fields.where}: layer_types={kinds!r} must be a list")
+    for stated in ("sliding_window_pattern", "_sliding_window_pattern"):
+        if fields.values.get(stated) is not None:
+            pattern = fields.whole(stated)
+            break
+    else:
+        pattern = 6 if kinds is None else [*kinds, _GLOBAL].index(_GLOBAL) + 1
     expected = [_LOCAL if (i + 1) % pattern else _GLOBAL for i in range(num_layers)]
-    if kinds is not None and list(kinds) != expected:
+    if kinds not in (None, expected):
         raise UserError(
-            f"{where}: layer_types is not every {pattern}th of {num_layers} layers "
+            f"{fields.where}: layer_types is not every {pattern}th of {num_layers} layers "
             f"{_GLOBAL} and the others {_LOCAL}; other mixtures are not implemented"
         )
     return pattern
 
 
-def _ropes(text: Mapping[str, Any], where: Path) -> tuple[dict, dict]:
-    """Base and scale of RoPE in local and in global layers."""
-    given = text.get("rope_parameters") or {}
-    if not given.keys() <= {_LOCAL, _GLOBAL}:
+def _ropes(fields: _Fields) -> tuple[_Fields, _Fields]:
+    """`rope_theta` and `factor` of local and of global layers."""
+    given = _Fields(fields.inner("rope_parameters"), fields.where)
+    if not given.values.keys() <= {_LOCAL, _GLOBAL}:
         raise UserError(
-            f"{where}: rope_parameters must have {_GLOBAL} and {_LOCAL}, not {sorted(given)}"
+            f"{fields.where}: rope_parameters must have {_GLOBAL} and {_LOCAL}, not "
+            f"{sorted(given.values)}"
         )
-    near = {"rope_theta": text.get("rope_local_base_freq", 1e4)} | (given.get(_LOCAL) or {})
-    far = {"rope_theta": text.get("rope_theta", 1e6)} | (given.get(_GLOBAL) or {})
-    far |= text.get("rope_scaling") or {}
-    return _rope(near, _LOCAL, ("default",), where), _rope(
-        far, _GLOBAL, ("default", "linear"), where
-    )
-
-
-def _rope(rope: dict[str, Any], kind: str, allowed: tuple[str, ...], where: Path) -> dict:
-    name = rope.get("rope_type", rope.get("type", "default"))
-    if name not in allowed:
-        raise UserError(
-            f"{where}: RoPE of type {name!r} in {kind} layers is not implemented, only "
-            f"{' and '.join(allowed)}"
-        )
-    factor = _number(rope, "factor", 1.0, float, where) if name == "linear" else 1.0
-    return {"rope_theta": _number(rope, "rope_theta", 1.0, float, where), "factor": factor}
+    near = {"rope_theta": fields.values.get("rope_local_base_freq", 1e4)} | given.inner(_LOCAL)
+    far = {"rope_theta": fields.values.get("rope_theta", 1e6)} | given.inner(_GLOBAL)
+    far |= fields.inner("rope_scaling")
+    for rope, kind, types in ((near, _LOCAL, ["default"]), (far, _GLOBAL, ["default", "linear"])):
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in types:
+            raise UserError(
+                f"{fields.where}: RoPE of type {rope_type!r} in {kind} layers is not implemented, "
+                f"only {' and '.join(types)}"
+            )
+        if rope_type == "default":
+            rope["factor"] = 1.0
+    return _Fields(near, fields.where), _Fields(far, fields.where)

@@ -6,7 +6,7 @@ from pathlib import Path
 from gemma_grpo import assets
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.weights import gemma3_270m, gguf_file, hf_folder
+from gemma_grpo.weights import gemma3_270m, gguf_file, hf_folder, orbax_flax
 from gemma_grpo.weights.source import Source
 
 NANO = "gemma3-nano"
@@ -17,7 +17,9 @@ def open_source(where: str) -> Source:
 
     Args:
         where: gemma3-nano (embedded), gemma3-270m (its installed package), a folder as Hugging Face
-            or Kaggle has it, or a .gguf file.
+            or Kaggle has it or a *.safetensors file in it, an Orbax checkpoint ("flax" at Kaggle)
+            or the folder around it, or a *.gguf file. A folder called as one of the names is
+            `./gemma3-270m`.
 
     Raises:
         UserError: nothing is there, or it is no Gemma 3 that can be read.
@@ -27,13 +29,36 @@ def open_source(where: str) -> Source:
     if where == gemma3_270m.NAME:
         return hf_folder.open_folder(gemma3_270m.cached_folder())
     path = Path(where).expanduser()
-    if path.is_dir():
-        return _with_known_config(hf_folder.open_folder(path))
     if path.suffix == ".gguf" and path.is_file():
         return gguf_file.open_gguf(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(
+            f"weights {where}: no such folder, *.safetensors or *.gguf file; {NANO} and "
+            f"{gemma3_270m.NAME} are the known names"
+        )
+    if (path / "config.json").is_file():
+        return _with_known_config(hf_folder.open_folder(path))
+    if orbax_flax.find_checkpoints(path):
+        return orbax_flax.open_orbax(path)
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
     raise UserError(
-        f"weights {where}: no such folder or .gguf file; {NANO} and {gemma3_270m.NAME} are the "
-        "known names"
+        f"weights {where}: neither config.json (a Hugging Face folder) nor {orbax_flax.MANIFEST} "
+        f"(an Orbax checkpoint) in it; name {f'{ggufs[0]} itself' if ggufs else 'another folder'}"
+    )
+
+
+def tokenizer_path(source: Source) -> Path:
+    """The checkpoint's own tokenizer. Raises UserError where it brings none that is read."""
+    if source.tokenizer is not None:
+        return source.tokenizer
+    folder = source.path if source.path.is_dir() else source.path.parent
+    has_json = (folder / "tokenizer.json").is_file()
+    found = "only tokenizer.json, which is not read" if has_json else "nor a tokenizer.json"
+    raise UserError(
+        f"weights {source.path}: no tokenizer.model ({found}); fetch it from where the model came "
+        "from (google/gemma-3-* has it) and put it there, or name one with --model.tokenizer"
     )
 
 

@@ -112,7 +112,8 @@ def open_orbax(path: Path) -> Source:
             used.add(name)
             _check(name, text, array.axes, config, folder)
             store = text[name] if array.piece is None else text[name][array.piece]
-            tensors[pattern.format(layer=layer)] = partial(_read, store, array.to_theirs)
+            read = partial(_read, store, array.to_theirs, f"{folder}: {name}")
+            tensors[pattern.format(layer=layer)] = read
     left_over = sorted(text.keys() - used)
     if left_over:
         raise UserError(f"weights {folder}: the model has no place for {left_over[0]}")
@@ -196,8 +197,11 @@ def _check(
         )
 
 
-def _read(store: Any, to_theirs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    return to_theirs(store.read().result())
+def _read(store: Any, to_theirs: Callable[[np.ndarray], np.ndarray], named: str) -> np.ndarray:
+    try:
+        return to_theirs(store.read().result())
+    except ValueError as error:
+        raise UserError(f"weights {named} is damaged; fetch it again") from error
 
 
 def _tokenizer(path: Path, folder: Path) -> Path | None:

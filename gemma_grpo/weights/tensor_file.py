@@ -90,9 +90,7 @@ def slots(path: Path) -> dict[str, Slot]:
     return found
 
 
-def _slot(
-    path: Path, base: int, *, dtype: str, shape: list[int], data_offsets: tuple[int, int]
-) -> Slot:
+def _slot(path: Path, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Slot:
     begin, end = data_offsets
     if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != end - begin:
         raise ValueError("a shape that does not fill its bytes")

@@ -7,7 +7,7 @@ make_transformers_logits.py:
 
     text/           Gemma3ForCausalLM in bfloat16, in several files with their index
     multimodal/     Gemma3ForConditionalGeneration in float16, with a SigLIP tower of two layers
-    logits.npz      for each: ids [B, L] and the text logits [B, L, V], computed in float32
+    logits.npz      for each: ids [B, L] and the logits [B, L, V] of the folder read back in float32
 
 The text models' weights are drawn by gemma3_recipe.py. No tokenizer is saved.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gemma3_recipe import CASES, draw_inputs, draw_weights
 from make_transformers_logits import make_model
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 OUT = Path(__file__).parent / "hf_folders"
 TEXT = "window_one_short_of_13_layers_4_of_2"
@@ -30,7 +30,7 @@ def save_text() -> dict[str, np.ndarray]:
     settings = CASES[TEXT]
     model = make_model(settings, draw_weights(settings)).bfloat16()
     model.save_pretrained(OUT / "text", max_shard_size="12KB")
-    return logits_of(model.float(), settings)
+    return logits_of(Gemma3ForCausalLM, "text", settings)
 
 
 def save_multimodal() -> dict[str, np.ndarray]:
@@ -58,11 +58,13 @@ def save_multimodal() -> dict[str, np.ndarray]:
     model = Gemma3ForConditionalGeneration(config).eval()
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.half().save_pretrained(OUT / "multimodal")
-    return logits_of(text.half().float(), settings)
+    return logits_of(Gemma3ForConditionalGeneration, "multimodal", settings)
 
 
 @torch.no_grad()
-def logits_of(model: torch.nn.Module, settings: dict) -> dict[str, np.ndarray]:
+def logits_of(kind: type, name: str, settings: dict) -> dict[str, np.ndarray]:
+    # Read back: a model cast to 16 bits has cast its RoPE frequencies too, which no file holds.
+    model = kind.from_pretrained(OUT / name, dtype=torch.float32, attn_implementation="eager")
     ids_BL, _ = draw_inputs(settings)
     logits_BLV = model(input_ids=torch.from_numpy(ids_BL)).logits
     return {"ids": ids_BL.astype(np.int32), "logits": logits_BLV.numpy()}

@@ -1,0 +1,167 @@
+"""Laws of the export: the folder and the adapters are the run's model, and the card is its record.
+
+Where transformers, torch and PEFT are installed, they load what was written.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tolerances
+from flax import nnx
+
+from gemma_grpo import config, export, model, weights
+from gemma_grpo.model import LoRAConfig
+
+LORA = LoRAConfig(rank=2, alpha=4.0, targets="q_proj|o_proj|down")
+SOURCE = weights.open_source(weights.NANO)
+BASE = weights.assemble(SOURCE, model.abstract(SOURCE.config)[1], dtype="float32", sharding=None)
+SUMMARY = {
+    "stages": {
+        "base": {"accuracy": 0.0, "accuracy_ci95": [0.0, 0.0126], "format_rate": 0.0, "n": 300},
+        "sft": {"accuracy": 0.4567, "accuracy_ci95": [0.4, 0.51], "format_rate": 0.99, "n": 300},
+    },
+    "device": "2 x cpu (x86_64)",
+    "versions": {"jax": "0.10.2"},
+    "seed": 5,
+}
+IDS = np.array([[2, 4, 100, 101, 77, 5, 9, 300]])
+
+
+def write_run(run_dir, lora):
+    """A run directory with an SFT stage of drawn weights; the parameters to run it with."""
+    if lora.rank:
+        fresh = model.init_adapter(SOURCE.config, lora, seed=0)
+        rng = np.random.default_rng(0)
+        trained = jax.tree.map(
+            lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), fresh
+        )
+        full = model.join(trained, BASE)
+    else:
+        trained = full = jax.tree.map(lambda leaf: leaf * 1.01, BASE)
+    settings = config.RunConfig(stages="sft", model=config.ModelConfig(lora=lora))
+    (run_dir / "weights").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(config.to_yaml(settings))
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    weights.save(run_dir / "weights" / "sft.safetensors", trained)
+    return full
+
+
+def logits(params, lora):
+    @jax.jit
+    def run(params):
+        gemma = nnx.merge(model.abstract(SOURCE.config, lora)[0], params)
+        return gemma.logits(model.forward(gemma, IDS, np.ones_like(IDS, bool))[0])
+
+    return np.asarray(run(params))
+
+
+@pytest.fixture(params=[LORA, model.NO_LORA], ids=["lora", "full"], scope="module")
+def exported(request, tmp_path_factory):
+    """(folder, run directory, adapters' settings, logits of the run's model)."""
+    folder = tmp_path_factory.mktemp("export")
+    full = write_run(folder / "run", request.param)
+    assert export.main([str(folder / "run"), str(folder / "out")]) == 0
+    return folder / "out", folder / "run", request.param, logits(full, request.param)
+
+
+def test_the_exported_folder_is_a_checkpoint_with_the_runs_logits(exported):
+    out, _, _, expected = exported
+    again = weights.open_source(str(out))
+    assert again.config == SOURCE.config
+    params = weights.assemble(
+        again, model.abstract(again.config)[1], dtype="float32", sharding=None
+    )
+    np.testing.assert_allclose(
+        logits(params, model.NO_LORA), expected, atol=tolerances.TRANSFORMERS_LOGITS
+    )
+    assert (out / "tokenizer.model").read_bytes() == SOURCE.tokenizer.read_bytes()
+
+
+def test_transformers_loads_the_folder_and_gives_the_runs_logits(exported):
+    pytest.importorskip("torch", reason="transformers needs torch")
+    transformers = pytest.importorskip("transformers", reason="checks the export by transformers")
+    import torch
+
+    out, _, _, expected = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        actual = theirs(torch.tensor(IDS)).logits.numpy()
+    np.testing.assert_allclose(actual, expected, atol=tolerances.TRANSFORMERS_LOGITS)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    turns = [{"role": "user", "content": "What is 12 + 7?"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    from gemma_grpo.tokenizer import Tokenizer
+
+    assert ids == Tokenizer(SOURCE.tokenizer).encode_prompt("What is 12 + 7?")
+
+
+def test_peft_loads_the_adapters_and_gives_the_runs_logits(exported, tmp_path):
+    out, run_dir, lora, expected = exported
+    if not lora.rank:
+        pytest.skip("no adapters")
+    pytest.importorskip("torch", reason="PEFT needs torch")
+    peft = pytest.importorskip("peft", reason="checks the adapters by PEFT")
+    import torch
+    import transformers
+
+    from gemma_grpo import assets
+
+    assert export.main([str(run_dir), str(tmp_path / "adapter"), "--adapter"]) == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained(assets.NANO)
+    both = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        actual = both(torch.tensor(IDS)).logits.numpy()
+    np.testing.assert_allclose(actual, expected, atol=tolerances.TRANSFORMERS_LOGITS)
+
+
+def test_the_card_says_what_the_run_measured_and_how_it_was_set(exported):
+    out, run_dir, _, _ = exported
+    card = (out / "README.md").read_text()
+    assert (
+        "45.7 %" in card and "40.0 % to 51.0 %" in card and "2 x cpu" in card and "seed 5" in card
+    )
+    assert (run_dir / "config.yaml").read_text().strip() in card
+    assert "license: apache-2.0" in card and "Gemma Terms" not in card
+
+
+def test_a_model_made_from_gemma_carries_its_terms(tmp_path):
+    write_run(tmp_path, LORA)
+    from gemma_grpo import model_card
+
+    card = model_card.model_card(tmp_path, "sft", base="gemma3-270m", of_gemma=True)
+    assert "license: gemma" in card and "Gemma Terms of Use" in card
+
+
+def test_bfloat16_halves_the_file(exported, tmp_path):
+    out, run_dir, _, _ = exported
+    assert export.main([str(run_dir), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    sizes = [(path / "model.safetensors").stat().st_size for path in (out, tmp_path / "half")]
+    assert 1.9 < sizes[0] / sizes[1] < 2.0
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["nowhere", "out"], "nowhere"),
+        (["{run}", "{out}"], "there already"),
+        (["{run}", "new", "--stage", "grpo"], "grpo.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line(exported, tmp_path, capsys, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    out, run_dir, _, _ = exported
+    filled = [argument.format(run=run_dir, out=out) for argument in arguments]
+    assert export.main(filled) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys):
+    write_run(tmp_path / "run", dataclasses.replace(LORA, rank=0))
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--adapter"]) == 2
+    assert "no adapters" in capsys.readouterr().err
