@@ -9,7 +9,7 @@ from gemma_grpo import cli, config, evaluate, pipeline, weights
 from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
 from gemma_grpo.data import gsm8k_protocol
 
-FEW = ["--num", "5", "--batch-size", "16"]
+FEW = ["--num", "5", "--batch-size", "16", "--num-samples", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,13 @@ def finished_run(path, **model):
     return path
 
 
-def test_every_generation_is_saved_and_the_result_with_its_protocol(capsys, tmp_path):
+def test_every_generation_is_saved_and_the_result_with_its_protocol(
+    capsys, tmp_path, compile_quickly
+):
     out = tmp_path / "there"
-    arguments = ["--weights", "gemma3-nano", *FEW, "--num-samples", "2", "--out", str(out)]
-    assert evaluate.main([*arguments, "--json"]) == 0
+    arguments = ["--weights", "gemma3-nano", *FEW, "--out", str(out)]
+    arguments += ["--max-completion-length", "24", "--json"]
+    assert evaluate.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert json.loads((out / "result.json").read_text()) == result
     assert result["n"] == 5 and result["k"] == 2
