@@ -71,9 +71,10 @@ def _visible(text: str) -> str | None:
     return text if any(char.isprintable() and not char.isspace() for char in text) else None
 
 
-# A sign counts only where no digit, letter or bracket stands before it: "10-5" ends in 5.
+# A sign counts only where no digit, letter or bracket stands before it: "10-5" ends in 5. One apart
+# from its number is a minus or a list's dash as a rule, but not after "=", ":" or "is".
 _BARE_NUMBER = re.compile(
-    r"(?:(?<![\w)])[-+\u2212])?[$€£¥₹]?"
+    r"(?:(?<![\w)])[-+\u2212]|(?:(?<=[=:])|(?<=[=:] )|(?<=\bis ))[-\u2212] )?(?:[$€£¥₹] ?)?"
     r"(?:(?:\d{1,9} )?\d+/\d+|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)%?"
 )
 
@@ -298,6 +299,7 @@ def _plain(text: str) -> str:
     """`text` without typography: one kind of minus, digit and fraction; no LaTeX or quote marks."""
     if not text.isascii():
         text = "".join(map(_plain_char, text.translate(_DASHES)))
+    text = text.replace("{,}", ",").replace("\\!", "")  # LaTeX's ways to write 1,234
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r" \1/\2", text)
     text = re.sub(r"\\(?:text|mathrm|boxed)\s*\{([^{}]*)\}", r" \1", text)
     text = text.replace("\\$", "$").replace("\\%", "%").strip("*`'\"“”‘’ \t\r\n")

@@ -1,7 +1,7 @@
 """How good a model is on given problems: greedy accuracy, pass@k, maj@k, format. Knows no training
 loop and writes no file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import jax
@@ -59,17 +59,19 @@ class Evaluator:
         """Measure a model.
 
         Returns:
-            The result, ready for JSON (see `summarize`), and a row for each problem: the prompt,
-            the gold answer, the greedy completion, and what became of it.
+            The result, ready for JSON (see `summarize`), and a row for every generation (see
+            `rows`): the greedy ones, then the sampled ones.
         """
         params = self.runtime.full(params)
         key = jax.random.key(self.runtime.seed)
-        greedy = _complete(self.greedy, params, problems, self.config.batch_size, key)
+        greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
         sampled = None
+        generations = rows(problems, greedy, logps, greedy=True)
         if self.sampled is not None:
             num_prompts = self.config.batch_size // self.config.num_samples
-            sampled = _complete(self.sampled, params, problems, num_prompts, key)
-        return summarize(problems, greedy, sampled)
+            sampled, logps = _complete(self.sampled, params, problems, num_prompts, key)
+            generations += rows(problems, sampled, logps, greedy=False)
+        return summarize(problems, greedy, sampled), generations
 
 
 def evaluation_prompts(config: EvaluationConfig) -> int:
@@ -99,9 +101,10 @@ def _complete(
     problems: Sequence[Problem],
     num_prompts: int,
     key: jax.Array,
-) -> list[rewards.Sample]:
-    """Samples of all problems, group-major, `num_prompts` problems at a time."""
-    samples = []
+) -> tuple[list[rewards.Sample], list[float]]:
+    """Samples of all problems, group-major, `num_prompts` problems at a time, and the log-prob of
+    each whole completion under the distribution it was drawn from."""
+    samples, logps = [], []
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
         # The last batch is filled up so that its shape is compiled already.
@@ -109,85 +112,146 @@ def _complete(
         groups = sampler.collect(
             params, filled, jax.random.fold_in(key, start), rewards.END_WEIGHTS, ()
         )
-        samples += groups.samples[: len(batch) * sampler.num_generations]
-    return samples
+        kept = len(batch) * sampler.num_generations
+        samples += groups.samples[:kept]
+        drawn = groups.rollout
+        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask)[:kept].tolist()
+    return samples, logps
 
 
 def summarize(
     problems: Sequence[Problem],
     greedy: Sequence[rewards.Sample],
     sampled: Sequence[rewards.Sample] | None,
-) -> tuple[dict, list[dict]]:
+) -> dict:
     """Figures from completions: one greedy one a problem, and k sampled ones, group-major.
 
     Returns:
-        The result: `accuracy` (strict: the one answer block is right) with its 95 % Wilson
-        interval, `lenient_accuracy` (the answer found by a forgiving parser), `format_rate`,
-        `trace_score`, `reward` (at the end weights of the seed's annealing), `truncation_rate`,
-        `n`; accuracy `by_difficulty` and `by_domain`; `k`, `pass_at_k` and `maj_at_k` if sampled.
-        And the rows, one a problem.
+        `accuracy` (strict: the one answer block is right), `lenient_accuracy` (the answer found by
+        a forgiving parser), `format_rate`, `truncation_rate`, each with its 95 % interval under
+        its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (at
+        the end weights of the seed's annealing), `completion_length`, `n`; accuracy
+        `by_difficulty` and `by_domain`; the figures of `_of_samples` if sampled.
     """
     scores = rewards.score(greedy, rewards.END_WEIGHTS)
     correct = np.asarray(scores.components["correctness"]) > 0
-    n = len(problems)
     result = {
-        "accuracy": float(correct.mean()),
-        "accuracy_ci95": list(statistics.wilson_interval(int(correct.sum()), n)),
-        "lenient_accuracy": float(np.mean([_lenient(sample) for sample in greedy])),
-        "format_rate": float(np.mean(scores.components["format"])),
+        **_with_interval("accuracy", correct.tolist()),
+        **_with_interval("lenient_accuracy", [_is_right(s, lenient_reading(s)) for s in greedy]),
+        **_with_interval("format_rate", scores.components["format"]),
+        **_with_interval("truncation_rate", [not sample.stopped for sample in greedy]),
         "trace_score": float(np.mean(scores.components["trace"])),
         "reward": float(np.mean(scores.totals)),
-        "truncation_rate": float(np.mean([not sample.stopped for sample in greedy])),
         "completion_length": float(np.mean([sample.num_tokens for sample in greedy])),
-        "n": n,
+        "n": len(problems),
         "by_difficulty": _shares(correct, [problem.difficulty for problem in problems]),
         "by_domain": _shares(correct, [problem.domain for problem in problems]),
     }
     if sampled is not None:
-        result |= _of_samples(sampled, n)
-    rows = [
+        result |= _of_samples(sampled, len(problems))
+    return result
+
+
+def rows(
+    problems: Sequence[Problem],
+    samples: Sequence[rewards.Sample],
+    logps: Sequence[float],
+    *,
+    greedy: bool,
+) -> list[dict]:
+    """A row for every completion, ready for JSON: `problem` counts from 0, `sample` within it.
+
+    Args:
+        problems: each with as many samples as the others.
+        samples: group-major.
+        logps: of the samples, under the distribution they were drawn from.
+        greedy: how they were drawn.
+    """
+    per_problem = len(samples) // len(problems)
+    components = rewards.score(samples, rewards.END_WEIGHTS).components
+    return [
         {
+            "problem": i // per_problem,
+            "sample": i % per_problem,
+            "greedy": greedy,
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
-            "domain": problem.domain,
+            "domain": problems[i // per_problem].domain,
             "completion": sample.completion,
             "stopped": sample.stopped,
-            **{name: values[i] for name, values in scores.components.items()},
+            "num_tokens": sample.num_tokens,
+            "logp": logps[i],
+            "strict_answer": strict_reading(sample),
+            "lenient_answer": lenient_reading(sample),
+            "lenient_correctness": float(_is_right(sample, lenient_reading(sample))),
+            **{name: values[i] for name, values in components.items()},
         }
-        for i, (problem, sample) in enumerate(zip(problems, greedy, strict=True))
+        for i, sample in enumerate(samples)
     ]
-    return result, rows
 
 
 def compare(before: Sequence[dict], after: Sequence[dict]) -> dict:
-    """Paired difference in strict accuracy between two models' rows on the same problems."""
-    of = lambda rows: np.asarray([row["correctness"] > 0 for row in rows])
+    """Paired difference in strict greedy accuracy between two models' rows on the same problems."""
+    of = lambda rows: np.asarray([row["correctness"] > 0 for row in rows if row["greedy"]])
     return asdict(statistics.paired_difference(of(before), of(after)))
 
 
+def strict_reading(sample: rewards.Sample) -> str | None:
+    """The answer as the rewards read it."""
+    return answers.parse(sample.completion).answer
+
+
+def lenient_reading(sample: rewards.Sample) -> str | None:
+    """The answer as a generous reader would find it."""
+    return answers.lenient_answer(sample.completion)
+
+
 def _of_samples(sampled: Sequence[rewards.Sample], n: int) -> dict:
-    """pass@k, maj@k and mean accuracy over k samples a problem."""
+    """Over k samples of each of n problems, with 95 % intervals beside them.
+
+    `pass_at_1` (mean accuracy), `pass_at_k`, `maj_at_k` as the strict parser reads the answers, and
+    the same by the lenient one; `pass_at`, strict, at every power of two below k and at k: the
+    unbiased estimator's mean over problems; `sampled_truncation_rate` of all samples, its interval
+    taken over problems.
+    """
     k = len(sampled) // n
     groups = [sampled[i * k : (i + 1) * k] for i in range(n)]
-    right = [[rewards.correctness(sample) > 0 for sample in group] for group in groups]
-    return {
-        "k": k,
-        "pass_at_k": float(np.mean([statistics.pass_at_k(k, sum(row), k) for row in right])),
-        "pass_at_1": float(np.mean(right)),
-        "maj_at_k": float(np.mean([_majority_is_right(group) for group in groups])),
-    }
+    truncated = [float(np.mean([not sample.stopped for sample in group])) for group in groups]
+    result = {"k": k, **_with_interval("sampled_truncation_rate", truncated)}
+    for prefix, read in (("", strict_reading), ("lenient_", lenient_reading)):
+        right = [sum(_is_right(sample, read(sample)) for sample in group) for group in groups]
+        at = lambda j, right=right: [statistics.pass_at_k(k, count, j) for count in right]
+        result |= _with_interval(f"{prefix}pass_at_1", at(1))
+        result |= _with_interval(f"{prefix}pass_at_k", at(k))
+        majority = [_majority_is_right(group, read) for group in groups]
+        result |= _with_interval(f"{prefix}maj_at_k", majority)
+        if not prefix:
+            budgets = sorted({2**power for power in range(k.bit_length())} | {k})
+            result["pass_at"] = {str(j): float(np.mean(at(j))) for j in budgets}
+            result["pass_at_ci95"] = {
+                str(j): list(statistics.mean_interval(at(j))) for j in budgets
+            }
+    return result
 
 
-def _majority_is_right(group: Sequence[rewards.Sample]) -> bool:
+def _majority_is_right(
+    group: Sequence[rewards.Sample], read: Callable[[rewards.Sample], str | None]
+) -> bool:
     """Whether the answer most completions gave, by its normalised text, is right."""
-    given = [answers.parse(sample.completion).answer for sample in group]
+    given = [read(sample) for sample in group]
     winner = statistics.majority_answer([answer and answer.strip().casefold() for answer in given])
-    return winner is not None and answers.answers_match(winner, group[0].answer)
+    return _is_right(group[0], winner)
 
 
-def _lenient(sample: rewards.Sample) -> bool:
-    return answers.answers_match(answers.lenient_answer(sample.completion), sample.answer)
+def _is_right(sample: rewards.Sample, answer: str | None) -> bool:
+    return answers.answers_match(answer, sample.answer)
+
+
+def _with_interval(name: str, values: Sequence[float | int]) -> dict:
+    """The mean of one value in 0..1 for each problem, and its interval beside it."""
+    interval = statistics.mean_interval(values)
+    return {name: float(np.mean(values)), f"{name}_ci95": list(interval)}
 
 
 def _shares(correct: np.ndarray, labels: Sequence[str]) -> dict[str, dict]:

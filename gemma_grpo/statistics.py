@@ -16,7 +16,7 @@ from jaxtyping import Bool
 Z95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float | int, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion. Wilson 1927; Newcombe 1998, Stat. Med. 17:857, method 3.
 
     With no trials nothing is known, and the interval is (0, 1).
@@ -35,6 +35,26 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == n else center + half
     return low, high
+
+
+def mean_interval(values: Sequence[float | int]) -> tuple[float, float]:
+    """95 % interval of the mean of one value in 0..1 for each problem; problems are what varies.
+
+    Where every value is 0 or 1, Wilson's. Else the normal one, mean +- z s / sqrt(n) with the
+    sample standard deviation s, cut off at 0 and 1. Equal values show no spread to go by: they get
+    Wilson's too, which no values in 0..1 with that mean could exceed in variance.
+
+    Raises:
+        ValueError: a value is not in 0..1.
+    """
+    values_P = np.asarray(values, np.float64)
+    if not ((values_P >= 0) & (values_P <= 1)).all():
+        raise ValueError("mean_interval takes values in 0..1")
+    n = len(values_P)
+    if n == 0 or np.isin(values_P, (0, 1)).all() or (values_P == values_P[0]).all():
+        return wilson_interval(float(values_P.sum()), n)
+    mean, half = values_P.mean(), Z95 * values_P.std(ddof=1) / math.sqrt(n)
+    return max(0.0, float(mean - half)), min(1.0, float(mean + half))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_grpo import assets, collect, evaluation, rewards
+from gemma_grpo import assets, collect, evaluation, rewards, statistics
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ GREEDY = [
 
 
 def test_greedy_figures_are_those_of_hand_counting():
-    result, rows = evaluation.summarize(PROBLEMS, GREEDY, None)
+    result = evaluation.summarize(PROBLEMS, GREEDY, None)
     assert result["accuracy"] == 0.5  # a and d; c is right in prose only
     assert result["lenient_accuracy"] == 0.75
     assert result["format_rate"] == 0.5  # c has none, d ran out of budget
@@ -54,11 +54,18 @@ def test_greedy_figures_are_those_of_hand_counting():
         "x": {"accuracy": 0.5, "n": 2},
         "y": {"accuracy": 0.5, "n": 2},
     }
-    assert [row["correctness"] for row in rows] == [1, 0, 0, 1]
     # Wilson's interval for 2 of 4 by hand: centre 1/2, half width z sqrt(n/4 + z^2/4) / (n + z^2).
     z = 1.959964
     half = z * math.sqrt(4 / 4 + z * z / 4) / (4 + z * z)
-    assert result["accuracy_ci95"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-6)
+    wilson_of_two = pytest.approx([0.5 - half, 0.5 + half], abs=1e-6)
+    assert result["accuracy_ci95"] == wilson_of_two == result["format_rate_ci95"]
+    # Of 1 of 4: centre (1/4 + z^2/8) / (1 + z^2/4), half width z sqrt(3/64 + z^2/64) / (1 + z^2/4).
+    scale = 1 + z * z / 4
+    middle, half = (1 / 4 + z * z / 8) / scale, z * math.sqrt(3 / 64 + z * z / 64) / scale
+    low, high = result["truncation_rate_ci95"]
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    # Three of four found leniently is the mirror image.
+    assert result["lenient_accuracy_ci95"] == pytest.approx([1 - high, 1 - low], abs=1e-6)
 
 
 def test_pass_at_k_and_maj_at_k_count_problems_not_samples():
@@ -68,17 +75,77 @@ def test_pass_at_k_and_maj_at_k_count_problems_not_samples():
         for problem, answers in zip(PROBLEMS, given, strict=True)
         for answer in answers
     ]
-    result, _ = evaluation.summarize(PROBLEMS, GREEDY, sampled)
+    result = evaluation.summarize(PROBLEMS, GREEDY, sampled)
     assert result["k"] == 4
     assert result["pass_at_k"] == 0.75
     assert result["maj_at_k"] == 0.5
     assert result["pass_at_1"] == (1 + 2 + 0 + 4) / 16
+    assert result["sampled_truncation_rate"] == 0
+    # Two of four drawn without replacement: 1 of 4 right is hit by 3 of the 6 pairs, 2 of 4 by 5.
+    pass_at_2 = (3 / 6 + 5 / 6 + 0 + 1) / 4
+    assert result["pass_at"] == {"1": 7 / 16, "2": pytest.approx(pass_at_2), "4": 0.75}
+    # pass@4 and maj@4 are 0 or 1 for each problem, so their intervals are Wilson's.
+    wilson = statistics.wilson_interval
+    assert result["pass_at_k_ci95"] == list(wilson(3, 4)) == result["pass_at_ci95"]["4"]
+    assert result["maj_at_k_ci95"] == list(wilson(2, 4))
+    # pass@1 is 1/4, 1/2, 0, 1: deviations from 7/16 are -3, 1, -7, 9 sixteenths.
+    deviation = math.sqrt((9 + 1 + 49 + 81) / 16**2 / 3)
+    half = 1.959964 * deviation / 2
+    assert result["pass_at_1_ci95"] == pytest.approx([7 / 16 - half, 7 / 16 + half], abs=1e-6)
+    assert result["pass_at_ci95"]["1"] == result["pass_at_1_ci95"]
+
+
+def test_pass_at_is_reported_at_powers_of_two_and_at_k():
+    sampled = [answered(problem, "1") for problem in PROBLEMS for _ in range(6)]
+    result = evaluation.summarize(PROBLEMS, GREEDY, sampled)
+    assert list(result["pass_at"]) == list(result["pass_at_ci95"]) == ["1", "2", "4", "6"]
+
+
+def test_an_answer_outside_the_format_counts_for_the_lenient_figures_only():
+    sampled = [answered(problem, problem.answer, well_formed=False) for problem in PROBLEMS]
+    result = evaluation.summarize(PROBLEMS, GREEDY, sampled)
+    assert result["pass_at_k"] == result["pass_at_1"] == result["maj_at_k"] == 0
+    assert result["lenient_pass_at_k"] == result["lenient_maj_at_k"] == 1
+    assert result["lenient_pass_at_1"] == 1
+
+
+def test_a_majority_is_one_vote_a_sample_by_the_reader_in_use():
+    votes = [("9", True), ("1", True), ("1", False), ("1", False)]
+    sampled = [answered(PROBLEMS[0], answer, well_formed=formed) for answer, formed in votes]
+    result = evaluation.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    assert result["maj_at_k"] == 0  # 9 and 1 once each; the first one given wins
+    assert result["lenient_maj_at_k"] == 1
+
+
+def test_truncation_of_samples_is_counted_over_all_of_them():
+    sampled = [answered(PROBLEMS[0], "1", stopped=stopped) for stopped in (True, False, True, True)]
+    result = evaluation.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    assert result["sampled_truncation_rate"] == 0.25
+    low, high = result["sampled_truncation_rate_ci95"]
+    assert 0 < low < 0.25 < high < 1  # one problem says little about others
+
+
+def test_a_row_says_what_was_asked_said_read_and_judged():
+    sampled = [answered(problem, answer) for problem in PROBLEMS[:2] for answer in "29"]
+    rows = evaluation.rows(PROBLEMS[:2], sampled, [-1.0, -2.0, -3.0, -4.0], greedy=False)
+    place = [(row["problem"], row["sample"], row["prompt"]) for row in rows]
+    assert place == [(0, 0, "a"), (0, 1, "a"), (1, 0, "b"), (1, 1, "b")]
+    assert [row["logp"] for row in rows] == [-1, -2, -3, -4]
+    assert [row["correctness"] for row in rows] == [0, 0, 1, 0]
+    assert not any(row["greedy"] for row in rows)
+    (row,) = evaluation.rows(PROBLEMS[2:3], GREEDY[2:3], [-1.0], greedy=True)
+    assert row["greedy"] and row["answer"] == "3" and row["completion"] == "It is 3"
+    assert (row["strict_answer"], row["correctness"]) == (None, 0)
+    assert (row["lenient_answer"], row["lenient_correctness"]) == ("3", 1)
+    assert (row["stopped"], row["num_tokens"]) == (True, 20)
+    assert (row["difficulty"], row["domain"], row["format"]) == ("medium", "y", 0)
 
 
 def test_a_comparison_is_paired_by_problem():
-    row = lambda right: {"correctness": float(right)}
+    row = lambda right, greedy=True: {"correctness": float(right), "greedy": greedy}
     before = [row(right) for right in (1, 0, 0, 0, 0, 0, 1, 0)]
     after = [row(right) for right in (1, 1, 1, 1, 1, 1, 0, 0)]
+    before += [row(1, greedy=False)] * 3  # samples are no part of it
     result = evaluation.compare(before, after)
     assert (result["gained"], result["lost"], result["n"]) == (5, 1, 8)
     assert result["difference"] == 0.5
@@ -92,13 +159,19 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
 
     def fake_collect(self, params, problems, key, weights, extra):
         seen.append([problem.prompt for problem in problems])
-        return SimpleNamespace(samples=[answered(p, str(g)) for p in problems for g in range(2)])
+        samples = [answered(p, str(g)) for p in problems for g in range(2)]
+        drawn = SimpleNamespace(
+            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+            completion_mask=np.array([[True, True, False]] * 4),
+        )
+        return SimpleNamespace(samples=samples, rollout=drawn)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
     sampler = collect.Sampler(lambda: None, Tokenizer(assets.NANO_TOKENIZER), "", 48, 2)
-    samples = evaluation._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
+    samples, logps = evaluation._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
+    assert logps == [-1, -2] * 3  # of the tokens that count
 
 
 @pytest.mark.parametrize("change", [dict(batch_size=0), dict(num_samples=-1), dict(num_samples=7)])

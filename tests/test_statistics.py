@@ -156,3 +156,35 @@ def test_all_right_in_both_runs_still_has_an_interval_with_width():
 def test_paired_difference_refuses_no_problems():
     with pytest.raises(ValueError, match="at least one problem"):
         statistics.paired_difference(np.zeros(0, bool), np.zeros(0, bool))
+
+
+# --- intervals of means ---------------------------------------------------------------------------
+
+
+def test_the_interval_of_zeros_and_ones_is_wilsons():
+    assert statistics.mean_interval([0, 1, 1, 0, 1]) == statistics.wilson_interval(3, 5)
+    assert statistics.mean_interval([True] * 4) == statistics.wilson_interval(4, 4)
+    assert statistics.mean_interval([]) == statistics.wilson_interval(0, 0)
+
+
+def test_the_interval_of_other_values_is_normal_over_the_problems():
+    # 1/4, 3/4, 1/4, 3/4: mean 1/2, sample variance 4/16/3.
+    half = 1.959964 * math.sqrt(4 / 16 / 3 / 4)
+    assert statistics.mean_interval([0.25, 0.75] * 2) == pytest.approx(
+        (0.5 - half, 0.5 + half), abs=1e-6
+    )
+    assert statistics.mean_interval([0.0, 0.5]) == (
+        0.0,
+        pytest.approx(0.25 + 1.959964 * 0.25, abs=1e-6),
+    )
+
+
+def test_equal_values_do_not_pass_for_certainty():
+    assert statistics.mean_interval([0.5] * 4) == statistics.wilson_interval(2, 4)
+    assert statistics.mean_interval([0.25]) == pytest.approx(statistics.wilson_interval(0.25, 1))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_value_outside_0_to_1_has_no_interval(value):
+    with pytest.raises(ValueError, match="0..1"):
+        statistics.mean_interval([0.5, value])

@@ -1,0 +1,184 @@
+"""The evaluate command on the embedded model: what it writes, asks, records and refuses."""
+
+import json
+
+import jax
+import pytest
+
+from gemma_grpo import cli, config, evaluate, pipeline, weights
+from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
+from gemma_grpo.data import gsm8k_protocol
+
+FEW = ["--num", "5", "--batch-size", "16", "--num-samples", "2"]
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch, tmp_path):
+    """This process has its devices already and wants no cache; results go to the test's folder."""
+    monkeypatch.setattr(cli, "split_cpu", lambda *sizes: None)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """No model runs: the evaluator gives this result, and the runtime it was made with is kept."""
+    seen = []
+
+    class Nothing:
+        def run(self, params, problems):
+            figures = {"n": len(problems), "by_difficulty": {}, "by_domain": {}}
+            return figures, [{"problem": i} for i in range(len(problems))]
+
+    def make(settings, runtime):
+        seen.append(runtime)
+        return Nothing()
+
+    monkeypatch.setattr(evaluate, "make_evaluator", make)
+    return seen
+
+
+def gsm8k_folder(path, num, *, question="How many are {i} and {i}?"):
+    path.mkdir()
+    lines = [
+        json.dumps({"question": question.format(i=i), "answer": f"{i}+{i}={2 * i}\n#### {2 * i}"})
+        for i in range(num)
+    ]
+    (path / "test.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def finished_run(path, **model):
+    run = RunConfig(model=ModelConfig(**model), data=DataConfig(source="curriculum"))
+    path.mkdir()
+    (path / "config.yaml").write_text(config.to_yaml(run))
+    (path / "weights").mkdir()
+    _, params = pipeline.load_model(run.model, seed=0)
+    weights.save(path / "weights" / "sft.safetensors", params)
+    return path
+
+
+def test_every_generation_is_saved_and_the_result_with_its_protocol(
+    capsys, tmp_path, compile_quickly
+):
+    out = tmp_path / "there"
+    arguments = ["--weights", "gemma3-nano", *FEW, "--out", str(out)]
+    arguments += ["--max-completion-length", "24", "--json"]
+    assert evaluate.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((out / "result.json").read_text()) == result
+    assert result["n"] == 5 and result["k"] == 2
+    for share in evaluate.SHARES:
+        low, high = result[f"{share}_ci95"]
+        assert 0 <= low <= result[share] <= high <= 1
+    protocol = result["protocol"]
+    assert protocol["weights"] == "gemma3-nano" and protocol["stage"] == "base"
+    assert protocol["task"] == "curriculum" and protocol["n"] == 5
+    assert protocol["dtype"] == "float32" and protocol["jax"] == jax.__version__
+    assert protocol["samples"]["num_samples"] == 2 and protocol["samples"]["temperature"] == 1
+    rows = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
+    assert [row["greedy"] for row in rows] == [True] * 5 + [False] * 10
+    assert [row["problem"] for row in rows] == [*range(5), *(i for i in range(5) for _ in "ab")]
+    greedy = rows[:5]
+    assert sum(row["correctness"] for row in greedy) / 5 == result["accuracy"]
+    assert sum(row["lenient_correctness"] for row in greedy) / 5 == result["lenient_accuracy"]
+    assert sum(not row["stopped"] for row in greedy) / 5 == result["truncation_rate"]
+    assert all(row["logp"] < 0 < row["num_tokens"] for row in rows)
+    assert sorted(path.name for path in out.iterdir()) == ["generations.jsonl", "result.json"]
+
+
+def test_a_run_is_measured_with_its_own_settings_beside_its_evaluations(
+    capsys, tmp_path, unmeasured
+):
+    run = finished_run(tmp_path / "run", instruction="Think.", max_completion_length=50)
+    assert evaluate.main([str(run), *FEW]) == 0
+    (runtime,) = unmeasured
+    assert (runtime.instruction, runtime.max_completion_length) == ("Think.", 50)
+    result = json.loads((run / "evaluations" / "curriculum" / "result.json").read_text())
+    assert result["protocol"]["stage"] == "sft" and result["protocol"]["base"] == "gemma3-nano"
+    assert str(run / "evaluations" / "curriculum" / "generations.jsonl") in capsys.readouterr().out
+
+
+def test_a_base_model_on_gsm8k_gets_the_protocol_and_another_count_is_warned_of(
+    capsys, tmp_path, unmeasured
+):
+    folder = gsm8k_folder(tmp_path / "data", 3)
+    assert evaluate.main(["--weights", "gemma3-nano", "--task", f"gsm8k:{folder}"]) == 0
+    (runtime,) = unmeasured
+    assert runtime.instruction == gsm8k_protocol.INSTRUCTION
+    assert runtime.max_prompt_length == gsm8k_protocol.MAX_PROMPT_LENGTH
+    assert runtime.max_completion_length == gsm8k_protocol.MAX_COMPLETION_LENGTH
+    result = json.loads((tmp_path / "evaluations/gemma3-nano-gsm8k/result.json").read_text())
+    assert result["protocol"]["departures"] == ["3 problems, not 1319"]
+    assert capsys.readouterr().err == "warning: not the GSM8K protocol: 3 problems, not 1319\n"
+
+
+def test_the_whole_protocol_departs_in_nothing(capsys, tmp_path, unmeasured):
+    folder = gsm8k_folder(tmp_path / "data", 1319)
+    assert evaluate.main(["--weights", "gemma3-nano", "--task", f"gsm8k:{folder}"]) == 0
+    result = json.loads((tmp_path / "evaluations/gemma3-nano-gsm8k/result.json").read_text())
+    assert result["n"] == 1319 and result["protocol"]["departures"] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_win_over_the_protocol_and_are_recorded_as_departures(tmp_path, unmeasured):
+    folder = gsm8k_folder(tmp_path / "data", 3)
+    arguments = ["--weights", "gemma3-nano", "--task", f"gsm8k:{folder}", "--dtype", "bfloat16"]
+    arguments += ["--instruction", "Go.", "--max-prompt-length", "100"]
+    assert evaluate.main([*arguments, "--max-completion-length", "9", "--out", "x"]) == 0
+    (runtime,) = unmeasured
+    assert (runtime.instruction, runtime.dtype) == ("Go.", "bfloat16")
+    assert (runtime.max_prompt_length, runtime.max_completion_length) == (100, 9)
+    departures = json.loads((tmp_path / "x/result.json").read_text())["protocol"]["departures"]
+    assert departures[1:] == ["the instruction is 'Go.'", "completions of 9 tokens, not 768"]
+
+
+def test_a_run_asked_gsm8k_keeps_its_words_and_takes_the_protocols_budgets(tmp_path, unmeasured):
+    run = finished_run(tmp_path / "run", instruction="Think.")
+    folder = gsm8k_folder(tmp_path / "data", 3)
+    assert evaluate.main([str(run), "--task", f"gsm8k:{folder}"]) == 0
+    (runtime,) = unmeasured
+    assert (runtime.instruction, runtime.max_completion_length) == ("Think.", 768)
+    result = json.loads((run / "evaluations/gsm8k/result.json").read_text())
+    assert "the instruction is 'Think.'" in result["protocol"]["departures"]
+
+
+def test_a_file_is_a_task_and_its_longest_prompt_sets_the_budget(tmp_path, unmeasured):
+    line = lambda i: json.dumps({"prompt": f"What is {i} + {i}?" + " no" * i, "answer": str(2 * i)})
+    (tmp_path / "sums.jsonl").write_text("\n".join(line(i) for i in range(60)))
+    assert evaluate.main(["--weights", "gemma3-nano", "--task", "sums.jsonl"]) == 0
+    (runtime,) = unmeasured
+    result = json.loads((tmp_path / "evaluations/gemma3-nano-sums.jsonl/result.json").read_text())
+    protocol = result["protocol"]
+    assert 1 <= protocol["n"] < 60  # the part that training holds out
+    assert runtime.max_prompt_length % 16 == 0 and "departures" not in protocol
+    assert runtime.max_completion_length == evaluate.COMPLETION_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--weights", "nowhere"], "nowhere"),
+        (["nowhere"], "nowhere"),
+        ([], "--weights"),
+        (["run", "--weights", "gemma3-nano"], "not both"),
+        (["--weights", "gemma3-nano", "--task", "nothing"], "nothing"),
+        (["--weights", "gemma3-nano", "--max-prompt-length", "4"], "max_prompt_length"),
+        (["--weights", "gemma3-nano", "--num-samples", "2", "--batch-size", "6"], "batch_size"),
+        (["--weights", "gemma3-nano", "--num", "-1"], "-1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, arguments, named):
+    assert evaluate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_earlier_results_are_not_written_over(capsys, tmp_path, unmeasured):
+    arguments = ["--weights", "gemma3-nano", *FEW, "--out", "there"]
+    assert evaluate.main(arguments) == 0
+    before = (tmp_path / "there/result.json").read_text()
+    assert evaluate.main(arguments) == 2
+    assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "there/result.json").read_text() == before
