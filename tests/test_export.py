@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
@@ -53,7 +54,7 @@ def logits(params, lora):
     @jax.jit
     def run(params):
         gemma = nnx.merge(model.abstract(SOURCE.config, lora)[0], params)
-        return gemma.logits(model.forward(gemma, IDS, np.ones_like(IDS, bool))[0])
+        return gemma.logits(model.forward(gemma, jnp.asarray(IDS), jnp.ones(IDS.shape, bool))[0])
 
     return np.asarray(run(params))
 
