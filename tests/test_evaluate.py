@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from gemma_grpo import cli, config, evaluate, pipeline, weights
@@ -22,12 +23,14 @@ def one_process(monkeypatch, tmp_path):
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """No model runs: the evaluator gives this result, and the runtime it was made with is kept."""
+    """No model runs: the evaluator says whether all weights are zero, as a finished run's are here,
+    and the runtimes it was made with are kept."""
     seen = []
 
     class Nothing:
         def run(self, params, problems):
-            figures = {"n": len(problems), "by_difficulty": {}, "by_domain": {}}
+            zero = not any(leaf.any() for leaf in jax.tree.leaves(params))
+            figures = {"n": len(problems), "zero": zero, "by_difficulty": {}, "by_domain": {}}
             return figures, [{"problem": i} for i in range(len(problems))]
 
     def make(settings, runtime):
@@ -49,12 +52,13 @@ def gsm8k_folder(path, num, *, question="How many are {i} and {i}?"):
 
 
 def finished_run(path, **model):
+    """A run whose SFT has left zeros."""
     run = RunConfig(model=ModelConfig(**model), data=DataConfig(source="curriculum"))
     path.mkdir()
     (path / "config.yaml").write_text(config.to_yaml(run))
     (path / "weights").mkdir()
     _, params = pipeline.load_model(run.model, seed=0)
-    weights.save(path / "weights" / "sft.safetensors", params)
+    weights.save(path / "weights" / "sft.safetensors", jax.tree.map(jnp.zeros_like, params))
     return path
 
 
@@ -96,6 +100,7 @@ def test_a_run_is_measured_with_its_own_settings_beside_its_evaluations(
     assert (runtime.instruction, runtime.max_completion_length) == ("Think.", 50)
     result = json.loads((run / "evaluations" / "curriculum" / "result.json").read_text())
     assert result["protocol"]["stage"] == "sft" and result["protocol"]["base"] == "gemma3-nano"
+    assert result["zero"]  # the stage's weights, not the base's
     assert str(run / "evaluations" / "curriculum" / "generations.jsonl") in capsys.readouterr().out
 
 
