@@ -85,9 +85,8 @@ def _evaluate(
         evaluation: what is measured.
         json_output: print the result as JSON instead of a table.
     """
-    if bool(run) == bool(weights):
-        raise UserError("name a run directory or --weights, and not both")
-    trained_run, stage_weights = cli.trained(run or weights)
+    where = cli.one_model(run, weights)
+    trained_run, stage_weights = cli.trained(where)
     task = task or trained_run.data.source
     folder = out or _folder(run, weights, task)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -101,7 +100,7 @@ def _evaluate(
         dtype=dtype,
     )
     cli.split_cpu(model.cpu_devices, evaluation_prompts(evaluation))
-    cli.use_compilation_cache(Path(run).parent if run else folder.parent)
+    cli.use_compilation_cache(cli.cache_for(where))
     if num is None:
         num = DataConfig().num_test if task.partition(":")[0] in GENERATED_TASKS else 0
     # The seed of the problems is fixed, as in training: all models are measured on the same ones.
@@ -118,7 +117,7 @@ def _evaluate(
         max_prompt_length=max_prompt_length,
     )
     protocol = {
-        "weights": run or weights,
+        "weights": where,
         "base": model.weights,
         "stage": stage_weights.stem if stage_weights else "base",
         "task": task,
@@ -138,7 +137,7 @@ def _evaluate(
     if json_output:
         print(json.dumps(result))
     else:
-        print(_table(Path(run or weights).name, result))
+        print(_table(Path(where).name, result))
         print(f"every completion: {folder / 'generations.jsonl'}")
     return 0
 

@@ -166,7 +166,7 @@ def test_a_file_is_a_task_and_its_longest_prompt_sets_the_budget(tmp_path, unmea
         (["--weights", "nowhere"], "nowhere"),
         (["nowhere"], "nowhere"),
         ([], "--weights"),
-        (["run", "--weights", "gemma3-nano"], "not both"),
+        (["run", "--weights", "gemma3-nano"], "name one model"),
         (["--weights", "gemma3-nano", "--task", "nothing"], "nothing"),
         (["--weights", "gemma3-nano", "--max-prompt-length", "4"], "max_prompt_length"),
         (["--weights", "gemma3-nano", "--num-samples", "2", "--batch-size", "6"], "batch_size"),
