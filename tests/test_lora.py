@@ -207,9 +207,13 @@ def test_the_sampler_runs_with_the_adapters_as_the_trainer_does():
 DROPPING = LoRAConfig(rank=3, alpha=6.0, dropout=0.5)
 
 
+@jax.jit
+def dropping(params, batch):
+    return logps.batch_logps(nnx.merge(graph(DROPPING), params), batch)[0]
+
+
 def dropped_logps(keys, batch, adapter):
-    gemma = nnx.merge(graph(DROPPING), model.join(adapter, BASE))
-    return np.asarray(logps.batch_logps(gemma, batch | keys)[0])
+    return np.asarray(dropping(model.join(adapter, BASE), batch | keys))
 
 
 def key_words(seed, num):

@@ -93,3 +93,31 @@ def test_draws_follow_the_distribution():
 def test_a_senseless_setting_is_refused_by_name(setting, named):
     with pytest.raises(UserError, match=named):
         sampling.check_sampling(**setting)
+
+
+def test_draws_follow_the_distribution_across_blocks_and_never_take_a_word_cut_off():
+    """1000 words in blocks of 32, the likeliest in different blocks, a whole block at -inf: the
+    cells of 100 expected draws and more, and one for the rest, by chi-square's 0.1 % point."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=1000).astype(np.float32) * 2
+    logits[rng.choice(1000, 300, replace=False)] = -np.inf
+    logits[64:96] = logits[990:] = -np.inf
+    keys = jax.random.split(jax.random.key(11), 40_000)
+    draw = jax.jit(jax.vmap(lambda key: sampling.draw(jnp.asarray(logits)[None], key[None])[0][0]))
+    counts = np.bincount(np.asarray(draw(keys)), minlength=1000)
+    probs = np.exp(numpy_log_softmax(logits))
+    assert len(counts) == 1000 and not counts[probs == 0].any()
+    big = 40_000 * probs >= 100
+    observed = np.append(counts[big], counts[~big].sum())
+    expected = 40_000 * np.append(probs[big], probs[~big].sum())
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    cells = big.sum()
+    assert statistic < cells + 3.09 * np.sqrt(2 * cells) + 5  # Wilson-Hilferty's, rounded up
+
+
+def test_a_uniform_number_next_to_one_still_gives_a_word_that_has_mass():
+    masses = jnp.asarray([[0.25, 0.5, 0.25, 0.0]])
+    almost_one = jnp.nextafter(jnp.ones(1), 0.0)
+    assert int(sampling._inverse_cdf(masses, almost_one)[0]) == 2
+    assert int(sampling._inverse_cdf(masses, jnp.ones(1))[0]) == 2
+    assert int(sampling._inverse_cdf(jnp.asarray([[0.0, 0.5, 0.5]]), jnp.zeros(1))[0]) == 1
