@@ -8,7 +8,6 @@ DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each)
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -132,8 +131,10 @@ def _evaluate(
     figures, generations = make_evaluator(evaluation, runtime).run(params, problems)
     result = figures | {"protocol": protocol}
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generations]
-    _write_whole(folder / "generations.jsonl", "".join(lines))
-    _write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    pipeline.write_whole(folder / "generations.jsonl", "".join(lines))
+    pipeline.write_whole(
+        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    )
     if json_output:
         print(json.dumps(result))
     else:
@@ -241,13 +242,6 @@ def _table(name: str, result: dict) -> str:
     for label, share in (result["by_difficulty"] | result["by_domain"]).items():
         lines.append(f"  {label}: {share['accuracy']:.1%} of {share['n']}")
     return "\n".join(lines)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

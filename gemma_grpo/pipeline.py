@@ -180,7 +180,7 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
     if run_dir.exists() and any(run_dir.iterdir()):
         raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_whole(run_dir / "config.yaml", config.to_yaml(run))
+    write_whole(run_dir / "config.yaml", config.to_yaml(run))
 
 
 def _train_stage(
@@ -206,9 +206,9 @@ def _evaluate(
     started = time.monotonic()
     result, rows = evaluator.run(params, problems)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    _write_whole(folder / f"{stage}.jsonl", lines)
+    write_whole(folder / f"{stage}.jsonl", lines)
     _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
-    _write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+    write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
@@ -216,7 +216,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     path = run_dir / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
-    _write_whole(path, json.dumps(spent) + "\n")
+    write_whole(path, json.dumps(spent) + "\n")
 
 
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
@@ -242,19 +242,20 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
         },
         "seconds": json.loads((run_dir / "seconds.json").read_text()),
     }
-    _write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if len(stages) > 1:
         report.plot_curves(run_dir)
     return summary
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears complete or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """The file appears complete or not at all. Raises UserError if it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space, then --resume"
+            f"cannot write {path}: {error.strerror}; free some space, then run it again (a "
+            "training run with --resume)"
         ) from error
