@@ -1,10 +1,13 @@
 """Named configurations, each with the command, what to expect and how long it takes."""
 
+from dataclasses import replace
+
 from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import EvaluationConfig
-from gemma_grpo.grpo import GRPOConfig
+from gemma_grpo.grpo import GRPOConfig, RewardConfig
 from gemma_grpo.model import LoRAConfig
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
 from gemma_grpo.sft import SFTConfig
 from gemma_grpo.train_state import OptimizerConfig
 
@@ -46,8 +49,14 @@ GEMMA3_270M = RunConfig(
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=5e-5, decay="linear"),
         curriculum=False,
+        # Most groups are all wrong at first. Divided by their own std, the little that tells their
+        # rows apart (confidence, length) would count as much as a right answer does (LOG.md).
+        scale="batch",
         length_bucket=16,
         checkpoint_every=5,
+    ),
+    reward=RewardConfig(
+        start=replace(START_WEIGHTS, correctness=1.0), end=replace(END_WEIGHTS, correctness=1.0)
     ),
     evaluation=EvaluationConfig(batch_size=100, num_samples=0),
 )
