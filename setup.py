@@ -20,6 +20,7 @@ setup(
         "gemma_grpo",
         "gemma_grpo.data",
         "gemma_grpo.gemma3_nano",
+        "gemma_grpo.kernels",
         "gemma_grpo.model",
         "gemma_grpo.weights",
     ],
