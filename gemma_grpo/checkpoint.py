@@ -40,6 +40,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from gemma_grpo import mesh as meshes
 from gemma_grpo.errors import UserError
 
 SUMS = "SHA256SUMS"
@@ -218,7 +219,7 @@ def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[st
     import orbax.checkpoint as ocp
 
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    placement = {name: _placement(leaf) for name, leaf in wanted.items()}
+    placement = {name: meshes.place_of(leaf) for name, leaf in wanted.items()}
     large = {
         name: ocp.ArrayRestoreArgs(sharding=placement[name]) if placement[name] else as_numpy
         for name in wanted
@@ -247,17 +248,6 @@ def _unpack(pack: np.ndarray, *, dtype: str, shape: list[int], offset: int) -> n
     """One array out of the pack's bytes."""
     dtype = jax.numpy.dtype(dtype)
     return np.frombuffer(pack, dtype, math.prod(shape), offset).reshape(shape)
-
-
-def _placement(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where a restored array shall live; None is the default device, as for a fresh array.
-
-    An uncommitted array must stay so: jit may compile another program for a committed one, and
-    refuses to mix it with arrays on several devices.
-    """
-    if isinstance(leaf, jax.Array):
-        return leaf.sharding if leaf.committed else None
-    return leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
 
 
 def _check_fit(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_grpo import advantages, collect, grpo_update, loss_checks, rewards
+from gemma_grpo import mesh as meshes
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
@@ -29,6 +30,7 @@ from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
     TrainState,
+    in_dtype,
     init_train_state,
     make_optimizer,
 )
@@ -154,7 +156,9 @@ def train(
             remat=runtime.remat,
         ),
     )
-    reference = jax.tree.map(jnp.copy, params) if config.loss.beta > 0 else None
+    reference = None
+    if config.loss.beta > 0:
+        reference = in_dtype(jax.tree.map(jnp.copy, params), runtime.dtype)
     step_fn = partial(
         _step, config, reward, runtime, batches.by_difficulty(problems), extra, programs, reference
     )
@@ -236,11 +240,12 @@ def _step(
         length_bucket=config.length_bucket,
     )
     frozen = runtime.frozen
+    batch |= runtime.dropout_keys(step, config.prompts_per_step)
+    batch = meshes.place_rows(runtime.mesh, batch)
     if reference is not None:
         batch["ref_logps"] = programs.score(reference, frozen, batch)
     if config.num_iterations > 1:
         batch["old_logps"] = programs.score(state.params, frozen, batch)
-    batch |= runtime.dropout_keys(step, config.prompts_per_step)
     state, first = programs.update(state, frozen, batch)
     last = first
     for _ in range(config.num_iterations - 1):

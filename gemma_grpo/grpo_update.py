@@ -11,13 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from gemma_grpo import losses, padding
+from gemma_grpo import losses, padding, update
 from gemma_grpo import mesh as meshes
-from gemma_grpo.accumulation import accumulate
 from gemma_grpo.logps import batch_logps
-from gemma_grpo.model import Params, join
+from gemma_grpo.model import Params
 from gemma_grpo.rollout import Rollout
-from gemma_grpo.train_state import TrainState, apply_gradients, in_dtype
+from gemma_grpo.train_state import TrainState
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,10 @@ def make_score(
     """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
 
     def score(params: Params, frozen: Params, batch: dict) -> jax.Array:
-        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
         return batch_logps(model, batch, temperature=temperature, logits_chunk=logits_chunk)[0]
 
-    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    return jax.jit(score, in_shardings=(whole, whole, rows), out_shardings=rows)
+    return jax.jit(score, out_shardings=meshes.rows(mesh))
 
 
 def make_update(
@@ -119,7 +117,7 @@ def make_update(
     """
 
     def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
         logps_BT, entropy_BT = batch_logps(
             model, batch, temperature=temperature, logits_chunk=logits_chunk, remat=remat
         )
@@ -152,24 +150,14 @@ def make_update(
         }
         return total, jax.tree.map(jax.lax.stop_gradient, sums)
 
-    def update(state: TrainState, frozen: Params, batch: dict) -> tuple[TrainState, dict]:
-        num_prompts = batch["prompt_ids"].shape[0]
-        grads, sums = accumulate(
-            lambda params, rows: loss_fn(params, frozen, rows),
-            state.params,
-            batch,
-            num_prompts=num_prompts,
-            passes=accumulation_steps,
-        )
-        metrics = losses.metric_means(sums) | {
+    def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return losses.metric_means(sums) | {
             "loss": sums["loss"],
             "entropy": sums["entropy_sum"] / sums["sampled_tokens"],
             "logp_gap/mean": sums["gap_sum"] / sums["sampled_tokens"],
             "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
-            "grad_norm": optax.tree.norm(grads),
         }
-        return apply_gradients(state, grads, optimizer), metrics
 
-    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    shardings = (whole, whole, rows)
-    return jax.jit(update, donate_argnums=0, in_shardings=shardings, out_shardings=whole)
+    return update.make_update(
+        loss_fn, means, mesh, optimizer, accumulation_steps=accumulation_steps
+    )

@@ -1,17 +1,22 @@
 """The device mesh and how arrays lie on it. Knows no model, config or training.
 
-One axis, "data": rows of a batch are split over it, parameters are whole on every device.
+One axis, "data". Rows of a batch are split over it. What training keeps (float32 master weights,
+Adam's moments, a KL reference) is spread over it, each large array along one of its own axes: FSDP,
+or ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054. What only computes (the rollout's weights, a
+frozen base) is whole on every device, so that the decode loop needs no collective.
 """
 
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import PyTree
 
 from gemma_grpo.errors import UserError
 
 DATA = "data"
+SPREAD_FROM = 1 << 20  # elements; smaller arrays are whole, as gathering them saves no memory
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -28,6 +33,48 @@ def rows(mesh: Mesh) -> NamedSharding:
 def whole(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The layout of what training keeps: a tree of shardings for `tree` (arrays or shapes).
+
+    An array is split along its longest axis that divides evenly, the first of several; arrays of
+    fewer than `SPREAD_FROM` elements, and those with no such axis, are whole.
+    """
+
+    def layout(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if leaf.size < SPREAD_FROM or not axes:
+            return whole(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+
+    return jax.tree.map(layout, tree)
+
+
+def described(shapes: PyTree, layout: PyTree) -> PyTree:
+    """`jax.ShapeDtypeStruct`s that also say where each array lies."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        layout,
+    )
+
+
+def place_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
+    """Where a counterpart of `leaf` shall live; None is the default device, as for a fresh array.
+
+    An uncommitted array must stay so: jit may compile another program for a committed one, and
+    refuses to mix it with arrays on several devices.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf.sharding if leaf.committed else None
+    return leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+
+
+def place_rows(mesh: Mesh, batch: PyTree) -> PyTree:
+    """A host batch on the devices, split by rows."""
+    return jax.device_put(batch, rows(mesh))
 
 
 def check_divisible(mesh: Mesh, *, name: str, size: int) -> None:

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -66,17 +65,23 @@ def load_model(
     graphdef, shapes = model.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = model.partition(shapes)
     mesh = meshes.data_mesh()
-    place = partial(weights.assemble, source, base_shapes, sharding=meshes.whole(mesh))
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
     if trained is not None:
-        params = weights.load(trained, trained_shapes)
+        layout = meshes.spread(mesh, trained_shapes)
+        params = weights.load(trained, meshes.described(trained_shapes, layout))
     elif settings.lora.rank:
         params = model.init_adapter(source.config, settings.lora, seed=seed)
     else:
-        params = place(dtype="float32")
+        layout = meshes.spread(mesh, base_shapes)
+        params = weights.assemble(source, base_shapes, dtype="float32", sharding=layout)
+    frozen = {}
+    if settings.lora.rank:
+        frozen = weights.assemble(
+            source, base_shapes, dtype=settings.dtype, sharding=meshes.whole(mesh)
+        )
     runtime = Runtime(
         graphdef=graphdef,
-        frozen=place(dtype=settings.dtype) if settings.lora.rank else {},
+        frozen=frozen,
         lora=settings.lora,
         tokenizer=tokenizer,
         mesh=mesh,

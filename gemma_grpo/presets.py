@@ -64,7 +64,43 @@ GEMMA3_270M = RunConfig(
 base, with adapters, on the built-in curriculum. Sized for two CPU cores; README.md has its measured
 results and times."""
 
-PRESETS = {"gemma3-nano": GEMMA3_NANO, "gemma3-270m": GEMMA3_270M}
+GEMMA3_1B = RunConfig(
+    model=ModelConfig(
+        weights="gemma3-1b",
+        dtype="bfloat16",
+        max_prompt_length=512,
+        max_completion_length=800,
+        remat=True,
+    ),
+    data=DataConfig(source="gsm8k", num_train=0, num_test=0),
+    sft=SFTConfig(num_steps=200, batch_size=64, optimizer=OptimizerConfig(learning_rate=1e-5)),
+    grpo=GRPOConfig(
+        num_steps=500,
+        prompts_per_step=8,
+        num_generations=8,
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+        curriculum=False,
+        scale="batch",
+        length_bucket=160,
+    ),
+)
+"""`python -m gemma_grpo.train --preset gemma3-1b --model.weights FOLDER`: all weights of Gemma 3
+1B, on eight v5e chips. Compiled for them (`python -m gemma_grpo.plan`), run on none yet."""
+
+GEMMA3_1B_LORA = replace(
+    GEMMA3_1B,
+    model=replace(GEMMA3_1B.model, lora=LoRAConfig(rank=16, alpha=32.0)),
+    sft=replace(GEMMA3_1B.sft, optimizer=OptimizerConfig(learning_rate=2e-4)),
+    grpo=replace(GEMMA3_1B.grpo, optimizer=OptimizerConfig(learning_rate=2e-5)),
+)
+"""The same with adapters on a frozen base: fits one v5e chip too. Compiled only."""
+
+PRESETS = {
+    "gemma3-nano": GEMMA3_NANO,
+    "gemma3-270m": GEMMA3_270M,
+    "gemma3-1b": GEMMA3_1B,
+    "gemma3-1b-lora": GEMMA3_1B_LORA,
+}
 
 
 def preset(name: str) -> RunConfig:

@@ -49,9 +49,11 @@ class Runtime:
     seed: int
 
     def full(self, params: Params) -> Params:
-        """All parameters to run the model with, in the dtype computed in: what is trained, and the
-        frozen ones beside it (not copied)."""
-        return gemma3.join(in_dtype(params, self.dtype), self.frozen)
+        """All parameters to run the model with, in the dtype computed in and whole on every device:
+        what is trained, gathered once where it is spread, and the frozen ones beside it (not
+        copied)."""
+        computing = jax.device_put(in_dtype(params, self.dtype), meshes.whole(self.mesh))
+        return gemma3.join(computing, self.frozen)
 
     def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
         """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:

@@ -11,21 +11,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gemma_grpo import losses, padding
+from gemma_grpo import losses, padding, update
 from gemma_grpo import mesh as meshes
-from gemma_grpo.accumulation import accumulate
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.logps import batch_logps
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
-from gemma_grpo.model import Params, join
+from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
     TrainState,
-    apply_gradients,
-    in_dtype,
     init_train_state,
     make_optimizer,
 )
@@ -108,26 +105,12 @@ def make_update(
     """
 
     def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, join(in_dtype(params, dtype), frozen))
+        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
         logps_BT, _ = batch_logps(model, batch, logits_chunk=logits_chunk, remat=remat)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 
-    def update(state: TrainState, frozen: Params, batch: dict) -> tuple[TrainState, dict]:
-        num_prompts = batch["prompt_ids"].shape[0]
-        grads, sums = accumulate(
-            lambda params, rows: loss_fn(params, frozen, rows),
-            state.params,
-            batch,
-            num_prompts=num_prompts,
-            passes=accumulation_steps,
-        )
-        metrics = sums | {"grad_norm": optax.tree.norm(grads)}
-        return apply_gradients(state, grads, optimizer), metrics
-
-    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
-    shardings = (whole, whole, rows)
-    return jax.jit(update, donate_argnums=0, in_shardings=shardings, out_shardings=whole)
+    return update.make_update(loss_fn, dict, mesh, optimizer, accumulation_steps=accumulation_steps)
 
 
 def train(
@@ -153,7 +136,7 @@ def train(
         problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
     )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    update = make_update(
+    update_state = make_update(
         runtime.graphdef,
         runtime.mesh,
         optimizer,
@@ -175,7 +158,8 @@ def train(
             pad_id=runtime.tokenizer.pad_id,
         )
         batch |= runtime.dropout_keys(step, config.batch_size)
-        state, metrics = update(state, runtime.frozen, batch)
+        batch = meshes.place_rows(runtime.mesh, batch)
+        state, metrics = update_state(state, runtime.frozen, batch)
         metrics = jax.device_get(metrics)
         seconds = time.monotonic() - started
         tokens = float(batch["completion_mask"].sum())

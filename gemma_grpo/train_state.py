@@ -1,6 +1,7 @@
 """What training carries from step to step, and the optimizer that moves it. Knows no loss."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -85,17 +86,19 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     )
 
 
+def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at update 0 with float32 master weights, a copy that updates may donate."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
 def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A state at update 0 with float32 master weights, a copy that updates may donate.
-
-    It is placed on the mesh now: an update would else be compiled once for arrays that are
-    nowhere in particular and again for its own result.
-    """
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    return jax.device_put(state, meshes.whole(mesh))
+    """`fresh_state`, born in the layout it is kept in (`mesh.spread`): no device ever holds all."""
+    make = partial(fresh_state, optimizer=optimizer)
+    layout = meshes.spread(mesh, jax.eval_shape(make, params))
+    return jax.jit(make, out_shardings=layout)(params)
 
 
 def apply_gradients(

@@ -1,4 +1,4 @@
-"""One word a row from softmax(logits), with few random numbers. Knows no head, kernel or truncation.
+"""One word a row from softmax(logits) by few random numbers. Knows no head, kernel, truncation.
 
 Gumbel-max (Gumbel 1954; Maddison et al., arXiv 1411.0030) twice: words stand in blocks of `BLOCK`
 neighbours, a block is drawn by its mass, then a word within it by its own:

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gemma_grpo"
 
 FLOORS = (
-    "errors answers rewards advantages losses loss_checks statistics",
-    "model weights data tokenizer sampling padding assets",
-    "rollout logps mesh train_state accumulation scoring runtime",
+    "errors answers rewards advantages losses loss_checks statistics mesh kernels",
+    "model weights data tokenizer sampling padding assets topology compiled roofline",
+    "rollout logps train_state accumulation update scoring runtime",
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
-    "config presets pipeline cli",
-    "train evaluate generate export ablation pretrain",
+    "config presets pipeline cli programs",
+    "train evaluate generate export ablation pretrain plan",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data
@@ -39,7 +39,7 @@ def imports_in(source: str) -> set[str]:
 
 def files_of(room: str) -> list[Path]:
     """A room is a module or a package."""
-    folder = PACKAGE / room
+    folder = (PACKAGE / room).resolve()  # kernels is a link
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
 
 

@@ -35,6 +35,11 @@ def open_source(where: str) -> Source:
         return gguf_file.open_gguf(path)
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent
+    if not path.exists() and where in CONFIGS:
+        raise UserError(
+            f"weights {where}: not shipped; download google/{where.replace('3', '-3')}-it and "
+            "give its folder with --model.weights"
+        )
     if not path.is_dir():
         raise UserError(
             f"weights {where}: no such folder, *.safetensors or *.gguf file; {NANO} and "

@@ -6,7 +6,6 @@ A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.g
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
@@ -34,6 +33,9 @@ def save(path: Path, params: Params) -> None:
 def load(path: Path, like: Params) -> Params:
     """Read the parameters of a tree shaped like `like`, in its dtypes.
 
+    Each goes where its counterpart lies (or, a `jax.ShapeDtypeStruct`, says it would lie), straight
+    into its pieces; to the default device where that is nowhere in particular.
+
     Raises:
         UserError: the file is missing or damaged, or a tensor is missing, left over or misshapen.
     """
@@ -53,5 +55,10 @@ def load(path: Path, like: Params) -> Params:
             raise UserError(
                 f"weights {path}: {name} has shape {tensors[name].shape}, expected {leaf.shape}"
             )
-    flat = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in wanted.items()]
+    flat = [
+        jax.device_put(
+            tensors[name].astype(leaf.dtype, copy=False), getattr(leaf, "sharding", None)
+        )
+        for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), flat)

@@ -1,0 +1,219 @@
+"""The planning command: will this run fit on those chips, and what will a step take there?
+
+python -m gemma_grpo.plan --preset gemma3-1b --topology v5e:2x4
+
+Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed. Memory and
+collectives are the compiler's, per chip; times are a roofline model's, from stated formulas
+(`roofline.py`), at the full token budgets. Nothing is measured.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
+
+import jax
+import tyro
+
+from gemma_grpo import cli, compiled, model, presets, programs, roofline, topology, weights
+from gemma_grpo import mesh as meshes
+from gemma_grpo.compiled import Compiled
+from gemma_grpo.config import RunConfig
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import Gemma3Config
+from gemma_grpo.roofline import Chip, Work
+
+SESSION_HOURS = 9  # of Kaggle
+GSM8K_PROBLEMS = 7473  # in its training split
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of the command itself; all others are a run's."""
+
+    preset: str = "gemma3-1b"
+    """Named configuration that the other flags change."""
+    topology: str = "v5e:2x4"
+    """Chips to compile for."""
+    search: bool = False
+    """Also double the prompts per step until they no longer fit."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program: the compiler's figures, and the model's."""
+
+    name: str
+    compiled: Compiled
+    model_seconds: float
+    bound: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 1 if the run does not fit."""
+    return cli.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=Options.preset)
+    default = presets.preset(first.parse_known_args(arguments)[0].preset)
+    options, run = _parse(arguments, default)
+    chip, architecture = roofline.chip_of(options.topology), model_config(run.model.weights)
+    jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
+    mesh = meshes.data_mesh(topology.devices(options.topology))
+    rows = plan(run, architecture, mesh, chip)
+    fits = all(row.compiled.peak <= chip.memory for row in rows)
+    result = summary(run, rows, chip, mesh.size)
+    if options.search:
+        result["largest_prompts_per_step"] = largest(run, architecture, mesh, chip)
+    print(json.dumps(result) if options.json else table(run, rows, result, chip, options.topology))
+    return 0 if fits else 1
+
+
+def model_config(where: str) -> Gemma3Config:
+    """The architecture by its own name, or that of weights at hand."""
+    return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
+
+
+def plan(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh, chip: Chip) -> list:
+    """Compile each program of a step. Raises UserError where XLA itself finds no room."""
+    for name, size in (("grpo.prompts_per_step", run.grpo.prompts_per_step),):
+        meshes.check_divisible(mesh, name=name, size=size // run.grpo.accumulation_steps)
+    rows = []
+    for program in programs.of_step(run, architecture, mesh):
+        try:
+            read = compiled.compile_and_read(program.lower())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"{program.name} does not fit: {line}; {_mend(run)}") from error
+        work = work_of(program.name, run, architecture, mesh.size)
+        seconds = sum(part.seconds(chip) for part in work)
+        longest = max(work, key=lambda part: part.seconds(chip))
+        rows.append(Row(program.name, read, seconds, longest.bound(chip)))
+    return rows
+
+
+def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> list[Work]:
+    """One chip's share of a program at the full budgets, in parts that follow one another."""
+    S, T = run.model.max_prompt_length, run.model.max_completion_length
+    P = run.grpo.prompts_per_step / num_chips
+    B = P * run.grpo.num_generations
+    tokens = {"block_tokens": P * S + B * T, "head_tokens": B * T}
+    if name == "rollout":
+        step = roofline.decode_step(
+            architecture, num_rows=B, num_prompts=P, prompt_length=S, num_slots=T
+        )
+        return [
+            roofline.prefill(architecture, num_prompts=P, prompt_length=S),
+            Work(T * step.flops, T * step.bytes),
+        ]
+    if name == "score":
+        return [roofline.log_probs(architecture, **tokens)]
+    frozen = bool(run.model.lora.rank)
+    one = roofline.update(architecture, **tokens, remat=run.model.remat, frozen=frozen)
+    return [one] * run.grpo.num_iterations
+
+
+def largest(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh, chip: Chip) -> int:
+    """The most prompts a step, by doubling, at which all programs fit; 0 if none does. The prompts
+    of a pass stay as they are: more are taken in more passes."""
+    P, accumulation, fitting = run.grpo.prompts_per_step, run.grpo.accumulation_steps, 0
+    while P <= 4096:
+        bigger = replace(run.grpo, prompts_per_step=P, accumulation_steps=accumulation)
+        try:
+            rows = plan(replace(run, grpo=bigger), architecture, mesh, chip)
+        except UserError:
+            break
+        if any(row.compiled.peak > chip.memory for row in rows):
+            break
+        fitting, P, accumulation = P, 2 * P, 2 * accumulation
+    return fitting
+
+
+def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict:
+    """What `--json` prints."""
+    step_seconds = sum(row.model_seconds for row in rows)
+    steps = SESSION_HOURS * 3600 / step_seconds
+    return {
+        "chips": num_chips,
+        "memory_per_chip": chip.memory,
+        "programs": [asdict(row) | {"headroom": chip.memory - row.compiled.peak} for row in rows],
+        "compile_seconds": sum(row.compiled.compile_seconds for row in rows),
+        "model_step_seconds": step_seconds,
+        "model_steps_per_session": int(steps),
+        "model_gsm8k_epochs_per_session": steps * run.grpo.prompts_per_step / GSM8K_PROBLEMS,
+        "fits": all(row.compiled.peak <= chip.memory for row in rows),
+    }
+
+
+def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_name: str) -> str:
+    """What a person reads."""
+    lines = [
+        f"{run.model.weights} on {topology_name}: {run.grpo.prompts_per_step} prompts x "
+        f"{run.grpo.num_generations}, {run.model.max_prompt_length} + "
+        f"{run.model.max_completion_length} tokens, {run.model.dtype}"
+        + (f", LoRA rank {run.model.lora.rank}" if run.model.lora.rank else ", all weights"),
+        "",
+        "GB per chip (the compiler's)                                      seconds (model)",
+        "program  arguments  temporaries   peak  headroom  compile   at full length  bound",
+    ]
+    for row in rows:
+        c = row.compiled
+        lines.append(
+            f"{row.name:8} {c.arguments / 1e9:9.2f} {c.temporaries / 1e9:12.2f} {c.peak / 1e9:6.2f}"
+            f" {(chip.memory - c.peak) / 1e9:9.2f} {c.compile_seconds:6.0f} s"
+            f" {row.model_seconds:14.2f}   {row.bound}"
+        )
+    for row in rows:
+        for found in row.compiled.collectives:
+            place = "in loops" if found.in_loop else "outside"
+            lines.append(
+                f"  {row.name}: {found.count} {found.kind} {place}, the largest "
+                f"{found.largest / 1e6:.1f} MB"
+            )
+    lines += [
+        "",
+        f"a step: {result['model_step_seconds']:.2f} s (model); in {SESSION_HOURS} hours "
+        f"{result['model_steps_per_session']} steps, "
+        f"{result['model_gsm8k_epochs_per_session']:.1f} epochs of GSM8K",
+    ]
+    if "largest_prompts_per_step" in result:
+        lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
+    over = max(row.compiled.peak for row in rows) - chip.memory
+    if over > 0:
+        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {_mend(run)}")
+    return "\n".join(lines)
+
+
+def _mend(run: RunConfig) -> str:
+    """Which setting to change, the cheapest first."""
+    if not run.model.remat:
+        return "set --model.remat"
+    if not run.model.logits_chunk:
+        return "set --model.logits-chunk 1024"
+    return "raise --grpo.accumulation-steps, or set --model.lora.rank 16"
+
+
+def _parse(arguments: list[str], default: RunConfig) -> tuple[Options, RunConfig]:
+    def both(
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 (frozen)
+        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
+    ) -> tuple[Options, RunConfig]:
+        return options, run
+
+    return tyro.cli(
+        both,
+        args=arguments,
+        prog="python -m gemma_grpo.plan",
+        description="Compile a run for a TPU that is not there, and read off its memory.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

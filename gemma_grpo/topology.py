@@ -1,0 +1,46 @@
+"""TPU devices that are not there: what the TPU compiler takes in place of chips. Knows no program.
+
+`pip install libtpu` brings the real compiler; it needs no TPU to compile for one.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from gemma_grpo.errors import UserError
+
+# The runtime would ask Google's metadata server what it runs on, and wait for an answer.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file lets one process compile at a time
+}
+
+
+def devices(name: str) -> Sequence[jax.Device]:
+    """The chips of a topology such as "v5e:2x4" (one host of 8) or "v5e:16x16", to compile for.
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    kind, _, shape = name.partition(":")
+    chips = [int(side) for side in shape.split("x") if side.isdigit()]
+    if len(chips) != 2:
+        raise UserError(f"topology {name!r}: write it like v5e:2x4")
+    # Up to eight chips stand in one host, as on Kaggle; libtpu's own default is four a host.
+    one_host = {"chips_per_host_bounds": (*chips, 1)} if chips[0] * chips[1] <= 8 else {}
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{shape}", **one_host
+        ).devices
+    except Exception as error:
+        raise UserError(
+            f"topology {name!r}: {' '.join(str(error).split())[:160]}; pip install libtpu, and "
+            "write the topology like v5e:2x4"
+        ) from error
