@@ -22,6 +22,7 @@ class Tokenizer:
         vocab_size: number of pieces.
         pad_id, bos_id: as in the model file.
         stop_ids: `<eos>` and `<end_of_turn>`; a completion ends on either.
+        start_of_turn_id: `<start_of_turn>`.
         path: the file it was read from.
 
     Raises:
@@ -41,7 +42,7 @@ class Tokenizer:
             ) from error
         self.vocab_size = self._processor.vocab_size()
         self.pad_id, self.bos_id = self._processor.pad_id(), self._processor.bos_id()
-        self._start_id, self._end_id = self._mark(START_OF_TURN), self._mark(END_OF_TURN)
+        self.start_of_turn_id, self._end_id = self._mark(START_OF_TURN), self._mark(END_OF_TURN)
         self.stop_ids = (self._processor.eos_id(), self._end_id)
         if min(self.pad_id, self.bos_id, *self.stop_ids) < 0:
             raise UserError(f"tokenizer {path}: a foreign model, without <pad>, <bos> or <eos>")
@@ -100,8 +101,8 @@ class Tokenizer:
         if len(turns) % 2 == 0:
             raise ValueError(f"{len(turns)} turns: a conversation ends on the user's")
         openings = (
-            [self._start_id, *self.encode("user\n")],
-            [self._start_id, *self.encode("model\n")],
+            [self.start_of_turn_id, *self.encode("user\n")],
+            [self.start_of_turn_id, *self.encode("model\n")],
         )
         close = [self._end_id, *self.encode("\n")]
         ids = [self.bos_id]

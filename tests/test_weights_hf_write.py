@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import sentencepiece
 from hf_folders import all_tensors
 from oracles.gemma3_recipe import CASES, draw_weights, shapes
 from small_models import build, make_config, make_params
@@ -98,7 +99,15 @@ def test_the_tokenizer_comes_along_with_its_ids_and_further_texts(tmp_path, toke
     assert (out / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
     ids = {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}  # of gemma3-nano
     assert json.loads((out / "generation_config.json").read_text()) == ids
-    assert json.loads((out / "config.json").read_text()).items() >= ids.items()
+    one_stop = ids | {"eos_token_id": 1}
+    assert json.loads((out / "config.json").read_text()).items() >= one_stop.items()
+    described = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    pieces = sentencepiece.SentencePieceProcessor(str(tokenizer.path))
+    marks = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+    assert {i: each["content"] for i, each in described.items()} == {
+        str(pieces.piece_to_id(mark)): mark for mark in marks
+    }
+    assert all(each["special"] for each in described.values())
     assert (out / "README.md").read_text() == "# A model\n"
     assert open_folder(out).tokenizer == out / "tokenizer.model"
     write(tmp_path / "bare")

@@ -117,6 +117,13 @@ def _write_tensors(
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokenizer's files and generation_config.json; returns the ids for config.json."""
     shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    marks = {
+        tokenizer.pad_id: "<pad>",
+        tokenizer.stop_ids[0]: "<eos>",
+        tokenizer.bos_id: "<bos>",
+        tokenizer.start_of_turn_id: START_OF_TURN,
+        tokenizer.stop_ids[1]: END_OF_TURN,
+    }
     settings = {
         "tokenizer_class": "GemmaTokenizer",
         "add_bos_token": True,
@@ -126,16 +133,22 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token": "<pad>",
         "unk_token": "<unk>",
         "additional_special_tokens": [START_OF_TURN, END_OF_TURN],
+        # llama.cpp's converter looks here, and takes marks it is not told of for plain text: the
+        # model would neither read a turn's beginning nor stop at its end.
+        "added_tokens_decoder": {str(i): _special(text) for i, text in sorted(marks.items())},
         "chat_template": CHAT_TEMPLATE,
     }
     _write_json(folder / "tokenizer_config.json", settings)
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
-    _write_json(folder / "generation_config.json", ids)
-    return ids
+    ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    stops = {"eos_token_id": list(tokenizer.stop_ids)}
+    _write_json(folder / "generation_config.json", ids | stops)
+    return ids | {"eos_token_id": tokenizer.stop_ids[0]}  # llama.cpp's converter wants one
+
+
+def _special(text: str) -> dict[str, Any]:
+    """A special token as transformers describes it."""
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": text, "special": True} | flags
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
