@@ -35,9 +35,9 @@ def lm_head_logps(
 ) -> TokenLogps:
     """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), logits never whole.
 
-    Memory beyond arguments and results is that of one chunk of logits (`xla.CHUNK_LOGITS`) and
-    float32 hidden states, however many tokens there are. Gradients go to the hidden states and, if
-    it is differentiated, to the embedding; a frozen one costs nothing (`xla` says how).
+    Memory beyond arguments and results is that of the logits for `xla.WORDS` words and of float32
+    hidden states. Gradients go to the hidden states and, if it is differentiated, to the embedding;
+    a frozen one costs nothing (`xla` says how).
 
     A logit of -inf is a word of probability 0. A row with a logit of +inf or NaN, or without a
     finite one, is NaN. An id outside the vocabulary has log-prob -inf.
@@ -59,6 +59,5 @@ def lm_head_logps(
         raise UserError(f"temperature={temperature}: log-probs need one above 0 (and finite)")
     if implementation not in (None, "xla"):
         raise UserError(f'implementation="{implementation}": lm_head_logps has "xla" only')
-    words = xla.chunk_words(hidden_XD.shape[0], embedding_VD.shape[0])
-    logps_X, *others = xla.logps(temperature, axis_name, words, hidden_XD, embedding_VD, ids_X)
+    logps_X, *others = xla.logps(temperature, axis_name, xla.WORDS, hidden_XD, embedding_VD, ids_X)
     return TokenLogps(logps_X, *map(jax.lax.stop_gradient, others))
