@@ -37,8 +37,6 @@ class ModelConfig:
     """Tokens a prompt may take, chat turns included."""
     max_completion_length: int = 60
     """Tokens a completion may take, stop token included."""
-    logits_chunk: int = 0
-    """Tokens whose logits exist at a time in training; 0 for all."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
     cpu_devices: int = 0
@@ -48,8 +46,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:
             raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
-        if self.logits_chunk < 0 or self.cpu_devices < 0:
-            raise UserError("model: logits_chunk and cpu_devices must be at least 0")
+        if self.cpu_devices < 0:
+            raise UserError("model: cpu_devices must be at least 0")
 
 
 @dataclass(frozen=True)

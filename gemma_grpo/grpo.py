@@ -142,7 +142,6 @@ def train(
             runtime.mesh,
             temperature=config.temperature,
             dtype=runtime.dtype,
-            logits_chunk=runtime.logits_chunk,
         ),
         update=grpo_update.make_update(
             runtime.graphdef,
@@ -152,7 +151,6 @@ def train(
             temperature=config.temperature,
             accumulation_steps=config.accumulation_steps,
             dtype=runtime.dtype,
-            logits_chunk=runtime.logits_chunk,
             remat=runtime.remat,
         ),
     )

@@ -83,13 +83,13 @@ def make_batch(
 
 
 def make_score(
-    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str, logits_chunk: int
+    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str
 ) -> Callable[[Params, Params, dict], jax.Array]:
     """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
 
     def score(params: Params, frozen: Params, batch: dict) -> jax.Array:
         model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        return batch_logps(model, batch, temperature=temperature, logits_chunk=logits_chunk)[0]
+        return batch_logps(model, batch, temperature=temperature)[0]
 
     return jax.jit(score, out_shardings=meshes.rows(mesh))
 
@@ -103,7 +103,6 @@ def make_update(
     temperature: float,
     accumulation_steps: int,
     dtype: str,
-    logits_chunk: int,
     remat: bool,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
@@ -118,9 +117,7 @@ def make_update(
 
     def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
         model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        logps_BT, entropy_BT = batch_logps(
-            model, batch, temperature=temperature, logits_chunk=logits_chunk, remat=remat
-        )
+        logps_BT, entropy_BT = batch_logps(model, batch, temperature=temperature, remat=remat)
         total, sums = losses.policy_loss(
             logps_BT,
             batch.get("old_logps"),

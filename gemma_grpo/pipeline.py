@@ -89,7 +89,6 @@ def load_model(
         max_prompt_length=settings.max_prompt_length,
         max_completion_length=settings.max_completion_length,
         dtype=settings.dtype,
-        logits_chunk=settings.logits_chunk,
         remat=settings.remat,
         seed=seed,
     )

@@ -195,8 +195,6 @@ def _mend(run: RunConfig) -> str:
     """Which setting to change, the cheapest first."""
     if not run.model.remat:
         return "set --model.remat"
-    if not run.model.logits_chunk:
-        return "set --model.logits-chunk 1024"
     return "raise --grpo.accumulation-steps, or set --model.lora.rank 16"
 
 

@@ -33,7 +33,6 @@ GEMMA3_270M = RunConfig(
         lora=LoRAConfig(rank=16, alpha=32.0),
         max_prompt_length=48,
         max_completion_length=64,
-        logits_chunk=128,
         cpu_devices=1,
     ),
     data=DataConfig(num_test=300),

@@ -69,7 +69,6 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
         mesh,
         temperature=grpo.temperature,
         dtype=settings.dtype,
-        logits_chunk=settings.logits_chunk,
     )
     update = grpo_update.make_update(
         graphdef,
@@ -79,7 +78,6 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
         temperature=grpo.temperature,
         accumulation_steps=grpo.accumulation_steps,
         dtype=settings.dtype,
-        logits_chunk=settings.logits_chunk,
         remat=settings.remat,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))

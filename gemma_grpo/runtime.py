@@ -30,7 +30,6 @@ class Runtime:
         max_prompt_length: S, tokens.
         max_completion_length: T, tokens, stop token included.
         dtype: computed in; master weights are float32 regardless.
-        logits_chunk: tokens whose logits exist at a time in training; 0 for all.
         remat: recompute blocks in the backward pass.
         seed: that everything random in the run follows from.
     """
@@ -44,7 +43,6 @@ class Runtime:
     max_prompt_length: int
     max_completion_length: int
     dtype: str
-    logits_chunk: int
     remat: bool
     seed: int
 

@@ -95,7 +95,6 @@ def make_update(
     *,
     accumulation_steps: int,
     dtype: str,
-    logits_chunk: int,
     remat: bool,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
@@ -106,7 +105,7 @@ def make_update(
 
     def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
         model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        logps_BT, _ = batch_logps(model, batch, logits_chunk=logits_chunk, remat=remat)
+        logps_BT, _ = batch_logps(model, batch, remat=remat)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 
@@ -142,7 +141,6 @@ def train(
         optimizer,
         accumulation_steps=config.accumulation_steps,
         dtype=runtime.dtype,
-        logits_chunk=runtime.logits_chunk,
         remat=runtime.remat,
     )
 

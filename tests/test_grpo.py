@@ -70,7 +70,6 @@ def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # n
         temperature=1.0,
         accumulation_steps=passes,
         dtype="float32",
-        logits_chunk=0,
         remat=False,
     )
 
@@ -193,7 +192,7 @@ def test_a_toy_reward_rises_within_a_few_steps():
     optimizer = optax.adam(3e-2)
     update = grpo_update.make_update(
         GRAPHDEF, on(), optimizer, grpo_update.LossConfig(), temperature=1.0,
-        accumulation_steps=1, dtype="float32", logits_chunk=0, remat=False,
+        accumulation_steps=1, dtype="float32", remat=False,
     )  # fmt: skip
     state = train_state.init_train_state(PARAMS, optimizer, on())
     shares = []

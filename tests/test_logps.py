@@ -1,4 +1,4 @@
-"""Laws of log-probs taken in chunks: values and gradients by NumPy, in float64."""
+"""Laws of token log-probs: values and gradients by NumPy, in float64."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def numpy_logps():
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def weighted_sum(hidden, embedding, chunk):
+def weighted_sum(hidden, embedding):
     """A scalar of the log-probs, and the entropies beside it."""
 
     class Parameter:
@@ -34,14 +34,13 @@ def weighted_sum(hidden, embedding, chunk):
     model = SimpleNamespace(embedding=Parameter())
     model.logits = lambda h: jnp.einsum("...d,vd->...v", h, embedding)
     values, entropy = logps.token_logps.__wrapped__(
-        model, hidden, jnp.asarray(IDS), temperature=TEMPERATURE, logits_chunk=chunk
+        model, hidden, jnp.asarray(IDS), temperature=TEMPERATURE
     )
     return jnp.sum(values * WEIGHTS), (values, entropy)
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 4, 15, 99])
-def test_log_probs_and_entropies_are_numpys_whatever_the_chunk(chunk):
-    _, (values, entropy) = weighted_sum(jnp.asarray(HIDDEN), jnp.asarray(EMBEDDING), chunk)
+def test_log_probs_and_entropies_are_numpys():
+    _, (values, entropy) = weighted_sum(jnp.asarray(HIDDEN), jnp.asarray(EMBEDDING))
     expected = numpy_logps()
     chosen = np.take_along_axis(expected, IDS[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(values, chosen, atol=tolerances.LOGP_GAP)
@@ -50,9 +49,8 @@ def test_log_probs_and_entropies_are_numpys_whatever_the_chunk(chunk):
     )
 
 
-@pytest.mark.parametrize("chunk", [0, 4, 15])
 @pytest.mark.parametrize("trained", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
-def test_gradients_are_numpys_for_each_side_alone_and_for_both(trained, chunk):
+def test_gradients_are_numpys_for_each_side_alone_and_for_both(trained):
     """d logp / d logit = onehot - softmax; the logits are hidden . embedding / temperature."""
     residual = np.eye(V)[IDS] - np.exp(numpy_logps())
     scaled = residual * WEIGHTS[..., None] / TEMPERATURE
@@ -60,7 +58,7 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(trained, chunk):
         scaled @ EMBEDDING.astype(np.float64),
         np.einsum("btv,btd->vd", scaled, HIDDEN.astype(np.float64)),
     )
-    gradients = jax.grad(lambda h, e: weighted_sum(h, e, chunk)[0], trained)(
+    gradients = jax.grad(lambda h, e: weighted_sum(h, e)[0], trained)(
         jnp.asarray(HIDDEN), jnp.asarray(EMBEDDING)
     )
     for side, gradient in zip(trained, gradients, strict=True):
@@ -68,8 +66,7 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(trained, chunk):
 
 
 def test_the_entropy_carries_no_gradient():
-    for chunk in (0, 4):
-        gradient = jax.grad(
-            lambda h, c=chunk: weighted_sum(h, jnp.asarray(EMBEDDING), c)[1][1].sum()
-        )(jnp.asarray(HIDDEN))
-        assert not np.any(gradient)
+    gradient = jax.grad(lambda h: weighted_sum(h, jnp.asarray(EMBEDDING))[1][1].sum())(
+        jnp.asarray(HIDDEN)
+    )
+    assert not np.any(gradient)

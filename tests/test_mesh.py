@@ -56,7 +56,6 @@ def updated(num_devices, *, passes=1, beta=0.0):
         temperature=1.0,
         accumulation_steps=passes,
         dtype="float32",
-        logits_chunk=0,
         remat=True,
     )
     state = train_state.init_train_state(PARAMS, optimizer, devices)

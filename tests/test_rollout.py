@@ -38,18 +38,17 @@ def roll(num_prompts=4, num_devices=1, *, key=0, prompts=None, **settings):
 
 
 @functools.cache
-def scoring_program(temperature, logits_chunk):
+def scoring_program(temperature):
     def score(params, *arrays):
-        return logps.completion_logps(
-            nnx.merge(GRAPHDEF, params), *arrays, temperature=temperature, logits_chunk=logits_chunk
-        )[0]
+        model = nnx.merge(GRAPHDEF, params)
+        return logps.completion_logps(model, *arrays, temperature=temperature)[0]
 
     return jax.jit(score)
 
 
-def trainer_logps(drawn, temperature=1.0, logits_chunk=0):
+def trainer_logps(drawn, temperature=1.0):
     """The log-probs that training would compute for a rollout of `tiny_prompts(4)`."""
-    score = scoring_program(temperature, logits_chunk)
+    score = scoring_program(temperature)
     return host(score(PARAMS, *tiny_prompts(4), drawn.completion_ids, drawn.completion_mask))
 
 
@@ -59,12 +58,6 @@ def test_the_sampler_and_the_trainer_agree_on_the_log_probs(temperature):
     gap = np.abs(trainer_logps(drawn, temperature=temperature) - drawn.sampler_logps)
     assert drawn.completion_mask.sum() > 20
     assert gap[drawn.completion_mask].max() < tolerances.LOGP_GAP
-
-
-def test_log_probs_taken_in_chunks_are_those_taken_at_once():
-    drawn = roll()
-    whole, chunked = trainer_logps(drawn), trainer_logps(drawn, logits_chunk=10)
-    np.testing.assert_allclose(chunked, whole, atol=tolerances.LOGP_GAP)
 
 
 def test_eight_devices_draw_the_rows_that_one_draws():
