@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from gemma_grpo import losses, padding, update
-from gemma_grpo import mesh as meshes
 from gemma_grpo.logps import batch_logps
 from gemma_grpo.model import Params
 from gemma_grpo.rollout import Rollout
@@ -87,11 +86,11 @@ def make_score(
 ) -> Callable[[Params, Params, dict], jax.Array]:
     """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
 
-    def score(params: Params, frozen: Params, batch: dict) -> jax.Array:
-        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        return batch_logps(model, batch, temperature=temperature)[0]
+    def values(computing: update.Computing, rows: dict) -> jax.Array:
+        model = nnx.merge(graphdef, computing.params)
+        return batch_logps(model, rows, temperature=temperature, gather=computing.gather)[0]
 
-    return jax.jit(score, out_shardings=meshes.rows(mesh))
+    return update.make_score(values, mesh, dtype=dtype)
 
 
 def make_update(
@@ -115,9 +114,11 @@ def make_update(
     clipping.
     """
 
-    def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        logps_BT, entropy_BT = batch_logps(model, batch, temperature=temperature, remat=remat)
+    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, computing.params)
+        logps_BT, entropy_BT = batch_logps(
+            model, batch, temperature=temperature, remat=remat, gather=computing.gather
+        )
         total, sums = losses.policy_loss(
             logps_BT,
             batch.get("old_logps"),
@@ -156,5 +157,5 @@ def make_update(
         }
 
     return update.make_update(
-        loss_fn, means, mesh, optimizer, accumulation_steps=accumulation_steps
+        loss_fn, means, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
     )

@@ -20,6 +20,7 @@ def completion_logps(
     *,
     temperature: float = 1.0,
     remat: bool = False,
+    gather: gemma3.Gather | None = None,
     dropout_keys_P: Key[Array, " P"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of each completion token, and the entropy of the distribution it was drawn from.
@@ -30,7 +31,7 @@ def completion_logps(
         prompt_ids_PS: left-padded.
         completion_ids_BT: right-padded, group-major; B is a multiple of P.
         temperature: of the distribution; the sampler's, so that both are of the same one.
-        remat: recompute blocks in the backward pass.
+        remat, gather: see `model.forward`.
         dropout_keys_P: a key for each group, for adapters with dropout; None drops nothing.
     """
     G = completion_ids_BT.shape[0] // prompt_ids_PS.shape[0]
@@ -38,7 +39,12 @@ def completion_logps(
     if dropout_keys_P is not None:
         dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, G))(dropout_keys_P).reshape(-1)
     hidden_PSD, prompt_kv = gemma3.forward(
-        model, prompt_ids_PS, prompt_mask_PS, remat=remat, dropout_keys_B=dropout_keys_P
+        model,
+        prompt_ids_PS,
+        prompt_mask_PS,
+        remat=remat,
+        gather=gather,
+        dropout_keys_B=dropout_keys_P,
     )
     hidden_BTD = gemma3.extend(
         model,
@@ -47,6 +53,7 @@ def completion_logps(
         prompt_kv,
         prompt_mask_PS,
         remat=remat,
+        gather=gather,
         dropout_keys_B=dropout_keys_B,
     )
     # A token is predicted one slot earlier: the first by the prompt's last, the last predicts none.
@@ -61,6 +68,7 @@ def batch_logps(
     *,
     temperature: float = 1.0,
     remat: bool = False,
+    gather: gemma3.Gather | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """`completion_logps` of a batch of training, by its arrays' names. If it has `dropout_keys`
     (raw words, a row for each prompt), adapters drop inputs by them."""
@@ -73,6 +81,7 @@ def batch_logps(
         batch["completion_mask"],
         temperature=temperature,
         remat=remat,
+        gather=gather,
         dropout_keys_P=None if keys_P is None else jax.random.wrap_key_data(keys_P),
     )
 

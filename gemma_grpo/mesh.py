@@ -52,6 +52,11 @@ def spread(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(layout, tree)
 
 
+def specs(mesh: Mesh, tree: PyTree) -> PyTree:
+    """`spread` as `PartitionSpec`s, which `shard_map` wants."""
+    return jax.tree.map(lambda place: place.spec, spread(mesh, tree))
+
+
 def described(shapes: PyTree, layout: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct`s that also say where each array lies."""
     return jax.tree.map(

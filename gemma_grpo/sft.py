@@ -103,13 +103,15 @@ def make_update(
     nats per completion token; `grad_norm`, before clipping.
     """
 
-    def loss_fn(params: Params, frozen: Params, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, update.computing(params, frozen, mesh, dtype))
-        logps_BT, _ = batch_logps(model, batch, remat=remat)
+    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, computing.params)
+        logps_BT, _ = batch_logps(model, batch, remat=remat, gather=computing.gather)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 
-    return update.make_update(loss_fn, dict, mesh, optimizer, accumulation_steps=accumulation_steps)
+    return update.make_update(
+        loss_fn, dict, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
+    )
 
 
 def train(

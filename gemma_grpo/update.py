@@ -1,30 +1,59 @@
-"""One optimizer update, whatever the loss: weights to compute with, gradients, the move. Knows no
-loss, batch or stage."""
+"""Losses and updates on the mesh: every device its rows, weights in pieces between uses. Knows no
+loss, batch or stage.
+
+All of it is a `shard_map`, so that each collective is one that stands here: the embedding is
+gathered once a pass, the blocks layer by layer as the scans come to them, in the dtype computed in;
+the gradient of each gather is a reduce-scatter, which leaves the piece's own gradient, summed over
+all rows. What is whole on every device has its gradient summed by one all-reduce.
+"""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from gemma_grpo import mesh as meshes
 from gemma_grpo.accumulation import Batch, accumulate
-from gemma_grpo.model import Params, join
+from gemma_grpo.model import Gather, Params, join
 from gemma_grpo.train_state import TrainState, apply_gradients, in_dtype
 
+ROWS, WHOLE = PartitionSpec(meshes.DATA), PartitionSpec()
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Params, Params, Batch], tuple[jax.Array, Metrics]]
 
 
-def computing(params: Params, frozen: Params, mesh: Mesh, dtype: str) -> Params:
-    """All parameters in the dtype computed in, for a loss over rows that are split over the mesh.
+class Computing(NamedTuple):
+    """Parameters to compute with on one device: everything but the blocks whole, and what makes a
+    layer of those whole (`model.forward`'s argument)."""
 
-    Of spread parameters, the embedding is gathered here, once for both of its uses; the blocks are
-    gathered layer by layer, as the scan over them comes to each.
-    """
-    params = join(in_dtype(params, dtype), frozen)
-    embedding = jax.lax.with_sharding_constraint(params["embedding"], meshes.whole(mesh))
-    return params | {"embedding": embedding}
+    params: Params
+    gather: Gather
+
+
+LossFn = Callable[[Computing, Batch], tuple[jax.Array, Metrics]]
+
+
+def make_score(
+    values: Callable[[Computing, Batch], jax.Array], mesh: Mesh, *, dtype: str
+) -> Callable[[Params, Params, Batch], jax.Array]:
+    """The jitted (params, frozen, batch) -> values(computing, rows) of every device's rows."""
+
+    def score(params: Params, frozen: Params, batch: Batch) -> jax.Array:
+        layout = meshes.specs(mesh, params)
+
+        def on_device(params, frozen, rows):
+            return values(_computing(params, frozen, layout, dtype), rows)
+
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(layout, WHOLE, ROWS),
+            out_specs=ROWS,
+            check_vma=False,
+        )(params, frozen, batch)
+
+    return jax.jit(score)
 
 
 def make_update(
@@ -34,35 +63,75 @@ def make_update(
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int,
+    dtype: str,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The jitted (state, frozen, batch) -> (state, metrics), which donates the state.
 
-    The state comes and goes in `mesh.spread`'s layout and the batch comes split by rows; gradients
-    are summed straight into the state's layout.
+    The state comes and goes in `mesh.spread`'s layout, the batch comes split by rows.
 
     Args:
-        loss_fn: (params, frozen, batch) -> (loss, sums), both of which add over rows.
+        loss_fn: (computing, rows) -> (loss, sums), both of which add over rows.
         means: from the sums over the whole batch to metrics.
         accumulation_steps: passes that a batch's prompts are taken in.
+        dtype: computed in.
 
     The metrics also hold `grad_norm`, before clipping.
     """
 
     def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-        def placed_loss(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
-            return loss_fn(params, frozen, rows)
+        layout = meshes.specs(mesh, state.params)
 
-        grads, sums = accumulate(
-            placed_loss,
-            state.params,
-            batch,
-            num_prompts=batch["prompt_ids"].shape[0],
-            passes=accumulation_steps,
-        )
-        grads = jax.lax.with_sharding_constraint(grads, meshes.spread(mesh, grads))
+        def on_device(params, frozen, rows):
+            grads, sums = accumulate(
+                lambda params, rows: loss_fn(_computing(params, frozen, layout, dtype), rows),
+                params,
+                rows,
+                num_prompts=rows["prompt_ids"].shape[0],
+                passes=accumulation_steps,
+            )
+            in_all = lambda spec, grad: jax.lax.psum(grad, meshes.DATA) if spec == WHOLE else grad
+            return jax.tree.map(in_all, layout, grads), jax.lax.psum(sums, meshes.DATA)
+
+        grads, sums = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(layout, WHOLE, ROWS),
+            out_specs=(layout, WHOLE),
+            check_vma=False,
+        )(state.params, frozen, batch)
         metrics = means(sums) | {"grad_norm": optax.tree.norm(grads)}
         state = apply_gradients(state, grads, optimizer)
         state = jax.lax.with_sharding_constraint(state, meshes.spread(mesh, state))
         return state, jax.lax.with_sharding_constraint(metrics, meshes.whole(mesh))
 
     return jax.jit(update, donate_argnums=0)
+
+
+def _computing(params: Params, frozen: Params, layout: Any, dtype: str) -> Computing:
+    """From this device's pieces; `layout` has the trained parameters' `PartitionSpec`s."""
+    pieces = in_dtype(params, dtype)
+    others = {name: value for name, value in pieces.items() if name != "layers"}
+    others = jax.tree.map(_gathered, others, {name: layout[name] for name in others})
+    # In: one layer of the stack, its leading axis gone.
+    layer_axes = {
+        path: tuple(spec).index(meshes.DATA) - 1
+        for path, spec in jax.tree.leaves_with_path(layout.get("layers", {}))
+        if spec != WHOLE
+    }
+
+    def gather(layer):
+        def whole(path, leaf):
+            path = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
+            return _all_gather(leaf, layer_axes[path]) if path in layer_axes else leaf
+
+        return jax.tree.map_with_path(whole, layer)
+
+    return Computing(join(pieces | others, frozen), gather)
+
+
+def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return leaf if spec == WHOLE else _all_gather(leaf, tuple(spec).index(meshes.DATA))
+
+
+def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.all_gather(leaf, meshes.DATA, axis=axis, tiled=True)

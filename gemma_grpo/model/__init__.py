@@ -4,6 +4,7 @@ from gemma_grpo.model.config import CONFIGS, Gemma3Config
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
 from gemma_grpo.model.transformer import (
     KV,
+    Gather,
     Gemma3,
     Params,
     abstract,
@@ -18,6 +19,7 @@ from gemma_grpo.model.transformer import (
 
 __all__ = [
     "CONFIGS",
+    "Gather",
     "KV",
     "NO_LORA",
     "Gemma3",

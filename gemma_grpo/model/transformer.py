@@ -30,6 +30,7 @@ KV = tuple[Float[Array, "layers P S K H"], Float[Array, "layers P S K H"]]
 # One (keys, values) pair for each layer, [row, slot, K, H] each.
 Cache = list[tuple[Float[Array, "B C K H"], Float[Array, "B C K H"]]]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Gather = Callable[[nnx.State], nnx.State]  # one layer's parameters, as stored -> whole
 
 
 class Block(nnx.Module):
@@ -136,6 +137,7 @@ def forward(
     mask_BL: Bool[Array, "B L"],
     *,
     remat: bool = False,
+    gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B L D"], KV]:
     """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
@@ -144,6 +146,8 @@ def forward(
         ids_BL: tokens.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
         remat: recompute each block in the backward pass rather than keep its activations.
+        gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
+            pass under `remat`; None where they are whole already.
         dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
 
     Returns:
@@ -164,7 +168,7 @@ def forward(
         return block(x_BLD, _select_rope(ropes, is_global), attend, keys_B)
 
     ropes = _ropes(config, positions_BL)
-    x_BLD, kv = _scan(model, layer, model.embed(ids_BL), (), remat=remat)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_BL), (), remat=remat, gather=gather)
     return model.final_norm(x_BLD), kv
 
 
@@ -176,6 +180,7 @@ def extend(
     prompt_mask_PS: Bool[Array, "P S"],
     *,
     remat: bool = False,
+    gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Run G completions of each prompt on the keys and values of one run of the prompts.
@@ -185,7 +190,7 @@ def extend(
         completion_mask_BT: True on tokens.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
-        remat, dropout_keys_B: as in `forward`.
+        remat, gather, dropout_keys_B: as in `forward`.
 
     Returns:
         Hidden states after the final norm, equal to those of the whole sequences.
@@ -216,7 +221,9 @@ def extend(
         return x_BTD, None
 
     ropes = _ropes(config, length_B[:, None] + slots_T[None, :])
-    x_BTD, _ = _scan(model, layer, model.embed(completion_ids_BT), prompt_kv, remat=remat)
+    x_BTD, _ = _scan(
+        model, layer, model.embed(completion_ids_BT), prompt_kv, remat=remat, gather=gather
+    )
     return model.final_norm(x_BTD)
 
 
@@ -318,11 +325,24 @@ def _block(
     return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_B
 
 
-def _scan(model: Gemma3, layer: Callable, x: jax.Array, extra: Any, *, remat: bool) -> tuple:
+def _scan(
+    model: Gemma3,
+    layer: Callable,
+    x: jax.Array,
+    extra: Any,
+    *,
+    remat: bool,
+    gather: Gather | None,
+) -> tuple:
     """Carry `x` through the stacked blocks, collecting what each returns."""
     state = nnx.state(model.layers)
+
+    def whole_layer(x, scanned):
+        stored, *others = scanned
+        return layer(x, (gather(stored) if gather else stored, *others))
+
     is_global = jnp.asarray(model.config.is_global)
     index = jnp.arange(model.config.num_layers)
-    body = jax.checkpoint(layer) if remat else layer
+    body = jax.checkpoint(whole_layer) if remat else whole_layer
     scanned = (state, index, is_global, extra)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
