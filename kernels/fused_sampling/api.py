@@ -64,8 +64,8 @@ def fused_sampling(
     fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
     if implementation == "pallas" and jax.default_backend() != "tpu":
         raise UserError(
-            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes the '
-            "kernel where the program is compiled for one"
+            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes it '
+            "where the program is compiled for one"
         )
     if implementation == "pallas" and not fits:
         raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
