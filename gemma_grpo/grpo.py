@@ -223,6 +223,7 @@ def _step(
     groups, extra_rounds = collect.collect_mixed(
         sample, draw, key, resample_rounds=config.resample_rounds
     )
+    del sample  # with the rollout's copy of the weights: the update needs the memory
     rollout_seconds = time.monotonic() - started
     rewards_PG = np.reshape(groups.scores.totals, (config.prompts_per_step, -1)).astype(np.float32)
     advantages_PG = advantages.sharded_group_advantages(

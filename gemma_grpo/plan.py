@@ -44,12 +44,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One program: the compiler's figures, and the model's."""
+    """One program: the compiler's figures, what else is in memory (`Program.resident`), and the
+    model's."""
 
     name: str
     compiled: Compiled
+    resident: int
     model_seconds: float
     bound: str
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a chip at the worst moment."""
+        return self.compiled.peak + self.resident
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +73,7 @@ def _main(arguments: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
     mesh = meshes.data_mesh(topology.devices(options.topology))
     rows = plan(run, architecture, mesh, chip)
-    fits = all(row.compiled.peak <= chip.memory for row in rows)
+    fits = all(row.memory <= chip.memory for row in rows)
     result = summary(run, rows, chip, mesh.size)
     if options.search:
         result["largest_prompts_per_step"] = largest(run, architecture, mesh, chip)
@@ -95,7 +102,7 @@ def plan(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh, ch
         work = work_of(program.name, run, architecture, mesh.size)
         seconds = sum(part.seconds(chip) for part in work)
         longest = max(work, key=lambda part: part.seconds(chip))
-        rows.append(Row(program.name, read, seconds, longest.bound(chip)))
+        rows.append(Row(program.name, read, program.resident, seconds, longest.bound(chip)))
     return rows
 
 
@@ -130,7 +137,7 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh,
             rows = plan(replace(run, grpo=bigger), architecture, mesh, chip)
         except UserError:
             break
-        if any(row.compiled.peak > chip.memory for row in rows):
+        if any(row.memory > chip.memory for row in rows):
             break
         fitting, P, accumulation = P, 2 * P, 2 * accumulation
     return fitting
@@ -143,12 +150,12 @@ def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict
     return {
         "chips": num_chips,
         "memory_per_chip": chip.memory,
-        "programs": [asdict(row) | {"headroom": chip.memory - row.compiled.peak} for row in rows],
+        "programs": [asdict(row) | {"headroom": chip.memory - row.memory} for row in rows],
         "compile_seconds": sum(row.compiled.compile_seconds for row in rows),
         "model_step_seconds": step_seconds,
         "model_steps_per_session": int(steps),
         "model_gsm8k_epochs_per_session": steps * run.grpo.prompts_per_step / GSM8K_PROBLEMS,
-        "fits": all(row.compiled.peak <= chip.memory for row in rows),
+        "fits": all(row.memory <= chip.memory for row in rows),
     }
 
 
@@ -160,15 +167,15 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_na
         f"{run.model.max_completion_length} tokens, {run.model.dtype}"
         + (f", LoRA rank {run.model.lora.rank}" if run.model.lora.rank else ", all weights"),
         "",
-        "GB per chip (the compiler's)                                      seconds (model)",
-        "program  arguments  temporaries   peak  headroom  compile   at full length  bound",
+        "         GB per chip: the compiler's  + the rest                   seconds (model)",
+        "program  arguments  temporaries   peak  resident  headroom  compile  full length  bound",
     ]
     for row in rows:
         c = row.compiled
         lines.append(
             f"{row.name:8} {c.arguments / 1e9:9.2f} {c.temporaries / 1e9:12.2f} {c.peak / 1e9:6.2f}"
-            f" {(chip.memory - c.peak) / 1e9:9.2f} {c.compile_seconds:6.0f} s"
-            f" {row.model_seconds:14.2f}   {row.bound}"
+            f" {row.resident / 1e9:9.2f} {(chip.memory - row.memory) / 1e9:9.2f}"
+            f" {c.compile_seconds:6.0f} s {row.model_seconds:11.2f}   {row.bound}"
         )
     for row in rows:
         for found in row.compiled.collectives:
@@ -185,7 +192,7 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_na
     ]
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
-    over = max(row.compiled.peak for row in rows) - chip.memory
+    over = max(row.memory for row in rows) - chip.memory
     if over > 0:
         lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {_mend(run)}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 Knows no weights, problem or text, and compiles nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,16 @@ STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its paddi
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and the arguments of a step, each with its place on the mesh."""
+    """A jitted function and the arguments of a step, each with its place on the mesh.
+
+    Attributes:
+        resident: bytes on each device that are no arguments of it and yet alive while it runs.
+    """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    resident: int
 
     def lower(self) -> jax.stages.Lowered:
         """Traced for the mesh's devices; `.compile()` is the next step."""
@@ -83,16 +89,27 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     prompts = (batch["prompt_ids"], batch["prompt_mask"])
-    programs = [Program("rollout", rollout, (computing, *prompts, key))]
+    kept, of_reference = _bytes_on_each(state), 0
+    if grpo.loss.beta > 0:
+        of_reference = _bytes_on_each(reference)
+    programs = [Program("rollout", rollout, (computing, *prompts, key), kept + of_reference)]
     later = {}
     if grpo.loss.beta > 0:
         later["ref_logps"] = batch["sampler_logps"]
     if grpo.num_iterations > 1:
         later["old_logps"] = batch["sampler_logps"]
     if later:
-        programs.append(Program("score", score, (reference, frozen, batch)))
-    programs.append(Program("update", update, (state, frozen, batch | later)))
+        programs.append(Program("score", score, (reference, frozen, batch), kept))
+    programs.append(Program("update", update, (state, frozen, batch | later), of_reference))
     return programs
+
+
+def _bytes_on_each(tree: Any) -> int:
+    """Bytes of one device's pieces."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:

@@ -10,3 +10,4 @@ HIDDEN_GRAD_F32 = 2e-5  # their gradient, relative to the largest entry of the p
 BF16_LOGITS = 0.03  # mean error of logits of order 1: ten roundings to 2^-9 a layer, amplified
 MODEL_GRAD = 2e-5  # a gradient of the whole tiny model, of order 1, summed in another order
 GEMMA3_270M_LOGITS = 1e-3  # logits up to 33 against another framework, eighteen layers of float32
+SAMPLED_LOGP = 5e-6  # a logit, score or log-prob up to 30 of a head of 64 terms, float32 throughout
