@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""One word a row from softmax(logits) by few random numbers. Knows no head, kernel, truncation.
-=======
 """One word a row from softmax(logits), with few random numbers. Knows no head and no truncation.
->>>>>>> k-fused
 
 Words stand in blocks of `BLOCK` neighbours. A block is drawn by its mass with Gumbel-max (Gumbel
 1954; Maddison et al., arXiv 1411.0030), then a word within it by the inverse of its cumulative sum:
