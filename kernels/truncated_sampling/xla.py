@@ -1,0 +1,116 @@
+"""Truncation and draw for logits at hand, in plain XLA, sharded or not. Knows no head or kernel."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, threshold
+
+
+def truncation_thresholds(
+    logits_BV: Float[Array, "B V"], truncation: Truncation, *, axis_name: str | None = None
+) -> Float[Array, " B"]:
+    """A word is kept where its logit is at least its row's threshold. No sort: see `search.py`.
+
+    Logits are float32 and tempered. With `axis_name` they are this device's equal slice of the
+    words, and the thresholds are the whole vocabulary's.
+    """
+    blocked_BNW = _in_blocks(logits_BV)
+    least_B1, _, _ = _threshold(blocked_BNW, logits_BV.shape[-1], truncation, axis_name)
+    return least_B1[:, 0]
+
+
+def draw_truncated(
+    logits_BV: Float[Array, "B V"],
+    block_noise: Float[Array, "B blocks"],
+    word_noise: Float[Array, "B block"],
+    truncation: Truncation,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Words drawn from the kept ones, with what `truncated_sampling` says of them.
+
+    Args:
+        logits_BV: float32, tempered. With `axis_name` this device's slice of the words, which are
+            whole blocks; other arguments are the whole vocabulary's on every device.
+        block_noise: with `word_noise`, of `block_draw.noise`.
+
+    Returns:
+        Ids, log-probs under the kept distribution and under the full one, kept masses.
+    """
+    V = logits_BV.shape[-1]
+    blocked_BNW = _in_blocks(logits_BV)
+    N = blocked_BNW.shape[1]
+    least_B1, top_B1, full_mass_B1 = _threshold(blocked_BNW, V, truncation, axis_name)
+    mass_BN = _masses(blocked_BNW, least_B1, top_B1).sum(axis=-1)
+
+    first_block = 0
+    if axis_name is not None:
+        first_block = jax.lax.axis_index(axis_name) * N
+        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, first_block, N, axis=1)
+    score_BN = jnp.log(mass_BN) + block_noise
+    block_B1 = jnp.argmax(score_BN, axis=-1, keepdims=True)
+    block_BW = jnp.take_along_axis(blocked_BNW, block_B1[:, :, None], axis=1)[:, 0]
+    kept_BW = jnp.where(block_BW >= least_B1, block_BW, -jnp.inf)
+    word_B1 = jnp.argmax(kept_BW + word_noise, axis=-1, keepdims=True)
+    logit_B1 = jnp.take_along_axis(kept_BW, word_B1, axis=-1)
+    ids_B1 = (first_block + block_B1) * block_draw.BLOCK + word_B1
+    ids_B1 = jnp.minimum(ids_B1, _whole(V, axis_name) - 1)  # NaN may point into the padding
+    kept_mass_B1 = mass_BN.sum(axis=-1, keepdims=True)
+
+    if axis_name is not None:
+        best_B1 = score_BN.max(axis=-1, keepdims=True)
+        gather = lambda array_B1: jax.lax.all_gather(array_B1, axis_name, axis=1, tiled=True)
+        device_B1 = jnp.argmax(gather(best_B1), axis=-1, keepdims=True)
+        ids_B1 = jnp.take_along_axis(gather(ids_B1), device_B1, axis=1)
+        logit_B1 = jnp.take_along_axis(gather(logit_B1), device_B1, axis=1)
+        kept_mass_B1 = jax.lax.psum(kept_mass_B1, axis_name)
+
+    return (
+        ids_B1[:, 0],
+        (logit_B1 - top_B1 - jnp.log(kept_mass_B1))[:, 0],
+        (logit_B1 - top_B1 - jnp.log(full_mass_B1))[:, 0],
+        (kept_mass_B1 / full_mass_B1)[:, 0],
+    )
+
+
+def _in_blocks(logits_BV: jax.Array) -> jax.Array:
+    """[B, blocks, words of a block], the last filled up with -inf."""
+    B, V = logits_BV.shape
+    padding = block_draw.num_blocks(V) * block_draw.BLOCK - V
+    padded = jnp.pad(logits_BV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    return padded.reshape(B, -1, block_draw.BLOCK)
+
+
+def _threshold(
+    blocked_BNW: jax.Array, num_words: int, truncation: Truncation, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Thresholds, largest logits and masses of all words, [B, 1] each."""
+    maxima_BN = blocked_BNW.max(axis=-1)
+    if axis_name is not None:
+        maxima_BN = jax.lax.all_gather(maxima_BN, axis_name, axis=1, tiled=True)
+    top_B1 = maxima_BN.max(axis=-1, keepdims=True)
+
+    def total(values_BNW):
+        # Over the blocks first: a CPU adds neighbours one by one, but rows of them all at once.
+        total_B1 = values_BNW.sum(axis=1).sum(axis=-1, keepdims=True)
+        return total_B1 if axis_name is None else jax.lax.psum(total_B1, axis_name)
+
+    count = lambda least_B1: total(jnp.where(blocked_BNW >= least_B1[:, :, None], 1.0, 0.0))
+    mass = lambda least_B1: total(_masses(blocked_BNW, least_B1, top_B1))
+    passes = Passes(count, lambda least_B1: (count(least_B1), mass(least_B1)))
+    full_mass_B1 = mass(jnp.full_like(top_B1, -jnp.inf))
+    num_words = _whole(num_words, axis_name)
+    least_B1 = threshold(passes, maxima_BN, full_mass_B1, num_words, truncation)
+    return least_B1, top_B1, full_mass_B1
+
+
+def _masses(blocked_BNW: jax.Array, least_B1: jax.Array, top_B1: jax.Array) -> jax.Array:
+    """exp(logit - top) where the threshold is reached, else 0."""
+    masses_BNW = jnp.exp(blocked_BNW - top_B1[:, :, None])
+    return jnp.where(blocked_BNW >= least_B1[:, :, None], masses_BNW, 0.0)
+
+
+def _whole(num_words: int, axis_name: str | None) -> int:
+    return num_words if axis_name is None else num_words * jax.lax.axis_size(axis_name)
