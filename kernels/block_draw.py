@@ -1,23 +1,36 @@
 """One word a row from softmax(logits), with few random numbers. Knows no head, kernel or truncation.
 
-Gumbel-max (Gumbel 1954; Maddison et al., arXiv 1411.0030) twice: words stand in blocks of `BLOCK`
-neighbours, a block is drawn by its mass, then a word within it by its own:
+Words stand in blocks of `BLOCK` neighbours. A block is drawn by its mass with Gumbel-max (Gumbel
+1954; Maddison et al., arXiv 1411.0030), then a word within it by the inverse of its cumulative sum:
 
-    block = argmax_b( logsumexp(logits of b) + block_noise[b] )
-    word  = argmax_w( logits[block, w]       + word_noise[w]  )
+    block = argmax_b( logsumexp(logits of b) + gumbel[b] )
+    word  = first w of the block at which the cumulative mass exceeds uniform * the block's mass
 
-The word noise is the same for all blocks, which is exact: only the drawn block's word is used, and
-the block's draw does not look at it. V / BLOCK + BLOCK random numbers a row do where V are usual
-(1024 for 262 144), so that noise costs nothing beside the head on any device. One pass over the
-blocks in any order draws, and pieces of the vocabulary merge by their maximum: a draw depends on
-its row's key alone, not on tile, batch, shard or backend.
+V / BLOCK + 2 random numbers a row do where V are usual (514 for 262 144), so that noise costs
+nothing beside the head on any device. One pass over the blocks in any order draws, and pieces of
+the vocabulary merge by their maximum. A block's score is made of the block alone: a draw depends on
+its row's logits and key, not on tile, batch or shard.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 BLOCK = 512  # words; fixed, since a draw depends on it
+GROUP = 32  # words; a block's cumulative sum is taken over its groups, then within one of them
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+class Pick(NamedTuple):
+    """What a pass over some of the words leaves of each row. Picks merge: see `merge`."""
+
+    scores_B: Float[Array, " B"]  # of the best block, its noise included
+    ids_B: Int[Array, " B"]  # int32: the word drawn if that block wins
+    logits_B: Float[Array, " B"]  # of that word
+    logsumexps_B: Float[Array, " B"]  # over all words passed
 
 
 def num_blocks(num_words: int) -> int:
@@ -27,37 +40,90 @@ def num_blocks(num_words: int) -> int:
 
 def noise(
     keys_B: Key[Array, " B"], num_words: int
-) -> tuple[Float[Array, "B blocks"], Float[Array, "B block"]]:
-    """Block noise and word noise of each row, standard Gumbel, float32.
+) -> tuple[Float[Array, "B blocks"], Float[Array, "B 2"]]:
+    """Block noise (standard Gumbel) and word noise (uniform in [0, 1)) of each row, float32.
 
     `num_words` is of the whole vocabulary. A device with a slice of it takes its columns of the
     block noise.
     """
-
-    def of_row(key):
-        block_key, word_key = jax.random.split(key)
-        gumbel = lambda key, size: jax.random.gumbel(key, (size,), jnp.float32, mode="high")
-        return gumbel(block_key, num_blocks(num_words)), gumbel(word_key, BLOCK)
-
-    return jax.vmap(of_row)(keys_B)
+    size = 2 + num_blocks(num_words)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (size,), jnp.uint32))(keys_B)
+    uniform = (bits[:, :2] >> 9).astype(jnp.float32) * 2.0**-23
+    # All 32 bits, and finest near 0, where a block of little mass wins.
+    tail = (bits[:, 2:].astype(jnp.float32) + 0.5) * 2.0**-32
+    gumbel = -jnp.log(-jnp.log1p(-jnp.minimum(tail, 1 - 2.0**-24)))
+    return gumbel, uniform
 
 
 def draw(
     logits_BV: Float[Array, "B V"],
     block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B block"],
+    word_noise: Float[Array, "B 2"],
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Words drawn from softmax(logits), and each row's logsumexp. -inf is never drawn.
 
-    Every row needs one finite logit.
+    Every row needs one finite logit. With a NaN or +inf in a row, its logsumexp less any of its
+    logits is NaN or infinite, and its word is any.
     """
-    B, V = logits_BV.shape
-    padding = num_blocks(V) * BLOCK - V
-    blocked = jnp.pad(logits_BV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-    blocked = blocked.reshape(B, -1, BLOCK)
-    top_B1 = blocked.max(axis=(1, 2))[:, None]
-    mass = jnp.exp(blocked - top_B1[:, :, None]).sum(axis=-1)
-    block_B = jnp.argmax(jnp.log(mass) + block_noise, axis=-1)
-    chosen = jnp.take_along_axis(blocked, block_B[:, None, None], axis=1)[:, 0]
-    word_B = jnp.argmax(chosen + word_noise, axis=-1)
-    return block_B * BLOCK + word_B, top_B1[:, 0] + jnp.log(mass.sum(axis=-1))
+    picked = pick(logits_BV, block_noise, word_noise)
+    return picked.ids_B, picked.logsumexps_B
+
+
+def pick(
+    logits_BV: Float[Array, "B V"],
+    block_noise: Float[Array, "B blocks"],
+    word_noise: Float[Array, "B 2"],
+) -> Pick:
+    """`draw`, and what it takes to merge it with draws from other words of the same rows."""
+    V, B = logits_BV.shape[1], logits_BV.shape[0]
+    # Words first: rows then lie side by side in vector registers, and reductions need no shuffles.
+    padded = jnp.pad(logits_BV.T, ((0, -V % BLOCK), (0, 0)), constant_values=-jnp.inf)
+    blocked = padded.reshape(-1, BLOCK, B)
+    tops = jnp.maximum(blocked.max(axis=1), LOWEST)
+    logsumexps = tops + jnp.log(jnp.exp(blocked - tops[:, None]).sum(axis=1))
+    if len(blocked) == 1:
+        word_B, logit_B = pick_word(blocked[0], word_noise)
+        return Pick(logsumexps[0] + block_noise[:, 0], word_B, logit_B, logsumexps[0])
+    scores = logsumexps + block_noise.T
+    block_B = jnp.argmax(scores, axis=0).astype(jnp.int32)
+    word_B, logit_B = pick_word(_of(blocked, block_B), word_noise)
+    return Pick(
+        _of(scores, block_B),
+        block_B * BLOCK + word_B,
+        logit_B,
+        jax.nn.logsumexp(logsumexps, axis=0),
+    )
+
+
+def pick_word(
+    block: Float[Array, "block B"], word_noise: Float[Array, "B 2"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """A word of each row's drawn block (words first), int32 within the block, and its logit."""
+    masses = jnp.exp(block - jnp.maximum(block.max(axis=0), LOWEST))
+    grouped = masses.reshape(-1, GROUP, masses.shape[1])
+    group_B = _inverse_cdf(grouped.sum(axis=1), word_noise[:, 0])
+    word_B = group_B * GROUP + _inverse_cdf(_of(grouped, group_B), word_noise[:, 1])
+    return word_B, _of(block, word_B)
+
+
+def merge(picked: Pick, axis_name: str) -> Pick:
+    """The pick over all words, from each device's over its own; ids are of the whole vocabulary."""
+    everyone = jax.lax.all_gather(picked, axis_name)
+    device_B = jnp.argmax(everyone.scores_B, axis=0)
+    best = jax.tree.map(lambda of_devices: _of(of_devices, device_B), everyone)
+    return best._replace(logsumexps_B=jax.nn.logsumexp(everyone.logsumexps_B, axis=0))
+
+
+def _inverse_cdf(masses: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first index [B] at which the cumulative mass exceeds that share of the total. Its mass is
+    never 0, however the sums were rounded: a uniform of at most 1 - 2^-23 is less than the whole
+    after rounding too."""
+    cumulative = jnp.where(masses > 0, jnp.cumsum(masses, axis=0), 0.0)
+    exceeds = cumulative > uniform_B * cumulative.max(axis=0)
+    return jnp.argmax(exceeds, axis=0).astype(jnp.int32)
+
+
+def _of(values: jax.Array, index_B: jax.Array) -> jax.Array:
+    """values[index_B[b], ..., b]."""
+    index = index_B.reshape((1,) * (values.ndim - 1) + (-1,))
+    return jnp.take_along_axis(values, index, axis=0)[0]

@@ -1,0 +1,83 @@
+"""Draws a token a row from final hidden states. Knows which implementation runs where, no maths."""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels.fused_sampling import pallas_tpu, xla
+
+
+class Drawn(NamedTuple):
+    """A token a row, and its log-prob under the distribution it was drawn from."""
+
+    ids_B: Int[Array, " B"]  # int32
+    logps_B: Float[Array, " B"]  # float32
+
+
+def fused_sampling(
+    hidden_BD: Float[Array, "B D"],
+    embedding_VD: Float[Array, "V D"],
+    keys_B: Key[Array, " B"],
+    *,
+    temperature: float,
+    axis_name: str | None = None,
+    implementation: Literal["xla", "pallas"] | None = None,
+) -> Drawn:
+    """One token a row from softmax(hidden @ embedding.T / temperature). No logits reach HBM on TPU.
+
+    The draw is `kernels/block_draw.py`'s. A row's token depends on its hidden state and key alone:
+    not on the batch, the shards or the implementation, but for the rounding of the head.
+
+    Args:
+        hidden_BD: after the final norm, in the embedding's dtype.
+        embedding_VD: the tied embedding; products are accumulated in float32.
+        keys_B: typed threefry keys, one a row.
+        temperature: divides the logits. 0 takes the first of the largest, with its log-prob at
+            temperature 1.
+        axis_name: inside `shard_map`, the axis over which the words are sliced; `embedding_VD` is
+            then this device's slice, and every device gets the same result.
+        implementation: None takes "pallas" on TPU where it fits in VMEM, else "xla".
+
+    A NaN or an infinity among a row's logits gives a log-prob of NaN.
+
+    Raises:
+        UserError: the temperature has no meaning, a slice is no whole number of blocks, or the
+            kernel asked for cannot run these shapes.
+    """
+    if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
+        raise UserError(f"temperature={temperature}: must be 0 (greedy), or 1e-6 or more and finite")
+    if implementation not in (None, "xla", "pallas"):
+        raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')
+    B, (V, D) = len(hidden_BD), embedding_VD.shape
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if shards > 1 and V % block_draw.BLOCK:
+        raise UserError(
+            f"vocabulary of {shards * V} words in {shards} slices: a slice must be a multiple of "
+            f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
+        )
+    fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
+    if implementation == "pallas" and not fits:
+        raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
+
+    block_noise, word_noise = block_draw.noise(keys_B, shards * V)
+    if shards > 1:
+        mine = V // block_draw.BLOCK
+        start = jax.lax.axis_index(axis_name) * mine
+        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, start, mine, axis=1)
+    on_tpu = partial(pallas_tpu.pick, temperature=temperature)
+    anywhere = partial(xla.pick, temperature=temperature)
+    operands = hidden_BD, embedding_VD, block_noise, word_noise
+    if implementation == "pallas":
+        picked = on_tpu(*operands)
+    elif implementation == "xla" or not fits:
+        picked = anywhere(*operands)
+    else:
+        picked = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
+    if shards > 1:
+        picked = picked._replace(ids_B=picked.ids_B + jax.lax.axis_index(axis_name) * V)
+        picked = block_draw.merge(picked, axis_name)
+    return Drawn(picked.ids_B, picked.logits_B - picked.logsumexps_B)

@@ -1,0 +1,152 @@
+"""Head and draw in one pass over the embedding, for TPU. Knows no key, shard or platform.
+
+Words run down the sublanes and rows along the lanes: the embedding streams through the matrix unit
+against hidden states that stay there, and every reduction over a block's words is elementwise but
+for its last three steps. A tile of words is in VMEM at a time; what is kept of those before it is a
+few numbers a row, and the logits of the best block so far.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels.block_draw import BLOCK, LOWEST
+
+VMEM_LIMIT = 16 * 2**20  # bytes: what v5e grants a kernel that asks for no more
+TILE_BYTES = 5 * 2**20  # of the embedding: 2048 words of Gemma 3 1B in bfloat16
+LANES = 128
+
+
+def tile_blocks(num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """Blocks of words in a tile."""
+    block_bytes = BLOCK * embed_dim * jnp.dtype(dtype).itemsize
+    return max(1, min(TILE_BYTES // block_bytes, block_draw.num_blocks(num_words)))
+
+
+def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """What the kernel holds in VMEM. Inputs are there twice: the next is fetched meanwhile."""
+    itemsize = jnp.dtype(dtype).itemsize
+    lanes = -(-rows // LANES) * LANES
+    blocks = -(-block_draw.num_blocks(num_words) // 8) * 8
+    return (
+        2 * tile_blocks(num_words, embed_dim, dtype) * BLOCK * embed_dim * itemsize  # embedding
+        + 2 * embed_dim * lanes * itemsize  # hidden states
+        + 2 * blocks * lanes * 4  # block noise
+        + 2 * BLOCK * lanes * 4  # output: the best block's logits
+        + 2 * 3 * 8 * lanes * 4  # outputs: score, block, logsumexp
+        + 2 * 8 * lanes * 4  # scratch: largest logit, sum of exponentials
+        + 2 * BLOCK * lanes * 4  # values: a block's logits and their exponentials
+    )
+
+
+def pick(
+    hidden_BD: Float[Array, "B D"],
+    embedding_VD: Float[Array, "V D"],
+    block_noise: Float[Array, "B blocks"],
+    word_noise: Float[Array, "B 2"],
+    *,
+    temperature: float,
+    interpret: bool = False,
+) -> block_draw.Pick:
+    """As `xla.pick`. The kernel finds each row's block; its word is drawn from what it hands out."""
+    (B, D), V = hidden_BD.shape, len(embedding_VD)
+    blocks_in_tile = tile_blocks(V, D, embedding_VD.dtype)
+    num_tiles = pl.cdiv(V, blocks_in_tile * BLOCK)
+    last_blocks = num_tiles * blocks_in_tile - block_noise.shape[1]
+    noise_NB = jnp.pad(block_noise, ((0, 0), (0, last_blocks))).T
+    itemsize = embedding_VD.dtype.itemsize
+    whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0,) * len(shape))
+    number = jax.ShapeDtypeStruct((1, B), jnp.float32)
+    score, block, logsumexp, logits = pl.pallas_call(
+        partial(_kernel, num_words=V, temperature=temperature),
+        grid=(num_tiles,),
+        in_specs=[
+            whole(D, B),
+            pl.BlockSpec((blocks_in_tile * BLOCK, D), lambda tile: (tile, 0)),
+            whole(*noise_NB.shape),
+        ],
+        out_specs=[whole(1, B), whole(1, B), whole(1, B), whole(BLOCK, B)],
+        out_shape=[
+            number,
+            jax.ShapeDtypeStruct((1, B), jnp.int32),
+            number,
+            jax.ShapeDtypeStruct((BLOCK, B), jnp.float32),
+        ],
+        scratch_shapes=[pltpu.VMEM((1, B), jnp.float32), pltpu.VMEM((1, B), jnp.float32)],
+        cost_estimate=pl.CostEstimate(
+            flops=2 * B * V * D,
+            bytes_accessed=(V + B) * D * itemsize + (noise_NB.size + BLOCK * B) * 4,
+            transcendentals=B * V,
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_LIMIT
+        ),
+        interpret=interpret,
+        name="fused_sampling",
+    )(hidden_BD.T, embedding_VD, noise_NB)
+    if temperature:
+        word_B, logit_B = block_draw.pick_word(logits, word_noise)
+    else:
+        word_B, logit_B = jnp.argmax(logits, axis=0).astype(jnp.int32), logits.max(axis=0)
+    return block_draw.Pick(score[0], block[0] * BLOCK + word_B, logit_B, logsumexp[0])
+
+
+def _kernel(
+    hidden_DB,
+    embedding,  # the tile's words
+    noise_NB,
+    best_score,
+    best_block,
+    logsumexp,
+    best_logits,
+    top,  # the largest logit so far
+    total,  # the sum of exp(logit - top) so far
+    *,
+    num_words: int,
+    temperature: float,
+):
+    tile = pl.program_id(0)
+    blocks_in_tile = len(embedding) // BLOCK
+
+    @pl.when(tile == 0)
+    def _():
+        best_score[...] = jnp.full_like(best_score, -jnp.inf)
+        best_block[...] = jnp.zeros_like(best_block)
+        best_logits[...] = jnp.full_like(best_logits, -jnp.inf)
+        top[...] = jnp.full_like(top, LOWEST)
+        total[...] = jnp.zeros_like(total)
+
+    for index in range(blocks_in_tile):
+        block = tile * blocks_in_tile + index
+        logits = jnp.dot(
+            embedding[index * BLOCK : (index + 1) * BLOCK],
+            hidden_DB[...],
+            preferred_element_type=jnp.float32,
+        )
+        if temperature:
+            logits = logits * (1 / temperature)
+        if num_words % (blocks_in_tile * BLOCK):  # beyond the last word the tile holds anything
+            word = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+            logits = jnp.where(word < num_words, logits, -jnp.inf)
+        block_top = jnp.maximum(logits.max(axis=0, keepdims=True), LOWEST)
+        mass = jnp.exp(logits - block_top).sum(axis=0, keepdims=True)
+        score = block_top
+        if temperature:
+            score = block_top + jnp.log(mass) + noise_NB[pl.ds(block, 1)]
+        better = score > best_score[...]
+        best_score[...] = jnp.where(better, score, best_score[...])
+        best_block[...] = jnp.where(better, block, best_block[...])
+        best_logits[...] = jnp.where(better, logits, best_logits[...])
+        new_top = jnp.maximum(top[...], block_top)
+        kept = total[...] * jnp.exp(top[...] - new_top)
+        total[...] = kept + mass * jnp.exp(block_top - new_top)
+        top[...] = new_top
+
+    @pl.when(tile == pl.num_programs(0) - 1)
+    def _():
+        logsumexp[...] = top[...] + jnp.log(total[...])
