@@ -49,7 +49,9 @@ def fused_sampling(
             kernel asked for cannot run these shapes.
     """
     if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
-        raise UserError(f"temperature={temperature}: must be 0 (greedy), or 1e-6 or more and finite")
+        raise UserError(
+            f"temperature={temperature}: must be 0 (greedy), or 1e-6 or more and finite"
+        )
     if implementation not in (None, "xla", "pallas"):
         raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')
     B, (V, D) = len(hidden_BD), embedding_VD.shape

@@ -5,57 +5,53 @@ rows of Gemma's words: a v5e has 128 MiB. Behind the last tile everything else i
 of about 10 us each where a sort takes 10 ms. Knows no shard: a kernel cannot sum over devices.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, threshold
 
 TILE = 1024  # words a step
 LANES = 128
-VMEM_BYTES = 120 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
+VMEM_LIMIT = 120 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
 SLACK_BYTES = 4 * 2**20  # values within a pass that find no register
 
 
-def vmem_bytes(num_rows: int, num_words: int, width: int, itemsize: int) -> int:
-    """What the kernel needs of VMEM. `width` and `itemsize` are of the hidden states."""
-    rows = -(-num_rows // 16) * 16
+def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """What the kernel holds in VMEM. Inputs and outputs are there twice."""
+    rows, itemsize = -(-rows // 16) * 16, jnp.dtype(dtype).itemsize
     tiles = -(-num_words // TILE)
     return (
         tiles * TILE * rows * 4  # logits
-        + 2 * TILE * width * itemsize  # the embedding's tile at work and the one on its way
-        + 2 * rows * width * itemsize  # hidden states; every input has two buffers
+        + 2 * TILE * embed_dim * itemsize  # embedding
+        + 2 * rows * embed_dim * itemsize  # hidden states
         + 2 * rows * _noise_columns(num_words) * 4  # block noise
-        + 2 * rows * block_draw.BLOCK * 4  # word noise
         + rows * _noise_columns(num_words) * 4  # block masses
-        + 2 * rows * block_draw.BLOCK * 4  # largest logits, the drawn block's logits
-        + 5 * 2 * rows * LANES * 4  # outputs of one column each, which take 128
+        + rows * block_draw.BLOCK * 4  # largest logits
+        + 2 * rows * block_draw.BLOCK * 4  # output: the drawn block's logits
+        + 2 * 5 * rows * LANES * 4  # outputs of one column, which take 128
         + SLACK_BYTES
     )
 
 
-def fits(num_rows: int, num_words: int, width: int, itemsize: int) -> bool:
-    return vmem_bytes(num_rows, num_words, width, itemsize) <= VMEM_BYTES
-
-
-def sample_truncated(
+def draw_truncated(
     hidden_BD: Float[Array, "B D"],
     embedding_VD: Float[Array, "V D"],
     block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B block"],
+    word_noise: Float[Array, "B 2"],
     truncation: Truncation,
     *,
     temperature: float,
     interpret: bool = False,
-) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Ids, log-probs under the kept distribution and under the full one, kept masses.
+) -> tuple[block_draw.Pick, Float[Array, " B"]]:
+    """As `xla.draw_truncated`, with the head. Needs `fits`.
 
-    Logits are summed in float32. Noise is of `block_draw.noise`. Needs `fits`.
+    The kernel finds each row's block; its word is drawn from what it hands out.
     """
     B, D = hidden_BD.shape
     V = embedding_VD.shape[0]
@@ -65,24 +61,27 @@ def sample_truncated(
     whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0, 0))
     column = lambda dtype: jax.ShapeDtypeStruct((B, 1), dtype)
     tiles = pl.cdiv(V, TILE)
-    outputs = pl.pallas_call(
+    block, score, top, kept_mass, full_mass, words = pl.pallas_call(
         partial(_kernel, num_words=V, truncation=truncation, temperature=temperature),
         grid=(tiles,),
         in_specs=[
             whole(B, D),
             pl.BlockSpec((TILE, D), lambda tile: (tile, 0)),
             whole(B, columns),
-            whole(B, block_draw.BLOCK),
         ],
-        out_specs=[whole(B, 1)] * 4,
-        out_shape=[column(jnp.int32), *[column(jnp.float32)] * 3],
+        out_specs=[*[whole(B, 1)] * 5, whole(B, block_draw.BLOCK)],
+        out_shape=[
+            column(jnp.int32),
+            *[column(jnp.float32)] * 4,
+            jax.ShapeDtypeStruct((B, block_draw.BLOCK), jnp.float32),
+        ],
         scratch_shapes=[
             pltpu.VMEM((tiles, B, TILE), jnp.float32),
             pltpu.VMEM((B, block_draw.BLOCK), jnp.float32),
             pltpu.VMEM((B, columns), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_LIMIT
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * V * D,
@@ -91,19 +90,24 @@ def sample_truncated(
         ),
         interpret=interpret,
         name="truncated_sampling",
-    )(hidden_BD, embedding_VD, block_noise, word_noise)
-    return tuple(output[:, 0] for output in outputs)
+    )(hidden_BD, embedding_VD, block_noise)
+    word_B, logit_B = block_draw.pick_word(words.T, word_noise)
+    ids_B = block[:, 0] * block_draw.BLOCK + word_B
+    kept_B = (top + jnp.log(kept_mass))[:, 0]
+    picked = block_draw.Pick(score[:, 0], ids_B, logit_B, kept_B)
+    return picked, (top + jnp.log(full_mass))[:, 0]
 
 
 def _kernel(
     hidden_ref,  # [B, D]
     embedding_ref,  # [TILE, D]
     block_noise_ref,  # [B, blocks], with -inf for blocks that are none
-    word_noise_ref,  # [B, BLOCK]
-    ids_ref,  # [B, 1], like the others
-    logps_ref,
-    full_logps_ref,
-    kept_mass_ref,
+    block_out,  # [B, 1], like the next four
+    score_out,
+    top_out,
+    kept_mass_out,
+    full_mass_out,
+    words_out,  # [B, BLOCK]: the drawn block's logits, -inf where they are not kept
     logits_ref,  # [tiles, B, TILE]
     maxima_ref,  # [B, BLOCK]: of words with the same place in their blocks
     mass_ref,  # [B, blocks]
@@ -119,34 +123,31 @@ def _kernel(
         (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    logits = logits / temperature
+    logits = logits * (1 / temperature)
     if num_words % TILE:
         # The last tile reaches past the embedding, into whatever lies there.
         word = tile * TILE + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         logits = jnp.where(word < num_words, logits, -jnp.inf)
     logits_ref[tile] = logits
-    largest = jnp.maximum(*_blocks(logits))
+    largest = reduce(jnp.maximum, _blocks(logits))
     before = jnp.where(tile == 0, jnp.full_like(largest, -jnp.inf), maxima_ref[...])
     maxima_ref[...] = jnp.maximum(before, largest)
 
     @pl.when(tile == last)
     def _():
-        ids_ref[...], logit, top, kept_mass, full_mass = _draw(
-            logits_ref,
-            maxima_ref[...],
-            mass_ref,
-            block_noise_ref,
-            word_noise_ref,
-            num_words,
-            truncation,
-        )
-        logps_ref[...] = logit - top - jnp.log(kept_mass)
-        full_logps_ref[...] = logit - top - jnp.log(full_mass)
-        kept_mass_ref[...] = kept_mass / full_mass
+        draw = _draw(logits_ref, maxima_ref[...], mass_ref, block_noise_ref, num_words, truncation)
+        (
+            block_out[...],
+            score_out[...],
+            top_out[...],
+            kept_mass_out[...],
+            full_mass_out[...],
+            words_out[...],
+        ) = draw
 
 
-def _draw(logits_ref, maxima, mass_ref, block_noise_ref, word_noise_ref, num_words, truncation):
-    """Ids, their logits, the largest logits, kept masses and full masses: [B, 1] each."""
+def _draw(logits_ref, maxima, mass_ref, block_noise_ref, num_words, truncation):
+    """The kernel's outputs."""
     tiles, B, _ = logits_ref.shape
     top = maxima.max(axis=-1, keepdims=True)
     zeros = jnp.zeros((B, LANES), jnp.float32)
@@ -184,12 +185,18 @@ def _draw(logits_ref, maxima, mass_ref, block_noise_ref, word_noise_ref, num_wor
         for place, words in enumerate(_blocks(logits_ref[tile])):
             mass = jnp.where(words >= least, jnp.exp(words - top), 0.0).sum(axis=-1, keepdims=True)
             block = tile * (TILE // block_draw.BLOCK) + place
-            columns = pl.ds(pl.multiple_of(block // LANES * LANES, LANES), LANES)
-            mass_ref[:, columns] = jnp.where(lane == block % LANES, mass, mass_ref[:, columns])
+            columns = pl.ds(pl.multiple_of(block & -LANES, LANES), LANES)
+            mass_ref[:, columns] = jnp.where(
+                lane == (block & (LANES - 1)), mass, mass_ref[:, columns]
+            )
 
     jax.lax.fori_loop(0, tiles, weigh_tile, None)
     mass = mass_ref[...]
-    block = _first_largest(jnp.log(mass) + block_noise_ref[...])
+    scores = jnp.log(mass) + block_noise_ref[...]
+    best = scores.max(axis=-1, keepdims=True)
+    column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    block = jnp.where(scores == best, column, block_draw.num_blocks(num_words) - 1)
+    block = block.min(axis=-1, keepdims=True)
 
     def take_tile(tile, taken):
         for place, words in enumerate(_blocks(logits_ref[tile])):
@@ -199,19 +206,8 @@ def _draw(logits_ref, maxima, mass_ref, block_noise_ref, word_noise_ref, num_wor
 
     nothing = jnp.full((B, block_draw.BLOCK), -jnp.inf, jnp.float32)
     words = jax.lax.fori_loop(0, tiles, take_tile, nothing)
-    place = _first_largest(jnp.where(words >= least, words, -jnp.inf) + word_noise_ref[...])
-    column = jax.lax.broadcasted_iota(jnp.int32, words.shape, 1)
-    logit = jnp.where(column == place, words, -jnp.inf).max(axis=-1, keepdims=True)
-    # NaN is no largest and may point past the end.
-    ids = jnp.minimum(block * block_draw.BLOCK + place, num_words - 1)
-    return ids, logit, top, mass.sum(axis=-1, keepdims=True), full_mass
-
-
-def _first_largest(values: jax.Array) -> jax.Array:
-    """[B, 1]: jnp.argmax, of which Mosaic promises no order among equals."""
-    column = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
-    largest = values == values.max(axis=-1, keepdims=True)
-    return jnp.where(largest, column, values.shape[1] - 1).min(axis=-1, keepdims=True)
+    words = jnp.where(words >= least, words, -jnp.inf)
+    return block, best + top, top, mass.sum(axis=-1, keepdims=True), full_mass, words
 
 
 def _blocks(words: jax.Array) -> list[jax.Array]:

@@ -1,4 +1,4 @@
-"""Truncated sampling by sorting, in plain float32 jax: the law. Knows no shard and spares nothing."""
+"""Truncated sampling by a sort, in plain float32 jax: the law. Knows no shard, spares nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,17 @@ def truncate(logits_BV: Float[Array, "B V"], truncation: Truncation) -> Float[Ar
 def draw_truncated(
     logits_BV: Float[Array, "B V"],
     block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B block"],
+    word_noise: Float[Array, "B 2"],
     truncation: Truncation,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """Ids, log-probs under the kept distribution and under the full one, kept masses."""
     kept_BV = truncate(logits_BV, truncation)
-    ids_B, kept_total_B = block_draw.draw(kept_BV, block_noise, word_noise)
-    logit_B = jnp.take_along_axis(logits_BV, ids_B[:, None], axis=-1)[:, 0]
-    full_total_B = jax.nn.logsumexp(logits_BV, axis=-1)
-    kept_mass_B = jnp.exp(kept_total_B - full_total_B)
-    return ids_B, logit_B - kept_total_B, logit_B - full_total_B, kept_mass_B
+    ids_B, _ = block_draw.draw(kept_BV, block_noise, word_noise)
+    pick = lambda values_BV: jnp.take_along_axis(values_BV, ids_B[:, None], axis=-1)[:, 0]
+    probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+    return (
+        ids_B,
+        pick(jax.nn.log_softmax(kept_BV, axis=-1)),
+        pick(jax.nn.log_softmax(logits_BV, axis=-1)),
+        jnp.sum(jnp.where(jnp.isfinite(kept_BV), probs_BV, 0.0), axis=-1),
+    )

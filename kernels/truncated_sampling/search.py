@@ -23,7 +23,7 @@ class Truncation(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """A pass over all words of all rows, for thresholds [B, 1]: float32 [B, 1] of what reaches them.
+    """Passes over all words, for thresholds [B, 1]: float32 [B, 1] of what reaches them.
 
     Mass is of exp(logits - the row's largest).
     """

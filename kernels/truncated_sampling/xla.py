@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, threshold
@@ -24,55 +24,25 @@ def truncation_thresholds(
 def draw_truncated(
     logits_BV: Float[Array, "B V"],
     block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B block"],
+    word_noise: Float[Array, "B 2"],
     truncation: Truncation,
     *,
     axis_name: str | None = None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Words drawn from the kept ones, with what `truncated_sampling` says of them.
+) -> tuple[block_draw.Pick, Float[Array, " B"]]:
+    """Words drawn from the kept ones, and the logsumexps of all. The pick's are of the kept ones.
 
     Args:
-        logits_BV: float32, tempered. With `axis_name` this device's slice of the words, which are
-            whole blocks; other arguments are the whole vocabulary's on every device.
-        block_noise: with `word_noise`, of `block_draw.noise`.
-
-    Returns:
-        Ids, log-probs under the kept distribution and under the full one, kept masses.
+        logits_BV: float32, tempered. With `axis_name` this device's slice, in whole blocks.
+        block_noise: of the same words; with `word_noise`, of `block_draw.noise`.
     """
-    V = logits_BV.shape[-1]
     blocked_BNW = _in_blocks(logits_BV)
-    N = blocked_BNW.shape[1]
-    least_B1, top_B1, full_mass_B1 = _threshold(blocked_BNW, V, truncation, axis_name)
-    mass_BN = _masses(blocked_BNW, least_B1, top_B1).sum(axis=-1)
-
-    first_block = 0
+    least_B1, top_B1, mass_B1 = _threshold(blocked_BNW, logits_BV.shape[-1], truncation, axis_name)
+    kept_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    picked = block_draw.pick(kept_BV, block_noise, word_noise)
     if axis_name is not None:
-        first_block = jax.lax.axis_index(axis_name) * N
-        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, first_block, N, axis=1)
-    score_BN = jnp.log(mass_BN) + block_noise
-    block_B1 = jnp.argmax(score_BN, axis=-1, keepdims=True)
-    block_BW = jnp.take_along_axis(blocked_BNW, block_B1[:, :, None], axis=1)[:, 0]
-    kept_BW = jnp.where(block_BW >= least_B1, block_BW, -jnp.inf)
-    word_B1 = jnp.argmax(kept_BW + word_noise, axis=-1, keepdims=True)
-    logit_B1 = jnp.take_along_axis(kept_BW, word_B1, axis=-1)
-    ids_B1 = (first_block + block_B1) * block_draw.BLOCK + word_B1
-    ids_B1 = jnp.minimum(ids_B1, _whole(V, axis_name) - 1)  # NaN may point into the padding
-    kept_mass_B1 = mass_BN.sum(axis=-1, keepdims=True)
-
-    if axis_name is not None:
-        best_B1 = score_BN.max(axis=-1, keepdims=True)
-        gather = lambda array_B1: jax.lax.all_gather(array_B1, axis_name, axis=1, tiled=True)
-        device_B1 = jnp.argmax(gather(best_B1), axis=-1, keepdims=True)
-        ids_B1 = jnp.take_along_axis(gather(ids_B1), device_B1, axis=1)
-        logit_B1 = jnp.take_along_axis(gather(logit_B1), device_B1, axis=1)
-        kept_mass_B1 = jax.lax.psum(kept_mass_B1, axis_name)
-
-    return (
-        ids_B1[:, 0],
-        (logit_B1 - top_B1 - jnp.log(kept_mass_B1))[:, 0],
-        (logit_B1 - top_B1 - jnp.log(full_mass_B1))[:, 0],
-        (kept_mass_B1 / full_mass_B1)[:, 0],
-    )
+        first = jax.lax.axis_index(axis_name) * logits_BV.shape[-1]
+        picked = block_draw.merge(picked._replace(ids_B=first + picked.ids_B), axis_name)
+    return picked, (top_B1 + jnp.log(mass_B1))[:, 0]
 
 
 def _in_blocks(logits_BV: jax.Array) -> jax.Array:
@@ -101,7 +71,8 @@ def _threshold(
     mass = lambda least_B1: total(_masses(blocked_BNW, least_B1, top_B1))
     passes = Passes(count, lambda least_B1: (count(least_B1), mass(least_B1)))
     full_mass_B1 = mass(jnp.full_like(top_B1, -jnp.inf))
-    num_words = _whole(num_words, axis_name)
+    if axis_name is not None:
+        num_words *= jax.lax.axis_size(axis_name)
     least_B1 = threshold(passes, maxima_BN, full_mass_B1, num_words, truncation)
     return least_B1, top_B1, full_mass_B1
 
@@ -110,7 +81,3 @@ def _masses(blocked_BNW: jax.Array, least_B1: jax.Array, top_B1: jax.Array) -> j
     """exp(logit - top) where the threshold is reached, else 0."""
     masses_BNW = jnp.exp(blocked_BNW - top_B1[:, :, None])
     return jnp.where(blocked_BNW >= least_B1[:, :, None], masses_BNW, 0.0)
-
-
-def _whole(num_words: int, axis_name: str | None) -> int:
-    return num_words if axis_name is None else num_words * jax.lax.axis_size(axis_name)
