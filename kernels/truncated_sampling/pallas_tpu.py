@@ -2,10 +2,13 @@
 
 Tiles of the embedding stream through the matrix unit into logits that stay in VMEM, 64 MiB for 64
 rows of Gemma's words: a v5e has 128 MiB. Behind the last tile everything else is passes over them,
-of about 10 us each where a sort takes 10 ms. Knows no shard: a kernel cannot sum over devices.
+of 9 to 24 us each where a sort takes 10 ms. Few are needed: while the embedding streams, which is
+what takes the time, the largest `LAYERS` words are kept of all that have the same place in their
+blocks. Among these 4096 candidates are, for any but a contrived order of words, the few hundred
+largest. Knows no shard: a kernel cannot sum over devices.
 """
 
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import block_draw
-from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, threshold
+from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
 
 TILE = 1024  # words a step
+LAYERS = 8
 LANES = 128
 VMEM_LIMIT = 120 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
 SLACK_BYTES = 4 * 2**20  # values within a pass that find no register
@@ -32,7 +36,7 @@ def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> i
         + 2 * rows * embed_dim * itemsize  # hidden states
         + 2 * rows * _noise_columns(num_words) * 4  # block noise
         + rows * _noise_columns(num_words) * 4  # block masses
-        + rows * block_draw.BLOCK * 4  # largest logits
+        + LAYERS * rows * block_draw.BLOCK * 4  # candidates
         + 2 * rows * block_draw.BLOCK * 4  # output: the drawn block's logits
         + 2 * 5 * rows * LANES * 4  # outputs of one column, which take 128
         + SLACK_BYTES
@@ -77,7 +81,7 @@ def draw_truncated(
         ],
         scratch_shapes=[
             pltpu.VMEM((tiles, B, TILE), jnp.float32),
-            pltpu.VMEM((B, block_draw.BLOCK), jnp.float32),
+            pltpu.VMEM((LAYERS, B, block_draw.BLOCK), jnp.float32),
             pltpu.VMEM((B, columns), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
@@ -109,7 +113,7 @@ def _kernel(
     full_mass_out,
     words_out,  # [B, BLOCK]: the drawn block's logits, -inf where they are not kept
     logits_ref,  # [tiles, B, TILE]
-    maxima_ref,  # [B, BLOCK]: of words with the same place in their blocks
+    candidates_ref,  # [LAYERS, B, BLOCK]: the largest of each place in a block, in order
     mass_ref,  # [B, blocks]
     *,
     num_words: int,
@@ -129,13 +133,22 @@ def _kernel(
         word = tile * TILE + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         logits = jnp.where(word < num_words, logits, -jnp.inf)
     logits_ref[tile] = logits
-    largest = reduce(jnp.maximum, _blocks(logits))
-    before = jnp.where(tile == 0, jnp.full_like(largest, -jnp.inf), maxima_ref[...])
-    maxima_ref[...] = jnp.maximum(before, largest)
+
+    @pl.when(tile == 0)
+    def _():
+        candidates_ref[...] = jnp.full_like(candidates_ref, -jnp.inf)
+
+    for lane in range(0, block_draw.BLOCK, LANES):
+        entering = [block[:, lane : lane + LANES] for block in _blocks(logits)]
+        for layer in range(LAYERS):
+            held = candidates_ref[layer, :, lane : lane + LANES]
+            for index, words in enumerate(entering):
+                held, entering[index] = jnp.maximum(held, words), jnp.minimum(held, words)
+            candidates_ref[layer, :, lane : lane + LANES] = held
 
     @pl.when(tile == last)
     def _():
-        draw = _draw(logits_ref, maxima_ref[...], mass_ref, block_noise_ref, num_words, truncation)
+        draw = _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, truncation)
         (
             block_out[...],
             score_out[...],
@@ -146,37 +159,16 @@ def _kernel(
         ) = draw
 
 
-def _draw(logits_ref, maxima, mass_ref, block_noise_ref, num_words, truncation):
+def _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, truncation):
     """The kernel's outputs."""
     tiles, B, _ = logits_ref.shape
-    top = maxima.max(axis=-1, keepdims=True)
-    zeros = jnp.zeros((B, LANES), jnp.float32)
-
-    def over_words(add, start):
-        """`add(words of 128 lanes, sums)` over all words; the sums' lanes added up."""
-
-        def add_tile(tile, sums):
-            for lane in range(0, TILE, LANES):
-                sums = add(logits_ref[tile, :, lane : lane + LANES], sums)
-            return sums
-
-        sums = jax.lax.fori_loop(0, tiles, add_tile, start)
-        return jax.tree.map(lambda lanes: lanes.sum(axis=-1, keepdims=True), sums)
-
-    def count(least):
-        add = lambda words, reached: reached + jnp.where(words >= least, 1.0, 0.0)
-        return over_words(add, zeros)
-
-    def count_and_mass(least):
-        def add(words, sums):
-            reaches = words >= least
-            mass = jnp.where(reaches, jnp.exp(words - top), 0.0)
-            return sums[0] + jnp.where(reaches, 1.0, 0.0), sums[1] + mass
-
-        return over_words(add, (zeros, zeros))
-
-    full_mass = over_words(lambda words, mass: mass + jnp.exp(words - top), zeros)
-    least = threshold(Passes(count, count_and_mass), maxima, full_mass, num_words, truncation)
+    top = candidates_ref[0].max(axis=-1, keepdims=True)
+    everything = _passes(logits_ref, top)
+    candidates = _passes(candidates_ref, top)
+    incomplete = candidates_ref[LAYERS - 1].max(axis=-1, keepdims=True)
+    _, full_mass = everything.count_and_mass(jnp.full_like(top, -jnp.inf))
+    words = Words(everything, candidates, incomplete, top, full_mass, num_words)
+    least = threshold(words, truncation)
 
     mass_ref[...] = jnp.zeros_like(mass_ref)
     lane = jax.lax.broadcasted_iota(jnp.int32, (B, LANES), 1)
@@ -208,6 +200,35 @@ def _draw(logits_ref, maxima, mass_ref, block_noise_ref, num_words, truncation):
     words = jax.lax.fori_loop(0, tiles, take_tile, nothing)
     words = jnp.where(words >= least, words, -jnp.inf)
     return block, best + top, top, mass.sum(axis=-1, keepdims=True), full_mass, words
+
+
+def _passes(words_ref, top: jax.Array) -> Passes:
+    """Over words [slices, B, words of a slice]."""
+    slices, B, size = words_ref.shape
+
+    def over_words(add, start):
+        def add_slice(at, sums):
+            for lane in range(0, size, LANES):
+                sums = add(words_ref[at, :, lane : lane + LANES], sums)
+            return sums
+
+        sums = jax.lax.fori_loop(0, slices, add_slice, start)
+        return jax.tree.map(lambda lanes: lanes.sum(axis=-1, keepdims=True), sums)
+
+    zeros = jnp.zeros((B, LANES), jnp.float32)
+
+    def count(least):
+        return over_words(lambda words, sum: sum + jnp.where(words >= least, 1.0, 0.0), zeros)
+
+    def count_and_mass(least):
+        def add(words, sums):
+            reaches = words >= least
+            mass = jnp.where(reaches, jnp.exp(words - top), 0.0)
+            return sums[0] + jnp.where(reaches, 1.0, 0.0), sums[1] + mass
+
+        return over_words(add, (zeros, zeros))
+
+    return Passes(count, count_and_mass)
 
 
 def _blocks(words: jax.Array) -> list[jax.Array]:

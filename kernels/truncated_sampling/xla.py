@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import block_draw
-from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, threshold
+from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
 
 
 def truncation_thresholds(
@@ -62,22 +62,26 @@ def _threshold(
         maxima_BN = jax.lax.all_gather(maxima_BN, axis_name, axis=1, tiled=True)
     top_B1 = maxima_BN.max(axis=-1, keepdims=True)
 
-    def total(values_BNW):
-        # Over the blocks first: a CPU adds neighbours one by one, but rows of them all at once.
-        total_B1 = values_BNW.sum(axis=1).sum(axis=-1, keepdims=True)
-        return total_B1 if axis_name is None else jax.lax.psum(total_B1, axis_name)
+    def passes(blocked, axis_name=None):
+        def total(values):
+            # Over the blocks first: a CPU adds neighbours one by one, but rows of them at once.
+            total_B1 = values.sum(axis=1).sum(axis=-1, keepdims=True)
+            return total_B1 if axis_name is None else jax.lax.psum(total_B1, axis_name)
 
-    count = lambda least_B1: total(jnp.where(blocked_BNW >= least_B1[:, :, None], 1.0, 0.0))
-    mass = lambda least_B1: total(_masses(blocked_BNW, least_B1, top_B1))
-    passes = Passes(count, lambda least_B1: (count(least_B1), mass(least_B1)))
-    full_mass_B1 = mass(jnp.full_like(top_B1, -jnp.inf))
+        def count(least_B1):
+            return total(jnp.where(blocked >= least_B1[:, :, None], 1.0, 0.0))
+
+        def count_and_mass(least_B1):
+            masses = jnp.exp(blocked - top_B1[:, :, None])
+            mass_B1 = total(jnp.where(blocked >= least_B1[:, :, None], masses, 0.0))
+            return count(least_B1), mass_B1
+
+        return Passes(count, count_and_mass)
+
+    everything = passes(blocked_BNW, axis_name)
+    _, mass_B1 = everything.count_and_mass(jnp.full_like(top_B1, -jnp.inf))
     if axis_name is not None:
         num_words *= jax.lax.axis_size(axis_name)
-    least_B1 = threshold(passes, maxima_BN, full_mass_B1, num_words, truncation)
-    return least_B1, top_B1, full_mass_B1
-
-
-def _masses(blocked_BNW: jax.Array, least_B1: jax.Array, top_B1: jax.Array) -> jax.Array:
-    """exp(logit - top) where the threshold is reached, else 0."""
-    masses_BNW = jnp.exp(blocked_BNW - top_B1[:, :, None])
-    return jnp.where(blocked_BNW >= least_B1[:, :, None], masses_BNW, 0.0)
+    candidates = passes(maxima_BN[:, None])
+    words = Words(everything, candidates, top_B1, top_B1, mass_B1, num_words)
+    return threshold(words, truncation), top_B1, mass_B1
