@@ -45,7 +45,8 @@ def truncated_sampling(
         top_k: keep the k largest, and whatever ties with the smallest of them; 0, or as many as
             there are words, keeps all.
         top_p: keep the fewest largest ones whose mass reaches p: the word that crosses p stays, and
-            so does what ties with it. 1 keeps all; towards 0 the largest alone.
+            so does what ties with it. 1 keeps all; towards 0 the largest alone. Masses are float32
+            sums: within about 1e-6 of p, which word crosses it is theirs to say.
         min_p: keep what has min_p times the largest probability or more (arXiv 2407.01082); 0
             keeps all, 1 the largest and its ties.
         axis_name: inside `jax.shard_map`: the axis over which the words are sliced, this

@@ -89,8 +89,9 @@ def draw_truncated(
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * V * D,
-            bytes_accessed=(B + V) * D * embedding_VD.dtype.itemsize,
-            transcendentals=B * V * (12 if truncation.top_p < 1 else 2),
+            bytes_accessed=(V + B) * D * embedding_VD.dtype.itemsize
+            + (block_noise.size + B * block_draw.BLOCK) * 4,
+            transcendentals=3 * B * V,  # the masses: of all words, of top-k's, of the kept ones
         ),
         interpret=interpret,
         name="truncated_sampling",
