@@ -1,4 +1,4 @@
-"""One word a row from softmax(logits), with few random numbers. Knows no head, kernel or truncation.
+"""One word a row from softmax(logits), with few random numbers. Knows no head and no truncation.
 
 Words stand in blocks of `BLOCK` neighbours. A block is drawn by its mass with Gumbel-max (Gumbel
 1954; Maddison et al., arXiv 1411.0030), then a word within it by the inverse of its cumulative sum:
@@ -27,10 +27,10 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 class Pick(NamedTuple):
     """What a pass over some of the words leaves of each row. Picks merge: see `merge`."""
 
-    scores_B: Float[Array, " B"]  # of the best block, its noise included
-    ids_B: Int[Array, " B"]  # int32: the word drawn if that block wins
-    logits_B: Float[Array, " B"]  # of that word
-    logsumexps_B: Float[Array, " B"]  # over all words passed
+    scores: Float[Array, " B"]  # of the best block, its noise included
+    ids: Int[Array, " B"]  # int32: the word drawn if that block wins
+    logits: Float[Array, " B"]  # of that word
+    logsumexps: Float[Array, " B"]  # over all words passed
 
 
 def num_blocks(num_words: int) -> int:
@@ -66,7 +66,7 @@ def draw(
     logits is NaN or infinite, and its word is any.
     """
     picked = pick(logits_BV, block_noise, word_noise)
-    return picked.ids_B, picked.logsumexps_B
+    return picked.ids, picked.logsumexps
 
 
 def pick(
@@ -75,43 +75,45 @@ def pick(
     word_noise: Float[Array, "B 2"],
 ) -> Pick:
     """`draw`, and what it takes to merge it with draws from other words of the same rows."""
-    V, B = logits_BV.shape[1], logits_BV.shape[0]
+    B, V = logits_BV.shape
     # Words first: rows then lie side by side in vector registers, and reductions need no shuffles.
-    padded = jnp.pad(logits_BV.T, ((0, -V % BLOCK), (0, 0)), constant_values=-jnp.inf)
-    blocked = padded.reshape(-1, BLOCK, B)
+    logits_VB = jnp.pad(logits_BV.T, ((0, -V % BLOCK), (0, 0)), constant_values=-jnp.inf)
+    if V <= BLOCK:
+        ids_B, logits_B, logsumexps_B = pick_word(logits_VB, word_noise)
+        return Pick(logsumexps_B + block_noise[:, 0], ids_B, logits_B, logsumexps_B)
+    blocked = logits_VB.reshape(-1, BLOCK, B)
     tops = jnp.maximum(blocked.max(axis=1), LOWEST)
     logsumexps = tops + jnp.log(jnp.exp(blocked - tops[:, None]).sum(axis=1))
-    if len(blocked) == 1:
-        word_B, logit_B = pick_word(blocked[0], word_noise)
-        return Pick(logsumexps[0] + block_noise[:, 0], word_B, logit_B, logsumexps[0])
     scores = logsumexps + block_noise.T
     block_B = jnp.argmax(scores, axis=0).astype(jnp.int32)
-    word_B, logit_B = pick_word(_of(blocked, block_B), word_noise)
+    word_B, logits_B, _ = pick_word(_of(blocked, block_B), word_noise)
     return Pick(
-        _of(scores, block_B),
-        block_B * BLOCK + word_B,
-        logit_B,
-        jax.nn.logsumexp(logsumexps, axis=0),
+        scores=_of(scores, block_B),
+        ids=block_B * BLOCK + word_B,
+        logits=logits_B,
+        logsumexps=jax.nn.logsumexp(logsumexps, axis=0),
     )
 
 
 def pick_word(
     block: Float[Array, "block B"], word_noise: Float[Array, "B 2"]
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """A word of each row's drawn block (words first), int32 within the block, and its logit."""
-    masses = jnp.exp(block - jnp.maximum(block.max(axis=0), LOWEST))
-    grouped = masses.reshape(-1, GROUP, masses.shape[1])
-    group_B = _inverse_cdf(grouped.sum(axis=1), word_noise[:, 0])
-    word_B = group_B * GROUP + _inverse_cdf(_of(grouped, group_B), word_noise[:, 1])
-    return word_B, _of(block, word_B)
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Of each row's block of logits (words first): a word, int32 within the block, its logit, and
+    the block's logsumexp."""
+    top_B = jnp.maximum(block.max(axis=0), LOWEST)
+    masses = jnp.exp(block - top_B[None]).reshape(-1, GROUP, len(top_B))
+    group_masses = masses.sum(axis=1)
+    group_B = _inverse_cdf(group_masses, word_noise[:, 0])
+    word_B = group_B * GROUP + _inverse_cdf(_of(masses, group_B), word_noise[:, 1])
+    return word_B, _of(block, word_B), top_B + jnp.log(group_masses.sum(axis=0))
 
 
 def merge(picked: Pick, axis_name: str) -> Pick:
     """The pick over all words, from each device's over its own; ids are of the whole vocabulary."""
     everyone = jax.lax.all_gather(picked, axis_name)
-    device_B = jnp.argmax(everyone.scores_B, axis=0)
+    device_B = jnp.argmax(everyone.scores, axis=0)
     best = jax.tree.map(lambda of_devices: _of(of_devices, device_B), everyone)
-    return best._replace(logsumexps_B=jax.nn.logsumexp(everyone.logsumexps_B, axis=0))
+    return best._replace(logsumexps=jax.nn.logsumexp(everyone.logsumexps, axis=0))
 
 
 def _inverse_cdf(masses: jax.Array, uniform_B: jax.Array) -> jax.Array:
@@ -119,8 +121,10 @@ def _inverse_cdf(masses: jax.Array, uniform_B: jax.Array) -> jax.Array:
     never 0, however the sums were rounded: a uniform of at most 1 - 2^-23 is less than the whole
     after rounding too."""
     cumulative = jnp.where(masses > 0, jnp.cumsum(masses, axis=0), 0.0)
-    exceeds = cumulative > uniform_B * cumulative.max(axis=0)
-    return jnp.argmax(exceeds, axis=0).astype(jnp.int32)
+    exceeds = cumulative > (uniform_B * cumulative.max(axis=0))[None]
+    index = jax.lax.broadcasted_iota(jnp.int32, masses.shape, 0)
+    first_B = jnp.where(exceeds, index, len(masses)).min(axis=0)
+    return first_B % len(masses)  # NaN exceeds nothing
 
 
 def _of(values: jax.Array, index_B: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ from gemma_grpo.kernels.fused_sampling import pallas_tpu, xla
 class Drawn(NamedTuple):
     """A token a row, and its log-prob under the distribution it was drawn from."""
 
-    ids_B: Int[Array, " B"]  # int32
-    logps_B: Float[Array, " B"]  # float32
+    ids: Int[Array, " B"]  # int32
+    logps: Float[Array, " B"]  # float32
 
 
 def fused_sampling(
@@ -46,7 +46,7 @@ def fused_sampling(
 
     Raises:
         UserError: the temperature has no meaning, a slice is no whole number of blocks, or the
-            kernel asked for cannot run these shapes.
+            kernel asked for cannot run here.
     """
     if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
         raise UserError(
@@ -62,6 +62,11 @@ def fused_sampling(
             f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
         )
     fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
+    if implementation == "pallas" and jax.default_backend() != "tpu":
+        raise UserError(
+            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes the '
+            "kernel where the program is compiled for one"
+        )
     if implementation == "pallas" and not fits:
         raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
 
@@ -80,6 +85,6 @@ def fused_sampling(
     else:
         picked = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
     if shards > 1:
-        picked = picked._replace(ids_B=picked.ids_B + jax.lax.axis_index(axis_name) * V)
+        picked = picked._replace(ids=picked.ids + jax.lax.axis_index(axis_name) * V)
         picked = block_draw.merge(picked, axis_name)
-    return Drawn(picked.ids_B, picked.logits_B - picked.logsumexps_B)
+    return Drawn(picked.ids, picked.logits - picked.logsumexps)

@@ -19,13 +19,14 @@ from gemma_grpo.kernels.block_draw import BLOCK, LOWEST
 
 VMEM_LIMIT = 16 * 2**20  # bytes: what v5e grants a kernel that asks for no more
 TILE_BYTES = 5 * 2**20  # of the embedding: 2048 words of Gemma 3 1B in bfloat16
+MAX_TILE_BLOCKS = 8  # each is its own copy of the kernel's body
 LANES = 128
 
 
 def tile_blocks(num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
     """Blocks of words in a tile."""
     block_bytes = BLOCK * embed_dim * jnp.dtype(dtype).itemsize
-    return max(1, min(TILE_BYTES // block_bytes, block_draw.num_blocks(num_words)))
+    return max(1, min(TILE_BYTES // block_bytes, MAX_TILE_BLOCKS, block_draw.num_blocks(num_words)))
 
 
 def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
@@ -53,16 +54,16 @@ def pick(
     temperature: float,
     interpret: bool = False,
 ) -> block_draw.Pick:
-    """As `xla.pick`. The kernel finds each row's block; its word is drawn from what it hands out."""
+    """As `xla.pick`. The kernel finds each row's block; the word is drawn from its logits."""
     (B, D), V = hidden_BD.shape, len(embedding_VD)
     blocks_in_tile = tile_blocks(V, D, embedding_VD.dtype)
     num_tiles = pl.cdiv(V, blocks_in_tile * BLOCK)
-    last_blocks = num_tiles * blocks_in_tile - block_noise.shape[1]
-    noise_NB = jnp.pad(block_noise, ((0, 0), (0, last_blocks))).T
+    missing = num_tiles * blocks_in_tile - block_noise.shape[1]
+    noise_NB = jnp.pad(block_noise, ((0, 0), (0, missing))).T
     itemsize = embedding_VD.dtype.itemsize
     whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0,) * len(shape))
     number = jax.ShapeDtypeStruct((1, B), jnp.float32)
-    score, block, logsumexp, logits = pl.pallas_call(
+    score, block, logsumexp, best_logits = pl.pallas_call(
         partial(_kernel, num_words=V, temperature=temperature),
         grid=(num_tiles,),
         in_specs=[
@@ -90,10 +91,10 @@ def pick(
         name="fused_sampling",
     )(hidden_BD.T, embedding_VD, noise_NB)
     if temperature:
-        word_B, logit_B = block_draw.pick_word(logits, word_noise)
+        word_B, logits_B, _ = block_draw.pick_word(best_logits, word_noise)
     else:
-        word_B, logit_B = jnp.argmax(logits, axis=0).astype(jnp.int32), logits.max(axis=0)
-    return block_draw.Pick(score[0], block[0] * BLOCK + word_B, logit_B, logsumexp[0])
+        word_B, logits_B = jnp.argmax(best_logits, axis=0).astype(jnp.int32), score[0]
+    return block_draw.Pick(score[0], block[0] * BLOCK + word_B, logits_B, logsumexp[0])
 
 
 def _kernel(

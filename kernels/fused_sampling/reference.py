@@ -1,4 +1,4 @@
-"""The law in float32: all logits, then a block's draw, then a word's. Knows no shard or platform."""
+"""The law in float32: all logits, then a block's draw, then a word's. Knows no shard."""
 
 import jax
 import jax.numpy as jnp
