@@ -24,6 +24,8 @@ from gemma_grpo.kernels.truncated_sampling import (
 )
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
+quickly = pytest.mark.usefixtures("compile_quickly")
+
 RNG = np.random.default_rng(0)
 TRUNCATIONS = {
     "nothing": Truncation(),
@@ -56,13 +58,14 @@ def kept_by_sorting(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
 
 
 def expect_kept(kept: np.ndarray, logits: np.ndarray, truncation: Truncation) -> None:
-    """Row by row a sort's, with top_p as it is or off by what float32 sums are."""
+    """Row by row a sort's, with top_p as it is or off by what float32 sums are. A word at -inf has
+    no mass to keep."""
     for of_row, row in zip(kept, logits, strict=True):
         allowed = [
             kept_by_sorting(row, truncation._replace(top_p=truncation.top_p * (1 + off)))
             for off in (0, -tolerances.KEPT_MASS, tolerances.KEPT_MASS)
         ]
-        assert any(np.array_equal(of_row, sorted_) for sorted_ in allowed)
+        assert any(not ((of_row ^ of_sort) & np.isfinite(row)).any() for of_sort in allowed)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -76,7 +79,7 @@ def kept_by_thresholds(logits: np.ndarray, truncation: Truncation) -> np.ndarray
 
 def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation, atol: float) -> None:
     """Ids are of kept words, and what is said of them is NumPy's. Logits are tempered, float64."""
-    for row, id_ in enumerate(np.asarray(drawn.ids_B)):
+    for row, id_ in enumerate(np.asarray(drawn.ids)):
         kept = kept_by_sorting(logits[row].astype(np.float32), truncation)
         assert kept[id_]
         full = log_softmax(logits[row])
@@ -98,33 +101,28 @@ def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Dr
     """The kernel as `truncated_sampling` calls it on a TPU."""
     noise = block_draw.noise(keys, len(embedding))
     draw = partial(pallas_tpu.draw_truncated, temperature=temperature, interpret=True)
-    picked, logsumexps = draw(hidden, embedding, *noise, truncation)
-    return Drawn(
-        picked.ids_B,
-        picked.logits_B - picked.logsumexps_B,
-        picked.logits_B - logsumexps,
-        jnp.exp(picked.logsumexps_B - logsumexps),
-    )
+    ids, logits, kept, every = draw(hidden, embedding, *noise, truncation)
+    return Drawn(ids, logits - kept, logits - every, jnp.exp(kept - every))
 
 
 # What is kept
 
 
+@quickly
 @pytest.mark.parametrize("truncation", TRUNCATIONS.values(), ids=TRUNCATIONS)
-@pytest.mark.parametrize("shape", [(1, 3), (3, 512), (5, 1300)], ids=str)
-@pytest.mark.parametrize("values", ["distinct", "tied"])
-def test_the_kept_set_is_that_of_a_sort(shape, truncation, values):
+@pytest.mark.parametrize("shape", [(2, 3), (9, 1300)], ids=str)
+def test_the_kept_set_is_that_of_a_sort(shape, truncation):
+    """In half of the rows words tie, and a third of them is at -inf."""
     logits = (RNG.normal(size=shape) * 3).astype(np.float32)
-    if values == "tied":
-        logits = np.round(logits)
-        logits[:, ::3] = -np.inf
-        logits[:, 0] = 1.0
+    logits[::2] = np.round(logits[::2])
+    logits[::2, 1::3] = -np.inf
     expect_kept(kept_by_thresholds(logits, truncation), logits, truncation)
     by_reference = np.asarray(reference.truncate(jnp.asarray(logits), truncation))
     least = np.where(np.isfinite(by_reference), by_reference, np.inf).min(axis=-1, keepdims=True)
     expect_kept(logits >= least, logits, truncation)
 
 
+@quickly
 def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart():
     after_two = np.nextafter(np.float32(2), np.float32(3))
     before_two = np.nextafter(np.float32(2), np.float32(1))
@@ -133,18 +131,21 @@ def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart(
     np.testing.assert_array_equal(kept, [[False, True, True, True, False], [0, 1, 0, 1, 0]])
 
 
+@quickly
 def test_zeros_of_both_signs_tie():
     kept = kept_by_thresholds(np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32), Truncation(top_k=1))
     np.testing.assert_array_equal(kept, [[False, True, True, False]])
 
 
+@quickly
 def test_top_p_keeps_the_word_that_crosses_it_with_its_ties_and_none_after_reaching_it():
     logits = np.log(np.array([[8, 4, 2, 2, 1]], np.float32))
-    for top_p, words in [(0.4, 1), (0.5, 2), (0.75, 4), (0.8, 4), (0.95, 5)]:
+    for top_p, words in [(0.4, 1), (0.75, 4), (0.95, 5)]:
         kept = kept_by_thresholds(logits, Truncation(top_p=top_p))
         np.testing.assert_array_equal(kept, [np.arange(5) < words])
 
 
+@quickly
 def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
     # Of 0.5 and 0.3 the first has 0.625; of all, 0.5.
@@ -155,9 +156,10 @@ def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
     np.testing.assert_array_equal(kept, [[True, True, False, False]])
 
 
+@quickly
 def test_min_p_is_relative_to_the_largest_probability():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
-    for min_p, words in [(0.05, 4), (0.2, 3), (0.5, 2), (0.7, 1), (1.0, 1)]:
+    for min_p, words in [(0.05, 4), (0.5, 2), (0.7, 1)]:
         kept = kept_by_thresholds(logits, Truncation(min_p=min_p))
         np.testing.assert_array_equal(kept, [np.arange(4) < words])
 
@@ -165,9 +167,11 @@ def test_min_p_is_relative_to_the_largest_probability():
 # What is drawn
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@quickly
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("name", ["nothing", "top-k", "top-p", "all"])
+@pytest.mark.parametrize(
+    "name, temperature", [("nothing", 0.6), ("top-k", 1.0), ("top-p", 1.7), ("all", 0.6)]
+)
 def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
     truncation = TRUNCATIONS[name]
     hidden, embedding, keys, logits = operands(5, 1300, 32, dtype)
@@ -179,22 +183,24 @@ def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
     expect(drawn, logits / temperature, truncation, atol)
 
 
+@quickly
 def test_where_nothing_is_cut_off_tokens_are_those_of_fused_sampling():
     hidden, embedding, keys, _ = operands(64, 1300, 16)
-    truncated = truncated_sampling(hidden, embedding, keys, temperature=0.7)
-    fused = fused_sampling(hidden, embedding, keys, temperature=0.7)
-    np.testing.assert_array_equal(truncated.ids_B, fused.ids_B)
-    chex.assert_trees_all_close(
-        truncated.logps_B, fused.logps_B, atol=tolerances.KERNEL_LOGPS, rtol=0
+    truncated, fused = (
+        jax.jit(partial(draw, temperature=0.7))(hidden, embedding, keys)
+        for draw in (truncated_sampling, fused_sampling)
     )
-    np.testing.assert_allclose(truncated.kept_mass_B, 1, atol=tolerances.KERNEL_LOGPS)
+    np.testing.assert_array_equal(truncated.ids, fused.ids)
+    chex.assert_trees_all_close(truncated.logps, fused.logps, atol=tolerances.KERNEL_LOGPS, rtol=0)
+    np.testing.assert_allclose(truncated.kept_mass, 1, atol=tolerances.KERNEL_LOGPS)
 
 
+@quickly
 def test_a_draw_depends_on_its_own_row_alone():
     hidden, embedding, keys, _ = operands(6, 1300, 16)
-    draw = partial(truncated_sampling, temperature=0.7, top_k=40, top_p=0.9)
+    draw = jax.jit(partial(truncated_sampling, temperature=0.7, top_k=40, top_p=0.9))
     every, some = draw(hidden, embedding, keys), draw(hidden[2:4], embedding, keys[2:4])
-    np.testing.assert_array_equal(every.ids_B[2:4], some.ids_B)
+    np.testing.assert_array_equal(every.ids[2:4], some.ids)
 
 
 def chi_square(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
@@ -211,53 +217,48 @@ def chi_square(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     return ((observed - wanted) ** 2 / wanted).sum(), cells + 3.09 * np.sqrt(2 * cells) + 5
 
 
-@pytest.mark.parametrize(
-    "truncation, temperature",
-    [(Truncation(top_k=50, top_p=0.95), 1.0), (Truncation(top_p=0.9, min_p=0.01), 1.5)],
-    ids=["top-k, top-p", "top-p, min-p"],
-)
-def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show(
-    truncation, temperature
-):
-    """700 words in two blocks. The bias takes 1 % of its mass from the likeliest word."""
-    logits = (np.random.default_rng(3).normal(size=700) * 2).astype(np.float32)
-    tempered = jnp.asarray(logits / np.float32(temperature))
-    kept = kept_by_sorting(np.asarray(tempered), truncation)
-    probs = np.where(kept, np.exp(log_softmax(np.asarray(tempered, np.float64))), 0)
-    probs /= probs.sum()
+def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show():
+    """700 words in two blocks. The bias is a temperature off by 2 %."""
+    truncation = Truncation(top_k=60, top_p=0.9, min_p=0.01)
+    tempered = (np.random.default_rng(3).normal(size=700) * 2).astype(np.float32)
+    kept = kept_by_sorting(tempered, truncation)
+
+    def probs(temperature):
+        masses = np.where(kept, np.exp(tempered.astype(np.float64) / temperature), 0)
+        return masses / masses.sum()
 
     @jax.jit
     def ids(keys):
-        rows = jnp.broadcast_to(tempered, (len(keys), 700))
+        rows = jnp.broadcast_to(jnp.asarray(tempered)[None], (len(keys), 700))
         noise = block_draw.noise(keys, 700)
-        return xla.draw_truncated(rows, *noise, truncation)[0].ids_B
+        return xla.draw_truncated(rows, *noise, truncation)[0]
 
     chunks = jax.random.split(jax.random.key(5), (500, 2048))
     drawn = np.concatenate([np.asarray(ids(keys)) for keys in chunks])
-    statistic, limit = chi_square(drawn, probs)
+    statistic, limit = chi_square(drawn, probs(1.0))
     assert statistic < limit
-    biased = probs.copy()
-    biased[probs.argmax()] *= 0.99
-    statistic, limit = chi_square(drawn, biased / biased.sum())
+    statistic, limit = chi_square(drawn, probs(1.02))
     assert statistic > limit
 
 
+@quickly
 def test_a_word_at_minus_infinity_is_never_drawn():
     logits = np.full((256, 700), -np.inf, np.float32)
     logits[:, [3, 600]] = 0
     noise = block_draw.noise(jax.random.split(jax.random.key(0), 256), 700)
-    picked, _ = xla.draw_truncated(jnp.asarray(logits), *noise, Truncation(top_k=5, top_p=0.99))
-    assert set(np.asarray(picked.ids_B)) == {3, 600}
+    draw = jax.jit(partial(xla.draw_truncated, truncation=Truncation(top_k=5, top_p=0.99)))
+    assert set(np.asarray(draw(jnp.asarray(logits), *noise)[0])) == {3, 600}
 
 
+@quickly
 @pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
 def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name):
     truncation = TRUNCATIONS[name]
     hidden, embedding, keys, _ = operands(4, 1300, 16)
-    draw = partial(truncated_sampling, temperature=1.0, **truncation._asdict())
+    draw = jax.jit(partial(truncated_sampling, temperature=1.0, **truncation._asdict()))
     sound = draw(hidden, embedding, keys)
     broken = draw(hidden.at[1, 2].set(jnp.nan).at[2, 2].set(jnp.inf), embedding, keys)
-    assert (np.asarray(broken.ids_B) >= 0).all() and (np.asarray(broken.ids_B) < 1300).all()
+    assert (np.asarray(broken.ids) >= 0).all() and (np.asarray(broken.ids) < 1300).all()
     for was, now in zip(sound, broken, strict=True):
         np.testing.assert_array_equal(now[np.array([0, 3])], was[np.array([0, 3])])
     for said in broken[1:]:
@@ -267,6 +268,7 @@ def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name
 # The TPU's kernel, in interpret mode
 
 
+@quickly
 @pytest.mark.parametrize(
     "shape, dtype, name, temperature",
     [
@@ -286,11 +288,12 @@ def test_the_kernel_draws_the_reference_words_and_says_the_truth(shape, dtype, n
     tempered = jnp.asarray(logits / temperature, jnp.float32)
     noise = block_draw.noise(keys, shape[1])
     ids, *_ = reference.draw_truncated(tempered, *noise, truncation)
-    np.testing.assert_array_equal(drawn.ids_B, ids)
+    np.testing.assert_array_equal(drawn.ids, ids)
     atol = tolerances.KERNEL_LOGPS if dtype == jnp.float32 else tolerances.KERNEL_LOGPS_BF16
     expect(drawn, logits / temperature, truncation, atol)
 
 
+@quickly
 @pytest.mark.parametrize("truncation", [Truncation(top_k=11), Truncation(top_p=0.8)], ids=str)
 def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_blocks(truncation):
     """Twelve large words at place 7, of which the candidates hold eight; one row is ordinary."""
@@ -306,6 +309,7 @@ def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_bloc
 # Sliced words, settings, and the compiler
 
 
+@quickly
 @pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
 def test_eight_devices_with_their_slices_draw_what_one_draws(name):
     truncation = TRUNCATIONS[name]
@@ -319,8 +323,8 @@ def test_eight_devices_with_their_slices_draw_what_one_draws(name):
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    expected, drawn = draw(hidden, embedding, keys), jax.jit(sliced)(hidden, embedding, keys)
-    np.testing.assert_array_equal(drawn.ids_B, expected.ids_B)
+    expected, drawn = (jax.jit(f)(hidden, embedding, keys) for f in (draw, sliced))
+    np.testing.assert_array_equal(drawn.ids, expected.ids)
     chex.assert_trees_all_close(
         tuple(drawn[1:]), tuple(expected[1:]), atol=tolerances.KERNEL_LOGPS, rtol=0
     )
@@ -352,6 +356,7 @@ def test_slices_that_are_no_whole_blocks_are_refused():
         (dict(min_p=1.1), "min_p"),
         (dict(min_p=float("nan")), "min_p"),
         (dict(implementation="triton"), "implementation"),
+        (dict(implementation="pallas"), "needs a TPU"),
     ],
     ids=str,
 )
@@ -361,14 +366,15 @@ def test_a_senseless_setting_is_refused_by_name(setting, named):
         truncated_sampling(hidden, embedding, keys, **{"temperature": 1.0, **setting})
 
 
-def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_without():
+def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_without(monkeypatch):
     shape = jax.ShapeDtypeStruct
     arguments = shape((512, 64), jnp.bfloat16), shape((262_144, 64), jnp.bfloat16)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 512))
     draw = partial(truncated_sampling, temperature=1.0)
     with pytest.raises(UserError, match="512 rows"):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
         jax.eval_shape(partial(draw, implementation="pallas"), *arguments, keys)
-    chex.assert_shape(jax.eval_shape(draw, *arguments, keys).ids_B, (512,))
+    chex.assert_shape(jax.eval_shape(draw, *arguments, keys).ids, (512,))
 
 
 def compile_for_v5e(function, *arguments):

@@ -1,7 +1,7 @@
 """What the pipeline calls to draw from a truncated distribution. Knows no model or loop."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from gemma_grpo.kernels.truncated_sampling.search import Truncation
 class Drawn(NamedTuple):
     """Words drawn, and how likely they were. float32 but for the ids, which are int32."""
 
-    ids_B: Int[Array, " B"]
-    logps_B: Float[Array, " B"]  # under what was drawn from: tempered, truncated, renormalised
-    full_logps_B: Float[Array, " B"]  # under the tempered distribution of all words
-    kept_mass_B: Float[Array, " B"]  # of the kept words, under that one
+    ids: Int[Array, " B"]
+    logps: Float[Array, " B"]  # under what was drawn from: tempered, truncated, renormalised
+    full_logps: Float[Array, " B"]  # under the tempered distribution of all words
+    kept_mass: Float[Array, " B"]  # of the kept words, under that one
 
 
 def truncated_sampling(
@@ -32,7 +32,7 @@ def truncated_sampling(
     top_p: float = 1.0,
     min_p: float = 0.0,
     axis_name: str | None = None,
-    implementation: Literal["xla", "pallas"] | None = None,
+    implementation: str | None = None,
 ) -> Drawn:
     """Draw one word for each row from softmax(hidden embedding^T / temperature), truncated.
 
@@ -60,7 +60,7 @@ def truncated_sampling(
 
     Raises:
         UserError: a setting has no meaning, a slice is no whole number of blocks, or the kernel
-            asked for cannot run these shapes.
+            asked for cannot run here.
     """
     check_truncation(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if implementation not in (None, "xla", "pallas"):
@@ -73,6 +73,11 @@ def truncated_sampling(
             f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
         )
     fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
+    if implementation == "pallas" and jax.default_backend() != "tpu":
+        raise UserError(
+            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; '
+            "None takes the kernel where the program is compiled for one"
+        )
     if implementation == "pallas" and shards > 1:
         raise UserError('implementation="pallas": the words are sliced; use None or "xla"')
     if implementation == "pallas" and not fits:
@@ -93,12 +98,14 @@ def truncated_sampling(
         drawn = anywhere(*operands)
     else:
         drawn = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
-    picked, logsumexps_B = drawn
-    logps_B = picked.logits_B - picked.logsumexps_B
-    full_logps_B = picked.logits_B - logsumexps_B
-    # Of words drawn where there is no distribution, nothing is known but that they are words.
-    ids_B = jnp.minimum(picked.ids_B, shards * V - 1)
-    return Drawn(ids_B, logps_B, full_logps_B, jnp.exp(picked.logsumexps_B - logsumexps_B))
+    ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
+    return Drawn(
+        # Where there is no distribution the word drawn may be of the padding.
+        ids=jnp.minimum(ids_B, shards * V - 1),
+        logps=logits_B - kept_logsumexps_B,
+        full_logps=logits_B - logsumexps_B,
+        kept_mass=jnp.exp(kept_logsumexps_B - logsumexps_B),
+    )
 
 
 def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
@@ -38,7 +38,7 @@ def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> i
         + rows * _noise_columns(num_words) * 4  # block masses
         + LAYERS * rows * block_draw.BLOCK * 4  # candidates
         + 2 * rows * block_draw.BLOCK * 4  # output: the drawn block's logits
-        + 2 * 5 * rows * LANES * 4  # outputs of one column, which take 128
+        + 2 * 4 * rows * LANES * 4  # outputs of one column, which take 128
         + SLACK_BYTES
     )
 
@@ -52,7 +52,7 @@ def draw_truncated(
     *,
     temperature: float,
     interpret: bool = False,
-) -> tuple[block_draw.Pick, Float[Array, " B"]]:
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """As `xla.draw_truncated`, with the head. Needs `fits`.
 
     The kernel finds each row's block; its word is drawn from what it hands out.
@@ -65,7 +65,7 @@ def draw_truncated(
     whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0, 0))
     column = lambda dtype: jax.ShapeDtypeStruct((B, 1), dtype)
     tiles = pl.cdiv(V, TILE)
-    block, score, top, kept_mass, full_mass, words = pl.pallas_call(
+    block, top, kept_mass, full_mass, words = pl.pallas_call(
         partial(_kernel, num_words=V, truncation=truncation, temperature=temperature),
         grid=(tiles,),
         in_specs=[
@@ -73,10 +73,10 @@ def draw_truncated(
             pl.BlockSpec((TILE, D), lambda tile: (tile, 0)),
             whole(B, columns),
         ],
-        out_specs=[*[whole(B, 1)] * 5, whole(B, block_draw.BLOCK)],
+        out_specs=[*[whole(B, 1)] * 4, whole(B, block_draw.BLOCK)],
         out_shape=[
             column(jnp.int32),
-            *[column(jnp.float32)] * 4,
+            *[column(jnp.float32)] * 3,
             jax.ShapeDtypeStruct((B, block_draw.BLOCK), jnp.float32),
         ],
         scratch_shapes=[
@@ -96,19 +96,17 @@ def draw_truncated(
         interpret=interpret,
         name="truncated_sampling",
     )(hidden_BD, embedding_VD, block_noise)
-    word_B, logit_B = block_draw.pick_word(words.T, word_noise)
+    word_B, logits_B, _ = block_draw.pick_word(words.T, word_noise)
     ids_B = block[:, 0] * block_draw.BLOCK + word_B
-    kept_B = (top + jnp.log(kept_mass))[:, 0]
-    picked = block_draw.Pick(score[:, 0], ids_B, logit_B, kept_B)
-    return picked, (top + jnp.log(full_mass))[:, 0]
+    logsumexps = [(top + jnp.log(mass))[:, 0] for mass in (kept_mass, full_mass)]
+    return ids_B, logits_B, *logsumexps
 
 
 def _kernel(
     hidden_ref,  # [B, D]
     embedding_ref,  # [TILE, D]
     block_noise_ref,  # [B, blocks], with -inf for blocks that are none
-    block_out,  # [B, 1], like the next four
-    score_out,
+    block_out,  # [B, 1], like the next three
     top_out,
     kept_mass_out,
     full_mass_out,
@@ -152,7 +150,6 @@ def _kernel(
         draw = _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, truncation)
         (
             block_out[...],
-            score_out[...],
             top_out[...],
             kept_mass_out[...],
             full_mass_out[...],
@@ -200,7 +197,7 @@ def _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, trun
     nothing = jnp.full((B, block_draw.BLOCK), -jnp.inf, jnp.float32)
     words = jax.lax.fori_loop(0, tiles, take_tile, nothing)
     words = jnp.where(words >= least, words, -jnp.inf)
-    return block, best + top, top, mass.sum(axis=-1, keepdims=True), full_mass, words
+    return block, top, mass.sum(axis=-1, keepdims=True), full_mass, words
 
 
 def _passes(words_ref, top: jax.Array) -> Passes:

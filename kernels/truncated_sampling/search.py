@@ -41,9 +41,9 @@ class Words(NamedTuple):
 
     everything: Passes
     candidates: Passes
-    incomplete_B1: Float[Array, "B 1"]  # every word above this is among the candidates
-    top_B1: Float[Array, "B 1"]  # the largest logit
-    mass_B1: Float[Array, "B 1"]  # of everything
+    incomplete: Float[Array, "B 1"]  # every word above this is among the candidates
+    top: Float[Array, "B 1"]  # the largest logit
+    mass: Float[Array, "B 1"]  # of everything
     number: int
 
 
@@ -53,7 +53,7 @@ def threshold(words: Words, truncation: Truncation) -> Float[Array, "B 1"]:
     That is at most the smallest kept logit, and above the largest one dropped.
     """
     top_k, top_p, min_p = truncation
-    top_B1, mass_B1 = words.top_B1, words.mass_B1
+    top_B1, mass_B1 = words.top, words.mass
     least_B1 = jnp.full_like(top_B1, -jnp.inf)
     reach_B1 = jnp.full_like(top_B1, words.number)
 
@@ -98,12 +98,12 @@ def _search(
         for passes in (words.candidates, words.everything)
     )
     # What the candidates reach, all words do.
-    low_B1 = _bisect(of_candidates, target_B1, least_B1, words.top_B1, reach_B1)
-    complete_B1 = _unordered(_ordered(words.incomplete_B1) + 1)
-    within_B1 = jnp.minimum(jnp.maximum(low_B1, complete_B1), words.top_B1)
+    low_B1 = _bisect(of_candidates, target_B1, least_B1, words.top, reach_B1)
+    complete_B1 = _unordered(_ordered(words.incomplete) + 1)
+    within_B1 = jnp.minimum(jnp.maximum(low_B1, complete_B1), words.top)
     settled_B1 = of_candidates(within_B1)[1] >= target_B1
     low_B1 = jnp.where(settled_B1, within_B1, low_B1)
-    high_B1 = jnp.where(settled_B1, within_B1, words.incomplete_B1)
+    high_B1 = jnp.where(settled_B1, within_B1, words.incomplete)
     return _bisect(of_everything, target_B1, low_B1, high_B1, reach_B1)
 
 
@@ -148,5 +148,7 @@ def _ordered(floats: Float[Array, "..."]) -> Int[Array, "..."]:
 
 
 def _unordered(ordered: Int[Array, "..."]) -> Float[Array, "..."]:
+    """0 for subnormal floats, which some devices take for 0 and some do not."""
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    bits = jnp.where(bits & 0x7F800000 == 0, 0, bits)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
@@ -28,8 +28,8 @@ def draw_truncated(
     truncation: Truncation,
     *,
     axis_name: str | None = None,
-) -> tuple[block_draw.Pick, Float[Array, " B"]]:
-    """Words drawn from the kept ones, and the logsumexps of all. The pick's are of the kept ones.
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Words drawn from the kept ones, their logits, the logsumexps of the kept ones and of all.
 
     Args:
         logits_BV: float32, tempered. With `axis_name` this device's slice, in whole blocks.
@@ -41,8 +41,8 @@ def draw_truncated(
     picked = block_draw.pick(kept_BV, block_noise, word_noise)
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * logits_BV.shape[-1]
-        picked = block_draw.merge(picked._replace(ids_B=first + picked.ids_B), axis_name)
-    return picked, (top_B1 + jnp.log(mass_B1))[:, 0]
+        picked = block_draw.merge(picked._replace(ids=first + picked.ids), axis_name)
+    return picked.ids, picked.logits, picked.logsumexps, (top_B1 + jnp.log(mass_B1))[:, 0]
 
 
 def _in_blocks(logits_BV: jax.Array) -> jax.Array:
