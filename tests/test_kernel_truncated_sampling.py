@@ -168,9 +168,15 @@ def test_min_p_is_relative_to_the_largest_probability():
 
 
 @quickly
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize(
-    "name, temperature", [("nothing", 0.6), ("top-k", 1.0), ("top-p", 1.7), ("all", 0.6)]
+    "name, temperature, dtype",
+    [
+        ("nothing", 0.6, jnp.float32),
+        ("top-k", 1.0, jnp.bfloat16),
+        ("top-p", 1.7, jnp.float32),
+        ("all", 0.6, jnp.bfloat16),
+    ],
+    ids=str,
 )
 def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
     truncation = TRUNCATIONS[name]
@@ -228,13 +234,13 @@ def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show
         return masses / masses.sum()
 
     @jax.jit
-    def ids(keys):
-        rows = jnp.broadcast_to(jnp.asarray(tempered)[None], (len(keys), 700))
-        noise = block_draw.noise(keys, 700)
-        return xla.draw_truncated(rows, *noise, truncation)[0]
+    @jax.vmap  # over keys alone, so that the threshold is searched for once
+    def draw(key):
+        noise = block_draw.noise(key[None], 700)
+        return xla.draw_truncated(jnp.asarray(tempered)[None], *noise, truncation)[0][0]
 
     chunks = jax.random.split(jax.random.key(5), (500, 2048))
-    drawn = np.concatenate([np.asarray(ids(keys)) for keys in chunks])
+    drawn = np.concatenate([np.asarray(draw(keys)) for keys in chunks])
     statistic, limit = chi_square(drawn, probs(1.0))
     assert statistic < limit
     statistic, limit = chi_square(drawn, probs(1.02))
@@ -272,10 +278,8 @@ def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name
 @pytest.mark.parametrize(
     "shape, dtype, name, temperature",
     [
-        ((1, 1024, 16), jnp.float32, "top-p", 1.0),
         ((3, 2500, 32), jnp.bfloat16, "top-k, top-p", 0.7),
         ((9, 1300, 16), jnp.float32, "all", 1.3),
-        ((2, 700, 16), jnp.float32, "nothing", 0.7),
     ],
     ids=str,
 )
