@@ -1,0 +1,129 @@
+"""What the pipeline calls to draw from a truncated distribution. Knows no model or loop."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import block_draw, head
+from gemma_grpo.kernels.truncated_sampling import pallas_tpu, xla
+from gemma_grpo.kernels.truncated_sampling.search import Truncation
+
+
+class Drawn(NamedTuple):
+    """Words drawn, and how likely they were. float32 but for the ids, which are int32."""
+
+    ids: Int[Array, " B"]
+    logps: Float[Array, " B"]  # under what was drawn from: tempered, truncated, renormalised
+    full_logps: Float[Array, " B"]  # under the tempered distribution of all words
+    kept_mass: Float[Array, " B"]  # of the kept words, under that one
+
+
+def truncated_sampling(
+    hidden_BD: Float[Array, "B D"],
+    embedding_VD: Float[Array, "V D"],
+    keys_B: Key[Array, " B"],
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> Drawn:
+    """Draw one word for each row from softmax(hidden embedding^T / temperature), truncated.
+
+    Truncations apply in the order of the arguments, each to what the one before has left:
+
+    Args:
+        keys_B: one key a row; a draw depends on its own row alone. Where nothing is cut off, it is
+            the word that `fused_sampling` draws.
+        temperature: 1e-6 or more. The largest word is `fused_sampling`'s at temperature 0.
+        top_k: keep the k largest, and whatever ties with the smallest of them; 0, or as many as
+            there are words, keeps all.
+        top_p: keep the fewest largest ones whose mass reaches p: the word that crosses p stays, and
+            so does what ties with it. 1 keeps all; towards 0 the largest alone. Masses are float32
+            sums: within about 1e-6 of p, which word crosses it is theirs to say.
+        min_p: keep what has min_p times the largest probability or more (arXiv 2407.01082); 0
+            keeps all, 1 the largest and its ties.
+        axis_name: inside `jax.shard_map`: the axis over which the words are sliced, this
+            device's being its equal slice of the words, in order. Every device gets the same
+            result, the one of words that are not sliced.
+        implementation: None takes "pallas" on TPU where the words are not sliced and all logits
+            fit in VMEM, else "xla".
+
+    A word with a logit of -inf is never drawn. A row with a logit of NaN or +inf, or with none that
+    is finite, is no distribution: its id is in range, its log-probs and kept mass are NaN.
+
+    Raises:
+        UserError: a setting has no meaning, a slice is no whole number of blocks, or the kernel
+            asked for cannot run here.
+    """
+    check_truncation(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if implementation not in (None, "xla", "pallas"):
+        raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')
+    B, (V, D) = len(hidden_BD), embedding_VD.shape
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if shards > 1 and V % block_draw.BLOCK:
+        raise UserError(
+            f"vocabulary of {shards * V} words in {shards} slices: a slice must be a multiple of "
+            f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
+        )
+    fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
+    if implementation == "pallas" and jax.default_backend() != "tpu":
+        raise UserError(
+            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; '
+            "None takes the kernel where the program is compiled for one"
+        )
+    if implementation == "pallas" and shards > 1:
+        raise UserError('implementation="pallas": the words are sliced; use None or "xla"')
+    if implementation == "pallas" and not fits:
+        raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
+
+    block_noise, word_noise = block_draw.noise(keys_B, shards * V)
+    if shards > 1:
+        mine = V // block_draw.BLOCK
+        start = jax.lax.axis_index(axis_name) * mine
+        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, start, mine, axis=1)
+    settings = dict(truncation=Truncation(top_k, top_p, min_p), temperature=temperature)
+    on_tpu = partial(pallas_tpu.draw_truncated, **settings)
+    anywhere = partial(_head_and_draw, **settings, axis_name=axis_name if shards > 1 else None)
+    operands = hidden_BD, embedding_VD, block_noise, word_noise
+    if implementation == "pallas":
+        drawn = on_tpu(*operands)
+    elif implementation == "xla" or shards > 1 or not fits:
+        drawn = anywhere(*operands)
+    else:
+        drawn = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
+    ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
+    return Drawn(
+        # Where there is no distribution the word drawn may be of the padding.
+        ids=jnp.minimum(ids_B, shards * V - 1),
+        logps=logits_B - kept_logsumexps_B,
+        full_logps=logits_B - logsumexps_B,
+        kept_mass=jnp.exp(kept_logsumexps_B - logsumexps_B),
+    )
+
+
+def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    """Raises UserError where a setting has no meaning."""
+    if not 1e-6 <= temperature < float("inf"):
+        raise UserError(
+            f"temperature={temperature}: must be 1e-6 or more and finite; 0 is fused_sampling's"
+        )
+    if top_k < 0:
+        raise UserError(f"top_k={top_k}: must be 0 (off) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off)")
+    if not 0 <= min_p <= 1:
+        raise UserError(f"min_p={min_p}: must be at least 0 (off) and at most 1")
+
+
+def _head_and_draw(
+    hidden_BD, embedding_VD, block_noise, word_noise, *, truncation, temperature, axis_name
+):
+    logits_BV = head.logits(hidden_BD, embedding_VD) / temperature
+    return xla.draw_truncated(logits_BV, block_noise, word_noise, truncation, axis_name=axis_name)

@@ -1,0 +1,422 @@
+"""Laws of truncated sampling. Expected values by NumPy in float64, or by hand."""
+
+import os
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels.fused_sampling import fused_sampling
+from gemma_grpo.kernels.truncated_sampling import (
+    Drawn,
+    cases,
+    pallas_tpu,
+    reference,
+    truncated_sampling,
+    xla,
+)
+from gemma_grpo.kernels.truncated_sampling.search import Truncation
+
+quickly = pytest.mark.usefixtures("compile_quickly")
+
+RNG = np.random.default_rng(0)
+TRUNCATIONS = {
+    "nothing": Truncation(),
+    "k >= V": Truncation(top_k=10**6),
+    "k = 1": Truncation(top_k=1),
+    "p -> 0": Truncation(top_p=1e-12),
+    "p -> 1": Truncation(top_p=0.9999),
+    "min_p = 1": Truncation(min_p=1.0),
+    "k and min_p": Truncation(top_k=20, min_p=0.3),
+    "p and min_p": Truncation(top_p=0.5, min_p=0.3),
+    **cases.TRUNCATIONS,
+}
+
+
+def kept_by_sorting(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
+    """One row's kept words, in float64."""
+    logits = logits.astype(np.float64)
+    kept = np.ones(len(logits), bool)
+    if 0 < truncation.top_k < len(logits):
+        kept &= logits >= np.sort(logits)[-truncation.top_k]
+    if truncation.top_p < 1:
+        order = np.argsort(-logits)
+        order = order[kept[order]]
+        probs = np.exp(logits[order] - logits.max())
+        probs /= probs.sum()
+        kept &= logits >= logits[order[np.cumsum(probs) - probs < truncation.top_p]].min()
+    if truncation.min_p > 0:
+        kept &= logits >= logits.max() + np.log(truncation.min_p)
+    return kept
+
+
+def expect_kept(kept: np.ndarray, logits: np.ndarray, truncation: Truncation) -> None:
+    """Row by row a sort's, with top_p as it is or off by what float32 sums are. A word at -inf has
+    no mass to keep."""
+    for of_row, row in zip(kept, logits, strict=True):
+        allowed = [
+            kept_by_sorting(row, truncation._replace(top_p=truncation.top_p * (1 + off)))
+            for off in (0, -tolerances.KEPT_MASS, tolerances.KEPT_MASS)
+        ]
+        assert any(not ((of_row ^ of_sort) & np.isfinite(row)).any() for of_sort in allowed)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def kept_by_thresholds(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
+    find = jax.jit(partial(xla.truncation_thresholds, truncation=truncation))
+    return logits >= np.asarray(find(jnp.asarray(logits)))[:, None]
+
+
+def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation, atol: float) -> None:
+    """Ids are of kept words, and what is said of them is NumPy's. Logits are tempered, float64."""
+    for row, id_ in enumerate(np.asarray(drawn.ids)):
+        kept = kept_by_sorting(logits[row].astype(np.float32), truncation)
+        assert kept[id_]
+        full = log_softmax(logits[row])
+        mass = np.exp(full[kept]).sum()
+        said = tuple(np.asarray(values[row]) for values in drawn[1:])
+        true = full[id_] - np.log(mass), full[id_], mass
+        chex.assert_trees_all_close(said, true, atol=atol, rtol=0)
+
+
+def operands(B, V, D, dtype=jnp.float32):
+    hidden = jnp.asarray(RNG.normal(size=(B, D)), dtype)
+    embedding = jnp.asarray(RNG.normal(size=(V, D)) * 3 / np.sqrt(D), dtype)
+    keys = jax.random.split(jax.random.key(B), B)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(embedding, np.float64).T
+    return hidden, embedding, keys, logits
+
+
+def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Drawn:
+    """The kernel as `truncated_sampling` calls it on a TPU."""
+    noise = block_draw.noise(keys, len(embedding))
+    draw = partial(pallas_tpu.draw_truncated, temperature=temperature, interpret=True)
+    ids, logits, kept, every = draw(hidden, embedding, *noise, truncation)
+    return Drawn(ids, logits - kept, logits - every, jnp.exp(kept - every))
+
+
+# What is kept
+
+
+@quickly
+@pytest.mark.parametrize("truncation", TRUNCATIONS.values(), ids=TRUNCATIONS)
+@pytest.mark.parametrize("shape", [(2, 3), (9, 1300)], ids=str)
+def test_the_kept_set_is_that_of_a_sort(shape, truncation):
+    """In half of the rows words tie, and a third of them is at -inf."""
+    logits = (RNG.normal(size=shape) * 3).astype(np.float32)
+    logits[::2] = np.round(logits[::2])
+    logits[::2, 1::3] = -np.inf
+    expect_kept(kept_by_thresholds(logits, truncation), logits, truncation)
+    by_reference = np.asarray(reference.truncate(jnp.asarray(logits), truncation))
+    least = np.where(np.isfinite(by_reference), by_reference, np.inf).min(axis=-1, keepdims=True)
+    expect_kept(logits >= least, logits, truncation)
+
+
+@quickly
+def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart():
+    after_two = np.nextafter(np.float32(2), np.float32(3))
+    before_two = np.nextafter(np.float32(2), np.float32(1))
+    logits = np.array([[1, 3, 2, 2, before_two], [1, 3, 2, after_two, before_two]], np.float32)
+    kept = kept_by_thresholds(logits, Truncation(top_k=2))
+    np.testing.assert_array_equal(kept, [[False, True, True, True, False], [0, 1, 0, 1, 0]])
+
+
+@quickly
+def test_zeros_of_both_signs_tie():
+    kept = kept_by_thresholds(np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32), Truncation(top_k=1))
+    np.testing.assert_array_equal(kept, [[False, True, True, False]])
+
+
+@quickly
+def test_top_p_keeps_the_word_that_crosses_it_with_its_ties_and_none_after_reaching_it():
+    logits = np.log(np.array([[8, 4, 2, 2, 1]], np.float32))
+    for top_p, words in [(0.4, 1), (0.75, 4), (0.95, 5)]:
+        kept = kept_by_thresholds(logits, Truncation(top_p=top_p))
+        np.testing.assert_array_equal(kept, [np.arange(5) < words])
+
+
+@quickly
+def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    # Of 0.5 and 0.3 the first has 0.625; of all, 0.5.
+    kept = kept_by_thresholds(logits, Truncation(top_k=2, top_p=0.6))
+    np.testing.assert_array_equal(kept, [[True, False, False, False]])
+    # Were min-p first, 0.5 of 0.8 would reach 0.6.
+    kept = kept_by_thresholds(logits, Truncation(top_p=0.6, min_p=0.55))
+    np.testing.assert_array_equal(kept, [[True, True, False, False]])
+
+
+@quickly
+def test_min_p_is_relative_to_the_largest_probability():
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    for min_p, words in [(0.05, 4), (0.5, 2), (0.7, 1)]:
+        kept = kept_by_thresholds(logits, Truncation(min_p=min_p))
+        np.testing.assert_array_equal(kept, [np.arange(4) < words])
+
+
+# What is drawn
+
+
+@quickly
+@pytest.mark.parametrize(
+    "name, temperature, dtype",
+    [
+        ("nothing", 0.6, jnp.float32),
+        ("top-k", 1.0, jnp.bfloat16),
+        ("top-p", 1.7, jnp.float32),
+        ("all", 0.6, jnp.bfloat16),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
+    truncation = TRUNCATIONS[name]
+    hidden, embedding, keys, logits = operands(5, 1300, 32, dtype)
+    draw = partial(truncated_sampling, temperature=temperature, **truncation._asdict())
+    drawn = jax.jit(draw)(hidden, embedding, keys)
+    chex.assert_shape(tuple(drawn), (5,))
+    chex.assert_type(tuple(drawn), [jnp.int32, *[jnp.float32] * 3])
+    atol = tolerances.KERNEL_LOGPS if dtype == jnp.float32 else tolerances.KERNEL_LOGPS_BF16
+    expect(drawn, logits / temperature, truncation, atol)
+
+
+@quickly
+def test_where_nothing_is_cut_off_tokens_are_those_of_fused_sampling():
+    hidden, embedding, keys, _ = operands(64, 1300, 16)
+    truncated, fused = (
+        jax.jit(partial(draw, temperature=0.7))(hidden, embedding, keys)
+        for draw in (truncated_sampling, fused_sampling)
+    )
+    np.testing.assert_array_equal(truncated.ids, fused.ids)
+    chex.assert_trees_all_close(truncated.logps, fused.logps, atol=tolerances.KERNEL_LOGPS, rtol=0)
+    np.testing.assert_allclose(truncated.kept_mass, 1, atol=tolerances.KERNEL_LOGPS)
+
+
+@quickly
+def test_a_draw_depends_on_its_own_row_alone():
+    hidden, embedding, keys, _ = operands(6, 1300, 16)
+    draw = jax.jit(partial(truncated_sampling, temperature=0.7, top_k=40, top_p=0.9))
+    every, some = draw(hidden, embedding, keys), draw(hidden[2:4], embedding, keys[2:4])
+    np.testing.assert_array_equal(every.ids[2:4], some.ids)
+
+
+def chi_square(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
+    """The statistic over cells of 100 expected draws and more and one for the rest, and the 0.1 %
+    point of its distribution (Wilson and Hilferty's, rounded up)."""
+    counts, expected = np.bincount(ids, minlength=len(probs)), len(ids) * probs
+    assert not counts[probs == 0].any()
+    big = expected >= 100
+    observed, wanted = counts[big], expected[big]
+    if probs[~big].sum() > 0:
+        observed = np.append(observed, counts[~big].sum())
+        wanted = np.append(wanted, expected[~big].sum())
+    cells = len(wanted) - 1
+    return ((observed - wanted) ** 2 / wanted).sum(), cells + 3.09 * np.sqrt(2 * cells) + 5
+
+
+def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show():
+    """700 words in two blocks. The bias is a temperature off by 2 %."""
+    truncation = Truncation(top_k=60, top_p=0.9, min_p=0.01)
+    tempered = (np.random.default_rng(3).normal(size=700) * 2).astype(np.float32)
+    kept = kept_by_sorting(tempered, truncation)
+
+    def probs(temperature):
+        masses = np.where(kept, np.exp(tempered.astype(np.float64) / temperature), 0)
+        return masses / masses.sum()
+
+    @jax.jit
+    @jax.vmap  # over keys alone, so that the threshold is searched for once
+    def draw(key):
+        noise = block_draw.noise(key[None], 700)
+        return xla.draw_truncated(jnp.asarray(tempered)[None], *noise, truncation)[0][0]
+
+    chunks = jax.random.split(jax.random.key(5), (500, 2048))
+    drawn = np.concatenate([np.asarray(draw(keys)) for keys in chunks])
+    statistic, limit = chi_square(drawn, probs(1.0))
+    assert statistic < limit
+    statistic, limit = chi_square(drawn, probs(1.02))
+    assert statistic > limit
+
+
+@quickly
+def test_a_word_at_minus_infinity_is_never_drawn():
+    logits = np.full((256, 700), -np.inf, np.float32)
+    logits[:, [3, 600]] = 0
+    noise = block_draw.noise(jax.random.split(jax.random.key(0), 256), 700)
+    draw = jax.jit(partial(xla.draw_truncated, truncation=Truncation(top_k=5, top_p=0.99)))
+    assert set(np.asarray(draw(jnp.asarray(logits), *noise)[0])) == {3, 600}
+
+
+@quickly
+@pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
+def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name):
+    truncation = TRUNCATIONS[name]
+    hidden, embedding, keys, _ = operands(4, 1300, 16)
+    draw = jax.jit(partial(truncated_sampling, temperature=1.0, **truncation._asdict()))
+    sound = draw(hidden, embedding, keys)
+    broken = draw(hidden.at[1, 2].set(jnp.nan).at[2, 2].set(jnp.inf), embedding, keys)
+    assert (np.asarray(broken.ids) >= 0).all() and (np.asarray(broken.ids) < 1300).all()
+    for was, now in zip(sound, broken, strict=True):
+        np.testing.assert_array_equal(now[np.array([0, 3])], was[np.array([0, 3])])
+    for said in broken[1:]:
+        assert np.isnan(said[1:3]).all()
+
+
+# The TPU's kernel, in interpret mode
+
+
+@quickly
+@pytest.mark.parametrize(
+    "shape, dtype, name, temperature",
+    [
+        ((3, 2500, 32), jnp.bfloat16, "top-k, top-p", 0.7),
+        ((9, 1300, 16), jnp.float32, "all", 1.3),
+    ],
+    ids=str,
+)
+def test_the_kernel_draws_the_reference_words_and_says_the_truth(shape, dtype, name, temperature):
+    truncation = TRUNCATIONS[name]
+    hidden, embedding, keys, logits = operands(*shape, dtype)
+    drawn = in_interpret_mode(
+        hidden, embedding, keys, temperature=temperature, truncation=truncation
+    )
+    tempered = jnp.asarray(logits / temperature, jnp.float32)
+    noise = block_draw.noise(keys, shape[1])
+    ids, *_ = reference.draw_truncated(tempered, *noise, truncation)
+    np.testing.assert_array_equal(drawn.ids, ids)
+    atol = tolerances.KERNEL_LOGPS if dtype == jnp.float32 else tolerances.KERNEL_LOGPS_BF16
+    expect(drawn, logits / temperature, truncation, atol)
+
+
+@quickly
+@pytest.mark.parametrize("truncation", [Truncation(top_k=11), Truncation(top_p=0.8)], ids=str)
+def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_blocks(truncation):
+    """Twelve large words at place 7, of which the candidates hold eight; one row is ordinary."""
+    V = 12 * block_draw.BLOCK
+    logits = RNG.normal(size=(2, V))
+    logits[0, 7 :: block_draw.BLOCK] += np.linspace(5, 7, 12)
+    embedding = jnp.asarray(logits.T, jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 2)
+    drawn = in_interpret_mode(jnp.eye(2), embedding, keys, temperature=1.0, truncation=truncation)
+    expect(drawn, np.asarray(embedding, np.float64).T, truncation, tolerances.KERNEL_LOGPS)
+
+
+# Sliced words, settings, and the compiler
+
+
+@quickly
+@pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
+def test_eight_devices_with_their_slices_draw_what_one_draws(name):
+    truncation = TRUNCATIONS[name]
+    hidden, embedding, keys, _ = operands(5, 8 * block_draw.BLOCK, 16)
+    draw = partial(truncated_sampling, temperature=0.8, **truncation._asdict())
+    mesh = jax.make_mesh((8,), ("words",), axis_types=(jax.sharding.AxisType.Auto,))
+    sliced = jax.shard_map(
+        partial(draw, axis_name="words"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("words"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    expected, drawn = (jax.jit(f)(hidden, embedding, keys) for f in (draw, sliced))
+    np.testing.assert_array_equal(drawn.ids, expected.ids)
+    chex.assert_trees_all_close(
+        tuple(drawn[1:]), tuple(expected[1:]), atol=tolerances.KERNEL_LOGPS, rtol=0
+    )
+
+
+def test_slices_that_are_no_whole_blocks_are_refused():
+    hidden, embedding, keys, _ = operands(2, 8 * 64, 16)
+    mesh = jax.make_mesh((8,), ("words",), axis_types=(jax.sharding.AxisType.Auto,))
+    sliced = jax.shard_map(
+        partial(truncated_sampling, temperature=1.0, axis_name="words"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("words"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    with pytest.raises(UserError, match="512 words in 8 slices"):
+        sliced(hidden, embedding, keys)
+
+
+@pytest.mark.parametrize(
+    "setting, named",
+    [
+        (dict(temperature=0.0), "temperature"),
+        (dict(temperature=float("nan")), "temperature"),
+        (dict(top_k=-1), "top_k"),
+        (dict(top_p=0.0), "top_p"),
+        (dict(top_p=1.5), "top_p"),
+        (dict(min_p=-0.1), "min_p"),
+        (dict(min_p=1.1), "min_p"),
+        (dict(min_p=float("nan")), "min_p"),
+        (dict(implementation="triton"), "implementation"),
+        (dict(implementation="pallas"), "needs a TPU"),
+    ],
+    ids=str,
+)
+def test_a_senseless_setting_is_refused_by_name(setting, named):
+    hidden, embedding, keys, _ = operands(1, 16, 16)
+    with pytest.raises(UserError, match=named):
+        truncated_sampling(hidden, embedding, keys, **{"temperature": 1.0, **setting})
+
+
+def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_without(monkeypatch):
+    shape = jax.ShapeDtypeStruct
+    arguments = shape((512, 64), jnp.bfloat16), shape((262_144, 64), jnp.bfloat16)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 512))
+    draw = partial(truncated_sampling, temperature=1.0)
+    with pytest.raises(UserError, match="512 rows"):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        jax.eval_shape(partial(draw, implementation="pallas"), *arguments, keys)
+    chex.assert_shape(jax.eval_shape(draw, *arguments, keys).ids, (512,))
+
+
+def compile_for_v5e(function, *arguments):
+    """Compiled for one chip of a v5e-8, without one. Skips where the compiler is missing."""
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
+    )
+    mesh = jax.sharding.Mesh(topology.devices[:1], ("chip",))
+    on_chip = NamedSharding(mesh, PartitionSpec())
+    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_chip)
+    return jax.jit(function).lower(*map(place, arguments)).compile()
+
+
+@pytest.mark.parametrize(
+    "case, rows",
+    [
+        *((cases.GEMMA3_1B, rows) for rows in cases.GEMMA3_1B.rows),
+        (cases.GEMMA3_1B_MULTIMODAL, 64),
+    ],
+    ids=str,
+)
+def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(case, rows):
+    V, D = case.num_words, case.embed_dim
+    assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.VMEM_LIMIT
+    draw = partial(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95)
+    compiled = compile_for_v5e(
+        lambda hidden, embedding, words: draw(hidden, embedding, jax.random.wrap_key_data(words)),
+        jax.ShapeDtypeStruct((rows, D), jnp.bfloat16),
+        jax.ShapeDtypeStruct((V, D), jnp.bfloat16),
+        jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+    )
+    assert "tpu_custom_call" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < rows * V * 4 / 100
