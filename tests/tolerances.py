@@ -10,3 +10,6 @@ HIDDEN_GRAD_F32 = 2e-5  # their gradient, relative to the largest entry of the p
 BF16_LOGITS = 0.03  # mean error of logits of order 1: ten roundings to 2^-9 a layer, amplified
 MODEL_GRAD = 2e-5  # a gradient of the whole tiny model, of order 1, summed in another order
 GEMMA3_270M_LOGITS = 1e-3  # logits up to 33 against another framework, eighteen layers of float32
+LM_HEAD_LOGPS = 1e-5  # log-probs, logsumexps and entropies of order 10 from logits of order 10
+LM_HEAD_GRAD = 1e-5  # gradients of order 1: sums over a few thousand words of softmax * embedding
+SUM_OF_300 = 1e-5  # relative: 300 float32 terms, summed in another order, each with two exps
