@@ -14,3 +14,6 @@ SAMPLED_LOGP = 5e-6  # a logit, score or log-prob up to 30 of a head of 64 terms
 KERNEL_LOGPS = 1e-5  # logits of order 10 and sums of thousands of exponentials, in float32
 KERNEL_LOGPS_BF16 = 1e-4  # the same of a bfloat16 head: its products are exact, their sums float32
 KEPT_MASS = 1e-6  # a sum of thousands of float32 masses, relative: which side of top-p it falls
+LM_HEAD_LOGPS = 1e-5  # log-probs, logsumexps and entropies of order 10 from logits of order 10
+LM_HEAD_GRAD = 1e-5  # gradients of order 1: sums over a few thousand words of softmax * embedding
+SUM_OF_300 = 1e-5  # relative: 300 float32 terms, summed in another order, each with two exps

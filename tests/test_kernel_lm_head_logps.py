@@ -1,0 +1,365 @@
+"""Laws of log-probs by chunks of the vocabulary. Expected values by NumPy, in float64."""
+
+import os
+from functools import partial
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels.lm_head_logps import cases, lm_head_logps, reference, xla
+
+SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
+
+
+def inputs(case, seed=0):
+    """Hidden states, embedding, ids and a weight for each log-prob; logits of order 2."""
+    rng = np.random.default_rng(seed)
+    X, V, D = case.num_tokens, case.num_words, case.embed_dim
+    hidden = rng.normal(size=(X, D)).astype(np.float32)
+    embedding = (2 * rng.normal(size=(V, D)) / D**0.5).astype(np.float32)
+    ids = rng.integers(0, V, X).astype(np.int32)
+    ids[0] = V - 1
+    return hidden, embedding, ids, rng.normal(size=X).astype(np.float32)
+
+
+def op(hidden, embedding, ids, **settings):
+    """The op, of NumPy's arrays."""
+    return lm_head_logps(*map(jnp.asarray, (hidden, embedding, ids)), **settings)
+
+
+def by_numpy(hidden, embedding, ids, weights, temperature):
+    """Results, and gradients of sum(weights * logps): d logp / d logit = onehot - softmax."""
+    hidden, embedding = hidden.astype(np.float64), embedding.astype(np.float64)
+    logits = hidden @ embedding.T / temperature
+    top = logits.max(-1, keepdims=True)
+    logsumexp = np.log(np.exp(logits - top).sum(-1, keepdims=True)) + top
+    logps = logits - logsumexp
+    probs = np.exp(logps)
+    scaled = (np.eye(len(embedding))[ids] - probs) * weights[:, None] / temperature
+    return SimpleNamespace(
+        logps=logps[np.arange(len(ids)), ids],
+        logsumexp=logsumexp[:, 0],
+        entropy=-np.sum(probs * logps, -1, where=probs > 0),
+        gradients=(scaled @ embedding, scaled.T @ hidden),
+    )
+
+
+def weighted(form, ids, weights):
+    """sum(weights * logps) as a function of hidden states and embedding."""
+    return lambda hidden, embedding: jnp.sum(form(hidden, embedding, ids)[0] * weights)
+
+
+def chunked(words, temperature=1.0, axis_name=None):
+    """The XLA form with chunks of so many words, of NumPy's arrays."""
+    return lambda *arrays: xla.logps(temperature, axis_name, words, *map(jnp.asarray, arrays))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
+def test_results_are_numpys(case, temperature):
+    hidden, embedding, ids, weights = inputs(case)
+    results = jax.jit(partial(op, temperature=temperature))(hidden, embedding, ids)
+    expected = by_numpy(hidden, embedding, ids, weights, temperature)
+    for name in ("logps", "logsumexp", "entropy"):
+        value = getattr(results, name)
+        chex.assert_shape(value, (case.num_tokens,))
+        chex.assert_type(value, jnp.float32)
+        chex.assert_trees_all_close(
+            np.float64(value), getattr(expected, name), atol=tolerances.LM_HEAD_LOGPS
+        )
+
+
+@SIDES
+@pytest.mark.parametrize("temperature", [0.5, 1.5])
+@pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
+def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature, sides):
+    hidden, embedding, ids, weights = inputs(case)
+    loss = weighted(partial(op, temperature=temperature), ids, weights)
+    gradients = jax.jit(jax.grad(loss, sides))(hidden, embedding)
+    expected = by_numpy(hidden, embedding, ids, weights, temperature).gradients
+    for side, gradient in zip(sides, gradients, strict=True):
+        chex.assert_trees_all_close(
+            np.float64(gradient), expected[side], atol=tolerances.LM_HEAD_GRAD
+        )
+
+
+@pytest.mark.parametrize("words", [13, 100, 650, 1299, 4096])
+def test_nothing_depends_on_where_the_chunks_end(words):
+    hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
+    ids[1:5] = [0, 99, 100, 650]
+    expected = by_numpy(hidden, embedding, ids, weights, 0.7)
+    results = jax.jit(chunked(words, 0.7))(hidden, embedding, ids)
+    chex.assert_trees_all_close(
+        jax.tree.map(np.float64, results),
+        (expected.logps, expected.logsumexp, expected.entropy),
+        atol=tolerances.LM_HEAD_LOGPS,
+    )
+    loss = weighted(chunked(words, 0.7), ids, weights)
+    (frozen,) = jax.jit(jax.grad(loss, (0,)))(hidden, embedding)
+    trained = jax.jit(jax.grad(loss, (0, 1)))(hidden, embedding)
+    chex.assert_trees_all_close(
+        [np.float64(gradient) for gradient in (frozen, *trained)],
+        [expected.gradients[0], *expected.gradients],
+        atol=tolerances.LM_HEAD_GRAD,
+    )
+
+
+def test_log_probs_alone_carry_a_gradient():
+    hidden, embedding, ids, _ = inputs(cases.ONE_CHUNK)
+    for sides in [(0,), (1,), (0, 1)]:
+        loss = lambda *args: sum(x.sum() for x in op(*args, ids)[1:])
+        assert not any(map(np.any, jax.grad(loss, sides)(hidden, embedding)))
+
+
+def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form():
+    """Mean error against float32 of the same bfloat16 inputs, of values and of both gradients."""
+    hidden, embedding, ids, weights = inputs(cases.Case("", 2600, 64, 32))
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, embedding)]
+
+    def plain(hidden, embedding, ids):
+        logits = jnp.einsum("xd,vd->xv", hidden, embedding, preferred_element_type=jnp.float32)
+        return (jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, None], axis=-1)[:, 0],)
+
+    def outcome(form, hidden, embedding, sides=(0, 1)):
+        loss = weighted(form, ids, weights)
+        program = lambda *arrays: (form(*arrays, ids)[0], *jax.grad(loss, sides)(*arrays))
+        return [np.float64(x) for x in jax.jit(program)(hidden, embedding)]
+
+    truth = by_numpy(*(np.float32(x) for x in narrow), ids, weights, 1.0)
+    truth = [truth.logps, *truth.gradients]
+    error = lambda values: [np.abs(x - y).mean() for x, y in zip(values, truth, strict=False)]
+    allowed = [2 * e + tolerances.F32 for e in error(outcome(plain, *narrow))]
+    trained = error(outcome(chunked(700), *narrow))
+    frozen = error(outcome(chunked(700), *narrow, sides=(0,)))
+    assert all(e <= most for e, most in zip(trained + frozen, allowed + allowed[:2], strict=True))
+
+
+def test_an_id_outside_the_vocabulary_has_no_probability_and_no_word_of_its_own():
+    hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
+    outside = ids.copy()
+    outside[2], outside[4] = -1, cases.ONE_CHUNK.num_words
+    for words in (500, 4096):
+        logps, *others = jax.jit(chunked(words))(hidden, embedding, outside)
+        inside, *same = jax.jit(chunked(words))(hidden, embedding, ids)
+        wrong = outside != ids
+        assert (logps[wrong] == -np.inf).all()
+        chex.assert_trees_all_equal((logps[~wrong], others), (inside[~wrong], same))
+        for sides in [(0,), (0, 1)]:
+            loss = weighted(chunked(words), outside, weights)
+            gradient = np.float64(jax.jit(jax.grad(loss, sides))(hidden, embedding)[0])
+            expected = by_numpy(hidden, embedding, ids, weights, 1.0).gradients[0]
+            expected[wrong] -= embedding[ids[wrong]] * weights[wrong, None]
+            chex.assert_trees_all_close(gradient, expected, atol=tolerances.LM_HEAD_GRAD)
+
+
+@pytest.mark.parametrize("first", [0, 600], ids=["first words", "later words"])
+def test_a_logit_of_minus_infinity_is_a_word_of_probability_zero(first):
+    """600 words' logits overflow, in whole chunks or not: the law is that of the others."""
+    hidden, embedding, _, weights = inputs(cases.ONE_CHUNK)
+    hidden[:, 0] = 2.0
+    masked = embedding.copy()
+    masked[first : first + 600, 0] = -3e38
+    rest = np.r_[0:first, first + 600 : 1300]
+    ids = rest[-7:]
+    expected = by_numpy(hidden, embedding[rest], np.arange(693, 700), weights, 1.0)
+    for words in (300, 4096):
+        results = jax.jit(chunked(words))(hidden, masked, ids)
+        chex.assert_trees_all_close(
+            jax.tree.map(np.float64, results),
+            (expected.logps, expected.logsumexp, expected.entropy),
+            atol=tolerances.LM_HEAD_LOGPS,
+        )
+        loss = weighted(chunked(words), ids, weights)
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(hidden, masked)
+        frozen = jax.jit(jax.grad(loss))(hidden, masked)
+        chex.assert_trees_all_close(
+            [np.float64(x) for x in (frozen, gradients[0], gradients[1][rest])],
+            [expected.gradients[0], *expected.gradients],
+            atol=tolerances.LM_HEAD_GRAD,
+        )
+        chosen = jax.jit(chunked(words))(hidden, masked, np.full(7, first))[0]
+        assert (chosen == -np.inf).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_logit_of_plus_infinity_or_nan_spoils_its_own_row_only(value):
+    hidden, embedding, ids, _ = inputs(cases.ONE_CHUNK)
+    hidden[:, 0], embedding[:, 0] = 0.0, 1.0
+    expected = chunked(400)(hidden, embedding, ids)
+    hidden[3, 0] = value
+    results = chunked(400)(hidden, embedding, ids)
+    others = np.arange(7) != 3
+    for spoilt, sound in zip(results, expected, strict=True):
+        assert np.isnan(spoilt[3])
+        chex.assert_trees_all_equal(spoilt[others], sound[others])
+
+
+def test_one_reduction_of_all_four_sums_is_the_plain_reduction():
+    """The TPU's form, run where the other one is the default."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(5, 300)).astype(np.float32) * 9
+    logits[1, 40:90] = -np.inf
+    logits[2] = -np.inf
+    logits[3, 7] = np.nan
+    ids = jnp.asarray([0, 45, 3, 2, 300])
+    at_once = xla._reduce_at_once(jnp.asarray(logits), ids)
+    plainly, _ = xla._reduce_plainly(jnp.asarray(logits), ids)
+    chex.assert_trees_all_close(at_once, plainly, rtol=tolerances.SUM_OF_300)
+
+
+def sharded(program, mesh):
+    """`program(hidden, slice of embedding, ids)` on each device; of what it gives, the last is a
+    slice and the rest whole."""
+    whole, words = PartitionSpec(), PartitionSpec("words")
+    return jax.shard_map(
+        program,
+        mesh=mesh,
+        in_specs=(whole, words, whole),
+        out_specs=(whole, (whole, words)),
+        check_vma=False,
+    )
+
+
+@pytest.mark.parametrize("words", [100, 4096])
+def test_eight_devices_with_an_eighth_of_the_words_each_agree_with_one(words):
+    hidden, embedding, ids, weights = inputs(cases.Case("", 8 * 130, 16, 9))
+    ids[1:4] = [129, 130, 910]
+    expected = by_numpy(hidden, embedding, ids, weights, 0.7)
+    here = chunked(words, 0.7, "words")
+
+    def trained(hidden, embedding, ids):
+        loss = weighted(here, ids, weights)
+        return here(hidden, embedding, ids), jax.grad(loss, (0, 1))(hidden, embedding)
+
+    def frozen(hidden, embedding, ids):
+        gradient = jax.grad(weighted(here, ids, weights))(hidden, embedding)
+        return here(hidden, embedding, ids), (gradient, embedding)
+
+    mesh = Mesh(np.array(jax.devices()[:8]), ("words",))
+    for program in (trained, frozen):
+        results, gradients = jax.jit(sharded(program, mesh))(hidden, embedding, ids)
+        chex.assert_trees_all_close(
+            jax.tree.map(np.float64, results),
+            (expected.logps, expected.logsumexp, expected.entropy),
+            atol=tolerances.LM_HEAD_LOGPS,
+        )
+        wanted = expected.gradients if program is trained else (expected.gradients[0], embedding)
+        chex.assert_trees_all_close(
+            jax.tree.map(np.float64, gradients),
+            jax.tree.map(np.float64, wanted),
+            atol=tolerances.LM_HEAD_GRAD,
+        )
+
+
+def test_the_reference_is_numpys():
+    hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
+    expected = by_numpy(hidden, embedding, ids, weights, 0.7)
+    arrays = map(jnp.asarray, (hidden, embedding, ids))
+    results = reference.lm_head_logps(*arrays, temperature=0.7)
+    chex.assert_trees_all_close(
+        jax.tree.map(np.float64, results),
+        (expected.logps, expected.logsumexp, expected.entropy),
+        atol=tolerances.LM_HEAD_LOGPS,
+    )
+
+
+@pytest.mark.parametrize(
+    "sides, products", [((), 1), ((0,), 2), ((0, 1), 4)], ids=["forward", "frozen", "trained"]
+)
+def test_no_more_products_are_made_than_the_gradient_needs(sides, products):
+    hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
+    loss = weighted(chunked(650), ids, weights)
+    program = jax.grad(loss, sides) if sides else loss
+    assert str(jax.make_jaxpr(program)(hidden, embedding)).count("dot_general[") == products
+
+
+@pytest.mark.parametrize("sides", [(0,), (0, 1)], ids=["frozen", "trained"])
+def test_memory_is_less_than_a_third_of_what_whole_logits_take(sides):
+    X, V, D = 256, 65_536, 64
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in [((X, D), jnp.float32), ((V, D), jnp.float32), ((X,), jnp.int32)]
+    ]
+
+    def peak(form):
+        program = lambda hidden, embedding, ids: jax.grad(weighted(form, ids, 1.0), sides)(
+            hidden, embedding
+        )
+        return jax.jit(program).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(lm_head_logps) < peak(reference.lm_head_logps) / 3
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(temperature=0.0), "temperature"),
+        (dict(temperature=-1.0), "temperature"),
+        (dict(temperature=float("nan")), "temperature"),
+        (dict(temperature=float("inf")), "temperature"),
+        (dict(implementation="pallas"), "pallas"),
+    ],
+)
+def test_a_senseless_setting_is_refused_by_name(settings, named):
+    hidden, embedding, ids, _ = inputs(cases.ONE_TOKEN)
+    with pytest.raises(UserError, match=named):
+        op(hidden, embedding, ids, **settings)
+
+
+def v5e(num_chips):
+    """A mesh of a v5e-8's chips, without one. Skips where the compiler is missing."""
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+    from jax.experimental import topologies
+
+    for name, value in [
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ]:
+        os.environ.setdefault(name, value)
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
+    )
+    return Mesh(np.array(topology.devices[:num_chips]), ("data",))
+
+
+@pytest.mark.parametrize(
+    "num_chips, embedding_spec, sides",
+    [
+        (1, PartitionSpec(), (0,)),
+        (1, PartitionSpec(), (0, 1)),
+        pytest.param(8, PartitionSpec(None, "data"), (0, 1), marks=pytest.mark.slow),
+    ],
+    ids=["frozen", "trained", "trained, spread over eight chips by FSDP"],
+)
+def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(num_chips, embedding_spec, sides):
+    """3200 tokens of Gemma 3 1B on each chip, bfloat16; the plain form takes 3.2 GB."""
+    mesh, case = v5e(num_chips), cases.GEMMA3_1B
+    V, D, X = case.num_words, case.embed_dim, case.num_tokens * num_chips
+    tokens = NamedSharding(mesh, PartitionSpec("data"))
+    words = NamedSharding(mesh, embedding_spec)
+    shape = jax.ShapeDtypeStruct
+
+    def update(hidden, embedding, ids, weights):
+        return jax.grad(weighted(lm_head_logps, ids, weights), sides)(hidden, embedding)
+
+    compiled = (
+        jax.jit(update, out_shardings=(tokens, words)[: len(sides)])
+        .lower(
+            shape((X, D), jnp.bfloat16, sharding=tokens),
+            shape((V, D), jnp.bfloat16, sharding=words),
+            shape((X,), jnp.int32, sharding=tokens),
+            shape((X,), jnp.float32, sharding=tokens),
+        )
+        .compile()
+    )
+    assert compiled.memory_analysis().temp_size_in_bytes <= 120e6
