@@ -198,7 +198,7 @@ def _decoder(graphdef, *, stop_ids, pad_id, temperature, top_k, top_p) -> Callab
         def step(state):
             t, done_B = state.slot, state.drawn.stopped
             keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(given.row_keys)
-            ids_B, logps_B = draw(model.logits(state.hidden), keys_B)
+            ids_B, logps_B = draw(state.hidden, model.embedding[...], keys_B)
             ids_B = jnp.where(done_B, pad_id, ids_B).astype(jnp.int32)
             drawn = Rollout(
                 completion_ids=state.drawn.completion_ids.at[:, t].set(ids_B),

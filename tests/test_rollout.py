@@ -138,10 +138,10 @@ def streaming_program(temperature):
     )
 
 
-def stream(chunk, temperature=1.0, key=0):
+def stream(chunk, temperature=1.0, key=0, num_prompts=4):
     """The rollouts so far, on the prompts and key of `roll`."""
     stream = streaming_program(temperature)
-    return list(stream(PARAMS, *tiny_prompts(4), jax.random.key(key), chunk))
+    return list(stream(PARAMS, *tiny_prompts(num_prompts), jax.random.key(key), chunk))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -168,12 +168,12 @@ def test_a_stream_grows_by_a_chunk_at_a_time_and_takes_nothing_back(chunk):
 
 
 def test_a_stream_ends_when_every_row_has():
-    draws = ((key, roll(key=key)) for key in range(999))
+    draws = ((key, roll(num_prompts=1, key=key)) for key in range(999))
     key, drawn = next(
         (key, drawn) for key, drawn in draws if not drawn.completion_mask[:, -1].any()
     )
     longest = int(drawn.completion_mask.sum(axis=1).max())
-    steps = stream(1, key=key)
+    steps = stream(1, key=key, num_prompts=1)
     assert len(steps) == longest < T
     assert steps[-1].stopped.all() and not steps[-2].stopped.all()
 

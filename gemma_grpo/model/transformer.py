@@ -11,7 +11,6 @@ Architecture: Gemma 3 technical report, arXiv 2503.19786, section 2.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gemma_grpo.kernels import head
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
@@ -90,20 +90,8 @@ class Gemma3(nnx.Module):
         return embedding_VD[ids_BL] * factor
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """The tied head, in float32. Gemma 3 has no soft-cap.
-
-        On CPU the embedding stands on the left of the product: on the right, XLA packs all of it
-        anew at every decode step, at a third more time. The barrier keeps XLA from turning it back.
-        """
-        flat_RD = hidden.reshape(-1, hidden.shape[-1])
-        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        logits_RV = jax.lax.platform_dependent(
-            flat_RD,
-            self.embedding[...],
-            cpu=lambda h, e: jax.lax.optimization_barrier(product("vd,rd->vr", e, h)).T,
-            default=partial(product, "rd,vd->rv"),
-        )
-        return logits_RV.reshape(*hidden.shape[:-1], -1)
+        """The tied head, in float32. Gemma 3 has no soft-cap."""
+        return head.logits(hidden, self.embedding[...])
 
 
 def split(model: Gemma3) -> tuple[nnx.GraphDef, Params]:
