@@ -1,7 +1,11 @@
 """Strictness for the whole suite: eight fake CPU devices, and no silent rank promotion."""
 
-import jax
-import pytest
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # also of child processes; libtpu is here only to compile with
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

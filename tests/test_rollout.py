@@ -170,7 +170,9 @@ def test_a_stream_grows_by_a_chunk_at_a_time_and_takes_nothing_back(chunk):
 def test_a_stream_ends_when_every_row_has():
     draws = ((key, roll(num_prompts=1, key=key)) for key in range(999))
     key, drawn = next(
-        (key, drawn) for key, drawn in draws if not drawn.completion_mask[:, -1].any()
+        (key, drawn)
+        for key, drawn in draws
+        if drawn.completion_mask[:, 1].any() and not drawn.completion_mask[:, -1].any()
     )
     longest = int(drawn.completion_mask.sum(axis=1).max())
     steps = stream(1, key=key, num_prompts=1)

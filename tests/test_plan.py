@@ -1,0 +1,157 @@
+"""Laws of planning: what is read off a compiled program, and what was compiled for the v5e-8."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gemma_grpo import compiled, mesh, plan, presets, programs, roofline, topology
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import CONFIGS
+
+V5E = roofline.CHIPS["v5e"]
+ONE_B = CONFIGS["gemma3-1b"]
+TWO_LAYERS = replace(ONE_B, num_layers=2)
+EMBEDDING = 262_144 * 1152 * 2  # bytes in bfloat16
+
+HLO = """\
+HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%inner (p: bf16[8,4]) -> bf16[8,32] {
+  ROOT %g = bf16[8,32]{1,0} all-gather(%p), dimensions={1}
+}
+
+%body (p: (bf16[8,4])) -> (bf16[8,4]) {
+  %x = bf16[8,32]{1,0} fusion(%p), kind=kLoop, calls=%inner
+  %r = (f32[16], f32[16]) all-reduce-start(%y), to_apply=%add
+  %d = f32[16] all-reduce-done(%r)
+}
+
+ENTRY %main (p: bf16[8,4]) -> f32[2] {
+  %w = (bf16[8,4]) while(%t), condition=%c, body=%body
+  ROOT %q = f32[2]{0} reduce-scatter(%z), to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_by_kind_and_by_whether_they_stand_in_a_loop():
+    assert compiled.collectives_in(HLO) == [
+        compiled.Collective("all-gather", True, 8 * 32 * 2, 1),
+        compiled.Collective("all-reduce", True, 16 * 4, 1),  # a pair counts once
+        compiled.Collective("reduce-scatter", False, 2 * 4, 1),
+    ]
+
+
+def test_parameters_are_counted_by_hand():
+    """A layer: q and o 1152 x 4 x 256 each, k and v 1152 x 256 each, three of 1152 x 6912."""
+    layer = 2 * 1152 * 1024 + 2 * 1152 * 256 + 3 * 1152 * 6912
+    assert roofline.block_parameters(ONE_B) == 26 * layer == 697_761_792
+
+
+def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
+    """1 KiB a token and layer: keys and values of one head of 256 in bfloat16."""
+    step = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
+    weights = 697_761_792 + 301_989_888
+    assert step.bytes == 2 * weights + 26 * 1024 * (8 * 800 + 512)
+    assert step.flops == 2 * weights * 8
+    assert step.bound(V5E) == "memory" and step.seconds(V5E) == step.bytes / 819e9
+
+
+def test_an_update_counts_forward_backward_and_what_is_run_again():
+    N, E = roofline.block_parameters(ONE_B), 262_144 * 1152
+    work = lambda **how: roofline.update(ONE_B, block_tokens=100, head_tokens=10, **how).flops
+    assert work(remat=False, frozen=False) == 100 * 6 * N + 10 * 8 * E
+    assert work(remat=True, frozen=False) == 100 * 8 * N + 10 * 8 * E
+    assert work(remat=False, frozen=True) == 100 * 4 * N + 10 * 4 * E
+
+
+def test_a_program_is_read_as_a_device_sees_it():
+    devices = mesh.data_mesh()
+    x = jax.ShapeDtypeStruct((8, 1024), jnp.float32, sharding=mesh.rows(devices))
+    read = compiled.compile_and_read(jax.jit(lambda x: x.sum()).lower(x))
+    assert read.arguments == 1024 * 4
+    assert [found.kind for found in read.collectives] == ["all-reduce"]
+
+
+def test_what_stays_in_memory_beside_a_program_is_counted():
+    """Master weights and two moments of float32, spread over 8; a bfloat16 reference likewise."""
+    run = presets.preset("gemma3-1b")
+    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
+    by_name = {each.name: each for each in programs.of_step(run, ONE_B, mesh.data_mesh())}
+    state, reference = 3 * 4 * 999_751_680 / 8, 2 * 999_751_680 / 8
+    assert by_name["rollout"].resident == pytest.approx(state + reference, rel=2e-3)
+    assert by_name["score"].resident == pytest.approx(state, rel=2e-3)
+    assert by_name["update"].resident == pytest.approx(reference, rel=2e-3)
+
+
+def test_an_unknown_topology_is_refused_in_one_line():
+    with pytest.raises(UserError, match="v5e:2x4"):
+        topology.devices("v5e-8")
+    with pytest.raises(UserError, match="v9"):
+        roofline.chip_of("v9:2x2")
+
+
+@pytest.fixture(scope="module")
+def v5e():
+    """Eight v5e chips in one host, to compile for."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install libtpu")
+    return mesh.data_mesh(topology.devices("v5e:2x4"))
+
+
+def read(name, preset, config, devices):
+    run = presets.preset(preset)
+    program = {each.name: each for each in programs.of_step(run, config, devices)}[name]
+    return compiled.compile_and_read(program.lower()), program.resident
+
+
+@pytest.mark.parametrize(
+    "config", [TWO_LAYERS, pytest.param(ONE_B, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
+)
+def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config):
+    rollout, resident = read("rollout", "gemma3-1b", config, v5e)
+    assert rollout.collectives == []
+    assert rollout.peak + resident < 12e9  # of 16
+
+
+@pytest.mark.parametrize(
+    "preset, config",
+    [
+        ("gemma3-1b-lora", TWO_LAYERS),
+        pytest.param("gemma3-1b-lora", ONE_B, marks=pytest.mark.slow),
+        pytest.param("gemma3-1b", ONE_B, marks=pytest.mark.slow),
+    ],
+)
+def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset, config):
+    update, resident = read("update", preset, config, v5e)
+    assert update.peak + resident < 12e9  # of 16
+    for found in update.collectives:
+        if found.in_loop:
+            assert found.largest <= 1.05 * 1152 * 6912 * 2, found  # a layer's matrix
+        else:
+            assert found.largest <= EMBEDDING, found
+    if preset == "gemma3-1b-lora":
+        assert {found.kind for found in update.collectives} == {"all-reduce"}
+
+
+def test_the_command_prints_json_and_refuses_a_batch_that_does_not_split(capsys, v5e):
+    assert plan.main(["--grpo.prompts-per-step", "9"]) == 2
+    assert "use a multiple of 8" in capsys.readouterr().err
+
+
+def test_a_summary_adds_up():
+    run = presets.preset("gemma3-1b")
+    reading = compiled.Compiled(1, 2, 15_000_000_000, [], 5.0)
+    rows = [plan.Row("rollout", reading, 500_000_000, 2.0, "memory")]
+    result = json.loads(json.dumps(plan.summary(run, rows, V5E, 8)))
+    assert result["fits"] and result["programs"][0]["headroom"] == 500_000_000
+    assert result["model_steps_per_session"] == 9 * 3600 // 2
+    rows.append(plan.Row("update", reading, 1_500_000_000, 1.0, "compute"))
+    over = plan.summary(run, rows, V5E, 8)
+    assert not over["fits"]
+    assert "DOES NOT FIT, by 0.50 GB" in plan.table(run, rows, over, V5E, "v5e:2x4")
