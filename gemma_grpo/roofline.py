@@ -10,6 +10,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
 
 BYTES = 2  # of bfloat16
+Number = int | float
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def chip_of(topology: str) -> Chip:
 class Work:
     """What one chip does in one program: FLOPs, and bytes between HBM and the cores."""
 
-    flops: float
-    bytes: float
+    flops: Number
+    bytes: Number
 
     def seconds(self, chip: Chip) -> float:
         """The longer of the two limits; they overlap at best."""
@@ -59,14 +60,19 @@ def block_parameters(config: Gemma3Config) -> int:
     return config.num_layers * (attention + 3 * config.embed_dim * config.hidden_dim)
 
 
-def prefill(config: Gemma3Config, *, num_prompts: int, prompt_length: int) -> Work:
+def prefill(config: Gemma3Config, *, num_prompts: Number, prompt_length: Number) -> Work:
     """2 N FLOPs a prompt token; the weights are read once."""
     N = block_parameters(config)
     return Work(2 * N * num_prompts * prompt_length, BYTES * N)
 
 
 def decode_step(
-    config: Gemma3Config, *, num_rows: int, num_prompts: int, prompt_length: int, num_slots: int
+    config: Gemma3Config,
+    *,
+    num_rows: Number,
+    num_prompts: Number,
+    prompt_length: Number,
+    num_slots: Number,
 ) -> Work:
     """2 (N + E) FLOPs a row; read: all weights, the caches (all slots: a mask does not spare the
     reading), the prompts' keys and values once per group."""
@@ -76,14 +82,14 @@ def decode_step(
     return Work(2 * weights * num_rows, BYTES * weights + caches)
 
 
-def log_probs(config: Gemma3Config, *, block_tokens: int, head_tokens: int) -> Work:
+def log_probs(config: Gemma3Config, *, block_tokens: Number, head_tokens: Number) -> Work:
     """2 N a token through the blocks and 2 E a token through the head."""
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
     return Work(2 * N * block_tokens + 2 * E * head_tokens, BYTES * (N + E))
 
 
 def update(
-    config: Gemma3Config, *, block_tokens: int, head_tokens: int, remat: bool, frozen: bool
+    config: Gemma3Config, *, block_tokens: Number, head_tokens: Number, remat: bool, frozen: bool
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
     (adapters' own products left out); remat runs the blocks, and a trained head, forward again.
