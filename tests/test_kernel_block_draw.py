@@ -12,6 +12,8 @@ from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.block_draw import BLOCK
 
 V = 2 * BLOCK + 77  # three blocks, the last short
+noise_of = jax.jit(block_draw.noise, static_argnums=1)
+draw = jax.jit(block_draw.draw)
 ALMOST_ONE = 1 - 2.0**-23  # the largest word noise
 
 
@@ -41,11 +43,13 @@ def chi_square_is_likely(counts, probs):
     """Pearson's statistic under chi-square's 0.1 % point (Wilson and Hilferty, 1931), over the
     cells of 100 expected draws and more, and one for the rest."""
     expected = counts.sum() * probs
-    big = expected >= 100
-    fold = lambda x: np.append(x[big], x[~big].sum())
-    statistic = ((fold(counts) - fold(expected)) ** 2 / fold(expected)).sum()
-    spread = 2 / (9 * big.sum())
-    return statistic < big.sum() * (1 - spread + 3.09 * np.sqrt(spread)) ** 3
+    cell_of_word = np.where(expected >= 100, np.arange(len(probs)), len(probs))
+    observed, expected = np.bincount(cell_of_word, counts), np.bincount(cell_of_word, expected)
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    spread = 2 / (9 * freedom)
+    return statistic < freedom * (1 - spread + 3.09 * np.sqrt(spread)) ** 3
 
 
 def count_draws(logits_V, *, block_scale=1.0, word_scale=1.0):
@@ -98,31 +102,33 @@ def test_the_chi_square_catches_a_planted_bias(small_blocks, bias):
     assert not chi_square_is_likely(count_draws(jnp.asarray(logits), **bias), probs)
 
 
-@pytest.mark.parametrize("num_words", [1, 300, BLOCK, BLOCK + 1, V, 4 * BLOCK])
-def test_word_and_logsumexp_are_those_of_float64(num_words):
+@pytest.mark.parametrize("num_words", [1, BLOCK, BLOCK + 1, V])
+def test_word_and_logsumexp_are_those_of_float64(compile_quickly, num_words):
     rng = np.random.default_rng(num_words)
     logits = rng.normal(size=(40, num_words)).astype(np.float32) * 3
-    noise = block_draw.noise(jax.random.split(jax.random.key(num_words), 40), num_words)
-    ids, logsumexps = block_draw.draw(jnp.asarray(logits), *noise)
+    noise = noise_of(jax.random.split(jax.random.key(num_words), 40), num_words)
+    ids, logsumexps = draw(jnp.asarray(logits), *noise)
     np.testing.assert_array_equal(ids, numpy_draw(logits, *map(np.asarray, noise)))
     expected = numpy_logsumexp(logits.astype(np.float64)).astype(np.float32)
     chex.assert_trees_all_close(logsumexps, expected, rtol=tolerances.F32, atol=tolerances.F32)
 
 
-@pytest.mark.parametrize("word", [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, V - 1])
 @pytest.mark.parametrize("uniform", [0.0, ALMOST_ONE])
-def test_the_only_possible_word_is_drawn_whatever_the_noise(word, uniform):
-    """Every sum is one mass and zeros, at both ends of the uniform numbers."""
-    logits = jnp.full((1, V), -jnp.inf).at[0, word].set(-7.0)
-    block_noise = jnp.asarray([[30.0, 30.0, 30.0]]).at[0, word // BLOCK].set(-3.0)
-    ids, logsumexps = block_draw.draw(logits, block_noise, jnp.full((1, 2), uniform))
-    assert int(ids[0]) == word and float(logsumexps[0]) == -7.0
+def test_the_only_possible_word_is_drawn_whatever_the_noise(uniform):
+    """A row for each edge of a block; every sum is of one mass and zeros."""
+    words = np.array([0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, V - 1])
+    rows = np.arange(len(words))
+    logits = jnp.full((len(words), V), -jnp.inf).at[rows, words].set(-7.0)
+    block_noise = jnp.full((len(words), 3), 20.0).at[rows, words // BLOCK].set(-3.0)
+    ids, logsumexps = draw(logits, block_noise, jnp.full((len(words), 2), uniform))
+    np.testing.assert_array_equal(ids, words)
+    np.testing.assert_array_equal(logsumexps, -7.0)
 
 
 def test_the_ends_of_the_uniform_numbers_give_the_ends_of_a_block():
     logits = jnp.zeros((1, BLOCK)).at[0, :3].set(-jnp.inf).at[0, -2:].set(-jnp.inf)
     ends = [
-        int(block_draw.draw(logits, jnp.zeros((1, 1)), jnp.full((1, 2), uniform))[0][0])
+        int(draw(logits, jnp.zeros((1, 1)), jnp.full((1, 2), uniform))[0][0])
         for uniform in (0.0, ALMOST_ONE)
     ]
     assert ends == [3, BLOCK - 3]
@@ -130,9 +136,9 @@ def test_the_ends_of_the_uniform_numbers_give_the_ends_of_a_block():
 
 def test_logits_far_below_zero_are_drawn_as_near_it():
     logits = some_logits(BLOCK)[None]
-    noise = block_draw.noise(jax.random.split(jax.random.key(5), 1), logits.shape[1])
-    ids, logsumexps = block_draw.draw(jnp.asarray(logits), *noise)
-    shifted_ids, shifted = block_draw.draw(jnp.asarray(logits) - 4096.0, *noise)
+    noise = noise_of(jax.random.split(jax.random.key(5), 1), logits.shape[1])
+    ids, logsumexps = draw(jnp.asarray(logits), *noise)
+    shifted_ids, shifted = draw(jnp.asarray(logits) - 4096.0, *noise)
     np.testing.assert_array_equal(ids, shifted_ids)
     chex.assert_trees_all_close(shifted + 4096.0, logsumexps, rtol=4096.0 * tolerances.F32)
 
@@ -141,7 +147,7 @@ def test_logits_far_below_zero_are_drawn_as_near_it():
 @pytest.mark.parametrize("num_words", [300, V])
 def test_nan_and_infinity_leave_no_finite_log_prob_and_a_word_of_the_vocabulary(poison, num_words):
     logits = jnp.zeros((1, num_words)).at[0, -1].set(poison)
-    noise = block_draw.noise(jax.random.split(jax.random.key(0), 1), num_words)
+    noise = noise_of(jax.random.split(jax.random.key(0), 1), num_words)
     picked = block_draw.pick(logits, *noise)
     assert 0 <= int(picked.ids[0]) < num_words
     assert not np.isfinite(picked.logits - picked.logsumexps)[0]
@@ -149,7 +155,7 @@ def test_nan_and_infinity_leave_no_finite_log_prob_and_a_word_of_the_vocabulary(
 
 def test_noise_is_standard_gumbel_and_uniform_and_of_its_rows_key_alone():
     keys = jax.random.split(jax.random.key(8), 500)
-    gumbel, uniform = block_draw.noise(keys, 512 * BLOCK)
+    gumbel, uniform = noise_of(keys, 512 * BLOCK)
     chex.assert_shape((gumbel, uniform), [(500, 512), (500, 2)])
     deviation = (np.pi**2 / 6 / gumbel.size) ** 0.5
     assert abs(np.asarray(gumbel, np.float64).mean() - np.euler_gamma) < 4 * deviation
@@ -159,7 +165,7 @@ def test_noise_is_standard_gumbel_and_uniform_and_of_its_rows_key_alone():
         deviation = (probability * (1 - probability) / gumbel.size) ** 0.5
         assert abs(np.mean(np.asarray(gumbel) <= x) - probability) < 4 * deviation
     assert abs(np.asarray(uniform, np.float64).mean() - 0.5) < 4 * (1 / 12 / uniform.size) ** 0.5
-    alone = block_draw.noise(keys[7:8], 512 * BLOCK)
+    alone = noise_of(keys[7:8], 512 * BLOCK)
     chex.assert_trees_all_equal(alone, (gumbel[7:8], uniform[7:8]))
 
 
@@ -175,9 +181,7 @@ def test_noise_is_finite_at_the_ends_of_its_random_words(monkeypatch, word, gumb
 def test_slices_of_the_words_merge_to_the_pick_over_all_of_them():
     num_words = 8 * BLOCK
     logits = jnp.asarray(np.random.default_rng(2).normal(size=(64, num_words)), jnp.float32) * 2
-    noise = jax.jit(block_draw.noise, static_argnums=1)(
-        jax.random.split(jax.random.key(4), 64), num_words
-    )
+    noise = noise_of(jax.random.split(jax.random.key(4), 64), num_words)
 
     def of_slice(logits_BV, block_noise, word_noise):
         picked = block_draw.pick(logits_BV, block_noise, word_noise)

@@ -10,6 +10,5 @@ HIDDEN_GRAD_F32 = 2e-5  # their gradient, relative to the largest entry of the p
 BF16_LOGITS = 0.03  # mean error of logits of order 1: ten roundings to 2^-9 a layer, amplified
 MODEL_GRAD = 2e-5  # a gradient of the whole tiny model, of order 1, summed in another order
 GEMMA3_270M_LOGITS = 1e-3  # logits up to 33 against another framework, eighteen layers of float32
-KERNEL_LOGPS = 1e-5  # logits of order 10 and sums of thousands of exponentials, in float32
-KERNEL_LOGPS_BF16 = 1e-4  # the same of a bfloat16 head: its products are exact, their sums float32
 KEPT_MASS = 1e-6  # a sum of thousands of float32 masses, relative: which side of top-p it falls
+SAMPLED_LOGP = 5e-6  # a logit, score or log-prob up to 30 of a head of 64 terms, float32 throughout

@@ -27,10 +27,11 @@ def fused_sampling(
     axis_name: str | None = None,
     implementation: Literal["xla", "pallas"] | None = None,
 ) -> Drawn:
-    """One token a row from softmax(hidden @ embedding.T / temperature). No logits reach HBM on TPU.
+    """One token a row from softmax(hidden @ embedding.T / temperature).
 
-    The draw is `kernels/block_draw.py`'s. A row's token depends on its hidden state and key alone:
-    not on the batch, the shards or the implementation, but for the rounding of the head.
+    On TPU the kernel reads the embedding once and writes no logits to HBM. The draw is
+    `kernels/block_draw.py`'s. A row's token depends on its hidden state and key alone: not on the
+    batch, the shards or the implementation, but for rounding.
 
     Args:
         hidden_BD: after the final norm, in the embedding's dtype.
@@ -42,7 +43,7 @@ def fused_sampling(
             then this device's slice, and every device gets the same result.
         implementation: None takes "pallas" on TPU where it fits in VMEM, else "xla".
 
-    A NaN or an infinity among a row's logits gives a log-prob of NaN.
+    A NaN or +inf among a row's logits gives a log-prob of NaN.
 
     Raises:
         UserError: the temperature has no meaning, a slice is no whole number of blocks, or the
@@ -64,8 +65,8 @@ def fused_sampling(
     fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
     if implementation == "pallas" and jax.default_backend() != "tpu":
         raise UserError(
-            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes the '
-            "kernel where the program is compiled for one"
+            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes it '
+            "where the program is compiled for one"
         )
     if implementation == "pallas" and not fits:
         raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
