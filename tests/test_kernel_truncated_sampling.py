@@ -77,7 +77,7 @@ def kept_by_thresholds(logits: np.ndarray, truncation: Truncation) -> np.ndarray
     return logits >= np.asarray(find(jnp.asarray(logits)))[:, None]
 
 
-def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation, atol: float) -> None:
+def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation) -> None:
     """Ids are of kept words, and what is said of them is NumPy's. Logits are tempered, float64."""
     for row, id_ in enumerate(np.asarray(drawn.ids)):
         kept = kept_by_sorting(logits[row].astype(np.float32), truncation)
@@ -86,7 +86,7 @@ def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation, atol: float
         mass = np.exp(full[kept]).sum()
         said = tuple(np.asarray(values[row]) for values in drawn[1:])
         true = full[id_] - np.log(mass), full[id_], mass
-        chex.assert_trees_all_close(said, true, atol=atol, rtol=0)
+        chex.assert_trees_all_close(said, true, atol=tolerances.SAMPLED_LOGP, rtol=0)
 
 
 def operands(B, V, D, dtype=jnp.float32):
@@ -109,10 +109,12 @@ def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Dr
 
 
 @quickly
-@pytest.mark.parametrize("truncation", TRUNCATIONS.values(), ids=TRUNCATIONS)
-@pytest.mark.parametrize("shape", [(2, 3), (9, 1300)], ids=str)
-def test_the_kept_set_is_that_of_a_sort(shape, truncation):
+@pytest.mark.parametrize(
+    "name, shape", [*((name, (9, 1300)) for name in TRUNCATIONS), ("top-k, top-p", (4, 3))], ids=str
+)
+def test_the_kept_set_is_that_of_a_sort(name, shape):
     """In half of the rows words tie, and a third of them is at -inf."""
+    truncation = TRUNCATIONS[name]
     logits = (RNG.normal(size=shape) * 3).astype(np.float32)
     logits[::2] = np.round(logits[::2])
     logits[::2, 1::3] = -np.inf
@@ -143,6 +145,15 @@ def test_top_p_keeps_the_word_that_crosses_it_with_its_ties_and_none_after_reach
     for top_p, words in [(0.4, 1), (0.75, 4), (0.95, 5)]:
         kept = kept_by_thresholds(logits, Truncation(top_p=top_p))
         np.testing.assert_array_equal(kept, [np.arange(5) < words])
+
+
+@quickly
+@pytest.mark.parametrize("largest, words", [(0.9499, 1000), (0.9501, 1)])
+def test_the_words_that_share_what_the_largest_leaves_are_kept_if_it_just_misses_p(largest, words):
+    logits = np.full((1, 1000), np.log((1 - largest) / 999), np.float32)
+    logits[0, 0] = np.log(largest)
+    kept = kept_by_thresholds(logits, Truncation(top_p=0.95))
+    np.testing.assert_array_equal(kept, [np.arange(1000) < words])
 
 
 @quickly
@@ -185,8 +196,7 @@ def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
     drawn = jax.jit(draw)(hidden, embedding, keys)
     chex.assert_shape(tuple(drawn), (5,))
     chex.assert_type(tuple(drawn), [jnp.int32, *[jnp.float32] * 3])
-    atol = tolerances.KERNEL_LOGPS if dtype == jnp.float32 else tolerances.KERNEL_LOGPS_BF16
-    expect(drawn, logits / temperature, truncation, atol)
+    expect(drawn, logits / temperature, truncation)
 
 
 @quickly
@@ -197,8 +207,8 @@ def test_where_nothing_is_cut_off_tokens_are_those_of_fused_sampling():
         for draw in (truncated_sampling, fused_sampling)
     )
     np.testing.assert_array_equal(truncated.ids, fused.ids)
-    chex.assert_trees_all_close(truncated.logps, fused.logps, atol=tolerances.KERNEL_LOGPS, rtol=0)
-    np.testing.assert_allclose(truncated.kept_mass, 1, atol=tolerances.KERNEL_LOGPS)
+    chex.assert_trees_all_close(truncated.logps, fused.logps, atol=tolerances.SAMPLED_LOGP, rtol=0)
+    np.testing.assert_allclose(truncated.kept_mass, 1, atol=tolerances.SAMPLED_LOGP)
 
 
 @quickly
@@ -278,7 +288,7 @@ def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name
 @pytest.mark.parametrize(
     "shape, dtype, name, temperature",
     [
-        ((3, 2500, 32), jnp.bfloat16, "top-k, top-p", 0.7),
+        ((3, 70_000, 8), jnp.bfloat16, "top-k, top-p", 0.7),
         ((9, 1300, 16), jnp.float32, "all", 1.3),
     ],
     ids=str,
@@ -293,21 +303,22 @@ def test_the_kernel_draws_the_reference_words_and_says_the_truth(shape, dtype, n
     noise = block_draw.noise(keys, shape[1])
     ids, *_ = reference.draw_truncated(tempered, *noise, truncation)
     np.testing.assert_array_equal(drawn.ids, ids)
-    atol = tolerances.KERNEL_LOGPS if dtype == jnp.float32 else tolerances.KERNEL_LOGPS_BF16
-    expect(drawn, logits / temperature, truncation, atol)
+    expect(drawn, logits / temperature, truncation)
 
 
 @quickly
-@pytest.mark.parametrize("truncation", [Truncation(top_k=11), Truncation(top_p=0.8)], ids=str)
+@pytest.mark.parametrize("truncation", [Truncation(top_k=10), Truncation(top_p=0.8)], ids=str)
 def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_blocks(truncation):
-    """Twelve large words at place 7, of which the candidates hold eight; one row is ordinary."""
+    """Twelve large words at place 7, of which the candidates hold eight, and four at other places
+    that are smaller than two of those left out. The other row is ordinary."""
     V = 12 * block_draw.BLOCK
     logits = RNG.normal(size=(2, V))
-    logits[0, 7 :: block_draw.BLOCK] += np.linspace(5, 7, 12)
+    logits[0, 7 :: block_draw.BLOCK] = np.linspace(5, 7, 12)
+    logits[0, 100:104] = 5.2
     embedding = jnp.asarray(logits.T, jnp.float32)
     keys = jax.random.split(jax.random.key(1), 2)
     drawn = in_interpret_mode(jnp.eye(2), embedding, keys, temperature=1.0, truncation=truncation)
-    expect(drawn, np.asarray(embedding, np.float64).T, truncation, tolerances.KERNEL_LOGPS)
+    expect(drawn, np.asarray(embedding, np.float64).T, truncation)
 
 
 # Sliced words, settings, and the compiler
@@ -330,7 +341,7 @@ def test_eight_devices_with_their_slices_draw_what_one_draws(name):
     expected, drawn = (jax.jit(f)(hidden, embedding, keys) for f in (draw, sliced))
     np.testing.assert_array_equal(drawn.ids, expected.ids)
     chex.assert_trees_all_close(
-        tuple(drawn[1:]), tuple(expected[1:]), atol=tolerances.KERNEL_LOGPS, rtol=0
+        tuple(drawn[1:]), tuple(expected[1:]), atol=tolerances.SAMPLED_LOGP, rtol=0
     )
 
 
