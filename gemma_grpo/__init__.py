@@ -10,7 +10,7 @@ Letters that array names end in, one per axis:
     S prompt slots (left-padded)   T completion slots (right-padded)   L = S + T   C cache slots
     D embed_dim   F hidden_dim   N query heads   K kv heads   R = N/K   H head_dim   V vocab
 
-Imports point down: train, evaluate, generate > config, presets > sft, grpo > evaluation,
-checkpoint, metrics, report > rollout, logps, mesh, train_state > model, weights, data, tokenizer,
-sampling > advantages, losses, rewards, errors. A test holds it.
+Imports point down: train, evaluate, generate, plan > config, presets > sft, grpo > evaluation,
+checkpoint, metrics, report > rollout, logps, update, train_state > model, weights, data, tokenizer,
+sampling > advantages, losses, rewards, kernels, mesh, errors. A test holds it.
 """
