@@ -16,7 +16,7 @@ FLOORS = (
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
     "config presets pipeline cli programs",
-    "train evaluate generate export ablation pretrain plan",
+    "train evaluate generate export ablation pretrain plan verify_kernels",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data

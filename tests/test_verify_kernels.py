@@ -1,0 +1,30 @@
+"""The device check passes where the ops are right, and fails where one is not."""
+
+import jax.numpy as jnp
+
+from gemma_grpo import verify_kernels
+
+
+def test_all_ops_pass_here(capsys):
+    assert verify_kernels.main(["--rows", "16"]) == 0
+    table = capsys.readouterr().out
+    assert "OFF" not in table
+    for op in ("fused_sampling", "truncated_sampling", "lm_head_logps"):
+        assert op in table
+
+
+def test_an_op_that_is_off_is_named_and_the_status_is_1(capsys, monkeypatch):
+    honest = verify_kernels.fused_sampling
+
+    def off(*arguments, **settings):
+        drawn = honest(*arguments, **settings)
+        return drawn._replace(logps=drawn.logps + 0.01)
+
+    monkeypatch.setattr(verify_kernels, "fused_sampling", off)
+    assert verify_kernels.main(["--rows", "8"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("OFF")]
+    assert len(lines) == 3 and all("fused_sampling" in line for line in lines)
+
+
+def test_an_error_that_is_no_number_does_not_pass():
+    assert not verify_kernels.Finding("op", "", "", float(jnp.nan), 1.0).passes
