@@ -149,7 +149,7 @@ def compare_logps(hidden_BD, embedding_VD, ids_B) -> Iterator[Finding]:
     )
     for name, (value, expected) in zip(("hidden states", "embedding"), pairs, strict=True):
         expected = np.asarray(expected, np.float32)
-        error = _largest(value, expected) / np.abs(expected).max()
+        error = _largest(value, expected) / float(np.abs(expected).max())
         yield Finding(op, setting, f"gradient, {name}", error, GRADIENT_TOLERANCE)
 
 
