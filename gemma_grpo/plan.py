@@ -15,6 +15,7 @@ from typing import Annotated
 
 import jax
 import tyro
+from jax.sharding import Mesh
 
 from gemma_grpo import cli, compiled, model, presets, programs, roofline, topology, weights
 from gemma_grpo import mesh as meshes
@@ -86,10 +87,13 @@ def model_config(where: str) -> Gemma3Config:
     return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
 
 
-def plan(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh, chip: Chip) -> list:
+def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> list[Row]:
     """Compile each program of a step. Raises UserError where XLA itself finds no room."""
-    for name, size in (("grpo.prompts_per_step", run.grpo.prompts_per_step),):
-        meshes.check_divisible(mesh, name=name, size=size // run.grpo.accumulation_steps)
+    meshes.check_divisible(
+        mesh,
+        name="grpo.prompts_per_step / accumulation_steps",
+        size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
+    )
     rows = []
     for program in programs.of_step(run, architecture, mesh):
         try:
@@ -127,7 +131,7 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     return [one] * run.grpo.num_iterations
 
 
-def largest(run: RunConfig, architecture: Gemma3Config, mesh: jax.sharding.Mesh, chip: Chip) -> int:
+def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
     """The most prompts a step, by doubling, at which all programs fit; 0 if none does. The prompts
     of a pass stay as they are: more are taken in more passes."""
     P, accumulation, fitting = run.grpo.prompts_per_step, run.grpo.accumulation_steps, 0
