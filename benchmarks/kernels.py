@@ -23,8 +23,8 @@ from gemma_grpo.kernels.lm_head_logps import reference as logps_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
+from gemma_grpo.model import CONFIGS
 
-SIZES = {"nano": (512, 64), "270m": (262_144, 640), "1b": (262_144, 1152)}  # V, D
 Pair = tuple[str, Callable[..., Any], Callable[..., Any]]
 
 
@@ -46,7 +46,8 @@ def main(
         tokens: of the log-probs.
         repeats: timed calls of each side, after one that warms up.
     """
-    V, D = SIZES[size]
+    config = CONFIGS[f"gemma3-{size}"]
+    V, D = config.vocab_size, config.embed_dim
     keys = jax.random.split(jax.random.key(0), 3)
     embedding_VD = (3 * D**-0.5 * jax.random.normal(keys[0], (V, D))).astype(dtype)
     for name, pairs, count in (

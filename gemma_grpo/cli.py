@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
+import tyro
 
 from gemma_grpo import assets, config
 from gemma_grpo.config import ModelConfig, RunConfig
@@ -57,6 +59,28 @@ def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
     path = Path(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
+
+
+def parse_run(
+    arguments: Sequence[str], options: Any, default: RunConfig, *, command: str, description: str
+) -> tuple[Any, RunConfig]:
+    """A command's own flags, as a dataclass like `options`, and a run's: every setting is a flag.
+
+    Args:
+        options, default: what stands where no flag is given.
+        command: the module's name, for --help.
+        description: of what it does, for --help.
+    """
+    kind = type(options)
+
+    def both(
+        options: Annotated[kind, tyro.conf.arg(name="")] = options,
+        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
+    ) -> tuple[kind, RunConfig]:
+        return options, run
+
+    prog = f"python -m gemma_grpo.{command}"
+    return tyro.cli(both, args=arguments, prog=prog, description=description)
 
 
 def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:

@@ -12,6 +12,7 @@ import jax
 
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
 _CALL = re.compile(rf" = (.+?) ({_COLLECTIVES})(-start)?\(")
+_NAME = re.compile(r"[\w.-]+")
 _SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+))\[([\d,]*)\]")
 
 
@@ -70,15 +71,15 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
 def collectives_in(hlo: str) -> list[Collective]:
     """The collectives of an HLO module's text. An asynchronous pair counts once.
 
-    A computation counts as a loop's if a while names it as its body, or one in a loop calls it.
+    A computation counts as a loop's if a while names it as its body, or one in a loop names it.
     """
     bodies = _computations(hlo)
     in_loop = set(re.findall(r"\bbody=%?([\w.-]+)", hlo))
     todo = list(in_loop)
     while todo:
-        called = _called(bodies.get(todo.pop(), "")) - in_loop
-        in_loop |= called
-        todo += called
+        named = set(_NAME.findall(bodies[todo.pop()])) & bodies.keys() - in_loop
+        in_loop |= named
+        todo += named
     found, largest = Counter(), Counter()
     for name, body in bodies.items():
         for result, kind, _ in _CALL.findall(body):
@@ -93,10 +94,6 @@ def _computations(hlo: str) -> dict[str, str]:
     heads = list(re.finditer(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$", hlo, re.MULTILINE))
     ends = [head.start() for head in heads[1:]] + [len(hlo)]
     return {h.group(1): hlo[h.end() : end] for h, end in zip(heads, ends, strict=True)}
-
-
-def _called(body: str) -> set[str]:
-    return set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)", body))
 
 
 def _bytes(shape: tuple[str, str, str]) -> int:

@@ -17,6 +17,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
 
 from gemma_grpo import advantages, collect, grpo_update, loss_checks, rewards
 from gemma_grpo import mesh as meshes
@@ -117,6 +120,34 @@ class GRPOConfig:
         )
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """What scores and updates on the devices: see `grpo_update`."""
+
+    optimizer: optax.GradientTransformation
+    score: Callable[[Params, Params, dict], jax.Array]
+    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict]]
+
+
+def make_trainer(
+    config: GRPOConfig, graphdef: nnx.GraphDef, mesh: Mesh, *, dtype: str, remat: bool
+) -> Trainer:
+    """The stage's programs, jitted and not yet compiled: for training, and to plan it."""
+    optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
+    score = grpo_update.make_score(graphdef, mesh, temperature=config.temperature, dtype=dtype)
+    update = grpo_update.make_update(
+        graphdef,
+        mesh,
+        optimizer,
+        config.loss,
+        temperature=config.temperature,
+        accumulation_steps=config.accumulation_steps,
+        dtype=dtype,
+        remat=remat,
+    )
+    return Trainer(optimizer, score, update)
+
+
 def train(
     config: GRPOConfig,
     reward: RewardConfig,
@@ -132,35 +163,29 @@ def train(
         InterruptedRunError: a signal came; everything is saved.
     """
     extra = load_extra_rewards(reward.extra)
-    optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
-    programs = _Programs(
-        sampler=collect.make_sampler(
-            runtime, num_generations=config.num_generations, temperature=config.temperature
-        ),
-        score=grpo_update.make_score(
-            runtime.graphdef,
-            runtime.mesh,
-            temperature=config.temperature,
-            dtype=runtime.dtype,
-        ),
-        update=grpo_update.make_update(
-            runtime.graphdef,
-            runtime.mesh,
-            optimizer,
-            config.loss,
-            temperature=config.temperature,
-            accumulation_steps=config.accumulation_steps,
-            dtype=runtime.dtype,
-            remat=runtime.remat,
-        ),
+    trainer = make_trainer(
+        config,
+        runtime.graphdef,
+        runtime.mesh,
+        dtype=runtime.dtype,
+        remat=runtime.remat,
     )
-    reference = None
-    if config.loss.beta > 0:
-        reference = in_dtype(jax.tree.map(jnp.copy, params), runtime.dtype)
+    sampler = collect.make_sampler(
+        runtime, num_generations=config.num_generations, temperature=config.temperature
+    )
+    reference = in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None
     step_fn = partial(
-        _step, config, reward, runtime, batches.by_difficulty(problems), extra, programs, reference
+        _step,
+        config,
+        reward,
+        runtime,
+        batches.by_difficulty(problems),
+        extra,
+        sampler,
+        trainer,
+        reference,
     )
-    state = init_train_state(params, optimizer, runtime.mesh)
+    state = init_train_state(params, trainer.optimizer, runtime.mesh)
     state = run_steps(
         "grpo",
         step_fn,
@@ -190,20 +215,14 @@ def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, rewards.Reward, 
     return loaded
 
 
-@dataclass(frozen=True)
-class _Programs:
-    sampler: collect.Sampler
-    score: Callable[[Params, Params, dict], jax.Array]
-    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict]]
-
-
 def _step(
     config: GRPOConfig,
     reward: RewardConfig,
     runtime: Runtime,
     by_difficulty: dict[str, list[Problem]],
     extra: list[tuple[str, rewards.Reward, float]],
-    programs: _Programs,
+    sampler: collect.Sampler,
+    trainer: Trainer,
     reference: Params | None,
     state: TrainState,
     step: int,
@@ -215,7 +234,7 @@ def _step(
     key = jax.random.fold_in(jax.random.key(runtime.seed), step)
     started = time.monotonic()
     sample = partial(
-        programs.sampler.collect,
+        sampler.collect,
         runtime.full(state.params),
         weights=weights,
         extra=extra,
@@ -242,13 +261,13 @@ def _step(
     batch |= runtime.dropout_keys(step, config.prompts_per_step)
     batch = meshes.place_rows(runtime.mesh, batch)
     if reference is not None:
-        batch["ref_logps"] = programs.score(reference, frozen, batch)
+        batch["ref_logps"] = trainer.score(reference, frozen, batch)
     if config.num_iterations > 1:
-        batch["old_logps"] = programs.score(state.params, frozen, batch)
-    state, first = programs.update(state, frozen, batch)
+        batch["old_logps"] = trainer.score(state.params, frozen, batch)
+    state, first = trainer.update(state, frozen, batch)
     last = first
     for _ in range(config.num_iterations - 1):
-        state, last = programs.update(state, frozen, batch)
+        state, last = trainer.update(state, frozen, batch)
     gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
     metrics = jax.device_get(last | gap)
     metrics |= _rollout_metrics(groups, rewards_PG, weights, extra_rounds)

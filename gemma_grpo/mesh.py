@@ -38,12 +38,14 @@ def whole(mesh: Mesh) -> NamedSharding:
 def spread(mesh: Mesh, tree: PyTree) -> PyTree:
     """The layout of what training keeps: a tree of shardings for `tree` (arrays or shapes).
 
-    An array is split along its longest axis that divides evenly, the first of several; arrays of
-    fewer than `SPREAD_FROM` elements, and those with no such axis, are whole.
+    An array is split along its longest axis that divides evenly, the first of several, and never
+    along the axis of layers that blocks' matrices are stacked by: layers are used one at a time.
+    Arrays of fewer than `SPREAD_FROM` elements, and those with no such axis, are whole.
     """
 
     def layout(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        first = 1 if leaf.ndim > 2 else 0
+        axes = [axis for axis in range(first, leaf.ndim) if leaf.shape[axis] % mesh.size == 0]
         if leaf.size < SPREAD_FROM or not axes:
             return whole(mesh)
         longest = max(axes, key=lambda axis: leaf.shape[axis])

@@ -11,10 +11,8 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated
 
 import jax
-import tyro
 from jax.sharding import Mesh
 
 from gemma_grpo import cli, compiled, model, presets, programs, roofline, topology, weights
@@ -27,6 +25,7 @@ from gemma_grpo.roofline import Chip, Work
 
 SESSION_HOURS = 9  # of Kaggle
 GSM8K_PROBLEMS = 7473  # in its training split
+MOST_PROMPTS = 4096  # a step; the search for the largest batch ends there
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,13 @@ def _main(arguments: list[str]) -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=Options.preset)
     default = presets.preset(first.parse_known_args(arguments)[0].preset)
-    options, run = _parse(arguments, default)
+    options, run = cli.parse_run(
+        arguments,
+        Options(),
+        default,
+        command="plan",
+        description="Compile a run for a TPU that is not there, and read off its memory.",
+    )
     chip, architecture = roofline.chip_of(options.topology), model_config(run.model.weights)
     jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
     mesh = meshes.data_mesh(topology.devices(options.topology))
@@ -77,7 +82,7 @@ def _main(arguments: list[str]) -> int:
     fits = all(row.memory <= chip.memory for row in rows)
     result = summary(run, rows, chip, mesh.size)
     if options.search:
-        result["largest_prompts_per_step"] = largest(run, architecture, mesh, chip)
+        result["largest_prompts_per_step"] = largest(run, architecture, mesh, chip) if fits else 0
     print(json.dumps(result) if options.json else table(run, rows, result, chip, options.topology))
     return 0 if fits else 1
 
@@ -124,7 +129,7 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
             roofline.prefill(architecture, num_prompts=P, prompt_length=S),
             Work(T * step.flops, T * step.bytes),
         ]
-    if name == "score":
+    if name in ("reference", "old"):
         return [roofline.log_probs(architecture, **tokens)]
     frozen = bool(run.model.lora.rank)
     one = roofline.update(architecture, **tokens, remat=run.model.remat, frozen=frozen)
@@ -132,19 +137,23 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
 
 
 def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
-    """The most prompts a step, by doubling, at which all programs fit; 0 if none does. The prompts
-    of a pass stay as they are: more are taken in more passes."""
-    P, accumulation, fitting = run.grpo.prompts_per_step, run.grpo.accumulation_steps, 0
-    while P <= 4096:
-        bigger = replace(run.grpo, prompts_per_step=P, accumulation_steps=accumulation)
+    """The most prompts a step at which all programs fit, by doubling those of `run`, which fits.
+    The prompts of a pass stay as they are: more are taken in more passes."""
+    while run.grpo.prompts_per_step < MOST_PROMPTS:
+        bigger = replace(
+            run.grpo,
+            prompts_per_step=2 * run.grpo.prompts_per_step,
+            accumulation_steps=2 * run.grpo.accumulation_steps,
+        )
+        doubled = replace(run, grpo=bigger)
         try:
-            rows = plan(replace(run, grpo=bigger), architecture, mesh, chip)
+            rows = plan(doubled, architecture, mesh, chip)
         except UserError:
             break
         if any(row.memory > chip.memory for row in rows):
             break
-        fitting, P, accumulation = P, 2 * P, 2 * accumulation
-    return fitting
+        run = doubled
+    return run.grpo.prompts_per_step
 
 
 def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict:
@@ -207,21 +216,6 @@ def _mend(run: RunConfig) -> str:
     if not run.model.remat:
         return "set --model.remat"
     return "raise --grpo.accumulation-steps, or set --model.lora.rank 16"
-
-
-def _parse(arguments: list[str], default: RunConfig) -> tuple[Options, RunConfig]:
-    def both(
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 (frozen)
-        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
-    ) -> tuple[Options, RunConfig]:
-        return options, run
-
-    return tyro.cli(
-        both,
-        args=arguments,
-        prog="python -m gemma_grpo.plan",
-        description="Compile a run for a TPU that is not there, and read off its memory.",
-    )
 
 
 if __name__ == "__main__":

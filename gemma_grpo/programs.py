@@ -6,13 +6,14 @@ Knows no weights, problem or text, and compiles nothing.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gemma_grpo import grpo_update, padding, train_state
+from gemma_grpo import grpo, padding, train_state
 from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
 from gemma_grpo.config import RunConfig
@@ -42,66 +43,58 @@ class Program:
 
 def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     """What one GRPO step of `run` executes on the devices, in order, at its full budgets:
-    `rollout`; `score` if the step needs reference or old log-probs; `update`."""
-    settings, grpo = run.model, run.grpo
+    `rollout`; `reference` and `old`, if the step needs those log-probs; `update`."""
+    settings, grpo_config = run.model, run.grpo
     graphdef, shapes = gemma3.abstract(config, settings.lora)
     adapter, base = gemma3.partition(shapes)
     trained, frozen = (adapter, base) if settings.lora.rank else (shapes, {})
-    whole, rows = meshes.whole(mesh), meshes.rows(mesh)
-    placed = lambda tree, place: meshes.described(tree, jax.tree.map(lambda _: place, tree))
-    frozen = placed(_cast(frozen, settings.dtype), whole)
-    computing = gemma3.join(placed(_cast(trained, settings.dtype), whole), frozen)
-
-    optimizer = train_state.make_optimizer(grpo.optimizer, grpo.num_steps * grpo.num_iterations)
-    state = jax.eval_shape(
-        lambda params: train_state.fresh_state(params, optimizer), _cast(trained, "float32")
+    trainer = grpo.make_trainer(
+        grpo_config, graphdef, mesh, dtype=settings.dtype, remat=settings.remat
     )
-    state = meshes.described(state, meshes.spread(mesh, state))
-    batch = _batch(run, rows)
-    reference = _cast(trained, settings.dtype if grpo.loss.beta > 0 else "float32")
-    reference = meshes.described(reference, meshes.spread(mesh, reference))
-
     rollout = make_rollout(
         graphdef,
         mesh,
-        num_generations=grpo.num_generations,
+        num_generations=grpo_config.num_generations,
         max_completion_length=settings.max_completion_length,
         stop_ids=STOP_IDS,
         pad_id=PAD_ID,
-        temperature=grpo.temperature,
+        temperature=grpo_config.temperature,
     )
-    score = grpo_update.make_score(
-        graphdef,
-        mesh,
-        temperature=grpo.temperature,
-        dtype=settings.dtype,
-    )
-    update = grpo_update.make_update(
-        graphdef,
-        mesh,
-        optimizer,
-        grpo.loss,
-        temperature=grpo.temperature,
-        accumulation_steps=grpo.accumulation_steps,
-        dtype=settings.dtype,
-        remat=settings.remat,
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    prompts = (batch["prompt_ids"], batch["prompt_mask"])
-    kept, of_reference = _bytes_on_each(state), 0
-    if grpo.loss.beta > 0:
-        of_reference = _bytes_on_each(reference)
-    programs = [Program("rollout", rollout, (computing, *prompts, key), kept + of_reference)]
-    later = {}
-    if grpo.loss.beta > 0:
-        later["ref_logps"] = batch["sampler_logps"]
-    if grpo.num_iterations > 1:
-        later["old_logps"] = batch["sampler_logps"]
-    if later:
-        programs.append(Program("score", score, (reference, frozen, batch), kept))
-    programs.append(Program("update", update, (state, frozen, batch | later), of_reference))
+
+    frozen = _whole(mesh, _cast(frozen, settings.dtype))
+    computing = gemma3.join(_whole(mesh, _cast(trained, settings.dtype)), frozen)
+    master = _cast(trained, "float32")
+    fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
+    state = _spread(mesh, jax.eval_shape(fresh, master))
+    reference = _spread(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
+    batch = _batch(run, meshes.rows(mesh))
+    key = _whole(mesh, jax.eval_shape(lambda: jax.random.key(0)))
+
+    # The pipeline holds what the run and what the stage began with, in float32.
+    held = 2 * _bytes_on_each(_spread(mesh, master))
+    of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
+    arguments = (computing, batch["prompt_ids"], batch["prompt_mask"], key)
+    programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
+    if grpo_config.loss.beta > 0:
+        arguments = (reference, frozen, batch)
+        programs.append(Program("reference", trainer.score, arguments, held + of_state))
+        batch = batch | {"ref_logps": batch["sampler_logps"]}
+    if grpo_config.num_iterations > 1:
+        arguments = (state.params, frozen, batch)
+        moments = of_state - _bytes_on_each(state.params)
+        programs.append(Program("old", trainer.score, arguments, held + moments + of_reference))
+        batch = batch | {"old_logps": batch["sampler_logps"]}
+    arguments = (state, frozen, batch)
+    programs.append(Program("update", trainer.update, arguments, held + of_reference))
     return programs
+
+
+def _whole(mesh: Mesh, tree: Any) -> Any:
+    return meshes.described(tree, jax.tree.map(lambda _: meshes.whole(mesh), tree))
+
+
+def _spread(mesh: Mesh, tree: Any) -> Any:
+    return meshes.described(tree, meshes.spread(mesh, tree))
 
 
 def _bytes_on_each(tree: Any) -> int:
@@ -118,7 +111,8 @@ def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
 
 def _batch(run: RunConfig, rows: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
     """`grpo_update.make_batch`'s arrays at the longest completions."""
-    P, B = run.grpo.prompts_per_step, run.grpo.prompts_per_step * run.grpo.num_generations
+    P = run.grpo.prompts_per_step
+    B = P * run.grpo.num_generations
     S, budget = run.model.max_prompt_length, run.model.max_completion_length
     T = padding.bucket(budget, multiple=run.grpo.length_bucket, maximum=budget)
     shapes = {

@@ -22,12 +22,8 @@ class Chip:
     bandwidth: float
 
 
-# Google's published figures: cloud.google.com/tpu/docs/v5e, /v5p, /v6e.
-CHIPS = {
-    "v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9),
-    "v5p": Chip(memory=95e9, flops=459e12, bandwidth=2765e9),
-    "v6e": Chip(memory=32e9, flops=918e12, bandwidth=1640e9),
-}
+# Google's published figures: cloud.google.com/tpu/docs/v5e.
+CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9)}
 
 
 def chip_of(topology: str) -> Chip:

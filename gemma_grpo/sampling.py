@@ -5,19 +5,14 @@ The drawing itself is the kernels'; this chooses the one that serves the setting
 
 from jaxtyping import Array, Float, Int, Key
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.fused_sampling import fused_sampling
-from gemma_grpo.kernels.truncated_sampling import truncated_sampling
+from gemma_grpo.kernels.truncated_sampling import check_truncation, truncated_sampling
 
 
 def check_sampling(*, temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError where a sampling setting has no meaning."""
-    if not temperature >= 0:
-        raise UserError(f"temperature={temperature}: must be 0 (greedy) or more")
-    if top_k < 0:
-        raise UserError(f"top_k={top_k}: must be 0 (off) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off)")
+    # Greedy goes by no temperature; what else is set must have a meaning all the same.
+    check_truncation(temperature=temperature or 1.0, top_k=top_k, top_p=top_p, min_p=0.0)
 
 
 def sample(

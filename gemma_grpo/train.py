@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import tyro
@@ -56,7 +55,14 @@ def _main(arguments: list[str]) -> int:
     first.add_argument("--config", type=Path)
     chosen, _ = first.parse_known_args(arguments)
     default = config.from_yaml(chosen.config) if chosen.config else presets.preset(chosen.preset)
-    options, run = _parse(arguments, default)
+    options, run = cli.parse_run(
+        arguments,
+        Options(),
+        default,
+        command="train",
+        description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
+    )
+    run = cli.with_rewards(run, options.reward)
     if options.resume:
         if run != default or chosen.config:
             raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
@@ -77,22 +83,6 @@ def _main(arguments: list[str]) -> int:
     summary = pipeline.execute(run, run_dir)
     print(json.dumps(summary) if options.json else report.before_after_table(summary))
     return 0
-
-
-def _parse(arguments: list[str], default: RunConfig) -> tuple[Options, RunConfig]:
-    def both(
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 (frozen)
-        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
-    ) -> tuple[Options, RunConfig]:
-        return options, run
-
-    options, run = tyro.cli(
-        both,
-        args=arguments,
-        prog="python -m gemma_grpo.train",
-        description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
-    )
-    return options, cli.with_rewards(run, options.reward)
 
 
 def _newest_run() -> Path:

@@ -121,6 +121,7 @@ def _computing(params: Params, frozen: Params, layout: Any, dtype: str) -> Compu
 
     def gather(layer):
         def whole(path, leaf):
+            # An nnx.State's paths end in one more key, of the variable's value.
             path = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
             return _all_gather(leaf, layer_axes[path]) if path in layer_axes else leaf
 

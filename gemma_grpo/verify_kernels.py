@@ -27,8 +27,8 @@ from gemma_grpo.kernels.lm_head_logps import reference as logps_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
+from gemma_grpo.model import CONFIGS
 
-SIZES = {"nano": (512, 64), "270m": (262_144, 640), "1b": (262_144, 1152)}  # V, D
 TOLERANCE = 2e-3  # log-probs of order 10: float32 sums of 262 144 terms, in any order
 GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its product
 SAME_WORDS = 0.95  # of the rows, at least
@@ -66,10 +66,11 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
     Returns:
         0 if all are within tolerance, else 1.
     """
-    device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}, {size}: V, D = {SIZES[size]}, {rows} rows")
+    device, config = jax.devices()[0], CONFIGS[f"gemma3-{size}"]
+    V, D = config.vocab_size, config.embed_dim
+    print(f"{device.device_kind}, jax {jax.__version__}, {size}: V {V}, D {D}, {rows} rows")
     print(f"{'op':20}{'setting':16}{'quantity':24}{'error':>10}{'allowed':>10}")
-    findings = list(compare_all(*SIZES[size], rows, seed))
+    findings = list(compare_all(V, D, rows, seed))
     for found in findings:
         verdict = "" if found.passes else "  OFF"
         print(

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from gemma_grpo.errors import UserError
+
 BLOCK = 512  # words; fixed, since a draw depends on it
 GROUP = 32  # words; a block's cumulative sum is taken over its groups, then within one of them
 
@@ -53,6 +55,25 @@ def noise(
     tail = (bits[:, 2:].astype(jnp.float32) + 0.5) * 2.0**-32
     gumbel = -jnp.log(-jnp.log1p(-jnp.minimum(tail, 1 - 2.0**-24)))
     return gumbel, uniform
+
+
+def noise_here(
+    keys_B: Key[Array, " B"], num_words: int, axis_name: str | None
+) -> tuple[Float[Array, "B blocks"], Float[Array, "B 2"]]:
+    """`noise` for this device's `num_words` words: all of them, or inside `shard_map` its equal
+    slice along `axis_name`. Raises UserError if a slice is no whole number of blocks."""
+    if axis_name is None:
+        return noise(keys_B, num_words)
+    shards = jax.lax.axis_size(axis_name)
+    if shards > 1 and num_words % BLOCK:
+        raise UserError(
+            f"vocabulary of {shards * num_words} words in {shards} slices: a slice must be a "
+            f"multiple of {BLOCK} words; shard over fewer devices or not at all"
+        )
+    block_noise, word_noise = noise(keys_B, shards * num_words)
+    mine = num_blocks(num_words)
+    start = jax.lax.axis_index(axis_name) * mine
+    return jax.lax.dynamic_slice_in_dim(block_noise, start, mine, axis=1), word_noise
 
 
 def draw(

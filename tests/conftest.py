@@ -11,6 +11,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session")
+def v5e():
+    """Eight v5e chips in one host, to compile for without a TPU."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install libtpu")
+    from gemma_grpo import topology
+
+    return topology.devices("v5e:2x4")
+
+
 @pytest.fixture
 def compile_quickly():
     """For tests that compile for seconds and run for milliseconds."""

@@ -1,7 +1,5 @@
 """Laws of fused sampling: head, draw and log-prob in one op. Expected values by NumPy, float64."""
 
-import importlib.util
-import os
 from functools import partial
 
 import chex
@@ -10,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemma_grpo.errors import UserError
@@ -240,33 +237,14 @@ def test_vmem_by_hand_and_within_the_limit():
             assert size <= pallas_tpu.VMEM_LIMIT
 
 
-def v5e_mesh(monkeypatch, num_devices):
-    """Devices to compile for, with libtpu and without a TPU."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("compiling for a TPU takes the package libtpu")
-    settings = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setitem(os.environ, name, value)
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
-    )
-    return Mesh(np.array(topology.devices[:num_devices]), ("words",))
-
-
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize(
     "rows", [64, pytest.param(8, marks=pytest.mark.slow), pytest.param(96, marks=pytest.mark.slow)]
 )
 def test_it_compiles_for_v5e_as_one_kernel_beside_which_nothing_large_is_kept(
-    monkeypatch, num_devices, rows
+    v5e, num_devices, rows
 ):
-    mesh = v5e_mesh(monkeypatch, num_devices)
+    mesh = Mesh(np.array(v5e[:num_devices]), ("words",))
     V, D = cases.GEMMA3_1B.num_words, cases.GEMMA3_1B.embed_dim
     shape = lambda size, dtype, spec=EVERYWHERE: jax.ShapeDtypeStruct(
         size, dtype, sharding=NamedSharding(mesh, spec)

@@ -1,6 +1,5 @@
 """Laws of log-probs by chunks of the vocabulary. Expected values by NumPy, in float64."""
 
-import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -313,25 +312,6 @@ def test_a_senseless_setting_is_refused_by_name(settings, named):
         op(hidden, embedding, ids, **settings)
 
 
-def v5e(num_chips):
-    """A mesh of a v5e-8's chips, without one. Skips where the compiler is missing."""
-    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
-    from jax.experimental import topologies
-
-    for name, value in [
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_WORKER_ID", "0"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ]:
-        os.environ.setdefault(name, value)
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
-    )
-    return Mesh(np.array(topology.devices[:num_chips]), ("data",))
-
-
 @pytest.mark.parametrize(
     "num_chips, embedding_spec, sides",
     [
@@ -341,9 +321,9 @@ def v5e(num_chips):
     ],
     ids=["frozen", "trained", "trained, spread over eight chips by FSDP"],
 )
-def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(num_chips, embedding_spec, sides):
+def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(v5e, num_chips, embedding_spec, sides):
     """3200 tokens of Gemma 3 1B on each chip, bfloat16; the plain form takes 3.2 GB."""
-    mesh, case = v5e(num_chips), cases.GEMMA3_1B
+    mesh, case = Mesh(np.array(v5e[:num_chips]), ("data",)), cases.GEMMA3_1B
     V, D, X = case.num_words, case.embed_dim, case.num_tokens * num_chips
     tokens = NamedSharding(mesh, PartitionSpec("data"))
     words = NamedSharding(mesh, embedding_spec)

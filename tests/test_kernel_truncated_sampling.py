@@ -1,6 +1,5 @@
 """Laws of truncated sampling. Expected values by NumPy in float64, or by hand."""
 
-import os
 from functools import partial
 
 import chex
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.fused_sampling import fused_sampling
+from gemma_grpo.kernels.fused_sampling.cases import GEMMA3_1B, GEMMA3_1B_MULTIMODAL
 from gemma_grpo.kernels.truncated_sampling import (
     Drawn,
     cases,
@@ -392,42 +392,28 @@ def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_withou
     chex.assert_shape(jax.eval_shape(draw, *arguments, keys).ids, (512,))
 
 
-def compile_for_v5e(function, *arguments):
-    """Compiled for one chip of a v5e-8, without one. Skips where the compiler is missing."""
-    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
-    )
-    mesh = jax.sharding.Mesh(topology.devices[:1], ("chip",))
-    on_chip = NamedSharding(mesh, PartitionSpec())
-    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_chip)
-    return jax.jit(function).lower(*map(place, arguments)).compile()
-
-
 @pytest.mark.parametrize(
     "case, rows",
     [
-        *((cases.GEMMA3_1B, rows) for rows in cases.GEMMA3_1B.rows),
-        (cases.GEMMA3_1B_MULTIMODAL, 64),
+        *((GEMMA3_1B, rows) for rows in GEMMA3_1B.rows),
+        (GEMMA3_1B_MULTIMODAL, 64),
     ],
     ids=str,
 )
-def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(case, rows):
+def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(v5e, case, rows):
     V, D = case.num_words, case.embed_dim
     assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.VMEM_LIMIT
     draw = partial(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95)
-    compiled = compile_for_v5e(
-        lambda hidden, embedding, words: draw(hidden, embedding, jax.random.wrap_key_data(words)),
-        jax.ShapeDtypeStruct((rows, D), jnp.bfloat16),
-        jax.ShapeDtypeStruct((V, D), jnp.bfloat16),
-        jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+    on_chip = NamedSharding(Mesh(np.array(v5e[:1]), ("chip",)), PartitionSpec())
+    place = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=on_chip)
+    compiled = (
+        jax.jit(lambda h, e, words: draw(h, e, jax.random.wrap_key_data(words)))
+        .lower(
+            place((rows, D), jnp.bfloat16),
+            place((V, D), jnp.bfloat16),
+            place((rows, 2), jnp.uint32),
+        )
+        .compile()
     )
     assert "tpu_custom_call" in compiled.as_text()
     assert compiled.memory_analysis().temp_size_in_bytes < rows * V * 4 / 100

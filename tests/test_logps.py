@@ -32,7 +32,6 @@ def weighted_sum(hidden, embedding):
             return embedding
 
     model = SimpleNamespace(embedding=Parameter())
-    model.logits = lambda h: jnp.einsum("...d,vd->...v", h, embedding)
     values, entropy = logps.token_logps.__wrapped__(
         model, hidden, jnp.asarray(IDS), temperature=TEMPERATURE
     )

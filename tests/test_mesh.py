@@ -30,6 +30,7 @@ def spec(shape, num_devices=8):
         ((262_144, 1152), PartitionSpec("data")),
         ((1031, 2048), PartitionSpec(None, "data")),  # the longest axis that divides
         ((2048, 2048), PartitionSpec("data")),  # the first of equals
+        ((2048, 64, 32), PartitionSpec(None, "data")),  # never the axis of layers
         ((26, 1152), PartitionSpec()),  # small
         ((1031, 1031), PartitionSpec()),  # nothing divides
     ],

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels.dispatch import dispatch
 from gemma_grpo.kernels.fused_sampling import pallas_tpu, xla
 
 
@@ -53,39 +54,18 @@ def fused_sampling(
         raise UserError(
             f"temperature={temperature}: must be 0 (greedy), or 1e-6 or more and finite"
         )
-    if implementation not in (None, "xla", "pallas"):
-        raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')
     B, (V, D) = len(hidden_BD), embedding_VD.shape
-    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if shards > 1 and V % block_draw.BLOCK:
-        raise UserError(
-            f"vocabulary of {shards * V} words in {shards} slices: a slice must be a multiple of "
-            f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
-        )
     fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
-    if implementation == "pallas" and jax.default_backend() != "tpu":
-        raise UserError(
-            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; None takes it '
-            "where the program is compiled for one"
-        )
-    if implementation == "pallas" and not fits:
-        raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
-
-    block_noise, word_noise = block_draw.noise(keys_B, shards * V)
-    if shards > 1:
-        mine = V // block_draw.BLOCK
-        start = jax.lax.axis_index(axis_name) * mine
-        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, start, mine, axis=1)
-    on_tpu = partial(pallas_tpu.pick, temperature=temperature)
-    anywhere = partial(xla.pick, temperature=temperature)
-    operands = hidden_BD, embedding_VD, block_noise, word_noise
-    if implementation == "pallas":
-        picked = on_tpu(*operands)
-    elif implementation == "xla" or not fits:
-        picked = anywhere(*operands)
-    else:
-        picked = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
-    if shards > 1:
+    picked = dispatch(
+        implementation,
+        hidden_BD,
+        embedding_VD,
+        *block_draw.noise_here(keys_B, V, axis_name),
+        pallas=partial(pallas_tpu.pick, temperature=temperature),
+        xla=partial(xla.pick, temperature=temperature),
+        obstacle=None if fits else f"{B} rows do not fit in VMEM",
+    )
+    if axis_name is not None:
         picked = picked._replace(ids=picked.ids + jax.lax.axis_index(axis_name) * V)
         picked = block_draw.merge(picked, axis_name)
     return Drawn(picked.ids, picked.logits - picked.logsumexps)

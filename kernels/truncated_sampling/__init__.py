@@ -1,4 +1,5 @@
 """Truncated sampling: hidden states and the tied embedding to a word drawn from the kept ones."""
 
-from gemma_grpo.kernels.truncated_sampling.api import Drawn as Drawn
-from gemma_grpo.kernels.truncated_sampling.api import truncated_sampling as truncated_sampling
+from gemma_grpo.kernels.truncated_sampling.api import Drawn, check_truncation, truncated_sampling
+
+__all__ = ["Drawn", "check_truncation", "truncated_sampling"]

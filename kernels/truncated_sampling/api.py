@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw, head
+from gemma_grpo.kernels.dispatch import dispatch
 from gemma_grpo.kernels.truncated_sampling import pallas_tpu, xla
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
@@ -63,41 +64,23 @@ def truncated_sampling(
             asked for cannot run here.
     """
     check_truncation(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    if implementation not in (None, "xla", "pallas"):
-        raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')
     B, (V, D) = len(hidden_BD), embedding_VD.shape
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if shards > 1 and V % block_draw.BLOCK:
-        raise UserError(
-            f"vocabulary of {shards * V} words in {shards} slices: a slice must be a multiple of "
-            f"{block_draw.BLOCK} words; shard over fewer devices or not at all"
-        )
-    fits = pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) <= pallas_tpu.VMEM_LIMIT
-    if implementation == "pallas" and jax.default_backend() != "tpu":
-        raise UserError(
-            f'implementation="pallas": needs a TPU, this is {jax.default_backend()}; '
-            "None takes the kernel where the program is compiled for one"
-        )
-    if implementation == "pallas" and shards > 1:
-        raise UserError('implementation="pallas": the words are sliced; use None or "xla"')
-    if implementation == "pallas" and not fits:
-        raise UserError(f'implementation="pallas": {B} rows do not fit in VMEM; use None or "xla"')
-
-    block_noise, word_noise = block_draw.noise(keys_B, shards * V)
+    obstacle = None
     if shards > 1:
-        mine = V // block_draw.BLOCK
-        start = jax.lax.axis_index(axis_name) * mine
-        block_noise = jax.lax.dynamic_slice_in_dim(block_noise, start, mine, axis=1)
+        obstacle = "the words are sliced"
+    elif pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) > pallas_tpu.VMEM_LIMIT:
+        obstacle = f"{B} rows do not fit in VMEM"
     settings = dict(truncation=Truncation(top_k, top_p, min_p), temperature=temperature)
-    on_tpu = partial(pallas_tpu.draw_truncated, **settings)
-    anywhere = partial(_head_and_draw, **settings, axis_name=axis_name if shards > 1 else None)
-    operands = hidden_BD, embedding_VD, block_noise, word_noise
-    if implementation == "pallas":
-        drawn = on_tpu(*operands)
-    elif implementation == "xla" or shards > 1 or not fits:
-        drawn = anywhere(*operands)
-    else:
-        drawn = jax.lax.platform_dependent(*operands, tpu=on_tpu, default=anywhere)
+    drawn = dispatch(
+        implementation,
+        hidden_BD,
+        embedding_VD,
+        *block_draw.noise_here(keys_B, V, axis_name),
+        pallas=partial(pallas_tpu.draw_truncated, **settings),
+        xla=partial(_head_and_draw, **settings, axis_name=axis_name if shards > 1 else None),
+        obstacle=obstacle,
+    )
     ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
     return Drawn(
         # Where there is no distribution the word drawn may be of the padding.
@@ -112,7 +95,7 @@ def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: flo
     """Raises UserError where a setting has no meaning."""
     if not 1e-6 <= temperature < float("inf"):
         raise UserError(
-            f"temperature={temperature}: must be 1e-6 or more and finite; 0 is fused_sampling's"
+            f"temperature={temperature}: must be 1e-6 or more and finite (greedy cuts nothing off)"
         )
     if top_k < 0:
         raise UserError(f"top_k={top_k}: must be 0 (off) or more")

@@ -53,7 +53,7 @@ def draw_truncated(
     temperature: float,
     interpret: bool = False,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """As `xla.draw_truncated`, with the head. Needs `fits`.
+    """As `xla.draw_truncated`, with the head. `vmem_bytes` must be within `VMEM_LIMIT`.
 
     The kernel finds each row's block; its word is drawn from what it hands out.
     """
