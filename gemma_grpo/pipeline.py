@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from gemma_grpo import config, grpo, model, padding, report, sft, weights
+from gemma_grpo import config, grpo, model, padding, processes, report, sft, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.data import sources
@@ -167,16 +167,17 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
     }
     for stage in stages:
         path = run_dir / "weights" / f"{stage}.safetensors"
-        if not path.exists():
+        if not processes.from_first(path.exists):
             started = time.monotonic()
             params = _train_stage(stage, train[stage], params, run_dir)
-            _record_seconds(run_dir, stage, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            processes.on_first(lambda: _record_seconds(run_dir, stage, seconds))
             path.parent.mkdir(exist_ok=True)
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
         _evaluate(evaluator, stage, params, task.test, run_dir)
-    return _summarize(run, ["base", *stages], run_dir)
+    return processes.from_first(lambda: _summarize(run, ["base", *stages], run_dir))
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
@@ -190,13 +191,17 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
 def _train_stage(
     stage: str, train: Callable[[Params, RunFiles], Params], params: Params, run_dir: Path
 ) -> Params:
-    done = stage_checkpoints(run_dir, stage).latest() or 0
+    def open_writer() -> MetricsWriter:
+        done = stage_checkpoints(run_dir, stage).latest() or 0
+        return MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+
     with Interrupt() as interrupt:
-        writer = MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+        writer = processes.on_first(open_writer)
         try:
             return train(params, RunFiles(run_dir, writer, interrupt))
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
 
 
 def _evaluate(
@@ -204,15 +209,19 @@ def _evaluate(
 ) -> None:
     """Measures a stage's model unless that is on file already."""
     folder = run_dir / "evaluations"
-    folder.mkdir(exist_ok=True)
-    if (folder / f"{stage}.json").exists():
+    if processes.from_first((folder / f"{stage}.json").exists):
         return
     started = time.monotonic()
     result, rows = evaluator.run(params, problems)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(folder / f"{stage}.jsonl", lines)
-    _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
-    write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+
+    def write() -> None:
+        folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(folder / f"{stage}.jsonl", lines)
+        _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
+        write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+
+    processes.on_first(write)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:

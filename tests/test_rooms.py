@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gemma_grpo"
 
 FLOORS = (
-    "errors answers rewards advantages losses loss_checks statistics mesh kernels",
+    "errors answers rewards advantages losses loss_checks statistics mesh processes kernels",
     "model weights data tokenizer sampling padding assets topology compiled roofline",
     "rollout logps train_state accumulation update scoring runtime",
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
