@@ -228,7 +228,7 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
     tree = {}
     if small:
         tree["pack"] = np.concatenate(
-            [np.asarray(array).reshape(-1).view(np.uint8) for array in small]
+            [meshes.to_host(array).reshape(-1).view(np.uint8) for array in small]
         )
     if large:
         tree["large"] = large

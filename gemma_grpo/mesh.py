@@ -135,7 +135,7 @@ def to_host(tree: PyTree) -> PyTree:
     from jax.experimental import multihost_utils
 
     def fetch(leaf: jax.Array) -> np.ndarray:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return jax.device_get(leaf)
         return multihost_utils.process_allgather(leaf, tiled=True)
 

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -171,7 +172,7 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
             started = time.monotonic()
             params = _train_stage(stage, train[stage], params, run_dir)
             seconds = time.monotonic() - started
-            processes.on_first(lambda: _record_seconds(run_dir, stage, seconds))
+            processes.on_first(partial(_record_seconds, run_dir, stage, seconds))
             path.parent.mkdir(exist_ok=True)
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.

@@ -1,5 +1,5 @@
-"""Many processes that run one program together, on JAX's own runtime: joining, and agreeing on host
-values. Knows no mesh, file or training.
+"""Many processes that run one program together, on JAX's own runtime: how they meet and agree.
+Knows no mesh, file or training.
 
 All processes take the same steps, and the devices of all of them make one mesh. What only one of
 them shall do (write a file, take a decision), or each a part of (score its own rows), goes through
@@ -25,12 +25,14 @@ _SMALLEST = 1 << 12  # bytes exchanged; sizes are powers of two, so that few pro
 Value = TypeVar("Value")
 
 
-def join(coordinator: str = "", num_processes: int | None = None, process_id: int | None = None):
+def join(
+    coordinator: str = "", num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Meet the job's other processes, if it has any. To be called before JAX looks at its devices.
 
     Args:
         coordinator: host:port of process 0; "auto" lets JAX ask the TPU pod's or the cluster's
-            environment; "" does so only where the environment plainly tells of several processes
+            environment; "" does so only where the variables tell of several processes
             (`JAX_COORDINATOR_ADDRESS`, a SLURM step's tasks, the workers of a TPU pod).
         num_processes, process_id: with host:port; else from the environment.
 
