@@ -57,8 +57,8 @@ def join(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give --coordinator "
-            "host:port, --num-processes and --process-id"
+            f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give "
+            "--coordinator host:port, --num-processes and --process-id"
         ) from error
 
 

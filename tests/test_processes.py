@@ -72,11 +72,8 @@ class Job:
         ]
 
 
-def trained(num_processes, devices_each, run_dir, *arguments):
-    job = Job(
-        TRAIN, num_processes, "--run-dir", str(run_dir), "--model.cpu-devices", str(devices_each),
-        *arguments,
-    )  # fmt: skip
+def trained(num_processes, run_dir, *arguments):
+    job = Job(TRAIN, num_processes, "--run-dir", str(run_dir), *arguments)
     for status, output in job.finish():
         assert status == 0, output
     return run_dir
@@ -102,7 +99,7 @@ def alone(runs):
 @pytest.fixture(scope="module")
 def two(runs):
     """Two processes with two devices each."""
-    return trained(2, 2, runs / "two", *SMALL)
+    return trained(2, runs / "two", "--model.cpu-devices", "2", *SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +178,7 @@ def test_when_a_process_is_killed_the_others_end_in_time_and_say_so(killed):
 
 def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
     run_dir = shutil.copytree(killed[0], runs / "resumed")
-    trained(2, 2, run_dir, "--resume")
+    trained(2, run_dir, "--resume")
     assert steps_of(run_dir) == steps_of(two)
     for stage in ("sft", "grpo"):
         weights = f"weights/{stage}.safetensors"
@@ -190,7 +187,9 @@ def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
 
 def test_four_processes_go_on_with_what_two_have_saved(killed, alone, runs):
     run_dir = shutil.copytree(killed[0], runs / "four")
-    trained(4, 1, run_dir, "--resume")
+    settings = run_dir / "config.yaml"
+    settings.write_text(settings.read_text().replace("cpu_devices: 2", "cpu_devices: 1"))
+    trained(4, run_dir, "--resume")
     assert_like(run_dir, alone)
 
 
