@@ -105,6 +105,7 @@ def make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        layout=runtime.layout,
     )
     return Sampler(
         rollout, tokenizer, runtime.instruction, runtime.max_prompt_length, num_generations

@@ -21,6 +21,7 @@ from gemma_grpo.compiled import Compiled
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
+from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.roofline import Chip, Work
 
 SESSION_HOURS = 9  # of Kaggle
@@ -99,6 +100,7 @@ def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> 
         name="grpo.prompts_per_step / accumulation_steps",
         size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
     )
+    LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
     rows = []
     for program in programs.of_step(run, architecture, mesh):
         try:
