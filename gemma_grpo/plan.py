@@ -124,12 +124,15 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     B = P * run.grpo.num_generations
     tokens = {"block_tokens": P * S + B * T, "head_tokens": B * T}
     if name == "rollout":
-        step = roofline.decode_step(
-            architecture, num_rows=B, num_prompts=P, prompt_length=S, num_slots=T
-        )
+        shapes = {
+            "num_prompts": P,
+            "prompt_length": S,
+            "slices": num_chips if run.model.rollout_layout == "hybrid" else 1,
+        }
+        step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
         return [
-            roofline.prefill(architecture, num_prompts=P, prompt_length=S),
-            Work(T * step.flops, T * step.bytes),
+            roofline.prefill(architecture, **shapes),
+            Work(T * step.flops, T * step.bytes, T * step.collectives),
         ]
     if name in ("reference", "old"):
         return [roofline.log_probs(architecture, **tokens)]
