@@ -119,6 +119,7 @@ def make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        layout=runtime.layout,
     )
     return Sampler(
         rollout,

@@ -130,6 +130,7 @@ def _load(where: str, options: Options) -> Generator:
         max_prompt_length=options.max_prompt_length,
         max_completion_length=options.max_completion_length or own_length,
         dtype=options.dtype or run.model.dtype,
+        rollout_layout="data",  # streaming runs on one device
     )
     runtime, params = pipeline.load_model(model, seed=options.seed, trained=trained)
     return make_generator(

@@ -4,7 +4,8 @@ config or training.
 One axis, "data". Rows of a batch are split over it. What training keeps (float32 master weights,
 Adam's moments, a KL reference) is spread over it, each large array along one of its own axes: FSDP,
 or ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054. What only computes (the rollout's weights, a
-frozen base) is whole on every device, so that the decode loop needs no collective.
+frozen base) is whole on every device, so that the decode loop needs no collective, or lies as
+`model/layout.py` has it.
 
 The devices may be those of many processes. Each then holds the pieces, and the rows, of its own.
 """
@@ -63,6 +64,11 @@ def spread(mesh: Mesh, tree: PyTree) -> PyTree:
 def specs(mesh: Mesh, tree: PyTree) -> PyTree:
     """`spread` as `PartitionSpec`s, which `shard_map` wants."""
     return jax.tree.map(lambda place: place.spec, spread(mesh, tree))
+
+
+def places(mesh: Mesh, specs: PyTree) -> PyTree:
+    """Shardings from `PartitionSpec`s."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def described(shapes: PyTree, layout: PyTree) -> PyTree:

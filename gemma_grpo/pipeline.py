@@ -27,6 +27,7 @@ from gemma_grpo.interrupt import Interrupt
 from gemma_grpo.loop import RunFiles, stage_checkpoints
 from gemma_grpo.metrics import MetricsWriter
 from gemma_grpo.model import Params
+from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.tokenizer import Tokenizer
 
@@ -59,22 +60,25 @@ def load_model(
             fresh adapters.
 
     Raises:
-        UserError: files that are missing, damaged or of another model.
+        UserError: files that are missing, damaged or of another model, or a model that does not
+            divide as its rollout's layout wants.
     """
     source = weights.open_source(settings.weights)
     tokenizer = _tokenizer(settings, source)
     graphdef, shapes = model.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = model.partition(shapes)
     mesh = meshes.data_mesh()
+    layout = LAYOUTS[settings.rollout_layout]
+    layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
     if trained is not None:
-        layout = meshes.spread(mesh, trained_shapes)
-        params = weights.load(trained, meshes.described(trained_shapes, layout))
+        pieces = meshes.spread(mesh, trained_shapes)
+        params = weights.load(trained, meshes.described(trained_shapes, pieces))
     elif settings.lora.rank:
         params = model.init_adapter(source.config, settings.lora, seed=seed)
     else:
-        layout = meshes.spread(mesh, base_shapes)
-        params = weights.assemble(source, base_shapes, dtype="float32", sharding=layout)
+        pieces = meshes.spread(mesh, base_shapes)
+        params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
     frozen = {}
     if settings.lora.rank:
         frozen = weights.assemble(
@@ -92,6 +96,7 @@ def load_model(
         dtype=settings.dtype,
         remat=settings.remat,
         seed=seed,
+        layout=layout,
     )
     return runtime, params
 

@@ -21,6 +21,7 @@ from gemma_grpo.compiled import Compiled
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
+from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.roofline import Chip, Work
 
 SESSION_HOURS = 9  # of Kaggle
@@ -99,6 +100,7 @@ def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> 
         name="grpo.prompts_per_step / accumulation_steps",
         size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
     )
+    LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
     rows = []
     for program in programs.of_step(run, architecture, mesh):
         try:
@@ -122,12 +124,15 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     B = P * run.grpo.num_generations
     tokens = {"block_tokens": P * S + B * T, "head_tokens": B * T}
     if name == "rollout":
-        step = roofline.decode_step(
-            architecture, num_rows=B, num_prompts=P, prompt_length=S, num_slots=T
-        )
+        shapes = {
+            "num_prompts": P,
+            "prompt_length": S,
+            "slices": num_chips if run.model.rollout_layout == "hybrid" else 1,
+        }
+        step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
         return [
-            roofline.prefill(architecture, num_prompts=P, prompt_length=S),
-            Work(T * step.flops, T * step.bytes),
+            roofline.prefill(architecture, **shapes),
+            Work(T * step.flops, T * step.bytes, T * step.collectives),
         ]
     if name in ("reference", "old"):
         return [roofline.log_probs(architecture, **tokens)]

@@ -1,7 +1,8 @@
 """Times that a chip's speed limits allow, from stated formulas. A model: nothing here is measured.
 
 N parameters of the blocks, E = V*D of the embedding, B = P*G rows, S and T tokens; bf16, 2 bytes.
-Attention's products are left out where the weights' dominate (below 10 % at these lengths).
+Attention's products are left out where the weights' dominate (below 10 % at these lengths). A
+collective costs its latency; what it moves is left out.
 """
 
 from dataclasses import dataclass
@@ -15,15 +16,18 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip can do: bytes of HBM, FLOPs a second in bfloat16, bytes a second from HBM."""
+    """What one chip can do: bytes of HBM, FLOPs a second in bfloat16, bytes a second from HBM, and
+    seconds that a small collective with its neighbours takes."""
 
     memory: float
     flops: float
     bandwidth: float
+    latency: float
 
 
-# Google's published figures: cloud.google.com/tpu/docs/v5e.
-CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9)}
+# Google's published figures: cloud.google.com/tpu/docs/v5e. The latency is assumed: none is
+# published, and none was measured.
+CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9, latency=8e-6)}
 
 
 def chip_of(topology: str) -> Chip:
@@ -36,30 +40,55 @@ def chip_of(topology: str) -> Chip:
 
 @dataclass(frozen=True)
 class Work:
-    """What one chip does in one program: FLOPs, and bytes between HBM and the cores."""
+    """What one chip does in one program: FLOPs, bytes between HBM and the cores, and collectives
+    that the rest waits for."""
 
     flops: Number
     bytes: Number
+    collectives: Number = 0
 
     def seconds(self, chip: Chip) -> float:
-        """The longer of the two limits; they overlap at best."""
-        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+        """The longer of the two limits, which overlap at best, and then the collectives."""
+        return max(self.flops / chip.flops, self.bytes / chip.bandwidth) + self._waiting(chip)
 
     def bound(self, chip: Chip) -> str:
-        """Which limit sets the time."""
-        return "compute" if self.flops / chip.flops > self.bytes / chip.bandwidth else "memory"
+        """Which limit sets the time, or most of it."""
+        limits = {
+            "memory": self.bytes / chip.bandwidth,
+            "compute": self.flops / chip.flops,
+            "latency": self._waiting(chip),
+        }
+        return max(limits, key=limits.get)
+
+    def _waiting(self, chip: Chip) -> float:
+        return self.collectives * chip.latency
+
+
+def mlp_parameters(config: Gemma3Config) -> int:
+    """Weights of all blocks' MLPs."""
+    return config.num_layers * 3 * config.embed_dim * config.hidden_dim
 
 
 def block_parameters(config: Gemma3Config) -> int:
     """N: weights of all blocks' projections (norm gains left out)."""
     attention = config.embed_dim * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    return config.num_layers * (attention + 3 * config.embed_dim * config.hidden_dim)
+    return config.num_layers * attention + mlp_parameters(config)
 
 
-def prefill(config: Gemma3Config, *, num_prompts: Number, prompt_length: Number) -> Work:
-    """2 N FLOPs a prompt token; the weights are read once."""
+def prefill(
+    config: Gemma3Config, *, num_prompts: Number, prompt_length: Number, slices: int = 1
+) -> Work:
+    """2 N FLOPs a prompt token; the weights are read once.
+
+    Args:
+        slices: devices over which MLPs and embedding are sliced (`model/layout.py`). Each reads its
+            slice and does as much as before, for all rows; two collectives a layer, and one for the
+            embedding.
+    """
     N = block_parameters(config)
-    return Work(2 * N * num_prompts * prompt_length, BYTES * N)
+    read = N - mlp_parameters(config) * (1 - 1 / slices)
+    collectives = 0 if slices == 1 else 2 * config.num_layers + 1
+    return Work(2 * N * num_prompts * prompt_length, BYTES * read, collectives)
 
 
 def decode_step(
@@ -69,13 +98,21 @@ def decode_step(
     num_prompts: Number,
     prompt_length: Number,
     num_slots: Number,
+    slices: int = 1,
 ) -> Work:
     """2 (N + E) FLOPs a row; read: all weights, the caches (all slots: a mask does not spare the
-    reading), the prompts' keys and values once per group."""
-    weights = block_parameters(config) + config.vocab_size * config.embed_dim
+    reading), the prompts' keys and values once per group.
+
+    Args:
+        slices: as in `prefill`; the head's rows and the draw are two collectives more.
+    """
+    E = config.vocab_size * config.embed_dim
+    weights = block_parameters(config) + E
+    read = weights - (mlp_parameters(config) + E) * (1 - 1 / slices)
+    collectives = 0 if slices == 1 else 2 * config.num_layers + 3
     slot = 2 * config.num_kv_heads * config.head_dim * config.num_layers * BYTES
     caches = slot * (num_rows * num_slots + num_prompts * prompt_length)
-    return Work(2 * weights * num_rows, BYTES * weights + caches)
+    return Work(2 * weights * num_rows, BYTES * read + caches, collectives)
 
 
 def log_probs(config: Gemma3Config, *, block_tokens: Number, head_tokens: Number) -> Work:

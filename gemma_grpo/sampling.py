@@ -23,6 +23,7 @@ def sample(
     temperature: float,
     top_k: int,
     top_p: float,
+    axis_name: str | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draw one token for each row with that row's key, the tied head included.
 
@@ -31,15 +32,25 @@ def sample(
         temperature: divides the logits; 0 takes the largest, with its log-prob at temperature 1.
         top_k: keep the k largest, and whatever ties with the smallest of them; 0 keeps all.
         top_p: then keep the smallest set of largest ones whose mass reaches p; 1 keeps all.
+        axis_name: inside `shard_map`, the axis over which the words are sliced; `embedding_VD` is
+            then this device's slice, and every device draws the same.
 
     Returns:
         Ids, and their log-probs under the distribution drawn from: tempered and, where tokens were
         cut off, renormalised over the kept ones. Greedy log-probs are of the full distribution.
     """
     if temperature == 0 or (top_k == 0 and top_p == 1):
-        drawn = fused_sampling(hidden_BD, embedding_VD, keys_B, temperature=temperature)
+        drawn = fused_sampling(
+            hidden_BD, embedding_VD, keys_B, temperature=temperature, axis_name=axis_name
+        )
     else:
         drawn = truncated_sampling(
-            hidden_BD, embedding_VD, keys_B, temperature=temperature, top_k=top_k, top_p=top_p
+            hidden_BD,
+            embedding_VD,
+            keys_B,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            axis_name=axis_name,
         )
     return drawn.ids, drawn.logps
