@@ -20,7 +20,9 @@ rounds, `peak` is the most bytes resident in the part, its weights and optimizer
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from benchmarks.tunix.sides import SideProcess, start_ours, start_theirs
 
 PARTS = ("rollout", "update", "step")
 LOGITS_APART = 1e-3  # of the logits' spread, float32 on both sides
-GRADIENTS_APART = 1e-3  # of the largest entry
+GRADIENT_APART = 1e-3  # of the largest entry
 REAL = ("gemma3-nano",)  # weights at hand; others are random, which costs the same
 LEARNING_RATE = 1e-6
 
@@ -39,6 +41,7 @@ LEARNING_RATE = 1e-6
 def main(
     model: str = "gemma3-nano",
     rounds: int = 5,
+    generations: int = 8,
     prompt_length: int = 128,
     budget: int = 128,
     passes: int = 1,
@@ -47,6 +50,7 @@ def main(
     tunix_micro_batch: int = 1,
     tunix_remat: str = "NONE",
     tunix_devices: int = 1,
+    apart: bool = False,
     environment: Path | None = None,
 ) -> None:
     """Take both sides through whole GRPO steps in turn.
@@ -54,6 +58,7 @@ def main(
     Args:
         model: architecture; gemma3-nano with its own weights, others with random ones.
         rounds: timed steps of each side, after one that compiles and one that warms up.
+        generations: G, of each of the 32 / G prompts.
         prompt_length: S, tokens.
         budget: T, tokens.
         passes: of our update (accumulation_steps).
@@ -62,45 +67,61 @@ def main(
         tunix_micro_batch: prompts of a pass of Tunix's update (train_micro_batch_size).
         tunix_remat: NONE, BLOCK or DECODER (remat_config).
         tunix_devices: CPU devices that Tunix is split over (its fsdp axis).
+        apart: hold one side in memory at a time.
         environment: folder of Tunix's environment.
     """
+    environment = environment or install.default_folder()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = start_ours(devices=devices, folder=folder)
-        theirs = start_theirs(
-            environment or install.default_folder(), devices=tunix_devices, folder=folder
-        )
-        weights = folder / "weights.npz"
-        loaded = ours.call("load", name=model, real=model in REAL, out=str(weights))
-        their_versions = theirs.call(
-            "load", shape=loaded["shape"], weights=str(weights), remat=tunix_remat
-        )
-        vocab_size = loaded["shape"]["vocab_size"]
-        agreement = {"logits_apart": compare_logits(ours, theirs, vocab_size, folder)}
-        batch = trace.make_trace(vocab_size=vocab_size, prompt_length=prompt_length, budget=budget)
+        weights, rows = str(folder / "weights.npz"), str(folder / "rows.npz")
         shared = {
-            "trace": trace.save(folder / "trace.npz", batch),
-            "generations": len(trace.LENGTHS_PG[0]),
+            "trace": str(folder / "trace.npz"),
+            "generations": generations,
             "learning_rate": LEARNING_RATE,
         }
-        ours.call("prepare", **shared, passes=passes, remat=remat)
-        theirs.call("prepare", **shared, micro_batch=tunix_micro_batch)
-        first = {side.name: side.call("step", number=0) for side in (ours, theirs)}
-        agreement["gradient_apart"] = compare_moments(ours, theirs, folder)
-        turns = take_turns(ours, theirs, rounds)
-        ours.close()
-        theirs.close()
+        loaded: dict[str, dict] = {}
+        batch: dict[str, np.ndarray] = {}
+
+        def open_ours() -> SideProcess:
+            side = start_ours(devices=devices, folder=folder)
+            loaded["ours"] = side.call("load", name=model, real=model in REAL, out=weights)
+            vocab_size = loaded["ours"]["shape"]["vocab_size"]
+            batch.update(
+                trace.make_trace(
+                    vocab_size=vocab_size,
+                    generations=generations,
+                    prompt_length=prompt_length,
+                    budget=budget,
+                )
+            )
+            np.savez(shared["trace"], **batch)
+            np.savez(rows, **trace.padded_rows(vocab_size=vocab_size, length=96))
+            side.call("logits", rows=rows, out=str(folder / "ours-logits.npy"))
+            side.call("prepare", **shared, passes=passes, remat=remat)
+            return side
+
+        def open_theirs() -> SideProcess:
+            side = start_theirs(environment, devices=tunix_devices, folder=folder)
+            shape = loaded["ours"]["shape"]
+            loaded["tunix"] = side.call("load", shape=shape, weights=weights, remat=tunix_remat)
+            side.call("logits", rows=rows, out=str(folder / "tunix-logits.npy"))
+            side.call("prepare", **shared, micro_batch=tunix_micro_batch)
+            return side
+
+        take = take_turns_apart if apart else take_turns
+        first, turns, agreement = take(open_ours, open_theirs, rounds, folder)
     described = {
         "benchmark": "tunix/cpu",
         "model": model,
         "dtype": "float32",
         "device": _processor(),
-        "prompts": len(trace.LENGTHS_PG),
-        "generations": len(trace.LENGTHS_PG[0]),
+        "prompts": len(batch["prompt_ids"]),
+        "generations": generations,
         "prompt_length": prompt_length,
         "budget": budget,
         "completion_tokens": int(batch["lengths"].sum()),
         "rounds": rounds,
+        "one_side_in_memory": apart,
         **agreement,
     }
     settings = {
@@ -111,7 +132,8 @@ def main(
             "devices": tunix_devices,
         },
     }
-    versions = {"ours": loaded["versions"] | {"commit": _commit()}, "tunix": their_versions}
+    versions = {name: side["versions"] for name, side in loaded.items()}
+    versions["ours"] |= {"commit": _commit()}
     sampled = batch["completion_ids"].size
     for row in rows_of(first, turns, sampled):
         side = row["side"]
@@ -119,45 +141,71 @@ def main(
         print(json.dumps(named), flush=True)
 
 
-def compare_logits(ours: SideProcess, theirs: SideProcess, vocab_size: int, folder: Path) -> float:
-    """Largest difference of the two models' logits on padded rows, as a share of their standard
-    deviation. Raises SystemExit where they are not the same model."""
-    rows = trace.padded_rows(vocab_size=vocab_size, num_rows=4, length=96)
-    path = trace.save(folder / "rows.npz", rows)
-    apart = _apart(ours, theirs, folder, "logits", rows=path, where=rows["mask"], scale=np.std)
-    if not apart < LOGITS_APART:
-        raise SystemExit(f"the logits differ by {apart:.1e} of their spread: not the same model")
-    return apart
+Opener = Callable[[], SideProcess]
+Steps = dict[str, list[dict]]
 
 
-def compare_moments(ours: SideProcess, theirs: SideProcess, folder: Path) -> float:
-    """Largest difference of Adam's first moments of the final norm after one step, as a share of
-    the largest entry. Raises SystemExit where the two did not follow the same gradient."""
-    apart = _apart(ours, theirs, folder, "moment", where=..., scale=lambda x: np.abs(x).max())
-    if not apart < GRADIENTS_APART:
-        raise SystemExit(f"the first gradients differ by {apart:.1e}: not the same update")
-    return apart
-
-
-def _apart(ours, theirs, folder, call, *, where, scale, **arguments) -> float:
-    """Both sides write an array; how far apart they are."""
-    found = {}
-    for side in (ours, theirs):
-        path = folder / f"{side.name}.npy"
-        side.call(call, out=str(path), **arguments)
-        found[side.name] = np.load(path)[where]
-        path.unlink()
-    difference = np.abs(found["ours"] - found["tunix"]).max()
-    return float(difference / scale(found["tunix"]))
-
-
-def take_turns(ours: SideProcess, theirs: SideProcess, rounds: int) -> dict[str, list[dict]]:
-    """A B A B ..., the first of each to warm up and left out."""
-    turns = {"ours": [], "tunix": []}
+def take_turns(
+    open_ours: Opener, open_theirs: Opener, rounds: int, folder: Path
+) -> tuple[dict[str, dict], Steps, dict[str, float]]:
+    """A B A B ..., both sides in memory; one step of each to compile, one to warm up, and then
+    those that count. Returns the first steps, those that count, and how far apart the sides are."""
+    sides = [open_ours(), open_theirs()]
+    first = {side.name: _first_step(side, folder) for side in sides}
+    agreement = compare(folder)
+    steps: Steps = {side.name: [] for side in sides}
     for number in range(rounds + 1):
-        for side in (ours, theirs):
-            turns[side.name].append(side.call("step", number=1 + number))
-    return {name: taken[1:] for name, taken in turns.items()}
+        for side in sides:
+            steps[side.name].append(side.call("step", number=1 + number))
+    for side in sides:
+        side.close()
+    return first, {name: taken[1:] for name, taken in steps.items()}, agreement
+
+
+def take_turns_apart(
+    open_ours: Opener, open_theirs: Opener, rounds: int, folder: Path
+) -> tuple[dict[str, dict], Steps, dict[str, float]]:
+    """The same with one side in memory at a time, for models of which there is no room for two:
+    in each round each side starts anew, compiles (after the first round from a cache), and takes
+    one step that counts."""
+    first: dict[str, dict] = {}
+    steps: Steps = {"ours": [], "tunix": []}
+    agreement: dict[str, float] = {}
+    for _ in range(rounds):
+        for opened in (open_ours, open_theirs):
+            side = opened()
+            first.setdefault(side.name, _first_step(side, folder))
+            steps[side.name].append(side.call("step", number=1))
+            side.close()
+        agreement = agreement or compare(folder)
+    return first, steps, agreement
+
+
+def _first_step(side: SideProcess, folder: Path) -> dict:
+    step = side.call("step", number=0)
+    side.call("moment", out=str(folder / f"{side.name}-moment.npy"))
+    return step
+
+
+def compare(folder: Path) -> dict[str, float]:
+    """How far apart the two are: the logits of padded rows, as a share of their spread, and Adam's
+    first moments of the final norm after one step, as a share of the largest.
+
+    Raises:
+        SystemExit: it is not the same model, or not the same update.
+    """
+    with np.load(folder / "rows.npz") as rows:
+        mask = rows["mask"]
+    ours, theirs = (np.load(folder / f"{name}-logits.npy")[mask] for name in ("ours", "tunix"))
+    logits_apart = float(np.abs(ours - theirs).max() / theirs.std())
+    ours, theirs = (np.load(folder / f"{name}-moment.npy") for name in ("ours", "tunix"))
+    gradient_apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    print(f"apart: logits {logits_apart:.1e}, gradient {gradient_apart:.1e}", file=sys.stderr)
+    if not logits_apart < LOGITS_APART:
+        raise SystemExit("the logits differ: not the same model")
+    if not gradient_apart < GRADIENT_APART:
+        raise SystemExit("the first gradients differ: not the same update")
+    return {"logits_apart": logits_apart, "gradient_apart": gradient_apart}
 
 
 def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) -> list[dict]:

@@ -22,7 +22,11 @@ class SideProcess:
     def __init__(self, name: str, command: list[str], *, devices: int, log: Path, cwd: Path):
         self.name, self.log = name, log
         environment = {key: value for key, value in os.environ.items() if key not in _CLEARED}
-        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(log.with_suffix(".cache")),
+        }
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -58,8 +62,10 @@ def start_ours(*, devices: int, folder: Path) -> SideProcess:
     return SideProcess("ours", command, devices=devices, log=log, cwd=HERE.parent.parent)
 
 
-def start_theirs(environment: Path, *, devices: int, folder: Path) -> SideProcess:
+def start_theirs(
+    environment: Path, *, devices: int, folder: Path, script: str = "worker.py"
+) -> SideProcess:
     """Tunix's side; of this repository only `theirs/` is on its path."""
     python = install.check(environment)
-    command = [str(python.absolute()), str(HERE / "theirs" / "worker.py")]
+    command = [str(python.absolute()), str(HERE / "theirs" / script)]
     return SideProcess("tunix", command, devices=devices, log=folder / "tunix.log", cwd=folder)

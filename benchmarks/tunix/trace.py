@@ -2,10 +2,9 @@
 
 Lengths are the 32 quantiles (i + 1/2) / 32 of a log-normal with median 0.3236 and sigma 0.6 of the
 budget, cut off at it: a mean of 0.38 of the budget and one row of 32 that runs into it, as in GRPO
-runs of which `mean 312 of 800 tokens, 3 % cut off` is typical. Dealt to four groups of eight.
+runs of which `mean 312 of 800 tokens, 3 % cut off` is typical. Dealt to four groups of eight, or,
+in the same order, to groups of another size.
 """
-
-from pathlib import Path
 
 import numpy as np
 
@@ -19,11 +18,14 @@ BUDGET = 128
 FIRST_ID, BOS, PAD = 110, 2, 0  # ids below are special in Gemma's tokenizer
 
 
-def make_trace(*, vocab_size: int, prompt_length: int, budget: int) -> dict[str, np.ndarray]:
-    """prompt_ids_PS, completion_ids_BT (padded by 0), lengths_B and rewards_B, of P=4 and G=8."""
+def make_trace(
+    *, vocab_size: int, generations: int, prompt_length: int, budget: int
+) -> dict[str, np.ndarray]:
+    """prompt_ids_PS, completion_ids_BT (padded by 0), lengths_B and rewards_B, of B=32 rows."""
     rng = np.random.default_rng(0)
     lengths_B = np.maximum(1, np.array(LENGTHS_PG).reshape(-1) * budget // BUDGET)
-    prompt_ids_PS = rng.integers(FIRST_ID, vocab_size, (len(LENGTHS_PG), prompt_length))
+    num_prompts = len(lengths_B) // generations
+    prompt_ids_PS = rng.integers(FIRST_ID, vocab_size, (num_prompts, prompt_length))
     prompt_ids_PS[:, 0] = BOS
     ids_BT = rng.integers(FIRST_ID, vocab_size, (len(lengths_B), budget))
     mask_BT = np.arange(budget) < lengths_B[:, None]
@@ -35,14 +37,8 @@ def make_trace(*, vocab_size: int, prompt_length: int, budget: int) -> dict[str,
     }
 
 
-def padded_rows(*, vocab_size: int, num_rows: int, length: int) -> dict[str, np.ndarray]:
-    """ids and mask of rows with more and more padding on the left, to compare logits on."""
-    ids = np.random.default_rng(1).integers(FIRST_ID, vocab_size, (num_rows, length))
-    mask = np.arange(length) >= 3 * np.arange(num_rows)[:, None]
+def padded_rows(*, vocab_size: int, length: int) -> dict[str, np.ndarray]:
+    """ids and mask of two rows, one of them padded on the left, to compare logits on."""
+    ids = np.random.default_rng(1).integers(FIRST_ID, vocab_size, (2, length))
+    mask = np.arange(length) >= np.array([[0], [length // 3]])
     return {"ids": np.where(mask, ids, PAD).astype(np.int32), "mask": mask}
-
-
-def save(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """To an .npz file; its path."""
-    np.savez(path, **arrays)
-    return str(path)

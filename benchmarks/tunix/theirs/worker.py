@@ -91,7 +91,7 @@ class Side:
         self.mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         config = model_config(shape, remat=remat, dtype="float32")
         self.model = load_model(config, weights, self.mesh)
-        return {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
 
     def logits(self, rows: str, out: str) -> dict:
         """Logits of padded rows, to a file."""
@@ -161,7 +161,8 @@ class Side:
         self.rollout_config.seed = number
         self.reading = {"rollout": None, "updates": []}
         with turns.measured() as whole:
-            self.requests.put({"prompts": [" ".join(map(str, row)) for row in self.prompts]})
+            prompts = [" ".join(map(str, row)) for row in self.prompts]
+            self.requests.put({"prompts": np.array(prompts)})
             outcome = self.ended.get()
         if outcome is not None:
             raise outcome
