@@ -1,0 +1,9 @@
+"""Google's Tunix beside this library: same weights, same rows, same machine, turn by turn.
+
+    install  makes Tunix's own environment
+    cpu      rollout, update and whole GRPO step on CPU, interleaved
+    v5e      both sides through the TPU compiler for a v5e-8
+    table    JSON lines to a Markdown table and a bar chart
+
+`theirs/` is all that Tunix's Python gets to see of this repository.
+"""

@@ -1,0 +1,156 @@
+"""Our side: the functions that our own training calls, on the trace's rows. Serves `turns`.
+
+python -m benchmarks.tunix.ours, started by the benchmark.
+"""
+
+import dataclasses
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.tunix import convert
+from benchmarks.tunix.theirs import turns
+from benchmarks.tunix.trace import PAD
+from gemma_grpo import advantages, grpo, grpo_update, mesh, model, train_state, weights
+from gemma_grpo.grpo_update import LossConfig
+from gemma_grpo.rollout import Rollout, make_rollout
+from gemma_grpo.train_state import OptimizerConfig
+
+PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
+
+
+class Side:
+    """The calls that the benchmark makes."""
+
+    def load(self, name: str, real: bool, out: str) -> dict:
+        """Make the parameters, real or random, and write them for Tunix."""
+        if real:
+            source = weights.open_source(name)
+            self.config = source.config
+            self.graphdef, shapes = model.abstract(self.config)
+            self.params = weights.assemble(source, shapes, dtype="float32", sharding=None)
+        else:
+            self.config = model.CONFIGS[name]
+            self.graphdef, _ = model.abstract(self.config)
+            self.params = _random(self.config)
+        np.savez(out, **convert.to_tunix(self.params))
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {"versions": versions, "shape": dataclasses.asdict(self.config)}
+
+    def logits(self, rows: str, out: str) -> dict:
+        """Logits of padded rows, to a file."""
+        with np.load(rows) as file:
+            ids, mask = file["ids"], file["mask"]
+
+        @jax.jit
+        def logits(params):
+            whole = nnx.merge(self.graphdef, params)
+            return whole.logits(model.forward(whole, ids, mask)[0])
+
+        np.save(out, logits(self.params))
+        return {}
+
+    def prepare(
+        self, trace: str, generations: int, passes: int, learning_rate: float, remat: bool
+    ) -> dict:
+        """The stage's programs and its state, ready for `step`."""
+        with np.load(trace) as file:
+            self.prompts, self.completions = file["prompt_ids"], file["completion_ids"]
+            self.lengths, self.rewards = file["lengths"], file["rewards"]
+        self.stage = grpo.GRPOConfig(
+            prompts_per_step=len(self.prompts),
+            num_generations=generations,
+            accumulation_steps=passes,
+            scale="group",
+            loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
+            optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=0.0, decay="constant"),
+            curriculum=False,
+        )
+        self.mesh = mesh.data_mesh()
+        self.trainer = grpo.make_trainer(
+            self.stage, self.graphdef, self.mesh, dtype="float32", remat=remat
+        )
+        self.rollout = make_rollout(
+            self.graphdef,
+            self.mesh,
+            num_generations=generations,
+            max_completion_length=self.completions.shape[1],
+            stop_ids=(),
+            pad_id=PAD,
+            temperature=1.0,
+        )
+        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
+        del self.params
+        return {}
+
+    def step(self, number: int) -> dict:
+        """One whole GRPO step, as `grpo.train` takes it."""
+        with turns.measured() as rollout:
+            params = jax.device_put(self.state.params, mesh.whole(self.mesh))
+            drawn = self.rollout(
+                params, self.prompts, np.ones_like(self.prompts, bool), jax.random.key(number)
+            )
+            drawn = jax.device_get(drawn)
+            del params
+            _ = [" ".join(map(str, row)) for row in drawn.completion_ids.tolist()]
+        with turns.measured() as update:
+            rewards_PG = self.rewards.reshape(len(self.prompts), -1).astype(np.float32)
+            advantages_PG = advantages.sharded_group_advantages(
+                jnp.asarray(rewards_PG), self.mesh, scale=self.stage.scale, baseline="mean"
+            )
+            batch = grpo_update.make_batch(
+                self.prompts,
+                np.ones_like(self.prompts, bool),
+                self._traced(drawn),
+                np.asarray(advantages_PG).reshape(-1),
+                aggregation=self.stage.loss.aggregation,
+                mask_truncated=False,
+                length_bucket=self.stage.length_bucket,
+            )
+            batch = mesh.place_rows(self.mesh, batch)
+            self.state, metrics = self.trainer.update(self.state, {}, batch)
+            jax.device_get(metrics)
+            jax.block_until_ready(self.state)
+        return {
+            "rollout": rollout,
+            "update": update,
+            "step": {key: rollout[key] + update[key] for key in ("wall", "cpu")},
+            "resident": turns.resident(),
+        }
+
+    def moment(self, out: str) -> dict:
+        """Adam's first moment of the final norm, to a file: the gradient, as the optimizer saw
+        it."""
+        (found,) = [
+            leaf
+            for path, leaf in jax.tree.leaves_with_path(self.state.opt_state)
+            if ".mu['final_norm']" in jax.tree_util.keystr(path)
+        ]
+        np.save(out, found)
+        return {}
+
+    def _traced(self, drawn: Rollout) -> Rollout:
+        """The trace's completions in the place of those drawn."""
+        slots = np.arange(self.completions.shape[1])
+        mask_BT = slots < self.lengths[:, None]
+        return drawn._replace(
+            completion_ids=self.completions,
+            completion_mask=mask_BT,
+            stopped=self.lengths < len(slots),
+        )
+
+
+def _random(config: model.Gemma3Config) -> model.Params:
+    """The architecture's initial weights."""
+    make = lambda key: model.split(model.Gemma3(config, rngs=nnx.Rngs(params=key)))[1]
+    return jax.jit(make)(jax.random.key(0))
+
+
+if __name__ == "__main__":
+    side = Side()
+    turns.serve(
+        {name: getattr(side, name) for name in ("load", "logits", "prepare", "step", "moment")}
+    )

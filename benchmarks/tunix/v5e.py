@@ -1,0 +1,178 @@
+"""Both sides' programs through the TPU compiler: memory, HBM bytes, collectives, compile time.
+
+python -m benchmarks.tunix.v5e [--cases ours-decode tunix-decode-default]
+needs the environment of `python -m benchmarks.tunix.install`
+
+Gemma 3 1B, bfloat16, 512 + 800 tokens, for a v5e:2x4 that is not there: 64 sequences, 8 a chip, all
+weights trained, beta 0. Nothing is run, and nothing here is a time on a TPU. Ours are the programs
+that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_per_token_logps` and
+`_decode_fn` of the release, donated as it donates, its activations placed as on a TPU.
+
+A decode row counts the body of the loop alone (`benchmarks/hlo.py`), the same instrument on both
+sides; `floor` is what a step must read at the least: the weights that lie on a chip and its cache.
+Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
+us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import tyro
+
+from benchmarks import hlo
+from benchmarks.tunix import install
+from benchmarks.tunix.sides import start_theirs
+from gemma_grpo import model, presets, programs, topology
+from gemma_grpo import mesh as meshes
+
+TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
+PROGRAM = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
+THEIRS = {"decode": "decode", "logps": "logps", "update": "train"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A side, a program, and Tunix's settings for it; `replicated` weights, rows over all chips."""
+
+    side: str
+    program: str
+    sequences: int = 64
+    fsdp: int = 8
+    tp: int = 1
+    remat: str = "NONE"
+    replicated: bool = False
+
+
+CASES = {
+    "ours-decode": Case("ours", "decode"),
+    "ours-logps": Case("ours", "logps"),
+    "ours-update": Case("ours", "update"),
+    "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
+    "tunix-decode-best": Case("tunix", "decode", replicated=True),
+    "tunix-logps-best": Case("tunix", "logps"),
+    "tunix-update-best": Case("tunix", "update", remat="DECODER"),
+    "tunix-update-default": Case("tunix", "update", sequences=32, fsdp=2, tp=4, remat="DECODER"),
+}
+
+
+def main(
+    cases: tuple[str, ...] = tuple(CASES), environment: Path | None = None, keep: Path | None = None
+) -> None:
+    """Compile the cases, one after another, and print a row for each.
+
+    Args:
+        cases: which, by name.
+        environment: folder of Tunix's environment.
+        keep: folder to leave the compiled programs' HLO in.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = keep or Path(name)
+        for name in cases:
+            case = CASES[name]
+            text = folder / f"{name}.hlo"
+            if case.side == "ours":
+                read = compile_ours(case, text)
+            else:
+                read = compile_theirs(case, text, environment or install.default_folder(), folder)
+            if case.program == "decode" and read["fits"]:
+                read |= decode_figures(text.read_text())
+                read["floor"] = floor(case)
+            described = {"benchmark": "tunix/v5e", "case": name, "topology": TOPOLOGY}
+            shapes = {"model": MODEL, "dtype": "bfloat16", "prompt_length": _S, "budget": _T}
+            row = described | shapes | dataclasses.asdict(case) | read
+            print(json.dumps(row), flush=True)
+
+
+_RUN = presets.preset(MODEL)
+_S, _T = _RUN.model.max_prompt_length, _RUN.model.max_completion_length
+
+
+def compile_ours(case: Case, text: Path) -> dict:
+    """The figures of our program; its HLO goes to `text`."""
+    stage = _RUN.grpo
+    beta = 0.04 if case.program == "logps" else 0.0  # a step has log-probs of its own only then
+    stage = replace(
+        stage,
+        prompts_per_step=case.sequences // stage.num_generations,
+        loss=replace(stage.loss, beta=beta),
+    )
+    mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
+    made = programs.of_step(replace(_RUN, grpo=stage), model.CONFIGS[MODEL], mesh)
+    (lowered,) = [one.lower() for one in made if one.name == PROGRAM[case.program]]
+    wall, cpu = time.perf_counter(), time.process_time()
+    executable = lowered.compile()
+    memory = executable.memory_analysis()
+    read = {
+        "fits": True,
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "compile_wall": time.perf_counter() - wall,
+        "compile_cpu": time.process_time() - cpu,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("gemma_grpo", "jax", "libtpu")
+        },
+    }
+    text.write_text(executable.as_text())
+    return read
+
+
+def compile_theirs(case: Case, text: Path, environment: Path, folder: Path) -> dict:
+    """The figures of Tunix's program; its HLO goes to `text`."""
+    side = start_theirs(environment, devices=1, folder=folder, script="programs.py")
+    read = side.call(
+        "compile",
+        program=THEIRS[case.program],
+        hlo=str(text.absolute()),
+        shape=dataclasses.asdict(model.CONFIGS[MODEL]),
+        dtype="bfloat16",
+        remat=case.remat,
+        sequences=case.sequences,
+        prompt_length=_S,
+        budget=_T,
+        fsdp=case.fsdp,
+        tp=case.tp,
+        replicated=case.replicated,
+        topology=TOPOLOGY,
+    )
+    side.close()
+    return read
+
+
+def decode_figures(text: str) -> dict:
+    """What a turn of the decode loop moves, of any rollout's HLO."""
+    body = hlo.loop_body(hlo.parse(text))
+    return {
+        "step_bytes": round(body.bytes),
+        "step_collectives": sum(body.collectives.values()),
+        "step_collectives_by_kind": body.collectives,
+    }
+
+
+def floor(case: Case) -> int:
+    """Bytes of one chip's weights and of its rows' keys and values, each read once in a step, for
+    a layout without tensor parallelism; with it the weights are spread over `tp` chips.
+
+    The cache counts in full for Tunix, whose loop reads all slots of it, and for ours the prompt's
+    part once for each group.
+    """
+    config = model.CONFIGS[MODEL]
+    _, shapes = model.abstract(config)
+    weights = sum(2 * leaf.size for leaf in jax.tree.leaves(shapes)) // case.tp
+    a_token = 2 * 2 * config.num_kv_heads * config.head_dim * config.num_layers
+    rows = case.sequences / (case.fsdp if case.side == "tunix" else 8)
+    tokens = rows * (_S + _T)
+    if case.side == "ours":
+        tokens = rows / _RUN.grpo.num_generations * _S + rows * _T
+    return round(weights + a_token * tokens)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
