@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import jax
 
+from gemma_grpo import hlo
+
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
 _CALL = re.compile(rf" = (.+?) ({_COLLECTIVES})(-start)?\(")
 _NAME = re.compile(r"[\w.-]+")
@@ -43,6 +45,7 @@ class Compiled:
         temporaries: of XLA's scratch space, as it would be without sharing.
         peak: the most alive at a time.
         collectives: by kind and place.
+        loop_bytes: of HBM that one turn of the heaviest loop moves; 0 without a loop.
         compile_seconds: wall-clock, on this host.
     """
 
@@ -50,6 +53,7 @@ class Compiled:
     temporaries: int
     peak: int
     collectives: list[Collective]
+    loop_bytes: float
     compile_seconds: float
 
 
@@ -58,12 +62,13 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
     started = time.monotonic()
     executable = lowered.compile()
     seconds = time.monotonic() - started
-    memory = executable.memory_analysis()
+    memory, text = executable.memory_analysis(), executable.as_text()
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        collectives=collectives_in(executable.as_text()),
+        collectives=collectives_in(text),
+        loop_bytes=hlo.loop_body(hlo.parse(text)).bytes,
         compile_seconds=seconds,
     )
 

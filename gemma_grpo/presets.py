@@ -94,11 +94,43 @@ GEMMA3_1B_LORA = replace(
 )
 """The same with adapters on a frozen base: fits one v5e chip too. Compiled only."""
 
+# One chip has a prompt's share of memory: one prompt a pass.
+GEMMA3_1B_LORA_V5E_1 = replace(
+    GEMMA3_1B_LORA, grpo=replace(GEMMA3_1B_LORA.grpo, accumulation_steps=8)
+)
+"""Adapters on one v5e chip. Compiled only."""
+
+GEMMA3_1B_GPU = replace(
+    GEMMA3_1B,
+    sft=replace(GEMMA3_1B.sft, accumulation_steps=8),
+    grpo=replace(GEMMA3_1B.grpo, accumulation_steps=8),
+)
+"""All weights on one GPU of 80 GB: 24 GB are weights and moments. Neither compiled nor run."""
+
+
+def _on_chips(number: int) -> RunConfig:
+    """`gemma3-1b` with a prompt a chip, and learning rates that grow with the root of the batch."""
+    factor = (number / GEMMA3_1B.grpo.prompts_per_step) ** 0.5
+    faster = lambda config: replace(
+        config.optimizer, learning_rate=round(config.optimizer.learning_rate * factor, 8)
+    )
+    sft, grpo = GEMMA3_1B.sft, GEMMA3_1B.grpo
+    return replace(
+        GEMMA3_1B,
+        sft=replace(sft, batch_size=max(sft.batch_size, number), optimizer=faster(sft)),
+        grpo=replace(grpo, prompts_per_step=number, optimizer=faster(grpo)),
+        evaluation=replace(GEMMA3_1B.evaluation, batch_size=4 * max(16, number)),
+    )
+
+
 PRESETS = {
     "gemma3-nano": GEMMA3_NANO,
     "gemma3-270m": GEMMA3_270M,
     "gemma3-1b": GEMMA3_1B,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
+    "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,
+    "gemma3-1b-gpu": GEMMA3_1B_GPU,
+    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 64, 256)},
 }
 
 

@@ -36,9 +36,9 @@ class Program:
     arguments: tuple[Any, ...]
     resident: int
 
-    def lower(self) -> jax.stages.Lowered:
-        """Traced for the mesh's devices; `.compile()` is the next step."""
-        return self.function.lower(*self.arguments)
+    def trace(self) -> jax.stages.Traced:
+        """Traced for the mesh's devices; `.lower()` and `.compile()` are the next steps."""
+        return self.function.trace(*self.arguments)
 
 
 def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:

@@ -1,11 +1,12 @@
 """Times that a chip's speed limits allow, from stated formulas. A model: nothing here is measured.
 
 N parameters of the blocks, E = V*D of the embedding, B = P*G rows, S and T tokens; bf16, 2 bytes.
-Attention's products are left out where the weights' dominate (below 10 % at these lengths). A
-collective costs its latency; what it moves is left out.
+A collective costs its latency; what it moves is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import jax
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
@@ -36,6 +37,17 @@ def chip_of(topology: str) -> Chip:
     if kind not in CHIPS:
         raise UserError(f"topology {topology!r}: no figures of {kind}; use {', '.join(CHIPS)}")
     return CHIPS[kind]
+
+
+def chip_here(device: jax.Device) -> Chip:
+    """The chip that a device is, with the memory that its runtime gives to programs.
+
+    Raises:
+        UserError: one whose limits are not known here.
+    """
+    if device.device_kind != "TPU v5 lite":
+        raise UserError(f"no figures of a {device.device_kind}; name chips with --topology")
+    return replace(CHIPS["v5e"], memory=device.memory_stats()["bytes_limit"])
 
 
 @dataclass(frozen=True)
@@ -115,20 +127,53 @@ def decode_step(
     return Work(2 * weights * num_rows, BYTES * read + caches, collectives)
 
 
-def log_probs(config: Gemma3Config, *, block_tokens: Number, head_tokens: Number) -> Work:
-    """2 N a token through the blocks and 2 E a token through the head."""
+def attention(config: Gemma3Config, attended: Number) -> Number:
+    """FLOPs of `attended` pairs of a query and a key in all layers: 2 for the score and 2 for the
+    value, per head and dimension. Masked pairs are computed too, in every layer."""
+    return 4 * config.num_layers * config.num_heads * config.head_dim * attended
+
+
+def log_probs(
+    config: Gemma3Config,
+    *,
+    block_tokens: Number,
+    head_tokens: Number,
+    attended: Number,
+    adapter_parameters: Number = 0,
+) -> Work:
+    """2 N a token through the blocks and 2 E a token through the head, adapters' likewise."""
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
-    return Work(2 * N * block_tokens + 2 * E * head_tokens, BYTES * (N + E))
+    blocks = 2 * (N + adapter_parameters) * block_tokens + attention(config, attended)
+    return Work(blocks + 2 * E * head_tokens, BYTES * (N + E))
 
 
 def update(
-    config: Gemma3Config, *, block_tokens: Number, head_tokens: Number, remat: bool, frozen: bool
+    config: Gemma3Config,
+    *,
+    block_tokens: Number,
+    head_tokens: Number,
+    attended: Number,
+    adapter_parameters: Number = 0,
+    remat: bool,
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
-    (adapters' own products left out); remat runs the blocks, and a trained head, forward again.
-    Bytes: the weights in each pass; activations are left out, so that this is a floor."""
+    under adapters; remat runs the blocks, and a trained head, forward again.
+
+    Args:
+        block_tokens, head_tokens: that pass the blocks and the head.
+        attended: pairs of a query and a key, padding and masked ones too.
+        adapter_parameters: of all adapters; 0 where all weights are trained.
+
+    Bytes: the weights in each pass; activations are left out, so that this is a floor.
+    """
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
-    backward = 2 if frozen else 4
-    blocks = 2 + backward + (2 if remat else 0)
-    head = 2 + backward + (0 if frozen else 2)
-    return Work(blocks * N * block_tokens + head * E * head_tokens, BYTES * (N + E) * 3)
+    frozen, again = adapter_parameters > 0, 1 if remat else 0
+    weights = (2 * (1 + again) + (2 if frozen else 4)) * N
+    adapters = (2 * (1 + again) + 4) * adapter_parameters
+    head = (2 + 2 if frozen else 2 + 4 + 2) * E
+    flops = (
+        (weights + adapters) * block_tokens
+        + (3 + again) * attention(config, attended)
+        + head * head_tokens
+    )
+    return Work(flops, BYTES * (N + E) * 3)

@@ -15,7 +15,18 @@ from pathlib import Path
 import jax
 import tyro
 
-from gemma_grpo import cli, config, pipeline, presets, processes, report
+from gemma_grpo import (
+    cli,
+    config,
+    pipeline,
+    planning,
+    presets,
+    processes,
+    report,
+    roofline,
+    topology,
+)
+from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
 
@@ -39,6 +50,8 @@ class Options:
     """Go on with the run in --run-dir, or with the newest one in runs/."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
+    ignore_plan: bool = False
+    """Start on a TPU although its compiler says that the run will not fit (`plan`)."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     coordinator: str = ""
@@ -83,9 +96,11 @@ def _main(arguments: list[str]) -> int:
     if options.dry_run:
         say(_plan(run, pipeline.load_task(run), run_dir))
         return 0
+    cli.use_compilation_cache(run_dir.parent)
+    if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
+        _require_room(run)
     if not options.resume:
         processes.on_first(lambda: pipeline.new_run_dir(run_dir, run))
-    cli.use_compilation_cache(run_dir.parent)
     say(f"run directory: {run_dir}", file=sys.stderr)
     summary = pipeline.execute(run, run_dir)
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
@@ -98,6 +113,15 @@ def _run_dir(options: Options) -> Path:
     if options.resume:
         return _newest_run()
     return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _require_room(run: RunConfig) -> None:
+    """Raises UserError if the run will not fit on the chips that are here. What is compiled for
+    that stays in the compilation cache."""
+    devices = jax.devices()
+    architecture = planning.model_config(run.model.weights)
+    chip = roofline.chip_here(devices[0])
+    planning.require_room(run, architecture, meshes.data_mesh(devices), chip)
 
 
 def _newest_run() -> Path:

@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import compiled, mesh, plan, presets, programs, roofline, topology
+from gemma_grpo import (
+    cli,
+    compiled,
+    mesh,
+    plan,
+    planning,
+    presets,
+    programs,
+    roofline,
+    topology,
+    traced,
+    train,
+)
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
 
@@ -70,11 +82,49 @@ def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
 
 
 def test_an_update_counts_forward_backward_and_what_is_run_again():
-    N, E = roofline.block_parameters(ONE_B), 262_144 * 1152
-    work = lambda **how: roofline.update(ONE_B, block_tokens=100, head_tokens=10, **how).flops
-    assert work(remat=False, frozen=False) == 100 * 6 * N + 10 * 8 * E
-    assert work(remat=True, frozen=False) == 100 * 8 * N + 10 * 8 * E
-    assert work(remat=False, frozen=True) == 100 * 4 * N + 10 * 4 * E
+    """Of attention: 26 layers of 4 heads of 256, a score and a value for each pair."""
+    N, E, A = roofline.block_parameters(ONE_B), 262_144 * 1152, 26 * 4 * 256 * 4
+    sizes = {"block_tokens": 100, "head_tokens": 10, "attended": 5}
+    work = lambda **how: roofline.update(ONE_B, **sizes, **how).flops
+    assert work(remat=False) == 100 * 6 * N + 10 * 8 * E + 5 * 3 * A
+    assert work(remat=True) == 100 * 8 * N + 10 * 8 * E + 5 * 4 * A
+    frozen = work(remat=False, adapter_parameters=7)
+    assert frozen == 100 * (4 * N + 6 * 7) + 10 * 4 * E + 5 * 3 * A
+    scored = roofline.log_probs(ONE_B, **sizes, adapter_parameters=7).flops
+    assert scored == 100 * 2 * (N + 7) + 10 * 2 * E + 5 * A
+
+
+@pytest.mark.parametrize("preset", ["gemma3-1b", "gemma3-1b-lora"])
+def test_the_programs_do_no_more_than_the_formulas_say(preset):
+    """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are."""
+    run = presets.preset(preset)
+    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
+    devices = mesh.data_mesh()
+    for program in programs.of_step(run, ONE_B, devices):
+        if program.name != "rollout":
+            (floor,) = planning.work_of(program.name, run, ONE_B, devices.size)
+            counted = traced.matmul_flops(program.trace())
+            assert counted == pytest.approx(floor.flops, rel=1e-3), program.name
+
+
+def test_matmuls_are_counted_through_loops_branches_and_gradients():
+    """A product of 2x3 and 3x5 is 60 FLOPs."""
+    x, w = jnp.zeros((2, 3)), jnp.zeros((3, 5))
+    square = jnp.zeros((3, 3))
+
+    def of(function, *arrays, **how):
+        return traced.matmul_flops(jax.jit(function).trace(*arrays), **how)
+
+    assert of(lambda x, w: x @ w, x, w) == 60
+    assert of(lambda x, w: jax.lax.scan(lambda c, _: (c, c @ w), x, length=7), x, w) == 7 * 60
+    assert (
+        of(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T @ w, lambda: x @ w), x, w)
+        == 180
+    )
+    loop = lambda x, s: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ s, x)
+    assert of(loop, x, square, turns=4) == 4 * 36
+    grad = jax.grad(lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w))(x).sum(), argnums=(0, 1))
+    assert of(grad, x, w) == 60 + 60 + 2 * 60  # forward, again, and for either argument
 
 
 def test_a_program_is_read_as_a_device_sees_it():
@@ -146,12 +196,16 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
         assert {found.kind for found in update.collectives} == {"all-reduce"}
 
 
+def row(name, peak, *, resident=0, seconds=1.0):
+    read = compiled.Compiled(1, 2, peak, [], 0.0, 5.0)
+    return planning.Row(name, read, resident, 3.3e9, 3e9, "HBM bytes", seconds, "memory")
+
+
 @pytest.mark.parametrize("peak, status", [(1_000_000_000, 0), (17_000_000_000, 1)])
 def test_the_command_prints_json_and_its_status_says_whether_it_fits(
     capsys, monkeypatch, v5e, peak, status
 ):
-    rows = [plan.Row("update", compiled.Compiled(1, 2, peak, [], 5.0), 0, 2.0, "memory")]
-    monkeypatch.setattr(plan, "plan", lambda *_: rows)
+    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", peak)])
     assert plan.main(["--json", "--search", "--grpo.prompts-per-step", "4096"]) == status
     result = json.loads(capsys.readouterr().out)
     assert result["chips"] == 8 and result["fits"] == (status == 0)
@@ -168,23 +222,75 @@ def test_the_largest_batch_is_searched_by_doubling_prompts_and_passes(monkeypatc
 
     def takes_200_mb_a_prompt(run, *_):
         seen.append((run.grpo.prompts_per_step, run.grpo.accumulation_steps))
-        peak = 200_000_000 * run.grpo.prompts_per_step
-        return [plan.Row("update", compiled.Compiled(0, 0, peak, [], 0.0), 0, 1.0, "compute")]
+        return [row("update", 200_000_000 * run.grpo.prompts_per_step)]
 
-    monkeypatch.setattr(plan, "plan", takes_200_mb_a_prompt)
+    monkeypatch.setattr(planning, "plan", takes_200_mb_a_prompt)
     run = presets.preset("gemma3-1b")
-    assert plan.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
+    assert planning.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
     assert seen == [(16, 2), (32, 4), (64, 8), (128, 16)]
 
 
 def test_a_summary_adds_up():
     run = presets.preset("gemma3-1b")
-    reading = compiled.Compiled(1, 2, 15_000_000_000, [], 5.0)
-    rows = [plan.Row("rollout", reading, 500_000_000, 2.0, "memory")]
+    rows = [row("rollout", 15_000_000_000, resident=500_000_000, seconds=2.0)]
     result = json.loads(json.dumps(plan.summary(run, rows, V5E, 8)))
     assert result["fits"] and result["programs"][0]["headroom"] == 500_000_000
     assert result["model_steps_per_session"] == 9 * 3600 // 2
-    rows.append(plan.Row("update", reading, 1_500_000_000, 1.0, "compute"))
+    rows.append(row("update", 15_000_000_000, resident=1_500_000_000))
     over = plan.summary(run, rows, V5E, 8)
     assert not over["fits"]
     assert "DOES NOT FIT, by 0.50 GB" in plan.table(run, rows, over, V5E, "v5e:2x4")
+    assert "3.3e+09 HBM bytes a chip, 1.100 x the floor of 3e+09" in plan.table(
+        run, rows, over, V5E, "v5e:2x4"
+    )
+
+
+def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
+    run = presets.preset("gemma3-1b")
+    monkeypatch.setattr(
+        planning, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
+    )
+    with pytest.raises(UserError, match="update does not fit, by 1.25 GB a chip; raise --grpo.acc"):
+        planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", 15_000_000_000)])
+    planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+
+
+def test_mends_are_named_in_the_order_of_what_they_cost():
+    run = presets.preset("gemma3-1b")
+    without_remat = replace(run, model=replace(run.model, remat=False))
+    in_passes = replace(run, grpo=replace(run.grpo, accumulation_steps=8))
+    assert "remat" in planning.mend(without_remat)
+    assert "accumulation-steps" in planning.mend(run)
+    assert "lora.rank" in planning.mend(in_passes)
+
+
+def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp_path):
+    """The chips are this machine's CPU; what the plan says of them is made up."""
+    seen = []
+
+    def no_room(run, architecture, mesh, chip):
+        seen.append(architecture.num_layers)
+        raise UserError("update does not fit")
+
+    monkeypatch.setattr(cli, "split_cpu", lambda *_: None)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda _: None)
+    monkeypatch.setattr(roofline, "chip_here", lambda _: V5E)
+    monkeypatch.setattr(planning, "require_room", no_room)
+    monkeypatch.setattr(train.pipeline, "execute", lambda *_: {"trained": True})
+    where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
+    assert train.main(where("a")) == 0 and not seen  # no TPU
+    monkeypatch.setattr(topology, "is_here", lambda: True)
+    assert train.main(where("b")) == 2 and seen == [6]
+    assert "update does not fit" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    assert train.main([*where("b"), "--ignore-plan"]) == 0 and seen == [6]
+
+
+@pytest.mark.parametrize("number", [16, 64, 256])
+def test_presets_for_more_chips_have_a_prompt_a_chip(number):
+    run = presets.preset(f"gemma3-1b-v5e-{number}")
+    assert run.grpo.prompts_per_step == number and run.sft.batch_size % number == 0
+    assert run.evaluation.batch_size // run.evaluation.num_samples % number == 0
+    few = presets.preset("gemma3-1b").grpo.optimizer.learning_rate
+    rate = run.grpo.optimizer.learning_rate
+    assert rate == pytest.approx(few * (number / 8) ** 0.5, rel=0.01)

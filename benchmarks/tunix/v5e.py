@@ -8,7 +8,7 @@ weights trained, beta 0. Nothing is run, and nothing here is a time on a TPU. Ou
 that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_per_token_logps` and
 `_decode_fn` of the release, donated as it donates, its activations placed as on a TPU.
 
-A decode row counts the body of the loop alone (`benchmarks/hlo.py`), the same instrument on both
+A decode row counts the body of the loop alone (`gemma_grpo/hlo.py`), the same instrument on both
 sides; `floor` is what a step must read at the least: the weights that lie on a chip and its cache.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
 us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
@@ -25,11 +25,10 @@ from pathlib import Path
 import jax
 import tyro
 
-from benchmarks import hlo
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
-from gemma_grpo import model, presets, programs, topology
 from gemma_grpo import mesh as meshes
+from gemma_grpo import model, presets, programs, topology
 
 TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
 PROGRAM = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
