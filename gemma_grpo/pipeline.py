@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from gemma_grpo import config, grpo, model, padding, processes, report, sft, weights
+from gemma_grpo import compile_clock, config, grpo, model, padding, processes, report, sft, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.data import sources
@@ -160,9 +160,17 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
         UserError: bad input; what the run had is kept.
         InterruptedRunError: a signal came; everything is saved, and --resume goes on.
     """
+    with compile_clock.running() as clock:
+        _run_stages(run, run_dir)
+    processes.on_first(lambda: _record_seconds(run_dir, "compile", clock.seconds))
+    stages = ["base", *run.stage_list]
+    return processes.from_first(lambda: _summarize(run, stages, run_dir))
+
+
+def _run_stages(run: RunConfig, run_dir: Path) -> None:
+    """All that is not done yet, in order: what each leaves is in the run's directory."""
     task = load_task(run)
     evaluator = make_evaluator(run.evaluation, task.runtime)
-    stages = run.stage_list
     params = task.base
     _evaluate(evaluator, "base", params, task.test, run_dir)
     train = {
@@ -171,7 +179,7 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
             run.grpo, run.reward, task.runtime, task.train, params, files
         ),
     }
-    for stage in stages:
+    for stage in run.stage_list:
         path = run_dir / "weights" / f"{stage}.safetensors"
         if not processes.from_first(path.exists):
             started = time.monotonic()
@@ -183,7 +191,6 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
         _evaluate(evaluator, stage, params, task.test, run_dir)
-    return processes.from_first(lambda: _summarize(run, ["base", *stages], run_dir))
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
@@ -231,7 +238,8 @@ def _evaluate(
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
-    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts."""
+    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
+    `compile` is in the others."""
     path = run_dir / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)

@@ -159,8 +159,9 @@ def test_an_unknown_topology_is_refused_in_one_line():
         roofline.chip_of("v9:2x2")
 
 
-def read(name, preset, config, devices):
+def read(name, preset, config, devices, *, beta=0.0):
     run = presets.preset(preset)
+    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=beta)))
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]
@@ -174,6 +175,17 @@ def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config):
     rollout, resident = read("rollout", "gemma3-1b", config, v5e)
     assert rollout.collectives == []
     assert rollout.peak + resident < 12e9  # of 16
+
+
+@pytest.mark.parametrize(
+    "config", [TWO_LAYERS, pytest.param(ONE_B, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
+)
+def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
+    scoring, resident = read("reference", "gemma3-1b", config, v5e, beta=0.1)
+    assert scoring.peak + resident < 12e9  # of 16
+    assert {found.kind for found in scoring.collectives} == {"all-gather"}
+    for found in scoring.collectives:
+        assert found.largest <= (1.05 * 1152 * 6912 * 2 if found.in_loop else EMBEDDING), found
 
 
 @pytest.mark.parametrize(

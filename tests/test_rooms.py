@@ -11,7 +11,8 @@ PACKAGE = ROOT / "gemma_grpo"
 
 FLOORS = (
     "errors answers rewards advantages losses loss_checks statistics mesh processes kernels",
-    "model weights data tokenizer sampling padding assets topology compiled hlo traced roofline",
+    "model weights data tokenizer sampling padding assets "
+    "topology compiled compile_clock hlo traced roofline",
     "rollout logps train_state accumulation update scoring runtime",
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
