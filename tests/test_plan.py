@@ -165,7 +165,7 @@ def read(name, preset, config, devices, *, beta=0.0):
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]
-    return compiled.compile_and_read(program.lower()), program.resident
+    return compiled.compile_and_read(program.trace().lower()), program.resident
 
 
 @pytest.mark.parametrize(
