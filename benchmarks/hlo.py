@@ -269,8 +269,10 @@ def _fusion(module: Module, computation: Computation, one: Instruction) -> float
 
 def _part_read(module: Module, inner: Computation, name: str) -> float | None:
     """Bytes read of a parameter that is only sliced or updated in place; None is all of it."""
-    total = 0.0
-    for user in inner.users(name):
+    users, total = inner.users(name), 0.0
+    if not users or name == inner.root:
+        return None  # handed on as it is
+    for user in users:
         if user.op in _SLICES and user.operands[0] == name:
             total += _whole(user.shape)
             continue

@@ -28,8 +28,8 @@ import tyro
 from benchmarks import hlo
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
-from gemma_grpo import model, presets, programs, topology
 from gemma_grpo import mesh as meshes
+from gemma_grpo import model, presets, programs, topology
 
 TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
 PROGRAM = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
