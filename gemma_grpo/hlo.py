@@ -213,7 +213,7 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> float:
     """HBM bytes of one instruction."""
     op = one.op
     if op in _MOVES_NOTHING or op.endswith("-done"):
-        return 0
+        return 0.0
     if op == "while":
         return trips(module, one) * _traffic(module, _called(one, "body"))
     if op == "conditional":
@@ -266,10 +266,10 @@ def _fusion(module: Module, computation: Computation, one: Instruction) -> float
 
 def _part_read(module: Module, inner: Computation, name: str) -> float | None:
     """Bytes read of a parameter that is only sliced or updated in place; None is all of it."""
-    if name == inner.root:
-        return None  # its readers are outside
-    total = 0.0
-    for user in inner.users(name):
+    users, total = inner.users(name), 0.0
+    if not users or name == inner.root:
+        return None  # handed on as it is
+    for user in users:
         if user.op in _SLICES and user.operands[0] == name:
             total += _whole(user.shape)
             continue

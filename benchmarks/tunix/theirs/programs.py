@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import flops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,15 +55,13 @@ class Settings:
 
 
 def compile_program(program: str, hlo: str, **settings: Any) -> dict:
-    """Compile "train", "logps" or "decode"; its HLO goes to a file, its figures come back."""
+    """Compile one of PROGRAMS; its HLO goes to a file, its figures come back."""
     given = Settings(**settings)
     mesh = _mesh(given)
     if given.topology != "cpu":
         _place_activations(replicated=given.replicated)
     with mesh:
-        function, arguments, donated = {"train": _train, "logps": _logps, "decode": _decode}[
-            program
-        ](given, mesh)
+        function, arguments, donated = PROGRAMS[program](given, mesh)
         lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
         wall, cpu = time.perf_counter(), time.process_time()
         try:
@@ -82,6 +81,14 @@ def compile_program(program: str, hlo: str, **settings: Any) -> dict:
         "compile_wall": time.perf_counter() - wall,
         "compile_cpu": time.process_time() - cpu,
     } | _versions()
+
+
+def count_flops(program: str, **settings: Any) -> dict:
+    """Operations of one run's matrix products, the decode loop to its budget."""
+    given = Settings(**settings)
+    function, arguments, _ = PROGRAMS[program](given, _mesh(given))
+    counted = flops.matmul_flops(function, arguments, while_trips=given.budget)
+    return {"flops": counted} | _versions()
 
 
 def _versions() -> dict:
@@ -183,38 +190,44 @@ def _logps(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
 
 
 def _decode(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
-    """Its decode loop. The cache's place is the compiler's choice, as it is for Tunix."""
+    """Its decode loop."""
+    its, leaves, sampling = _sampler(given, mesh)
+    return its._decode_fn, (leaves, sampling), (1,)
+
+
+def _prefill(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
+    """Its prefill, and the first token."""
+    its, leaves, sampling = _sampler(given, mesh)
+    prefill = lambda leaves, sampling: its._prefill_fn(leaves, sampling, None, echo=False)
+    return prefill, (leaves, sampling), (1,)
+
+
+def _sampler(given: Settings, mesh: Mesh) -> tuple[sampler.Sampler, list, sampler._SamplingState]:
+    """Its sampler, the weights as it holds them, and its state. The cache's place is the
+    compiler's choice, as it is for Tunix."""
     graphdef, state = _model(given, mesh)
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    its = object.__new__(sampler.Sampler)
-    its._transformer_graphdef = graphdef
-    its.tokenizer = tokenizer_adapter.TokenizerAdapter(Numbers())
     B, L = given.sequences, given.prompt_length + given.budget
-    shape = given.shape
-    its.cache_config = sampler.CacheConfig(
-        L, shape["num_layers"], shape["num_kv_heads"], shape["head_dim"]
-    )
+    sizes = given.shape["num_layers"], given.shape["num_kv_heads"], given.shape["head_dim"]
+    its = object.__new__(sampler.Sampler)
+    its._transformer_graphdef, its._flattened_transformer_state = graphdef, leaves
+    its._supports_decode_only_last_token = False
+    its.tokenizer = tokenizer_adapter.TokenizerAdapter(Numbers())
+    its.cache_config = sampler.CacheConfig(L, *sizes)
     its.eos_ids = np.array(EOS)
-    rows = lambda shape, dtype: (
-        _rows(mesh, shape, dtype)
-        if given.replicated
-        else jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    )
-    cache = jax.tree.map(
-        lambda leaf: rows(leaf.shape, leaf.dtype),
-        jax.eval_shape(
-            lambda: sampler._init_cache(
-                shape["num_layers"], L, B, shape["num_kv_heads"], shape["head_dim"], given.dtype
-            )
-        ),
-    )
+
+    def rows(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return _rows(mesh, leaf.shape, leaf.dtype) if given.replicated else leaf
+
+    num_layers, num_kv_heads, head_dim = sizes
+    empty = lambda: sampler._init_cache(num_layers, L, B, num_kv_heads, head_dim, given.dtype)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     sampling = sampler._SamplingState(
         decoding_step=scalar,
-        token_buffer=rows((B, L), "int32"),
-        positions=rows((B, L), "int32"),
-        cache=cache,
-        done=rows((B,), "bool"),
+        token_buffer=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
+        positions=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
+        cache=jax.tree.map(rows, jax.eval_shape(empty)),
+        done=rows(jax.ShapeDtypeStruct((B,), jnp.bool_)),
         total_sampling_steps=scalar,
         logits_buffer=None,
         logprobs_buffer=None,
@@ -225,8 +238,10 @@ def _decode(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
         temperature=1.0,
         sampling_parameters={"top_p": 1.0, "top_k": None},
     )
-    return its._decode_fn, (leaves, sampling), (1,)
+    return its, leaves, sampling
 
+
+PROGRAMS = {"train": _train, "logps": _logps, "decode": _decode, "prefill": _prefill}
 
 if __name__ == "__main__":
-    turns.serve({"compile": compile_program})
+    turns.serve({"compile": compile_program, "flops": count_flops})

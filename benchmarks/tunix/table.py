@@ -1,0 +1,153 @@
+"""JSON lines of `cpu` and `v5e` to a Markdown table and a bar chart. Measures nothing.
+
+python -m benchmarks.tunix.table rows.jsonl [more.jsonl] [--chart docs/tunix.png]
+
+A line of the table has a figure of both sides and Tunix's over ours; every row given is in it,
+those that Tunix wins too.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import tyro
+
+GB, MS = 1e9, 1e-3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of both sides; `ratio` is Tunix's over ours, above 1 where ours is less."""
+
+    group: str
+    what: str
+    ours: str
+    tunix: str
+    ratio: float
+
+
+def main(
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional], chart: Path | None = None
+) -> None:
+    """Print the table; draw the chart.
+
+    Args:
+        files: JSON lines of the benchmarks.
+        chart: PNG to write.
+    """
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = cpu_lines(rows) + v5e_lines(rows)
+    print(markdown(lines))
+    for setting in settings(rows):
+        print(f"- {setting}")
+    if chart:
+        draw(lines, chart)
+
+
+def cpu_lines(rows: list[dict]) -> list[Line]:
+    """Wall and CPU seconds of each part, peaks, first steps."""
+    found = [row for row in rows if row["benchmark"] == "tunix/cpu"]
+    runs: dict[tuple, dict] = {}
+    for row in found:
+        shape = f"{row['prompts']} x {row['generations']}, {row['prompt_length']}+{row['budget']}"
+        group = f"{row['model']}, {shape}, CPU"
+        runs.setdefault((group, row["part"]), {})[row["side"]] = row
+    lines = []
+    for (group, part), sides in runs.items():
+        ours, theirs = sides["ours"], sides["tunix"]
+        for key, what, unit in (
+            ("wall", f"{part}, wall", "s"),
+            ("cpu", f"{part}, CPU time", "s"),
+            ("first_cpu", f"first {part}, compilation included, CPU time", "s"),
+            ("peak", f"{part}, peak memory", "GB"),
+        ):
+            if key in ours:
+                scale = GB if unit == "GB" else 1
+                lines.append(_line(group, what, ours[key] / scale, theirs[key] / scale, unit))
+    return lines
+
+
+def v5e_lines(rows: list[dict]) -> list[Line]:
+    """Ours against each of Tunix's cases of the same program and size."""
+    found = [row for row in rows if row["benchmark"] == "tunix/v5e"]
+    ours = {row["program"]: row for row in found if row["side"] == "ours"}
+    lines = []
+    for row in found:
+        if row["side"] == "ours" or row["program"] not in ours:
+            continue
+        own = ours[row["program"]]
+        mesh = "replicated" if row["replicated"] else f"fsdp {row['fsdp']} x tp {row['tp']}"
+        group = f"{row['model']}, v5e compiler, Tunix {mesh}, remat {row['remat']}"
+        size = f"{row['program']} of {row['sequences']} sequences"
+        if own["sequences"] != row["sequences"]:
+            size += f" (ours {own['sequences']})"
+        if not row["fits"]:
+            lines.append(Line(group, f"{size}, peak", f"{own['peak'] / GB:.2f} GB", "none", 0.0))
+            continue
+        if "step_bytes" in row:
+            step = f"{size}, HBM of a step"
+            own_bytes, their_bytes = own["step_bytes"] / GB, row["step_bytes"] / GB
+            lines.append(_line(group, step, own_bytes, their_bytes, "GB"))
+            collectives = own["step_collectives"], row["step_collectives"]
+            what = f"{size}, collectives of a step"
+            ratio = collectives[1] / collectives[0] if collectives[0] else float("inf")
+            lines.append(Line(group, what, *map(str, collectives), ratio))
+        lines.append(_line(group, f"{size}, peak", own["peak"] / GB, row["peak"] / GB, "GB"))
+        what = f"{size}, CPU time to compile"
+        lines.append(_line(group, what, own["compile_cpu"], row["compile_cpu"], "s"))
+    return lines
+
+
+def _line(group: str, what: str, ours: float, theirs: float, unit: str) -> Line:
+    shown = (f"{value:.3g} {unit}" for value in (ours, theirs))
+    return Line(group, what, *shown, theirs / ours)
+
+
+def settings(rows: list[dict]) -> list[str]:
+    """Versions and settings of each side, each once."""
+    said = {}
+    for row in rows:
+        about = row.get("versions", {}) | row.get("settings", {})
+        said[f"{row['side']}: " + ", ".join(f"{k} {v}" for k, v in about.items())] = None
+    return list(said)
+
+
+def markdown(lines: list[Line]) -> str:
+    """The table."""
+    text = ["| | ours | Tunix | Tunix / ours |", "|---|---|---|---|"]
+    group = None
+    for line in lines:
+        if line.group != group:
+            group = line.group
+            text.append(f"| **{group}** | | | |")
+        ratio = {0.0: "does not fit", float("inf"): "none against some"}.get(
+            line.ratio, f"{line.ratio:.2f}"
+        )
+        text.append(f"| {line.what} | {line.ours} | {line.tunix} | {ratio} |")
+    return "\n".join(text)
+
+
+def draw(lines: list[Line], path: Path) -> None:
+    """Bars of the ratios, on a log scale; red where Tunix's figure is the lower."""
+    shown = [line for line in lines if 0 < line.ratio < float("inf")][::-1]
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.3 * len(shown)), layout="constrained")
+    names = [f"{line.group.split(',')[0]}: {line.what}" for line in shown]
+    ratios = [line.ratio for line in shown]
+    colours = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios]
+    bars = axes.barh(range(len(shown)), [ratio - 1 for ratio in ratios], left=1, color=colours)
+    axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("Tunix's figure / ours: right of 1, ours is lower (better)")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
