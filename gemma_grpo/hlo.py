@@ -21,7 +21,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
 _NAME = re.compile(r"%([\w.-]+)")
-_SUB_BYTE = {"s4": 0.5, "u4": 0.5, "pred": 1}
+_SUB_BYTE = {"s4": 0.5, "u4": 0.5, "pred": 1.0}
 _SLICES = ("dynamic-slice", "slice", "gather")
 _MOVES_NOTHING = frozenset(
     "parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota "
@@ -149,11 +149,11 @@ def arrays(shape: str) -> list[tuple[float, bool]]:
 
 
 def _in_hbm(shape: str) -> float:
-    return sum(size for size, hbm in arrays(shape) if hbm)
+    return sum((size for size, hbm in arrays(shape) if hbm), 0.0)
 
 
 def _whole(shape: str) -> float:
-    return sum(size for size, _ in arrays(shape))
+    return sum((size for size, _ in arrays(shape)), 0.0)
 
 
 def _called(instruction: Instruction, attribute: str) -> str:
@@ -206,7 +206,8 @@ def _collectives(module: Module, name: str) -> dict[str, int]:
 def _traffic(module: Module, name: str) -> float:
     """HBM bytes of a computation's run."""
     computation = module.computations[name]
-    return sum(_moved(module, computation, one) for one in computation.instructions.values())
+    moved = (_moved(module, computation, one) for one in computation.instructions.values())
+    return sum(moved, 0.0)
 
 
 def _moved(module: Module, computation: Computation, one: Instruction) -> float:
@@ -217,7 +218,7 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> float:
     if op == "while":
         return trips(module, one) * _traffic(module, _called(one, "body"))
     if op == "conditional":
-        return max((_traffic(module, branch) for branch in _branches(one)), default=0)
+        return max((_traffic(module, branch) for branch in _branches(one)), default=0.0)
     if op == "call":
         return _traffic(module, _called(one, "to_apply"))
     if op == "fusion":
@@ -281,7 +282,7 @@ def _part_read(module: Module, inner: Computation, name: str) -> float | None:
             nested = module.computations[_called(user, "calls")]
             places = [place for place, one in enumerate(user.operands) if one == name]
             parts = [_part_read(module, nested, nested.parameters()[place]) for place in places]
-            part = None if None in parts else sum(parts)
+            part = None if None in parts else sum(parts, 0.0)
         else:
             part = None
         if part is None:
