@@ -104,7 +104,7 @@ def loop_body(module: Module) -> Moved:
     """One turn of the loop that moves most in a turn, of those in the entry computation; nothing
     where there is none."""
     entry = module.computations[module.entry]
-    bodies = [_called(one, "body") for one in entry.instructions.values() if one.op == "while"]
+    bodies = [called(one, "body") for one in entry.instructions.values() if one.op == "while"]
     if not bodies:
         return Moved(0.0, {})
     heaviest = max(bodies, key=lambda body: _traffic(module, body))
@@ -156,7 +156,8 @@ def _whole(shape: str) -> float:
     return sum((size for size, _ in arrays(shape)), 0.0)
 
 
-def _called(instruction: Instruction, attribute: str) -> str:
+def called(instruction: Instruction, attribute: str) -> str:
+    """The computation that an attribute such as "body" names."""
     return re.search(rf"\b{attribute}=%?([\w.-]+)", instruction.attributes)[1]
 
 
@@ -173,13 +174,13 @@ def trips(module: Module, loop: Instruction) -> int:
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known[1])
-    most, todo = 1, [_called(loop, "condition")]
+    most, todo = 1, [called(loop, "condition")]
     while todo:
         for one in module.computations[todo.pop()].instructions.values():
             if one.op == "constant" and one.shape.startswith("s32[]"):
                 most = max(most, int(one.argument))
             elif one.op == "fusion":
-                todo.append(_called(one, "calls"))
+                todo.append(called(one, "calls"))
     return most
 
 
@@ -191,15 +192,15 @@ def _collectives(module: Module, name: str) -> dict[str, int]:
         if kind in COLLECTIVES:
             found[kind] += 1
         elif one.op == "while":
-            inner = _collectives(module, _called(one, "body"))
+            inner = _collectives(module, called(one, "body"))
             found.update({kind: trips(module, one) * n for kind, n in inner.items()})
         elif one.op == "conditional":
             options = [_collectives(module, branch) for branch in _branches(one)]
             found.update(max(options, key=lambda option: sum(option.values()), default={}))
         elif one.op == "call":
-            found.update(_collectives(module, _called(one, "to_apply")))
+            found.update(_collectives(module, called(one, "to_apply")))
         elif one.op in ("fusion", "async-start"):
-            found.update(_collectives(module, _called(one, "calls")))
+            found.update(_collectives(module, called(one, "calls")))
     return dict(found)
 
 
@@ -216,11 +217,11 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> float:
     if op in _MOVES_NOTHING or op.endswith("-done"):
         return 0.0
     if op == "while":
-        return trips(module, one) * _traffic(module, _called(one, "body"))
+        return trips(module, one) * _traffic(module, called(one, "body"))
     if op == "conditional":
         return max((_traffic(module, branch) for branch in _branches(one)), default=0.0)
     if op == "call":
-        return _traffic(module, _called(one, "to_apply"))
+        return _traffic(module, called(one, "to_apply"))
     if op == "fusion":
         return _fusion(module, computation, one)
     sources = [computation.instructions[name] for name in one.operands]
@@ -241,7 +242,7 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> float:
 
 def _fusion(module: Module, computation: Computation, one: Instruction) -> float:
     """What a fusion reads of its operands and writes of its results."""
-    inner = module.computations[_called(one, "calls")]
+    inner = module.computations[called(one, "calls")]
     outputs = arrays(one.shape)
     carried_in, carried_out = set(), set()
     if "async_collective_fusion" in inner.name:
@@ -279,7 +280,7 @@ def _part_read(module: Module, inner: Computation, name: str) -> float | None:
         if user.op == "bitcast":
             part = _part_read(module, inner, user.name)
         elif user.op == "fusion":
-            nested = module.computations[_called(user, "calls")]
+            nested = module.computations[called(user, "calls")]
             places = [place for place, one in enumerate(user.operands) if one == name]
             parts = [_part_read(module, nested, nested.parameters()[place]) for place in places]
             part = None if None in parts else sum(parts, 0.0)
@@ -299,6 +300,6 @@ def _part_written(module: Module, inner: Computation, name: str) -> float | None
     if one.op == "bitcast":
         return _part_written(module, inner, one.operands[0])
     if one.op == "fusion":
-        nested = module.computations[_called(one, "calls")]
+        nested = module.computations[called(one, "calls")]
         return _part_written(module, nested, nested.root)
     return None

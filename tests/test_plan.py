@@ -10,6 +10,7 @@ import pytest
 from gemma_grpo import (
     cli,
     compiled,
+    hlo,
     mesh,
     plan,
     planning,
@@ -58,7 +59,7 @@ ENTRY %main (p: bf16[8,4]) -> f32[2] {
 
 
 def test_collectives_are_counted_by_kind_and_by_whether_they_stand_in_a_loop():
-    assert compiled.collectives_in(HLO) == [
+    assert compiled.collectives_in(hlo.parse(HLO)) == [
         compiled.Collective("all-gather", True, 8 * 32 * 2, 1),
         compiled.Collective("all-reduce", True, 16 * 4, 1),  # a pair counts once
         compiled.Collective("collective-permute", True, 4 * 4, 1),  # in a branch
