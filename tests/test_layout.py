@@ -11,15 +11,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from stubs import PAD, TINY, host, tiny_prompts
 
-from gemma_grpo import compiled, mesh, model, presets, programs, rollout, sampling
+from gemma_grpo import assets, compiled, mesh, model, presets, programs, rollout, sampling
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS, NO_LORA, LoRAConfig
 from gemma_grpo.runtime import Runtime
+from gemma_grpo.tokenizer import Tokenizer
 
 G, T, P = 3, 9, 8
 DIVIDES = replace(TINY, vocab_size=8 * 512, hidden_dim=32)
 STOPS = tuple(range(0, DIVIDES.vocab_size, 7))  # so that rows end at different slots
 LORA = LoRAConfig(rank=2, alpha=8.0)
+TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
 HYBRID = rollout.LAYOUTS["hybrid"]
 ONE_B = CONFIGS["gemma3-1b"]
 
