@@ -11,15 +11,30 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from stubs import PAD, TINY, host, tiny_prompts
 
-from gemma_grpo import compiled, mesh, model, presets, programs, rollout, sampling
+from gemma_grpo import (
+    assets,
+    compiled,
+    mesh,
+    model,
+    pipeline,
+    plan,
+    presets,
+    programs,
+    rollout,
+    roofline,
+    sampling,
+)
+from gemma_grpo.config import ModelConfig
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS, NO_LORA, LoRAConfig
 from gemma_grpo.runtime import Runtime
+from gemma_grpo.tokenizer import Tokenizer
 
 G, T, P = 3, 9, 8
-DIVIDES = replace(TINY, vocab_size=8 * 512, hidden_dim=32)
+DIVIDES = replace(TINY, vocab_size=8 * 512, hidden_dim=32, num_layers=2, pattern=2)
 STOPS = tuple(range(0, DIVIDES.vocab_size, 7))  # so that rows end at different slots
 LORA = LoRAConfig(rank=2, alpha=8.0)
+TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
 HYBRID = rollout.LAYOUTS["hybrid"]
 ONE_B = CONFIGS["gemma3-1b"]
 
@@ -63,7 +78,6 @@ def roll(layout, num_devices, *, lora=NO_LORA, **settings):
 @pytest.mark.parametrize(
     "num_devices, settings",
     [
-        (8, {}),
         (8, {"lora": LORA}),
         (2, {"temperature": 0.0}),
         (4, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}),
@@ -134,13 +148,28 @@ def test_a_run_puts_what_it_samples_with_into_its_layout():
 
 @pytest.mark.parametrize(
     "change, named",
-    [({"hidden_dim": 36}, "hidden_dim 36"), ({"vocab_size": 4097}, "vocab_size 4097")],
+    [
+        ({"hidden_dim": 36}, "hidden_dim=36 is no multiple of 8"),
+        ({"vocab_size": 4097}, "vocab_size=4097 is no multiple of 4096"),
+    ],
 )
 def test_a_model_that_does_not_divide_is_refused_in_one_line(change, named):
     HYBRID.check(DIVIDES, 8)
     HYBRID.check(replace(DIVIDES, **change), 1)
-    with pytest.raises(UserError, match=f"rollout_layout=hybrid: {named}.*8 devices; use data"):
+    with pytest.raises(
+        UserError, match=f"rollout_layout=hybrid: {named}, as 8 devices need; use data"
+    ):
         HYBRID.check(replace(DIVIDES, **change), 8)
+
+
+def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
+    settings = ModelConfig(weights="gemma3-nano", rollout_layout="hybrid")
+    with pytest.raises(UserError, match="vocab_size=512"):
+        pipeline.load_model(settings, seed=0)
+    run = presets.preset("gemma3-1b")
+    run = replace(run, model=replace(run.model, rollout_layout="hybrid"))
+    with pytest.raises(UserError, match="vocab_size=262208"):
+        plan.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
 
 
 @pytest.mark.parametrize(

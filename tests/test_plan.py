@@ -82,6 +82,36 @@ def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
     assert step.bound(V5E) == "memory" and step.seconds(V5E) == step.bytes / 819e9
 
 
+def test_in_slices_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_collectives():
+    """Attention's 76 677 120 weights whole, 1/8 of 621 084 672 and of the embedding; a collective
+    is assumed to take 8 us: two a layer, and one each for embedding, head and draw."""
+    shapes = dict(num_prompts=1, prompt_length=512, slices=8)
+    whole = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
+    step = roofline.decode_step(ONE_B, num_rows=8, num_slots=800, **shapes)
+    read = 76_677_120 + (621_084_672 + 301_989_888) / 8
+    assert step.bytes == 2 * read + 26 * 1024 * (8 * 800 + 512)
+    assert step.flops == whole.flops
+    assert step.seconds(V5E) == pytest.approx(step.bytes / 819e9 + 55 * 8e-6)
+    first = roofline.prefill(ONE_B, **shapes)
+    assert first.bytes == 2 * (76_677_120 + 621_084_672 / 8) and first.collectives == 53
+
+
+def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
+    run = presets.preset("gemma3-1b")
+    sliced = replace(run, model=replace(run.model, rollout_layout="hybrid"))
+    (_, whole), (_, decode) = (plan.work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
+    assert whole.collectives == 0 and decode.collectives == 800 * 55
+    assert decode.bytes == pytest.approx(800 * 0.568e9, rel=1e-3)
+    assert decode.seconds(V5E) < 0.45 * whole.seconds(V5E)
+
+
+def test_the_limit_that_takes_longest_is_the_bound():
+    chip = roofline.Chip(memory=1.0, flops=1.0, bandwidth=1.0, latency=1.0)
+    works = [roofline.Work(3, 2, 1), roofline.Work(2, 3, 1), roofline.Work(1, 2, 3)]
+    assert [work.bound(chip) for work in works] == ["compute", "memory", "latency"]
+    assert [work.seconds(chip) for work in works] == [4, 4, 5]
+
+
 def test_an_update_counts_forward_backward_and_what_is_run_again():
     """Of attention: 26 layers of 4 heads of 256, a score and a value for each pair."""
     N, E, A = roofline.block_parameters(ONE_B), 262_144 * 1152, 26 * 4 * 256 * 4

@@ -116,6 +116,6 @@ class Sliced(Layout):
         ):
             if size % (num_devices * unit):
                 raise UserError(
-                    f"model.rollout_layout=hybrid: {name} {size} does not split into multiples of "
-                    f"{unit} over {num_devices} devices; use data"
+                    f"model.rollout_layout=hybrid: {name}={size} is no multiple of "
+                    f"{num_devices * unit}, as {num_devices} devices need; use data"
                 )
