@@ -92,6 +92,7 @@ def make_sampler(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Sampler:
     """The sampler of a run with these settings; see `sampling.sample`."""
     tokenizer = runtime.tokenizer
@@ -105,6 +106,7 @@ def make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
     return Sampler(
         rollout, tokenizer, runtime.instruction, runtime.max_prompt_length, num_generations

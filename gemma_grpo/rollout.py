@@ -50,6 +50,7 @@ def make_rollout(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Callable[..., Rollout]:
     """The jitted function (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
 
@@ -63,7 +64,7 @@ def make_rollout(
         max_completion_length: T, tokens, the stop token included.
         stop_ids: a row ends after any of these.
         pad_id: fills the slots after the end.
-        temperature, top_k, top_p: see `sampling.sample`.
+        temperature, top_k, top_p, min_p: see `sampling.sample`.
     """
     prefill = partial(_prefill, graphdef, G=num_generations, T=max_completion_length, pad_id=pad_id)
     decode = _decoder(
@@ -73,6 +74,7 @@ def make_rollout(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
 
     def on_device(params, prompt_ids_PS, prompt_mask_PS, key):
@@ -104,6 +106,7 @@ def make_stream(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Callable[..., Iterator[Rollout]]:
     """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
@@ -124,6 +127,7 @@ def make_stream(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
         ),
         donate_argnames="state",
     )
@@ -183,10 +187,13 @@ def _prefill(
     return given, state
 
 
-def _decoder(graphdef, *, stop_ids, pad_id, temperature, top_k, top_p) -> Callable[..., _State]:
+def _decoder(
+    graphdef, *, stop_ids, pad_id, temperature, top_k, top_p, min_p
+) -> Callable[..., _State]:
     """(params, given, state, end) -> state: the loop, until slot `end` or all have stopped."""
-    sampling.check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    draw = partial(sampling.sample, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling.check_sampling(**settings)
+    draw = partial(sampling.sample, **settings)
 
     def decode(params, given, state, end):
         model = nnx.merge(graphdef, params)
