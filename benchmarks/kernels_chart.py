@@ -19,7 +19,10 @@ def draw(rows: Sequence[dict], path: Path, *, title: str) -> None:
         name = {"ours": "kernels/", "plain": "plain XLA"}[side]
         bars = axes.barh([p + offset for p in places], ms, 0.4, color=color, label=name)
         axes.bar_label(bars, [f"{value:.3g} ms" for value in ms], padding=3, fontsize=8)
-    names = [f"{row['op']}, {row['setting']}\n{row['rows']} x {row['ratio']:g}" for row in rows]
+    names = [
+        f"{row['op']}, {row['setting']}\n{row['rows']} rows, {row['ratio']:.3g} times as fast"
+        for row in rows
+    ]
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
