@@ -1,13 +1,16 @@
 """Laws of reading the TPU compiler: traffic from HLO, cycles from bundles, and two programs whose
 bytes and products are known by hand."""
 
+import os
+import struct
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import bundles, hlo, search_trips, tpu_schedule
+from benchmarks import bundles, hlo, kernels, kernels_chart, search_trips, tpu_schedule
 from gemma_grpo import roofline, topology
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
@@ -168,6 +171,37 @@ def test_the_search_is_counted_by_hand():
         reach[count >= 1] = count
         trips += 1
     assert search_trips.search_trips(logits_BV, Truncation(top_k=1)) == [trips, 0]
+
+
+def dies(_):
+    os.abort()
+
+
+def test_a_compiler_that_its_dumps_bring_down_is_told_and_takes_nobody_with_it():
+    assert tpu_schedule.schedule(dies, (0,), V5E) is None
+
+
+ROWS = [
+    dict(op="a", setting="x", rows=8, ratio=4.0, ms={"ours": 0.5, "plain": 2.0}),
+    dict(op="b", setting="y", rows=8, ratio=1.5, ms={"ours": 20.0, "plain": 30.0}),
+]
+
+
+def test_the_table_has_ours_before_plain_and_the_traffic_of_all_counts():
+    of_hbm = {"ours": {"layouts": 1.0, "cost_estimate": 600.0}, "plain": {"layouts": 700.0}}
+    row = ROWS[0] | dict(temporaries_mb={"ours": 0.1, "plain": 67.0}, hbm_mb=of_hbm)
+    last = kernels.table([row]).splitlines()[-1]
+    assert last == "| a | x | 8 | 0.5 / 2 | 4.0 | 0.1 / 67 | 601 / 700 |  |"
+
+
+def test_the_chart_is_a_picture_that_grows_with_its_rows(tmp_path):
+    sizes = []
+    for rows in (ROWS[:1], ROWS):
+        kernels_chart.draw(rows, tmp_path / "chart.png", title="by hand")
+        picture = (tmp_path / "chart.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        sizes.append(struct.unpack(">II", picture[16:24]))
+    assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
 
 def square_product(side):
