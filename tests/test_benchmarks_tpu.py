@@ -173,6 +173,25 @@ def test_the_search_is_counted_by_hand():
     assert search_trips.search_trips(logits_BV, Truncation(top_k=1)) == [trips, 0]
 
 
+def test_an_op_takes_the_longest_of_its_limits():
+    """A millisecond of HBM is 819 MB, of products 98.5 G multiply-adds, of the clock 1.5 M."""
+
+    def seconds(kernel=None, **op):
+        nothing = dict(times=1, hbm_bytes=0, macs=0, estimated_cycles=None, is_transfer=False)
+        made = hlo.Op(**({"name": "", "is_pallas": True} | nothing | op))
+        return tpu_schedule._seconds(made, kernel, V5E, [7])
+
+    assert seconds(hbm_bytes=819e6) == pytest.approx(1e-3)
+    assert seconds(macs=98.5e9) == pytest.approx(1e-3)
+    assert seconds(macs=98.5e9, estimated_cycles=3_000_000) == pytest.approx(2e-3)
+    bound_by_memory = dict(macs=98.5e9, hbm_bytes=2 * 819e6, estimated_cycles=9_000_000)
+    assert seconds(**bound_by_memory) == pytest.approx(2e-3)
+    assert seconds(BUNDLES) == pytest.approx(sum(bundles.cycles(BUNDLES, [7])) / 1.5e9)
+    once = bundles.cycles(BUNDLES, [7]).once / 1.5e9  # nothing streams beside it
+    assert seconds(BUNDLES, hbm_bytes=819e6) == pytest.approx(1e-3 + once)
+    assert seconds(hbm_bytes=819e6, is_transfer=True) == 0
+
+
 def dies(_):
     os.abort()
 
