@@ -106,6 +106,7 @@ def make_sampler(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Sampler:
     """The sampler of a run with these settings; see `sampling.sample`."""
     tokenizer = runtime.tokenizer
@@ -119,6 +120,7 @@ def make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         layout=runtime.layout,
     )
     return Sampler(

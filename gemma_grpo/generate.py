@@ -53,6 +53,8 @@ class Options:
     """Sample from the so many likeliest tokens; 0 from all."""
     top_p: float = 1.0
     """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    min_p: float = 0.0
+    """Sample from the tokens with this share of the likeliest one's probability; 0 from all."""
     seed: int = 0
     """Of the draw."""
     max_prompt_length: int = 2048
@@ -140,6 +142,7 @@ def _load(where: str, options: Options) -> Generator:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
     )
 
 

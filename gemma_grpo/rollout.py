@@ -57,6 +57,7 @@ def make_rollout(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     layout: gemma3.Layout = gemma3.WHOLE,
 ) -> Callable[..., Rollout]:
     """The jitted function (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
@@ -71,7 +72,7 @@ def make_rollout(
         max_completion_length: T, tokens, the stop token included.
         stop_ids: a row ends after any of these.
         pad_id: fills the slots after the end.
-        temperature, top_k, top_p: see `sampling.sample`.
+        temperature, top_k, top_p, min_p: see `sampling.sample`.
         layout: that the parameters are used in, of `LAYOUTS`; those given otherwise are moved.
     """
     prefill = partial(
@@ -85,6 +86,7 @@ def make_rollout(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
 
     def on_device(params, prompt_ids_PS, prompt_mask_PS, key):
@@ -119,6 +121,7 @@ def make_stream(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Callable[..., Iterator[Rollout]]:
     """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
@@ -142,6 +145,7 @@ def make_stream(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
         ),
         donate_argnames="state",
     )
@@ -210,17 +214,12 @@ def _prefill(
 
 
 def _decoder(
-    graphdef, layout, *, stop_ids, pad_id, temperature, top_k, top_p
+    graphdef, layout, *, stop_ids, pad_id, temperature, top_k, top_p, min_p
 ) -> Callable[..., _State]:
     """(params, given, state, end) -> state: the loop, until slot `end` or all have stopped."""
-    sampling.check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    draw = partial(
-        sampling.sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        axis_name=layout.axis_name,
-    )
+    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling.check_sampling(**settings)
+    draw = partial(sampling.sample, **settings, axis_name=layout.axis_name)
 
     def decode(params, given, state, end):
         model = nnx.merge(graphdef, params)

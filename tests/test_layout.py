@@ -181,7 +181,7 @@ def test_on_v5e_nothing_but_rows_crosses_chips_in_the_decode_loop(v5e, num_layer
     run = presets.preset("gemma3-1b")
     run = replace(run, model=replace(run.model, rollout_layout="hybrid", max_prompt_length=64))
     program = programs.of_step(run, replace(ONE_B, num_layers=num_layers), mesh.data_mesh(v5e))[0]
-    read = compiled.compile_and_read(program.lower())
+    read = compiled.compile_and_read(program.trace().lower())
     in_loops = [found for found in read.collectives if found.in_loop]
     assert max(found.largest for found in read.collectives) <= 8 * 64 * 1152 * 2 < 1152 * 864 * 2
     # Two in the prefill's scan. In a decode step: two a layer, the embedding, the head, the draw.

@@ -1,6 +1,7 @@
 """Laws of planning: what is read off a compiled program, and what was compiled for the v5e-8."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -21,8 +22,10 @@ from gemma_grpo import (
     traced,
     train,
 )
+from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
+from gemma_grpo.rollout import make_rollout
 
 V5E = roofline.CHIPS["v5e"]
 ONE_B = CONFIGS["gemma3-1b"]
@@ -206,6 +209,36 @@ def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config):
     rollout, resident = read("rollout", "gemma3-1b", config, v5e)
     assert rollout.collectives == []
     assert rollout.peak + resident < 12e9  # of 16
+
+
+def test_on_v5e_a_truncated_rollout_draws_by_its_kernel_and_keeps_logits_in_vmem(v5e):
+    """Eight rows a chip, all words; in HBM their logits would take 8 MB in float32."""
+    devices = mesh.data_mesh(v5e)
+    graphdef, shapes = gemma3.abstract(TWO_LAYERS, gemma3.NO_LORA)
+    rollout = make_rollout(
+        graphdef,
+        devices,
+        num_generations=8,
+        max_completion_length=32,
+        stop_ids=programs.STOP_IDS,
+        pad_id=programs.PAD_ID,
+        temperature=1.0,
+        top_k=50,
+        top_p=0.95,
+    )
+    whole, rows = mesh.whole(devices), mesh.rows(devices)
+    place = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    lowered = rollout.lower(
+        jax.tree.map(lambda leaf: place(leaf.shape, jnp.bfloat16, whole), shapes),
+        place((8, 64), jnp.int32, rows),
+        place((8, 64), jnp.bool_, rows),
+        mesh.described(jax.eval_shape(lambda: jax.random.key(0)), whole),
+    )
+    text = lowered.compile().as_text()
+    (kernel,) = re.findall(r"%(\S+) = .*custom_call_target=\"tpu_custom_call\"", text)
+    assert kernel.startswith("truncated_sampling")
+    assert compiled.collectives_in(hlo.parse(text)) == []
+    assert not re.search(r"f32\[(8,262144|262144,8)\]", text)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def compile_ours(case: Case, text: Path) -> dict:
     )
     mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
     made = programs.of_step(replace(_RUN, grpo=stage), model.CONFIGS[MODEL], mesh)
-    (lowered,) = [one.lower() for one in made if one.name == PROGRAM[case.program]]
+    (lowered,) = [one.trace().lower() for one in made if one.name == PROGRAM[case.program]]
     wall, cpu = time.perf_counter(), time.process_time()
     executable = lowered.compile()
     memory = executable.memory_analysis()
