@@ -196,6 +196,7 @@ def test_an_unknown_topology_is_refused_in_one_line():
 def read(name, preset, config, devices, *, beta=0.0):
     run = presets.preset(preset)
     run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=beta)))
+    run = replace(run, model=replace(run.model, rollout_layout="data"))
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]
