@@ -17,7 +17,7 @@ from gemma_grpo import (
     mesh,
     model,
     pipeline,
-    plan,
+    planning,
     presets,
     programs,
     rollout,
@@ -169,7 +169,7 @@ def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
     run = presets.preset("gemma3-1b")
     run = replace(run, model=replace(run.model, rollout_layout="hybrid"))
     with pytest.raises(UserError, match="vocab_size=262208"):
-        plan.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
+        planning.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
 
 
 @pytest.mark.parametrize(
