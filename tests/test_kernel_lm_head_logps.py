@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.lm_head_logps import cases, lm_head_logps, reference, xla
 
+quickly = pytest.mark.usefixtures("compile_quickly")
 SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
 
 
@@ -60,6 +61,7 @@ def chunked(words, temperature=1.0, axis_name=None):
     return lambda *arrays: xla.logps(temperature, axis_name, words, *map(jnp.asarray, arrays))
 
 
+@quickly
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
 def test_results_are_numpys(case, temperature):
@@ -75,6 +77,7 @@ def test_results_are_numpys(case, temperature):
         )
 
 
+@quickly
 @SIDES
 @pytest.mark.parametrize("temperature", [0.5, 1.5])
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
@@ -89,6 +92,7 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature
         )
 
 
+@quickly
 @pytest.mark.parametrize("words", [13, 100, 650, 1299, 4096])
 def test_nothing_depends_on_where_the_chunks_end(words):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
@@ -140,6 +144,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form():
     assert all(e <= most for e, most in zip(trained + frozen, allowed + allowed[:2], strict=True))
 
 
+@quickly
 def test_an_id_outside_the_vocabulary_has_no_probability_and_no_word_of_its_own():
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     outside = ids.copy()
@@ -158,6 +163,7 @@ def test_an_id_outside_the_vocabulary_has_no_probability_and_no_word_of_its_own(
             chex.assert_trees_all_close(gradient, expected, atol=tolerances.LM_HEAD_GRAD)
 
 
+@quickly
 @pytest.mark.parametrize("first", [0, 600], ids=["first words", "later words"])
 def test_a_logit_of_minus_infinity_is_a_word_of_probability_zero(first):
     """600 words' logits overflow, in whole chunks or not: the law is that of the others."""
@@ -226,6 +232,7 @@ def sharded(program, mesh):
     )
 
 
+@quickly
 @pytest.mark.parametrize("words", [100, 4096])
 def test_eight_devices_with_an_eighth_of_the_words_each_agree_with_one(words):
     hidden, embedding, ids, weights = inputs(cases.Case("", 8 * 130, 16, 9))
