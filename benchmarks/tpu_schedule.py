@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import bundles, hlo
+from benchmarks import bundles
+from benchmarks.executed_ops import Op, executed
 from gemma_grpo.roofline import Chip
 
 CLOCK = 1.5e9  # Hz of a v5e: four matrix units of 128 x 128 multiply-adds make its 197 TFLOPs
@@ -74,7 +75,7 @@ def schedule(
             except BrokenProcessPool:
                 return None
         kernels = bundles.dumped(Path(folder))
-    ops = hlo.executed(text)
+    ops = executed(text)
     times = {op.name: op.times * _seconds(op, kernels.get(op.name), chip, trips) for op in ops}
     hbm = {kind: _bytes(ops, is_pallas=kind) for kind in (False, True)}
     seconds = max(sum(times.values()), sum(hbm.values()) / chip.bandwidth)
@@ -105,11 +106,11 @@ def _compile(
     )
 
 
-def _bytes(ops: Sequence[hlo.Op], *, is_pallas: bool) -> float:
+def _bytes(ops: Sequence[Op], *, is_pallas: bool) -> float:
     return sum(op.hbm_bytes * op.times for op in ops if op.is_pallas == is_pallas)
 
 
-def _seconds(op: hlo.Op, kernel: str | None, chip: Chip, trips: Sequence[int]) -> float:
+def _seconds(op: Op, kernel: str | None, chip: Chip, trips: Sequence[int]) -> float:
     """Of one execution. An op without a schedule has an equal one with it, and takes the floor."""
     if op.is_transfer:
         return 0.0

@@ -23,7 +23,7 @@ _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
 _NAME = re.compile(r"%([\w.-]+)")
 _SUB_BYTE = {"s4": 0.5, "u4": 0.5, "pred": 1.0}
 _SLICES = ("dynamic-slice", "slice", "gather")
-_MOVES_NOTHING = frozenset(
+MOVES_NOTHING = frozenset(
     "parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota "
     "opt-barrier add-dependency".split()
 )
@@ -207,14 +207,14 @@ def _collectives(module: Module, name: str) -> dict[str, int]:
 def _traffic(module: Module, name: str) -> float:
     """HBM bytes of a computation's run."""
     computation = module.computations[name]
-    moved = (_moved(module, computation, one) for one in computation.instructions.values())
-    return sum(moved, 0.0)
+    each = (moved(module, computation, one) for one in computation.instructions.values())
+    return sum(each, 0.0)
 
 
-def _moved(module: Module, computation: Computation, one: Instruction) -> float:
+def moved(module: Module, computation: Computation, one: Instruction) -> float:
     """HBM bytes of one instruction."""
     op = one.op
-    if op in _MOVES_NOTHING or op.endswith("-done"):
+    if op in MOVES_NOTHING or op.endswith("-done"):
         return 0.0
     if op == "while":
         return trips(module, one) * _traffic(module, called(one, "body"))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import bundles, hlo, kernels, kernels_chart, search_trips, tpu_schedule
+from benchmarks import bundles, kernels, kernels_chart, search_trips, tpu_schedule
+from benchmarks.executed_ops import Op, executed
 from gemma_grpo import roofline, topology
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
@@ -76,7 +77,7 @@ ENTRY %main (h0: bf16[8,128], e0: bf16[64,128], n0: s32[], k0: f32[32,16]) -> f3
 
 
 def test_traffic_is_of_what_lies_in_hbm_and_of_the_pieces_that_are_touched():
-    ops = {op.name: op for op in hlo.executed(MODULE)}
+    ops = {op.name: op for op in executed(MODULE)}
     assert ops.keys() == {"fetch", "head", "store", "kernel"}
     assert ops["fetch"].hbm_bytes == 8 * 128 * 2  # read from HBM, written to VMEM
     assert ops["head"].hbm_bytes == 16 * 128 * 2  # rows and logits are in VMEM
@@ -87,7 +88,7 @@ def test_traffic_is_of_what_lies_in_hbm_and_of_the_pieces_that_are_touched():
 
 
 def test_ops_of_a_loop_run_as_often_as_it_does():
-    assert {op.name: op.times for op in hlo.executed(MODULE)} == {
+    assert {op.name: op.times for op in executed(MODULE)} == {
         "fetch": 1,
         "head": 4,
         "store": 4,
@@ -96,7 +97,7 @@ def test_ops_of_a_loop_run_as_often_as_it_does():
 
 
 def test_products_are_counted_in_multiply_adds_and_estimates_are_read():
-    ops = {op.name: op for op in hlo.executed(MODULE)}
+    ops = {op.name: op for op in executed(MODULE)}
     assert ops["head"].macs == 8 * 128 * 16
     assert ops["kernel"].macs == 300
     assert ops["store"].macs == 0
@@ -105,7 +106,7 @@ def test_products_are_counted_in_multiply_adds_and_estimates_are_read():
 
 def test_a_loop_without_constant_trips_is_refused():
     with pytest.raises(ValueError, match="trips"):
-        hlo.executed(MODULE.replace("direction=LT", "direction=NE"))
+        executed(MODULE.replace("direction=LT", "direction=NE"))
 
 
 # An outer loop of 10 steps; in it 3 bundles at each step (one of them empty), an inner loop of 2
@@ -178,7 +179,7 @@ def test_an_op_takes_the_longest_of_its_limits():
 
     def seconds(kernel=None, **op):
         nothing = dict(times=1, hbm_bytes=0, macs=0, estimated_cycles=None, is_transfer=False)
-        made = hlo.Op(**({"name": "", "is_pallas": True} | nothing | op))
+        made = Op(**({"name": "", "is_pallas": True} | nothing | op))
         return tpu_schedule._seconds(made, kernel, V5E, [7])
 
     assert seconds(hbm_bytes=819e6) == pytest.approx(1e-3)
