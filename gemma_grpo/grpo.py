@@ -81,8 +81,8 @@ class GRPOConfig:
     length_bucket: int = 32
     """Completions are padded to a multiple of so many tokens in the update."""
     packed_sizes: int = 8
-    """Of a padded batch the update works on the smallest n/packed_sizes that holds its tokens; each
-    size is compiled once. 1 works on all of it."""
+    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
+    their tokens; each size is compiled once. 1 works on all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -98,10 +98,7 @@ class GRPOConfig:
             )
         if not self.temperature > 0:
             raise UserError(f"grpo: temperature={self.temperature} must be above 0 to explore")
-        if self.packed_sizes < 1:
-            raise UserError(
-                f"grpo: packed_sizes={self.packed_sizes} must be at least 1 (no packing)"
-            )
+        packing.check_sizes("grpo", self.packed_sizes)
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
         self.check()

@@ -1,5 +1,5 @@
-"""Which slots of a padded batch hold tokens, and which prompts a device works on at a time. Knows no
-model, loss or device.
+"""Which slots of a padded batch hold tokens, and which device works on which prompts. Knows no
+model or loss.
 
 A packed batch is the padded one with an array `slots` more: the slots that the model is to work on
 (`model.packed`). A device takes the prompts it holds in passes; the prompts of one pass on one
@@ -10,6 +10,7 @@ prompts are dealt out such that no pack has many more tokens than the others.
 import numpy as np
 from jaxtyping import Int
 
+from gemma_grpo.errors import UserError
 from gemma_grpo.padding import bucket
 
 
@@ -49,6 +50,12 @@ def pack(
         filled[: len(slots)] = slots
         slots_PX[rows] = filled.reshape(prompts_each, X)
     return {name: _in_order(array, order_P) for name, array in batch.items()} | {"slots": slots_PX}
+
+
+def check_sizes(stage: str, sizes: int) -> None:
+    """Raises UserError if there is no size to pack to."""
+    if sizes < 1:
+        raise UserError(f"{stage}: packed_sizes={sizes} must be at least 1, which packs nothing")
 
 
 def deal(tokens_P: Int[np.ndarray, " P"], pack_P: Int[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:

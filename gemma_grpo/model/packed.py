@@ -20,28 +20,29 @@ class Packed:
     """Where each token of the rows stands in the packed row, and the other way round.
 
     Attributes:
-        slot_X: b*T + t of each packed token; B*T where the packed row is empty.
-        place_Z: for each slot z = b*T + t the place of its token; X where it holds none.
+        slots: b*T + t of each packed token; B*T where the packed row is empty.
+        places: for each slot z = b*T + t the place of its token; X where it holds none.
         rows: (B, T).
     """
 
-    slot_X: Int[Array, " X"]
-    place_Z: Int[Array, " Z"]
+    slots: Int[Array, " X"]
+    places: Int[Array, " Z"]
     rows: tuple[int, int]
 
     @classmethod
-    def of(cls, slot_X: Int[Array, " X"], rows: tuple[int, int]) -> "Packed":
+    def of(cls, slots_X: Int[Array, " X"], rows: tuple[int, int]) -> "Packed":
         """From the slots alone, which must differ from each other where they are below B*T."""
-        X, Z = slot_X.shape[0], rows[0] * rows[1]
-        return cls(slot_X, jnp.full(Z, X).at[slot_X].set(jnp.arange(X), mode="drop"), rows)
+        X, Z = slots_X.shape[0], rows[0] * rows[1]
+        places_Z = jnp.full(Z, X).at[slots_X].set(jnp.arange(X), mode="drop")
+        return cls(slots_X, places_Z, rows)
 
     def pack(self, x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "1 X *rest"]:
         """Slots without a token are left out; 0 where the packed row is empty."""
-        return _take(x_BT.reshape(-1, *x_BT.shape[2:]), self.slot_X, self.place_Z)[None]
+        return _take(x_BT.reshape(-1, *x_BT.shape[2:]), self.slots, self.places)[None]
 
     def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
         """Undoes `pack` on tokens; 0 in all other slots."""
-        return _take(x_1X[0], self.place_Z, self.slot_X).reshape(*self.rows, *x_1X.shape[2:])
+        return _take(x_1X[0], self.places, self.slots).reshape(*self.rows, *x_1X.shape[2:])
 
     def between(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         """`attend`, a function of [B, T, ...] arrays, as one of packed arrays."""
