@@ -252,9 +252,10 @@ def test_a_batch_of_sft_is_packed_likewise():
         max_prompt_length=4, max_completion_length=6, length_bucket=6, pad_id=PAD,
     )  # fmt: skip
     dealt = packed(batch, num_devices=2, sizes=6)
-    rows = dealt["completion_ids"][:, 0] * 0 + dealt["completion_mask"].sum(axis=1)
-    np.testing.assert_array_equal(rows, [1, 6, 2, 3])  # 6 + 1 and 3 + 2
-    np.testing.assert_array_equal(dealt["slots"], [[0, 6, 7, 8], [9, 10, 11, 12]])
+    np.testing.assert_array_equal(dealt["completion_mask"].sum(axis=1), [1, 6, 2, 3])
+    np.testing.assert_array_equal(
+        dealt["slots"], [[0, 6, 7, 8], [9, 10, 11, 12], [0, 1, 6, 7], [8, 12, 12, 12]]
+    )
 
 
 @pytest.mark.parametrize("config", [grpo.GRPOConfig, sft.SFTConfig])
