@@ -22,17 +22,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data
 COMMANDS = set(FLOORS[-1].split())
-NO_JAX = (
-    "errors",
-    "answers",
-    "rewards",
-    "statistics",
-    "tokenizer",
-    "data",
-    "padding",
-    "packing",
-    "assets",
-)
+NO_JAX = "errors answers rewards statistics tokenizer data padding packing assets".split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
