@@ -152,7 +152,7 @@ def updated(batch, *, num_devices=1, passes=1):
 def update_program(num_devices, passes):
     return grpo_update.make_update(
         GRAPHDEF, mesh.data_mesh(jax.devices()[:num_devices]), SGD, LOSS,
-        temperature=0.8, accumulation_steps=passes, dtype="float32", remat=True,
+        temperature=0.8, accumulation_steps=passes, dtype="float32", remat=False,
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def assert_updates_alike(actual, expected):
         )
 
 
-@pytest.mark.parametrize("lengths", [MIXED, ONE_EACH, ONE_AT_THE_CAP], ids=["mixed", "1", "cap"])
+@pytest.mark.parametrize("lengths", [ONE_EACH, ONE_AT_THE_CAP], ids=["one token each", "one cap"])
 def test_a_packed_update_has_the_gradient_and_the_metrics_of_the_padded_one(lengths):
     batch = padded(lengths)
     assert_updates_alike(updated(packed(batch)), updated(batch))
