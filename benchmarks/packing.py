@@ -3,7 +3,7 @@
 python -m benchmarks.packing [flops | 270m | nano]
 
 All on the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
-(preset gemma3-1b) compiled for CPU devices, a device's share. Seconds: whole updates on random
+(preset gemma3-1b) as traced, a device's share. Seconds: whole updates on random
 weights, padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the
 steadier of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
 """
@@ -19,13 +19,13 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import lengths
-from benchmarks.matmuls import executed_flops
 from benchmarks.timing import print_row
 from gemma_grpo import grpo, grpo_update, model, packing, presets, programs
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.rollout import Rollout
+from gemma_grpo.traced import matmul_flops
 from gemma_grpo.train_state import init_train_state
 
 DEVICES = 8
@@ -58,7 +58,7 @@ def print_flops() -> None:
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
         update = programs.of_step(ONE_B, CONFIGS["gemma3-1b"], mesh)[-1]
         state, frozen, shapes = update.arguments
-        compiled, padded_flops = {}, None
+        padded_flops = None
         for sizes in (1, 8, 16, 32):
             batch = batch_of(ONE_B, vocab_size=512)
             packed = packing.pack(batch, num_devices=num_devices, passes=1, sizes=sizes)
@@ -67,10 +67,8 @@ def print_flops() -> None:
             if slots:
                 of_slots = jax.ShapeDtypeStruct(slots, np.int32, sharding=meshes.rows(mesh))
                 arguments = shapes | {"slots": of_slots}
-            if slots not in compiled:
-                lowered = update.function.lower(state, frozen, arguments)
-                compiled[slots] = executed_flops(lowered.compile().as_text())
-            padded_flops = padded_flops or compiled[slots]
+            flops = matmul_flops(update.function.trace(state, frozen, arguments))
+            padded_flops = padded_flops or flops
             slots_each = (math.prod(slots) if slots else batch["weights"].size) // num_devices
             print_row(
                 benchmark="packing/flops",
@@ -82,8 +80,8 @@ def print_flops() -> None:
                 packed_sizes=sizes,
                 completion_tokens=int(batch["completion_mask"].sum()),
                 slots_of_a_device=slots_each,
-                matmul_tflops_of_a_device=round(compiled[slots] / 1e12, 2),
-                ratio=round(padded_flops / compiled[slots], 2),
+                matmul_tflops_of_a_device=round(flops / 1e12, 2),
+                ratio=round(padded_flops / flops, 2),
             )
 
 
