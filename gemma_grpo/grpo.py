@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gemma_grpo import advantages, collect, grpo_update, loss_checks, rewards
+from gemma_grpo import advantages, collect, grpo_update, loss_checks, packing, rewards
 from gemma_grpo import mesh as meshes
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -80,6 +80,9 @@ class GRPOConfig:
     """Easy problems first, then medium, then hard ones; false draws from all alike."""
     length_bucket: int = 32
     """Completions are padded to a multiple of so many tokens in the update."""
+    packed_sizes: int = 8
+    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
+    their tokens; each size is compiled once. 1 works on all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -95,6 +98,7 @@ class GRPOConfig:
             )
         if not self.temperature > 0:
             raise UserError(f"grpo: temperature={self.temperature} must be above 0 to explore")
+        packing.check_sizes("grpo", self.packed_sizes)
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
         self.check()
@@ -261,7 +265,12 @@ def _step(
         length_bucket=config.length_bucket,
     )
     frozen = runtime.frozen
-    batch |= runtime.dropout_keys(step, config.prompts_per_step)
+    batch = packing.pack(
+        batch | runtime.dropout_keys(step, config.prompts_per_step),
+        num_devices=runtime.mesh.size,
+        passes=config.accumulation_steps,
+        sizes=config.packed_sizes,
+    )
     batch = meshes.place_rows(runtime.mesh, batch)
     if reference is not None:
         batch["ref_logps"] = trainer.score(reference, frozen, batch)

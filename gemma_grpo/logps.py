@@ -22,6 +22,7 @@ def completion_logps(
     remat: bool = False,
     gather: gemma3.Gather | None = None,
     dropout_keys_P: Key[Array, " P"] | None = None,
+    slots_X: Int[Array, " X"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of each completion token, and the entropy of the distribution it was drawn from.
 
@@ -33,8 +34,12 @@ def completion_logps(
         temperature: of the distribution; the sampler's, so that both are of the same one.
         remat, gather: see `model.forward`.
         dropout_keys_P: a key for each group, for adapters with dropout; None drops nothing.
+        slots_X: all b*T + t that hold tokens, each once, and B*T to fill up: work is done for these
+            alone. None works for all slots.
     """
-    G = completion_ids_BT.shape[0] // prompt_ids_PS.shape[0]
+    B, T = completion_ids_BT.shape
+    G = B // prompt_ids_PS.shape[0]
+    packed = None if slots_X is None else gemma3.Packed.of(slots_X, (B, T))
     dropout_keys_B = None
     if dropout_keys_P is not None:
         dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, G))(dropout_keys_P).reshape(-1)
@@ -46,7 +51,7 @@ def completion_logps(
         gather=gather,
         dropout_keys_B=dropout_keys_P,
     )
-    hidden_BTD = gemma3.extend(
+    hidden = gemma3.extend(
         model,
         completion_ids_BT,
         completion_mask_BT,
@@ -55,11 +60,18 @@ def completion_logps(
         remat=remat,
         gather=gather,
         dropout_keys_B=dropout_keys_B,
+        packed=packed,
     )
+    hidden_BTD = packed.unpack(hidden) if packed else hidden
     # A token is predicted one slot earlier: the first by the prompt's last, the last predicts none.
     first_B1D = jnp.repeat(hidden_PSD[:, -1:], G, axis=0)
     before_BTD = jnp.concatenate([first_B1D, hidden_BTD[:, :-1]], axis=1)
-    return token_logps(model, before_BTD, completion_ids_BT, temperature=temperature)
+    if packed is None:
+        return token_logps(model, before_BTD, completion_ids_BT, temperature=temperature)
+    logps_1X, entropy_1X = token_logps(
+        model, packed.pack(before_BTD), packed.pack(completion_ids_BT), temperature=temperature
+    )
+    return packed.unpack(logps_1X), packed.unpack(entropy_1X)
 
 
 def batch_logps(
@@ -71,8 +83,9 @@ def batch_logps(
     gather: gemma3.Gather | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """`completion_logps` of a batch of training, by its arrays' names. If it has `dropout_keys`
-    (raw words, a row for each prompt), adapters drop inputs by them."""
-    keys_P = batch.get("dropout_keys")
+    (raw words, a row for each prompt), adapters drop inputs by them; if it has `slots` (cut into as
+    many rows as there are prompts: `packing`), work is done for these slots alone."""
+    keys_P, slots_PX = batch.get("dropout_keys"), batch.get("slots")
     return completion_logps(
         model,
         batch["prompt_ids"],
@@ -83,6 +96,7 @@ def batch_logps(
         remat=remat,
         gather=gather,
         dropout_keys_P=None if keys_P is None else jax.random.wrap_key_data(keys_P),
+        slots_X=None if slots_PX is None else slots_PX.reshape(-1),
     )
 
 

@@ -113,7 +113,8 @@ def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
 
 
 def _batch(run: RunConfig, rows: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """`grpo_update.make_batch`'s arrays at the longest completions."""
+    """`grpo_update.make_batch`'s arrays where every completion takes its whole budget. Nothing is
+    left to pack then; smaller, packed batches take less memory (a test compiles one)."""
     P = run.grpo.prompts_per_step
     B = P * run.grpo.num_generations
     S, budget = run.model.max_prompt_length, run.model.max_completion_length

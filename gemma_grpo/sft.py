@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gemma_grpo import losses, padding, update
+from gemma_grpo import losses, packing, padding, update
 from gemma_grpo import mesh as meshes
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -44,6 +44,9 @@ class SFTConfig:
     """How the weights move."""
     length_bucket: int = 32
     """Batches are padded to a multiple of so many tokens."""
+    packed_sizes: int = 8
+    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
+    their tokens; each size is compiled once. 1 works on all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -55,6 +58,7 @@ class SFTConfig:
                 f"sft: batch_size={self.batch_size} must be a multiple of "
                 f"accumulation_steps={self.accumulation_steps}"
             )
+        packing.check_sizes("sft", self.packed_sizes)
 
 
 def make_batch(
@@ -157,7 +161,12 @@ def train(
             length_bucket=config.length_bucket,
             pad_id=runtime.tokenizer.pad_id,
         )
-        batch |= runtime.dropout_keys(step, config.batch_size)
+        batch = packing.pack(
+            batch | runtime.dropout_keys(step, config.batch_size),
+            num_devices=runtime.mesh.size,
+            passes=config.accumulation_steps,
+            sizes=config.packed_sizes,
+        )
         batch = meshes.place_rows(runtime.mesh, batch)
         state, metrics = update_state(state, runtime.frozen, batch)
         metrics = jax.device_get(metrics)

@@ -244,7 +244,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     config = LoRAConfig(rank=1, alpha=1.0, dropout=0.2)
     adapter = LoRA(1, 1, "mlp.up", config, nnx.Rngs(0))
     adapter.a[...], adapter.b[...] = jnp.ones((1, 1)), jnp.ones((1, 1))
-    keys = jax.random.split(jax.random.key(0), 8)
+    keys = jax.random.split(jax.random.key(0), (8, 1000))
     out = np.asarray(adapter(jnp.ones((8, 1000, 1)), keys))
     np.testing.assert_allclose(np.unique(out), [0, 1 / 0.8], rtol=1e-6)
     assert abs((out == 0).mean() - 0.2) < 5 * (0.2 * 0.8 / 8000) ** 0.5

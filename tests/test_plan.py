@@ -273,6 +273,20 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
         assert {found.kind for found in update.collectives} == {"all-reduce"}
 
 
+@pytest.mark.slow
+def test_on_v5e_the_largest_packed_update_takes_no_more_memory_than_the_padded_one(v5e):
+    """So that a plan at the full budgets holds for every size of batch."""
+    run, devices = presets.preset("gemma3-1b"), mesh.data_mesh(v5e)
+    padded = programs.of_step(run, TWO_LAYERS, devices)[-1]
+    state, frozen, batch = padded.arguments
+    parts = run.grpo.packed_sizes
+    room = (parts - 1) * batch["weights"].size // (8 * parts)
+    slots = jax.ShapeDtypeStruct((8, room), jnp.int32, sharding=mesh.rows(devices))
+    packed = replace(padded, arguments=(state, frozen, batch | {"slots": slots}))
+    whole, part = (compiled.compile_and_read(each.lower()).peak for each in (padded, packed))
+    assert part <= whole
+
+
 def row(name, peak, *, resident=0, seconds=1.0):
     read = compiled.Compiled(1, 2, peak, [], 0.0, 5.0)
     return planning.Row(name, read, resident, 3.3e9, 3e9, "HBM bytes", seconds, "memory")

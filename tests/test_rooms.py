@@ -11,7 +11,7 @@ PACKAGE = ROOT / "gemma_grpo"
 
 FLOORS = (
     "errors answers rewards advantages losses loss_checks statistics mesh processes kernels",
-    "model weights data tokenizer sampling padding assets "
+    "model weights data tokenizer sampling padding packing assets "
     "topology compiled compile_clock hlo traced roofline",
     "rollout logps train_state accumulation update scoring runtime",
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
@@ -22,7 +22,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data
 COMMANDS = set(FLOORS[-1].split())
-NO_JAX = ("errors", "answers", "rewards", "statistics", "tokenizer", "data", "padding", "assets")
+NO_JAX = "errors answers rewards statistics tokenizer data padding packing assets".split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

@@ -1,8 +1,9 @@
-"""Gemma 3 text as a Flax NNX module: config, layers, attention, transformer."""
+"""Gemma 3 text as a Flax NNX module: config, layers, attention, packed rows, transformer."""
 
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
 from gemma_grpo.model.layout import WHOLE, Layout, Sliced
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
+from gemma_grpo.model.packed import Packed
 from gemma_grpo.model.transformer import (
     KV,
     Gather,
@@ -23,6 +24,7 @@ __all__ = [
     "Gather",
     "KV",
     "NO_LORA",
+    "Packed",
     "Gemma3",
     "Gemma3Config",
     "Layout",

@@ -158,7 +158,7 @@ def _heads_last(mixed_BKRLH: jax.Array, like_BLNH: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """The projections around `attend`: queries, keys and values in, the mixed heads out.
 
-    `keys_B` are the rows' dropout keys, for adapters in training.
+    `keys_BL` are the tokens' dropout keys, for adapters in training.
     """
 
     def __init__(
@@ -191,31 +191,31 @@ class Attention(nnx.Module):
         x_BLD: Float[Array, "B L D"],
         sin_BLh: Float[Array, "B L h"],
         cos_BLh: Float[Array, "B L h"],
-        keys_B: Key[Array, " B"] | None = None,
+        keys_BL: Key[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Projected heads; queries and keys normalised, then rotated."""
-        q_BLNH = self._heads(x_BLD, self.q_proj[...], self.q_proj_lora, keys_B)
-        k_BLKH = self._heads(x_BLD, self.k_proj[...], self.k_proj_lora, keys_B)
-        v_BLKH = self._heads(x_BLD, self.v_proj[...], self.v_proj_lora, keys_B)
+        q_BLNH = self._heads(x_BLD, self.q_proj[...], self.q_proj_lora, keys_BL)
+        k_BLKH = self._heads(x_BLD, self.k_proj[...], self.k_proj_lora, keys_BL)
+        v_BLKH = self._heads(x_BLD, self.v_proj[...], self.v_proj_lora, keys_BL)
         q_BLNH = rotate(self.q_norm(q_BLNH), sin_BLh, cos_BLh)
         k_BLKH = rotate(self.k_norm(k_BLKH), sin_BLh, cos_BLh)
         return q_BLNH, k_BLKH, v_BLKH
 
     def output(
-        self, heads_BLNH: Float[Array, "B L N H"], keys_B: Key[Array, " B"] | None = None
+        self, heads_BLNH: Float[Array, "B L N H"], keys_BL: Key[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
         """The heads mixed back into the residual stream."""
         o_proj = self.o_proj[...]
         flat = heads_BLNH.reshape(*heads_BLNH.shape[:2], -1)
-        return adapted(flat, o_proj.reshape(-1, o_proj.shape[-1]), self.o_proj_lora, keys_B)
+        return adapted(flat, o_proj.reshape(-1, o_proj.shape[-1]), self.o_proj_lora, keys_BL)
 
     @staticmethod
     def _heads(
         x_BLD: jax.Array,
         weight_DNH: jax.Array,
         adapter: lora.LoRA | None,
-        keys_B: jax.Array | None,
+        keys_BL: jax.Array | None,
     ) -> jax.Array:
         D, N, H = weight_DNH.shape
-        flat = adapted(x_BLD, weight_DNH.reshape(D, N * H), adapter, keys_B)
+        flat = adapted(x_BLD, weight_DNH.reshape(D, N * H), adapter, keys_BL)
         return flat.reshape(*x_BLD.shape[:2], N, H)

@@ -35,11 +35,11 @@ def adapted(
     x_BLI: Float[Array, "B L I"],
     weight_IO: Float[Array, "I O"],
     adapter: lora.LoRA | None,
-    keys_B: Key[Array, " B"] | None,
+    keys_BL: Key[Array, "B L"] | None,
 ) -> Float[Array, "B L O"]:
     """x @ weight, with the adapter's share added where there is one."""
     out_BLO = project(x_BLI, weight_IO)
-    return out_BLO if adapter is None else out_BLO + adapter(x_BLI, keys_B)
+    return out_BLO if adapter is None else out_BLO + adapter(x_BLI, keys_BL)
 
 
 class GatedMLP(nnx.Module):
@@ -65,13 +65,13 @@ class GatedMLP(nnx.Module):
         self.down_lora = lora.make(hidden_dim, embed_dim, "mlp.down", lora_config, rngs)
 
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], keys_B: Key[Array, " B"] | None = None
+        self, x_BLD: Float[Array, "B L D"], keys_BL: Key[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """`keys_B` are the rows' dropout keys, for adapters in training."""
-        gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_B)
-        up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_B)
+        """`keys_BL` are the tokens' dropout keys, for adapters in training."""
+        gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_BL)
+        up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_BL)
         inner_BLF = jax.nn.gelu(gate_BLF, approximate=True) * up_BLF
-        return adapted(inner_BLF, self.down[...], self.down_lora, keys_B)
+        return adapted(inner_BLF, self.down[...], self.down_lora, keys_BL)
 
 
 def rope_table(

@@ -88,18 +88,19 @@ class LoRA(nnx.Module):
         self.stream = TARGETS.index(name)  # adapters of one block drop independently
 
     def __call__(
-        self, x: Float[Array, "B L I"], keys_B: Key[Array, " B"] | None
+        self, x: Float[Array, "B L I"], keys_BL: Key[Array, "B L"] | None
     ) -> Float[Array, "B L O"]:
         """The adapter's share of the output.
 
         Args:
-            keys_B: a key for each row, to drop inputs by; None drops nothing.
+            keys_BL: a key for each token, to drop inputs by; None drops nothing.
         """
-        if keys_B is not None and self.dropout > 0:
-            kept_of_row = lambda key: jax.random.bernoulli(
-                jax.random.fold_in(key, self.stream), 1 - self.dropout, x.shape[1:]
+        if keys_BL is not None and self.dropout > 0:
+            kept_of_token = lambda key: jax.random.bernoulli(
+                jax.random.fold_in(key, self.stream), 1 - self.dropout, x.shape[2:]
             )
-            x = jnp.where(jax.vmap(kept_of_row)(keys_B), x / (1 - self.dropout), 0)
+            kept = jax.vmap(jax.vmap(kept_of_token))(keys_BL)
+            x = jnp.where(kept, x / (1 - self.dropout), 0)
         inner = x.reshape(-1, x.shape[-1]) @ self.a[...]
         return (inner @ self.b[...] * self.scale).reshape(*x.shape[:-1], -1)
 

@@ -24,6 +24,7 @@ from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
 from gemma_grpo.model.layout import WHOLE, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
+from gemma_grpo.model.packed import Packed
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
@@ -59,15 +60,15 @@ class Block(nnx.Module):
         x_BLD: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         attend: Attend,
-        keys_B: jax.Array | None = None,
+        keys_BL: jax.Array | None = None,
         layout: Layout = WHOLE,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output and this layer's new keys and values."""
-        q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_B)
-        mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_B)
+        q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_BL)
+        mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_BL)
         x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
         x_RLD = layout.gather(self.pre_mlp_norm(x_BLD))
-        x_BLD = x_BLD + self.post_mlp_norm(layout.scatter(self.mlp(x_RLD, keys_B)))
+        x_BLD = x_BLD + self.post_mlp_norm(layout.scatter(self.mlp(x_RLD, keys_BL)))
         return x_BLD, (k_BLKH, v_BLKH)
 
 
@@ -148,17 +149,19 @@ def forward(
     """
     config = model.config
     positions_BL = jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
-    L = ids_RL.shape[1]
+    B, L = mask_BL.shape
+    row_BL, _ = jnp.indices((B, L))
+    token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
     masks = [
         attention.causal_mask(L, window=window) & mask_BL[:, None, :]
         for window in (config.sliding_window, None)
     ]
 
     def layer(x_BLD, scanned):
-        block, is_global, _, keys_B = _block(model, scanned, dropout_keys_B)
+        block, is_global, _, keys_BL = _block(model, scanned, token_keys_BL)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
-        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_B, layout)
+        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL, layout)
 
     ropes = _ropes(config, positions_BL)
     x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), (), remat=remat, gather=gather)
@@ -175,7 +178,8 @@ def extend(
     remat: bool = False,
     gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
-) -> Float[Array, "B T D"]:
+    packed: Packed | None = None,
+) -> Float[Array, "_B _T D"]:
     """Run G completions of each prompt on the keys and values of one run of the prompts.
 
     Args:
@@ -184,15 +188,21 @@ def extend(
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
         remat, gather, dropout_keys_B: as in `forward`.
+        packed: the slots that hold tokens; the layers then run on these alone.
 
     Returns:
-        Hidden states after the final norm, equal to those of the whole sequences.
+        Hidden states after the final norm, equal to those of the whole sequences: [B, T, D], or
+        the packed row's, [1, X, D].
     """
     config = model.config
     B, T = completion_ids_BT.shape
     P, S = prompt_mask_PS.shape
     slots_T = jnp.arange(T)
+    row_BT, slot_BT = jnp.indices((B, T))
     length_B = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)
+    per_token = completion_ids_BT, length_B[:, None] + slot_BT, row_BT
+    ids_BL, positions_BL, row_BL = map(packed.pack, per_token) if packed else per_token
+    token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
     own_masks = [
         attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :]
         for window in (config.sliding_window, None)
@@ -202,22 +212,21 @@ def extend(
         for window in (config.sliding_window, None)
     ]
 
-    def layer(x_BTD, scanned):
-        block, is_global, prompt_kv, keys_B = _block(model, scanned, dropout_keys_B)
+    def layer(x_BLD, scanned):
+        block, is_global, prompt_kv, keys_BL = _block(model, scanned, token_keys_BL)
         prompt_k_PSKH, prompt_v_PSKH = prompt_kv
         own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
         prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
         attend = lambda q, k, v: attention.attend_with_prompt(
             q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
         )
-        x_BTD, _ = block(x_BTD, _select_rope(ropes, is_global), attend, keys_B)
-        return x_BTD, None
+        attend = packed.between(attend) if packed else attend
+        x_BLD, _ = block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL)
+        return x_BLD, None
 
-    ropes = _ropes(config, length_B[:, None] + slots_T[None, :])
-    x_BTD, _ = _scan(
-        model, layer, model.embed(completion_ids_BT), prompt_kv, remat=remat, gather=gather
-    )
-    return model.final_norm(x_BTD)
+    ropes = _ropes(config, positions_BL)
+    x_BLD, _ = _scan(model, layer, model.embed(ids_BL), prompt_kv, remat=remat, gather=gather)
+    return model.final_norm(x_BLD)
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
@@ -312,13 +321,25 @@ def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _block(
-    model: Gemma3, scanned: tuple, keys_B: jax.Array | None
+    model: Gemma3, scanned: tuple, keys_BL: jax.Array | None
 ) -> tuple[Block, jax.Array, Any, jax.Array | None]:
     """One layer's module, its kind, whatever else is scanned beside it, and its dropout keys."""
     state, index, is_global, extra = scanned
-    if keys_B is not None:
-        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys_B)
-    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_B
+    if keys_BL is not None:
+        keys_BL = _fold_in(keys_BL, index)
+    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_BL
+
+
+def _token_keys(
+    keys_B: jax.Array | None, row_BL: jax.Array, positions_BL: jax.Array
+) -> jax.Array | None:
+    """Each token's dropout key, of its row's key and its position: in any layout the same."""
+    return None if keys_B is None else _fold_in(keys_B[row_BL], positions_BL)
+
+
+def _fold_in(keys_BL: jax.Array, data: jax.Array) -> jax.Array:
+    data_BL = jnp.broadcast_to(data, keys_BL.shape)
+    return jax.vmap(jax.vmap(jax.random.fold_in))(keys_BL, data_BL)
 
 
 def _scan(

@@ -1,0 +1,159 @@
+"""What packing saves of an update: executed matmul FLOPs, and wall-clock on the CPU.
+
+python -m benchmarks.packing [flops | 270m | nano]
+
+All on the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
+(preset gemma3-1b) as traced, a device's share. Seconds: whole updates on random
+weights, padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the
+steadier of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
+"""
+
+import math
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks import lengths
+from benchmarks.timing import print_row
+from gemma_grpo import grpo, grpo_update, model, packing, presets, programs
+from gemma_grpo import mesh as meshes
+from gemma_grpo.config import RunConfig
+from gemma_grpo.model import CONFIGS
+from gemma_grpo.rollout import Rollout
+from gemma_grpo.traced import matmul_flops
+from gemma_grpo.train_state import init_train_state
+
+DEVICES = 8
+
+ONE_B = presets.preset("gemma3-1b")
+NANO = presets.preset("gemma3-nano")
+M270 = presets.preset("gemma3-270m")
+M270 = replace(
+    M270,
+    model=replace(M270.model, max_prompt_length=64),
+    grpo=replace(M270.grpo, prompts_per_step=2),
+)
+
+
+def main() -> None:
+    """Print the rows of the parts named, or of all."""
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    parts = {
+        "flops": print_flops,
+        "270m": lambda: print_seconds("gemma3-270m", M270, repeats=3),
+        "nano": lambda: print_seconds("gemma3-nano", NANO, repeats=20),
+    }
+    for name in sys.argv[1:] or parts:
+        parts[name]()
+
+
+def print_flops() -> None:
+    """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
+    for num_devices in (DEVICES, 1):
+        mesh = meshes.data_mesh(jax.devices()[:num_devices])
+        update = programs.of_step(ONE_B, CONFIGS["gemma3-1b"], mesh)[-1]
+        state, frozen, shapes = update.arguments
+        padded_flops = None
+        for sizes in (1, 8, 16, 32):
+            batch = batch_of(ONE_B, vocab_size=512)
+            packed = packing.pack(batch, num_devices=num_devices, passes=1, sizes=sizes)
+            slots = packed["slots"].shape if "slots" in packed else None
+            arguments = shapes
+            if slots:
+                of_slots = jax.ShapeDtypeStruct(slots, np.int32, sharding=meshes.rows(mesh))
+                arguments = shapes | {"slots": of_slots}
+            flops = matmul_flops(update.function.trace(state, frozen, arguments))
+            padded_flops = padded_flops or flops
+            slots_each = (math.prod(slots) if slots else batch["weights"].size) // num_devices
+            print_row(
+                benchmark="packing/flops",
+                model="gemma3-1b",
+                dtype=ONE_B.model.dtype,
+                remat=ONE_B.model.remat,
+                shape=shape_of(ONE_B),
+                devices_sharing=num_devices,
+                packed_sizes=sizes,
+                completion_tokens=int(batch["completion_mask"].sum()),
+                slots_of_a_device=slots_each,
+                matmul_tflops_of_a_device=round(flops / 1e12, 2),
+                ratio=round(padded_flops / flops, 2),
+            )
+
+
+def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
+    """A row: seconds of an update on one CPU device, padded and packed to 16 sizes."""
+    config, mesh = CONFIGS[name], meshes.data_mesh(jax.devices()[:1])
+    made = model.Gemma3(config, rngs=nnx.Rngs(0), lora_config=run.model.lora)
+    graphdef, params = model.split(made)
+    del made
+    adapter, base = model.partition(params)
+    trained, frozen = (adapter, base) if run.model.lora.rank else (base, {})
+    trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat=False)
+    batch = batch_of(run, vocab_size=config.vocab_size)
+    forms = {
+        "padded": batch,
+        "packed": packing.pack(batch, num_devices=1, passes=1, sizes=16),
+    }
+    forms = {form: meshes.place_rows(mesh, arrays) for form, arrays in forms.items()}
+    state = init_train_state(trained, trainer.optimizer, mesh)
+    seconds, cpu_seconds = {form: [] for form in forms}, {form: [] for form in forms}
+    for repeat in range(repeats + 1):
+        for form, arrays in forms.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            state, _ = jax.block_until_ready(trainer.update(state, frozen, arrays))
+            if repeat:  # the first one compiles
+                seconds[form].append(time.perf_counter() - started)
+                cpu_seconds[form].append(time.process_time() - cpu_started)
+    median = lambda each: {form: round(statistics.median(s), 3) for form, s in each.items()}
+    wall, cpu = median(seconds), median(cpu_seconds)
+    print_row(
+        benchmark="packing/seconds",
+        model=name,
+        dtype=run.model.dtype,
+        lora_rank=run.model.lora.rank,
+        shape=shape_of(run),
+        completion_tokens=int(batch["completion_mask"].sum()),
+        slots={form: arrays.get("slots", arrays["weights"]).size for form, arrays in forms.items()},
+        repeats=repeats,
+        seconds=wall,
+        cpu_seconds=cpu,
+        ratio=round(wall["padded"] / wall["packed"], 2),
+        cpu_ratio=round(cpu["padded"] / cpu["packed"], 2),
+    )
+
+
+def shape_of(run: RunConfig) -> str:
+    """Prompts x completions, prompt + completion budget."""
+    return (
+        f"{run.grpo.prompts_per_step} x {run.grpo.num_generations}, "
+        f"{run.model.max_prompt_length} + {run.model.max_completion_length}"
+    )
+
+
+def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
+    """A padded batch of random tokens with the trace's first lengths, its prompts full."""
+    rng = np.random.default_rng(0)
+    S, T = run.model.max_prompt_length, run.model.max_completion_length
+    P = run.grpo.prompts_per_step
+    B = P * run.grpo.num_generations
+    lengths_B = np.array(lengths.scaled(T)[:B])
+    mask_BT = np.arange(T) < lengths_B[:, None]
+    draw = lambda *shape: rng.integers(8, vocab_size, shape).astype(np.int32)
+    return grpo_update.make_batch(
+        draw(P, S),
+        np.ones((P, S), bool),
+        Rollout(draw(B, T), mask_BT, np.zeros((B, T), np.float32), lengths_B < T),
+        rng.normal(size=B).astype(np.float32),
+        aggregation="token_mean",
+        mask_truncated=False,
+        length_bucket=run.grpo.length_bucket,
+    )
+
+
+if __name__ == "__main__":
+    main()
