@@ -3,12 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from benchmarks import hlo
 from benchmarks.tunix import convert, table, trace
+from benchmarks.tunix.theirs import flops
 from gemma_grpo import model
 
 LOOP = """HloModule step
@@ -113,9 +115,40 @@ def test_an_asynchronous_collective_counts_once():
     assert hlo.program(hlo.parse(LOOP)).collectives == {"all-reduce": 10}
 
 
+FUSED_FLIGHT = """%async_collective_fusion (p: f32[1024,8], q: f32[8]) -> (f32[1024,8], f32[8]) {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %a = f32[1024,8]{1,0} all-gather(%p), dimensions={0}
+  %n = f32[8]{0} negate(%q)
+  ROOT %out = (f32[1024,8]{1,0}, f32[8]{0}) tuple(%a, %n)
+}"""
+
+
+def test_a_collective_in_flight_in_a_fusion_is_neither_its_traffic_nor_counted_again():
+    body = (
+        PARAMETER
+        + "  %q = f32[8]{0} parameter(1)\n"
+        + "  ROOT %y = (f32[1024,8]{1,0}, f32[8]{0}) fusion(%x, %q), kind=kCustom, "
+        + "output_to_operand_aliasing={{0}: (0, {})}, calls=%async_collective_fusion"
+    )
+    assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(32 + 32, {})
+
+
 def test_a_program_without_a_loop_has_no_body():
     with pytest.raises(ValueError, match="no loop"):
         hlo.loop_body(module_of(PARAMETER + "  ROOT %y = f32[1024,8]{1,0} negate(%x)"))
+
+
+def test_operations_of_products_count_through_loops_and_gradients():
+    x, w = jnp.zeros((3, 5)), jnp.zeros((5, 5))
+    one = 2 * 3 * 5 * 5
+    scan = lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+    assert flops.matmul_flops(scan, (x, w), while_trips=1) == 7 * one
+    loop = lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x)
+    assert flops.matmul_flops(loop, (x, w), while_trips=4) == 4 * one
+    again = lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x).sum()
+    # Forward twice two products, the last of the repeated ones not needed; backward two of x's.
+    assert flops.matmul_flops(jax.grad(again), (x, w), while_trips=1) == 5 * one
 
 
 def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
@@ -126,7 +159,7 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
     vector = jax.ShapeDtypeStruct((8, size), "bfloat16", sharding=place)
 
     def loop(weights, x):
-        return jax.lax.fori_loop(0, turns, lambda _, x: jax.numpy.tanh(x @ weights), x)
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weights), x)
 
     compiled = jax.jit(loop).lower(matrix, vector).compile()
     module = hlo.parse(compiled.as_text())
