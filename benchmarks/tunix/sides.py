@@ -16,7 +16,8 @@ _CLEARED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 class SideProcess:
     """One side in a process of its own.
 
-    `call` sends a request, waits, and repeats the answer on the standard error. Raises SystemExit, with what the side said, where it fails.
+    `call` sends a request, waits, and repeats the answer on the standard error. It raises
+    SystemExit, with what the side said, where it fails.
     """
 
     def __init__(self, name: str, command: list[str], *, devices: int, log: Path, cwd: Path):
