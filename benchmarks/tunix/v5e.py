@@ -9,7 +9,8 @@ that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_p
 `_decode_fn` of the release, donated as it donates, its activations placed as on a TPU.
 
 A decode row counts the body of the loop alone (`benchmarks/hlo.py`), the same instrument on both
-sides; its peak and compile time are of the whole program, which with us is prefill and loop in one; `floor` is what a step must read at the least: the weights that lie on a chip and its cache.
+sides; its peak and compile time are of the whole program, which with us is prefill and loop in one;
+`floor` is what a step must read at the least: the weights that lie on a chip and its cache.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
 us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
 """
