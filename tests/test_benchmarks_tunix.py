@@ -1,6 +1,10 @@
 """Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
 
+import ast
 import json
+import sys
+from pathlib import Path
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import hlo
-from benchmarks.tunix import convert, table, trace
+from benchmarks.tunix import convert, sides, table, trace
 from benchmarks.tunix.theirs import flops
 from gemma_grpo import model
 
@@ -168,8 +172,6 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
 
 
 def test_the_trace_is_the_quantiles_it_says():
-    from statistics import NormalDist
-
     lengths = sorted(length for group in trace.LENGTHS_PG for length in group)
     for i, length in enumerate(lengths):
         z = NormalDist().inv_cdf((i + 0.5) / 32)
@@ -218,3 +220,51 @@ def test_a_row_that_tunix_wins_stays_in_the_table(tmp_path, capsys):
     assert "| step, wall | 2 s | 1 s | 0.50 |" in printed
     assert "| step, CPU time | 4 s | 8 s | 2.00 |" in printed
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+STUB = """import sys
+sys.path.insert(0, {folder!r})
+import turns
+
+def grow(megabytes):
+    with turns.measured() as reading:
+        bytearray(b"x" * (megabytes << 20))
+    print("a library talks")
+    return reading
+
+turns.serve({{"grow": grow}})
+"""
+
+
+@pytest.fixture
+def side(tmp_path):
+    folder = Path(sides.__file__).parent / "theirs"
+    script = tmp_path / "stub.py"
+    script.write_text(STUB.format(folder=str(folder)))
+    log = tmp_path / "log"
+    command = [sys.executable, str(script)]
+    process = sides.SideProcess("stub", command, devices=1, log=log, cwd=tmp_path)
+    yield process
+    process.close()
+
+
+def test_a_peak_is_of_its_own_part_and_outlives_what_was_freed(side):
+    large = side.call("grow", megabytes=200)["peak"]
+    small = side.call("grow", megabytes=1)["peak"]
+    assert 200 << 20 < large < 600 << 20
+    assert small < large - (150 << 20)
+
+
+def test_what_a_side_says_of_its_failure_ends_the_benchmark(side):
+    with pytest.raises(SystemExit, match="stub, grow: TypeError"):
+        side.call("grow", megabytes="many")
+
+
+def test_tunix_sees_of_this_repository_its_own_folder_alone():
+    """Else it would find `kernels/`, or ours in the place of its own packages."""
+    theirs = Path(sides.__file__).parent / "theirs"
+    for path in theirs.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & {"gemma_grpo", "benchmarks", "kernels"}
