@@ -99,6 +99,23 @@ def test_a_slice_within_a_fusion_reads_what_it_yields():
     assert moved(PARAMETER + call, FUSED_SLICE) == 32 + 32
 
 
+FUSED_HANDED_ON = """%inner (q: f32[1024,8]) -> f32[8192] {
+  %q = f32[1024,8]{1,0} parameter(0)
+  ROOT %b = f32[8192]{0} bitcast(%q)
+}
+
+%fused (p: f32[1024,8]) -> f32[] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %f = f32[8192]{0} fusion(%p), kind=kLoop, calls=%inner
+  ROOT %s = f32[]{:S(1)} reduce(%f), to_apply=%add
+}"""
+
+
+def test_what_a_fusion_within_a_fusion_hands_on_is_read_whole():
+    call = "  ROOT %y = f32[]{:S(1)} fusion(%x), kind=kLoop, calls=%fused"
+    assert moved(PARAMETER + call, FUSED_HANDED_ON) == 32768
+
+
 def test_a_fused_update_in_place_moves_the_update_alone():
     body = (
         PARAMETER
