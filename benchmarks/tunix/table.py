@@ -107,8 +107,8 @@ def flops_lines(rows: list[dict]) -> list[Line]:
     """Matrix products of a step."""
     return [
         _line(
-            f"{row['model']}, matrix products of a step of {row['sequences']} sequences",
-            row["part"],
+            f"{row['model']}, a step of {row['sequences']} sequences, counted",
+            f"matrix products of the {row['part']}",
             row["ours"] / TERA,
             row["tunix"] / TERA,
             "TFLOP",
