@@ -7,7 +7,8 @@ The compiler's own `cost_analysis` counts a loop's body once and a prefetch seve
 - a slice, in a fusion too, reads what it yields, and an update in place writes what it is given
 - a copy into on-chip memory is one read of HBM; the pair of an asynchronous operation counts once
 - a loop counts as often as its condition's constant says, of a conditional the dearest branch
-- what a fusion of a collective in flight carries through untouched is no traffic
+- what a fusion of a collective in flight carries through untouched is no traffic, and the
+  collective counts where it starts, not in each fusion that it is in flight in
 
 Bytes are of one device. Traffic over the interconnect counts only as the HBM bytes at its ends.
 """
@@ -199,7 +200,7 @@ def _collectives(module: Module, name: str) -> dict[str, int]:
             found.update(max(options, key=lambda option: sum(option.values()), default={}))
         elif one.op == "call":
             found.update(_collectives(module, called(one, "to_apply")))
-        elif one.op in ("fusion", "async-start"):
+        elif one.op == "async-start":
             found.update(_collectives(module, called(one, "calls")))
     return dict(found)
 

@@ -1,12 +1,18 @@
 """Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
 
+import ast
 import json
+import sys
+from pathlib import Path
+from statistics import NormalDist
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.tunix import convert, table, trace
+from benchmarks.tunix import convert, sides, table, trace
+from benchmarks.tunix.theirs import flops
 from gemma_grpo import hlo, model
 
 LOOP = """HloModule step
@@ -91,6 +97,23 @@ def test_a_slice_within_a_fusion_reads_what_it_yields():
     assert moved(PARAMETER + call, FUSED_SLICE) == 32 + 32
 
 
+FUSED_HANDED_ON = """%inner (q: f32[1024,8]) -> f32[8192] {
+  %q = f32[1024,8]{1,0} parameter(0)
+  ROOT %b = f32[8192]{0} bitcast(%q)
+}
+
+%fused (p: f32[1024,8]) -> f32[] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %f = f32[8192]{0} fusion(%p), kind=kLoop, calls=%inner
+  ROOT %s = f32[]{:S(1)} reduce(%f), to_apply=%add
+}"""
+
+
+def test_what_a_fusion_within_a_fusion_hands_on_is_read_whole():
+    call = "  ROOT %y = f32[]{:S(1)} fusion(%x), kind=kLoop, calls=%fused"
+    assert moved(PARAMETER + call, FUSED_HANDED_ON) == 32768
+
+
 def test_a_fused_update_in_place_moves_the_update_alone():
     body = (
         PARAMETER
@@ -111,9 +134,40 @@ def test_an_asynchronous_collective_counts_once():
     assert hlo.program(hlo.parse(LOOP)).collectives == {"all-reduce": 10}
 
 
+FUSED_FLIGHT = """%async_collective_fusion (p: f32[1024,8], q: f32[8]) -> (f32[1024,8], f32[8]) {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %a = f32[1024,8]{1,0} all-gather(%p), dimensions={0}
+  %n = f32[8]{0} negate(%q)
+  ROOT %out = (f32[1024,8]{1,0}, f32[8]{0}) tuple(%a, %n)
+}"""
+
+
+def test_a_collective_in_flight_in_a_fusion_is_neither_its_traffic_nor_counted_again():
+    body = (
+        PARAMETER
+        + "  %q = f32[8]{0} parameter(1)\n"
+        + "  ROOT %y = (f32[1024,8]{1,0}, f32[8]{0}) fusion(%x, %q), kind=kCustom, "
+        + "output_to_operand_aliasing={{0}: (0, {})}, calls=%async_collective_fusion"
+    )
+    assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(32 + 32, {})
+
+
 def test_a_program_without_a_loop_has_no_body():
     module = module_of(PARAMETER + "  ROOT %y = f32[1024,8]{1,0} negate(%x)")
     assert hlo.loop_body(module) == hlo.Moved(0.0, {})
+
+
+def test_operations_of_products_count_through_loops_and_gradients():
+    x, w = jnp.zeros((3, 5)), jnp.zeros((5, 5))
+    one = 2 * 3 * 5 * 5
+    scan = lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+    assert flops.matmul_flops(scan, (x, w), while_trips=1) == 7 * one
+    loop = lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x)
+    assert flops.matmul_flops(loop, (x, w), while_trips=4) == 4 * one
+    again = lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x).sum()
+    # Forward twice two products, the last of the repeated ones not needed; backward two of x's.
+    assert flops.matmul_flops(jax.grad(again), (x, w), while_trips=1) == 5 * one
 
 
 def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
@@ -124,7 +178,7 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
     vector = jax.ShapeDtypeStruct((8, size), "bfloat16", sharding=place)
 
     def loop(weights, x):
-        return jax.lax.fori_loop(0, turns, lambda _, x: jax.numpy.tanh(x @ weights), x)
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weights), x)
 
     compiled = jax.jit(loop).lower(matrix, vector).compile()
     module = hlo.parse(compiled.as_text())
@@ -133,8 +187,6 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
 
 
 def test_the_trace_is_the_quantiles_it_says():
-    from statistics import NormalDist
-
     lengths = sorted(length for group in trace.LENGTHS_PG for length in group)
     for i, length in enumerate(lengths):
         z = NormalDist().inv_cdf((i + 0.5) / 32)
@@ -183,3 +235,51 @@ def test_a_row_that_tunix_wins_stays_in_the_table(tmp_path, capsys):
     assert "| step, wall | 2 s | 1 s | 0.50 |" in printed
     assert "| step, CPU time | 4 s | 8 s | 2.00 |" in printed
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+STUB = """import sys
+sys.path.insert(0, {folder!r})
+import turns
+
+def grow(megabytes):
+    with turns.measured() as reading:
+        bytearray(b"x" * (megabytes << 20))
+    print("a library talks")
+    return reading
+
+turns.serve({{"grow": grow}})
+"""
+
+
+@pytest.fixture
+def side(tmp_path):
+    folder = Path(sides.__file__).parent / "theirs"
+    script = tmp_path / "stub.py"
+    script.write_text(STUB.format(folder=str(folder)))
+    log = tmp_path / "log"
+    command = [sys.executable, str(script)]
+    process = sides.SideProcess("stub", command, devices=1, log=log, cwd=tmp_path)
+    yield process
+    process.close()
+
+
+def test_a_peak_is_of_its_own_part_and_outlives_what_was_freed(side):
+    large = side.call("grow", megabytes=200)["peak"]
+    small = side.call("grow", megabytes=1)["peak"]
+    assert 200 << 20 < large < 600 << 20
+    assert small < large - (150 << 20)
+
+
+def test_what_a_side_says_of_its_failure_ends_the_benchmark(side):
+    with pytest.raises(SystemExit, match="stub, grow: TypeError"):
+        side.call("grow", megabytes="many")
+
+
+def test_tunix_sees_of_this_repository_its_own_folder_alone():
+    """Else it would find `kernels/`, or ours in the place of its own packages."""
+    theirs = Path(sides.__file__).parent / "theirs"
+    for path in theirs.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & {"gemma_grpo", "benchmarks", "kernels"}

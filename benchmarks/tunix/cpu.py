@@ -11,10 +11,10 @@ trace takes it all; the update is then on the trace's completions at the trace's
 takes two of Tunix's ways out of the comparison: that it leaves EOS out of the loss, and that its
 key is the same every step (it is given another seed each step).
 
-Each side is a process of its own; while one runs, the other waits. One row a side and part, and one
-for the first step, which compiles. `wall` and `cpu` (of all threads) are seconds, medians over the
-rounds, `peak` is the most bytes resident in the part, its weights and optimizer included.
-`ratio` is Tunix over ours.
+Each side is a process of its own; while one runs, the other waits. One row a side and part;
+`first_` is of the first step, which compiles. `wall` and `cpu` (of all threads) are seconds,
+medians over the rounds (`_all` has each), `peak` is the most bytes resident in the part, its
+weights and optimizer included. `ratio` is Tunix over ours.
 """
 
 import json
@@ -22,8 +22,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -38,121 +39,140 @@ REAL = ("gemma3-nano",)  # weights at hand; others are random, which costs the s
 LEARNING_RATE = 1e-6
 
 
-def main(
-    model: str = "gemma3-nano",
-    rounds: int = 5,
-    generations: int = 8,
-    prompt_length: int = 128,
-    budget: int = 128,
-    passes: int = 1,
-    remat: bool = False,
-    devices: int = 1,
-    tunix_micro_batch: int = 1,
-    tunix_remat: str = "NONE",
-    tunix_devices: int = 1,
-    apart: bool = False,
-    environment: Path | None = None,
-) -> None:
-    """Take both sides through whole GRPO steps in turn.
+@dataclass(frozen=True)
+class Options:
+    """Sizes, and each side's settings."""
 
-    Args:
-        model: architecture; gemma3-nano with its own weights, others with random ones.
-        rounds: timed steps of each side, after one that compiles and one that warms up.
-        generations: G, of each of the 32 / G prompts.
-        prompt_length: S, tokens.
-        budget: T, tokens.
-        passes: of our update (accumulation_steps).
-        remat: of ours.
-        devices: CPU devices that ours is split over.
-        tunix_micro_batch: prompts of a pass of Tunix's update (train_micro_batch_size).
-        tunix_remat: NONE, BLOCK or DECODER (remat_config).
-        tunix_devices: CPU devices that Tunix is split over (its fsdp axis).
-        apart: hold one side in memory at a time.
-        environment: folder of Tunix's environment.
-    """
-    environment = environment or install.default_folder()
+    model: str = "gemma3-nano"
+    """Architecture; gemma3-nano has its own weights, others random ones."""
+    rounds: int = 5
+    """Timed steps of each side, after one that compiles and one that warms up."""
+    generations: int = 8
+    """G, of each of the 32 / G prompts."""
+    prompt_length: int = 128
+    """S, tokens."""
+    budget: int = 128
+    """T, tokens."""
+    passes: int = 1
+    """Of our update (accumulation_steps)."""
+    remat: bool = False
+    """Of ours."""
+    devices: int = 1
+    """CPU devices that ours is split over."""
+    tunix_micro_batch: int = 1
+    """Prompts of a pass of Tunix's update (train_micro_batch_size)."""
+    tunix_remat: str = "NONE"
+    """NONE, BLOCK or DECODER (remat_config)."""
+    tunix_devices: int = 1
+    """CPU devices that Tunix is split over (its fsdp axis)."""
+    apart: bool = False
+    """Hold one side in memory at a time, where there is no room for two."""
+    environment: Path = field(default_factory=install.default_folder)
+    """Folder of Tunix's environment."""
+
+
+def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Take both sides through whole GRPO steps in turn."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights, rows = str(folder / "weights.npz"), str(folder / "rows.npz")
-        shared = {
-            "trace": str(folder / "trace.npz"),
-            "generations": generations,
-            "learning_rate": LEARNING_RATE,
-        }
-        loaded: dict[str, dict] = {}
-        batch: dict[str, np.ndarray] = {}
-
-        def open_ours() -> SideProcess:
-            side = start_ours(devices=devices, folder=folder)
-            loaded["ours"] = side.call("load", name=model, real=model in REAL, out=weights)
-            vocab_size = loaded["ours"]["shape"]["vocab_size"]
-            batch.update(
-                trace.make_trace(
-                    vocab_size=vocab_size,
-                    generations=generations,
-                    prompt_length=prompt_length,
-                    budget=budget,
-                )
-            )
-            np.savez(shared["trace"], **batch)
-            np.savez(rows, **trace.padded_rows(vocab_size=vocab_size, length=96))
-            side.call("logits", rows=rows, out=str(folder / "ours-logits.npy"))
-            side.call("prepare", **shared, passes=passes, remat=remat)
-            return side
-
-        def open_theirs() -> SideProcess:
-            side = start_theirs(environment, devices=tunix_devices, folder=folder)
-            shape = loaded["ours"]["shape"]
-            loaded["tunix"] = side.call("load", shape=shape, weights=weights, remat=tunix_remat)
-            side.call("logits", rows=rows, out=str(folder / "tunix-logits.npy"))
-            side.call("prepare", **shared, micro_batch=tunix_micro_batch)
-            return side
-
-        take = take_turns_apart if apart else take_turns
-        first, turns, agreement = take(open_ours, open_theirs, rounds, folder)
+        pair = Pair(options, Path(name))
+        take = take_turns_apart if options.apart else take_turns
+        first, steps, agreement = take(pair, options.rounds)
     described = {
         "benchmark": "tunix/cpu",
-        "model": model,
+        "model": options.model,
         "dtype": "float32",
         "device": _processor(),
-        "prompts": len(batch["prompt_ids"]),
-        "generations": generations,
-        "prompt_length": prompt_length,
-        "budget": budget,
-        "completion_tokens": int(batch["lengths"].sum()),
-        "rounds": rounds,
-        "one_side_in_memory": apart,
+        "prompts": len(pair.batch["prompt_ids"]),
+        "generations": options.generations,
+        "prompt_length": options.prompt_length,
+        "budget": options.budget,
+        "completion_tokens": int(pair.batch["lengths"].sum()),
+        "rounds": options.rounds,
+        "one_side_in_memory": options.apart,
         **agreement,
     }
-    settings = {
-        "ours": {"passes": passes, "remat": remat, "devices": devices},
-        "tunix": {
-            "train_micro_batch_size": tunix_micro_batch,
-            "remat": tunix_remat,
-            "devices": tunix_devices,
-        },
-    }
-    versions = {name: side["versions"] for name, side in loaded.items()}
-    versions["ours"] |= {"commit": _commit()}
-    sampled = batch["completion_ids"].size
-    for row in rows_of(first, turns, sampled):
-        side = row["side"]
-        named = described | row | {"settings": settings[side], "versions": versions[side]}
-        print(json.dumps(named), flush=True)
+    for row in rows_of(first, steps, pair.batch["completion_ids"].size):
+        print(json.dumps(described | row | pair.settings(row["side"])), flush=True)
 
 
-Opener = Callable[[], SideProcess]
+class Pair:
+    """Both sides as they are opened: the weights and the batch that they share, in `folder`."""
+
+    def __init__(self, options: Options, folder: Path):
+        self.options, self.folder = options, folder
+        self.versions: dict[str, dict] = {}
+        self.batch: dict[str, np.ndarray] = {}
+        self._shape: dict = {}
+
+    def ours(self) -> SideProcess:
+        """Our side, ready for its steps; it makes the weights."""
+        options = self.options
+        side = start_ours(devices=options.devices, folder=self.folder)
+        real = options.model in REAL
+        loaded = side.call("load", name=options.model, real=real, out=self._file("weights.npz"))
+        self.versions["ours"] = loaded["versions"] | {"commit": _commit()}
+        self._shape = loaded["shape"]
+        vocab_size = self._shape["vocab_size"]
+        self.batch = trace.make_trace(
+            vocab_size=vocab_size,
+            generations=options.generations,
+            prompt_length=options.prompt_length,
+            budget=options.budget,
+        )
+        np.savez(self._file("trace.npz"), **self.batch)
+        np.savez(self._file("rows.npz"), **trace.padded_rows(vocab_size=vocab_size, length=96))
+        return self._prepared(side, passes=options.passes, remat=options.remat)
+
+    def theirs(self) -> SideProcess:
+        """Tunix's side, ready for its steps, with the weights of ours."""
+        options = self.options
+        side = start_theirs(options.environment, devices=options.tunix_devices, folder=self.folder)
+        weights = self._file("weights.npz")
+        loaded = side.call("load", shape=self._shape, weights=weights, remat=options.tunix_remat)
+        self.versions["tunix"] = loaded["versions"]
+        return self._prepared(side, micro_batch=options.tunix_micro_batch)
+
+    def settings(self, side: str) -> dict:
+        """What is said of a side in its rows."""
+        options = self.options
+        chosen = {
+            "ours": {
+                "passes": options.passes,
+                "remat": options.remat,
+                "devices": options.devices,
+            },
+            "tunix": {
+                "train_micro_batch_size": options.tunix_micro_batch,
+                "remat": options.tunix_remat,
+                "devices": options.tunix_devices,
+            },
+        }
+        return {"settings": chosen[side], "versions": self.versions[side]}
+
+    def _prepared(self, side: SideProcess, **settings: object) -> SideProcess:
+        side.call("logits", rows=self._file("rows.npz"), out=self._file(f"{side.name}-logits.npy"))
+        side.call(
+            "prepare",
+            trace=self._file("trace.npz"),
+            generations=self.options.generations,
+            learning_rate=LEARNING_RATE,
+            **settings,
+        )
+        return side
+
+    def _file(self, name: str) -> str:
+        return str(self.folder / name)
+
+
 Steps = dict[str, list[dict]]
 
 
-def take_turns(
-    open_ours: Opener, open_theirs: Opener, rounds: int, folder: Path
-) -> tuple[dict[str, dict], Steps, dict[str, float]]:
+def take_turns(pair: Pair, rounds: int) -> tuple[dict[str, dict], Steps, dict[str, float]]:
     """A B A B ..., both sides in memory; one step of each to compile, one to warm up, and then
-    those that count. Returns the first steps, those that count, and how far apart the sides are."""
-    sides = [open_ours(), open_theirs()]
-    first = {side.name: _first_step(side, folder) for side in sides}
-    agreement = compare(folder)
+    those that count. Returns the first steps, those that count, and how far apart the two are."""
+    sides = [pair.ours(), pair.theirs()]
+    first = {side.name: _first_step(side, pair.folder) for side in sides}
+    agreement = compare(pair.folder)
     steps: Steps = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides:
@@ -162,9 +182,7 @@ def take_turns(
     return first, {name: taken[1:] for name, taken in steps.items()}, agreement
 
 
-def take_turns_apart(
-    open_ours: Opener, open_theirs: Opener, rounds: int, folder: Path
-) -> tuple[dict[str, dict], Steps, dict[str, float]]:
+def take_turns_apart(pair: Pair, rounds: int) -> tuple[dict[str, dict], Steps, dict[str, float]]:
     """The same with one side in memory at a time, for models of which there is no room for two:
     in each round each side starts anew, compiles (after the first round from a cache), and takes
     one step that counts."""
@@ -172,12 +190,12 @@ def take_turns_apart(
     steps: Steps = {"ours": [], "tunix": []}
     agreement: dict[str, float] = {}
     for _ in range(rounds):
-        for opened in (open_ours, open_theirs):
+        for opened in (pair.ours, pair.theirs):
             side = opened()
-            first.setdefault(side.name, _first_step(side, folder))
+            first.setdefault(side.name, _first_step(side, pair.folder))
             steps[side.name].append(side.call("step", number=1))
             side.close()
-        agreement = agreement or compare(folder)
+        agreement = agreement or compare(pair.folder)
     return first, steps, agreement
 
 
@@ -223,6 +241,7 @@ def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) 
                 "wall": round(wall[name], 4),
                 "wall_all": [round(seconds, 4) for seconds in walls[name]],
                 "cpu": round(cpu[name], 4),
+                "cpu_all": [round(seconds, 4) for seconds in cpus[name]],
                 "ratio": round(wall["tunix"] / wall[name], 2),
                 "cpu_ratio": round(cpu["tunix"] / cpu[name], 2),
                 "first_wall": round(first[name][part]["wall"], 2),

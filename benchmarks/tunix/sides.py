@@ -16,7 +16,8 @@ _CLEARED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 class SideProcess:
     """One side in a process of its own.
 
-    `call` sends a request and waits. Raises SystemExit, with what the side said, where it fails.
+    `call` sends a request, waits, and repeats the answer on the standard error. It raises
+    SystemExit, with what the side said, where it fails.
     """
 
     def __init__(self, name: str, command: list[str], *, devices: int, log: Path, cwd: Path):
@@ -47,6 +48,7 @@ class SideProcess:
         answer = json.loads(line)
         if "error" in answer:
             raise SystemExit(f"{self.name}, {request}: {answer['error']}; see {self.log}")
+        print(f"{self.name}, {request}: {line.strip()}"[:400], file=sys.stderr, flush=True)
         return answer["answer"]
 
     def close(self) -> None:

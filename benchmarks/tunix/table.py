@@ -1,4 +1,4 @@
-"""JSON lines of `cpu` and `v5e` to a Markdown table and a bar chart. Measures nothing.
+"""JSON lines of `cpu`, `v5e` and `flops` to a Markdown table and a bar chart. Measures nothing.
 
 python -m benchmarks.tunix.table rows.jsonl [more.jsonl] [--chart docs/tunix.png]
 
@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import tyro
 
-GB, MS = 1e9, 1e-3
+GB, TERA = 1e9, 1e12
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def main(
         chart: PNG to write.
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    lines = cpu_lines(rows) + v5e_lines(rows)
+    lines = cpu_lines(rows) + v5e_lines(rows) + flops_lines(rows)
     print(markdown(lines))
     for setting in settings(rows):
         print(f"- {setting}")
@@ -73,34 +73,49 @@ def cpu_lines(rows: list[dict]) -> list[Line]:
 
 
 def v5e_lines(rows: list[dict]) -> list[Line]:
-    """Ours against each of Tunix's cases of the same program and size."""
+    """Ours against each of Tunix's cases of the same program. Our rollout is one program, which
+    stands against Tunix's prefill and its decode loop, each for itself."""
     found = [row for row in rows if row["benchmark"] == "tunix/v5e"]
     ours = {row["program"]: row for row in found if row["side"] == "ours"}
+    ours["prefill"] = ours.get("decode")
     lines = []
     for row in found:
-        if row["side"] == "ours" or row["program"] not in ours:
+        own = ours.get(row["program"])
+        if row["side"] == "ours" or own is None:
             continue
-        own = ours[row["program"]]
-        mesh = "replicated" if row["replicated"] else f"fsdp {row['fsdp']} x tp {row['tp']}"
-        group = f"{row['model']}, v5e compiler, Tunix {mesh}, remat {row['remat']}"
-        size = f"{row['program']} of {row['sequences']} sequences"
-        if own["sequences"] != row["sequences"]:
-            size += f" (ours {own['sequences']})"
+        mesh = "weights replicated" if row["replicated"] else f"fsdp {row['fsdp']} x tp {row['tp']}"
+        group = f"{row['model']}, v5e compiler, a chip's share of {own['sequences']} sequences"
+        what = f"{row['program']} (Tunix: {mesh}, remat {row['remat']}"
+        what += f", {row['sequences']} sequences)" if own["sequences"] != row["sequences"] else ")"
         if not row["fits"]:
-            lines.append(Line(group, f"{size}, peak", f"{own['peak'] / GB:.2f} GB", "none", 0.0))
+            lines.append(Line(group, f"{what}: peak", f"{own['peak'] / GB:.3g} GB", "none", 0.0))
             continue
         if "step_bytes" in row:
-            step = f"{size}, HBM of a step"
             own_bytes, their_bytes = own["step_bytes"] / GB, row["step_bytes"] / GB
-            lines.append(_line(group, step, own_bytes, their_bytes, "GB"))
-            collectives = own["step_collectives"], row["step_collectives"]
-            what = f"{size}, collectives of a step"
-            ratio = collectives[1] / collectives[0] if collectives[0] else float("inf")
-            lines.append(Line(group, what, *map(str, collectives), ratio))
-        lines.append(_line(group, f"{size}, peak", own["peak"] / GB, row["peak"] / GB, "GB"))
-        what = f"{size}, CPU time to compile"
-        lines.append(_line(group, what, own["compile_cpu"], row["compile_cpu"], "s"))
+            lines.append(_line(group, f"{what}: HBM of a step", own_bytes, their_bytes, "GB"))
+            counts = own["step_collectives"], row["step_collectives"]
+            ratio = counts[1] / counts[0] if counts[0] else float("inf")
+            shown = map(str, counts)
+            lines.append(Line(group, f"{what}: collectives of a step", *shown, ratio))
+        lines.append(_line(group, f"{what}: peak", own["peak"] / GB, row["peak"] / GB, "GB"))
+        seconds = own["compile_cpu"], row["compile_cpu"]
+        lines.append(_line(group, f"{what}: CPU time to compile", *seconds, "s"))
     return lines
+
+
+def flops_lines(rows: list[dict]) -> list[Line]:
+    """Matrix products of a step."""
+    return [
+        _line(
+            f"{row['model']}, a step of {row['sequences']} sequences, counted",
+            f"matrix products of the {row['part']}",
+            row["ours"] / TERA,
+            row["tunix"] / TERA,
+            "TFLOP",
+        )
+        for row in rows
+        if row["benchmark"] == "tunix/flops"
+    ]
 
 
 def _line(group: str, what: str, ours: float, theirs: float, unit: str) -> Line:
@@ -113,7 +128,8 @@ def settings(rows: list[dict]) -> list[str]:
     said = {}
     for row in rows:
         about = row.get("versions", {}) | row.get("settings", {})
-        said[f"{row['side']}: " + ", ".join(f"{k} {v}" for k, v in about.items())] = None
+        if about:
+            said[f"{row['side']}: " + ", ".join(f"{k} {v}" for k, v in about.items())] = None
     return list(said)
 
 
@@ -144,6 +160,8 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.12)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("Tunix's figure / ours: right of 1, ours is lower (better)")
     figure.savefig(path, dpi=120)
