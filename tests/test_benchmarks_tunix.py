@@ -9,6 +9,7 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from benchmarks.tunix import convert, sides, table, trace
