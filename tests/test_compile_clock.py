@@ -17,5 +17,9 @@ def test_the_clock_counts_compilation_and_nothing_else():
         assert 0 < first < time.monotonic() - started
         function(jnp.eye(7)).block_until_ready()
         assert clock.seconds == first  # compiled already
+        function(jnp.eye(8)).block_until_ready()
+        both = clock.seconds
+        assert first < both < time.monotonic() - started
+        assert both > 1.2 * first  # the second program is no cheaper
     jax.jit(lambda x: x * 3 + 1)(jnp.ones(5))
-    assert clock.seconds == first  # stopped
+    assert clock.seconds == both  # stopped
