@@ -1,307 +1,247 @@
-"""What a compiled TPU program moves: HBM bytes and collectives, counted in its HLO text. Knows no
-model.
+"""What a compiled TPU program executes, from its optimised HLO. Knows no chip, kernel or schedule.
 
-The compiler's own `cost_analysis` counts a loop's body once and a prefetch several times. Here:
-
-- an array counts where it lies in HBM; one with a memory space in its layout, `S(1)`, is on chip
-- a slice, in a fusion too, reads what it yields, and an update in place writes what it is given
-- a copy into on-chip memory is one read of HBM; the pair of an asynchronous operation counts once
-- a loop counts as often as its condition's constant says, of a conditional the dearest branch
-- what a fusion of a collective in flight carries through untouched is no traffic, and the
-  collective counts where it starts, not in each fusion that it is in flight in
-
-Bytes are of one device. Traffic over the interconnect counts only as the HBM bytes at its ends.
+HBM traffic is counted from the layouts: an array without a memory space `S(n)` lies in HBM, and an
+instruction reads its operands and writes its results once. Of what is sliced, or updated in place,
+the piece counts. A Pallas call is opaque to XLA: its own `cost_estimate` stands for it.
 """
 
+import math
 import re
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
-_ON_CHIP = re.compile(r"S\([1-9]\d*\)")
-_NAME = re.compile(r"%([\w.-]+)")
-_SUB_BYTE = {"s4": 0.5, "u4": 0.5, "pred": 1}
-_SLICES = ("dynamic-slice", "slice", "gather")
-_MOVES_NOTHING = frozenset(
-    "parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota "
-    "opt-barrier add-dependency".split()
+_COMPUTATION = re.compile(r"(ENTRY )?%([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)(.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.-]+)")
+_SLICES = {"slice", "dynamic-slice", "gather"}
+_PRODUCTS = {"convolution", "dot"}
+_FREE = set(
+    "parameter constant tuple get-tuple-element bitcast iota after-all copy-done slice-done".split()
 )
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_PALLAS = 'custom_call_target="tpu_custom_call"'
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of an instruction's type."""
+
+    elements: int
+    bytes: float
+    in_hbm: bool
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of HLO. `shape` and `attributes` are its text; `argument` that in the brackets."""
+    """One line of HLO."""
 
     name: str
-    op: str
-    shape: str
-    operands: tuple[str, ...]
-    argument: str
-    attributes: str
+    opcode: str
+    results: list[Array]
+    operands: list[str]  # names; of a parameter its number
+    rest: str  # attributes
+
+    @property
+    def bytes(self) -> float:
+        return sum(array.bytes for array in self.results)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order, and the name of the root."""
+    """Instructions by name, in order."""
 
-    name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
-    root: str = ""
+
+    @property
+    def root(self) -> Instruction:
+        return list(self.instructions.values())[-1]
+
+    def parameter(self, number: int) -> Instruction:
+        return next(
+            i
+            for i in self.instructions.values()
+            if i.opcode == "parameter" and i.operands == [str(number)]
+        )
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that take `name` as an operand."""
-        return [other for other in self.instructions.values() if name in other.operands]
-
-    def parameters(self) -> dict[int, str]:
-        """Number -> name."""
-        return {
-            int(one.argument): one.name
-            for one in self.instructions.values()
-            if one.op == "parameter"
-        }
+        return [i for i in self.instructions.values() if name in i.operands]
 
 
 @dataclass(frozen=True)
-class Module:
-    """A compiled program."""
+class Op:
+    """An instruction of the program and how often it runs.
 
-    computations: dict[str, Computation]
-    entry: str
+    Attributes:
+        name: as in the dumps of its schedule.
+        times: one, or the trips of the loops around it.
+        hbm_bytes: between HBM and the core, each time.
+        macs: multiply-adds of its matrix products, each time.
+        estimated_cycles: XLA's own, each time; None where it makes none.
+        is_pallas: bytes and MACs are then the kernel's `cost_estimate`.
+        is_transfer: an asynchronous copy, which other ops run beside.
+    """
+
+    name: str
+    times: int
+    hbm_bytes: float
+    macs: float
+    estimated_cycles: int | None
+    is_pallas: bool
+    is_transfer: bool
 
 
-@dataclass(frozen=True)
-class Moved:
-    """HBM bytes of a piece of a program, and its collectives by kind."""
+def executed(text: str) -> list[Op]:
+    """The ops of an optimised module.
 
-    bytes: float
-    collectives: dict[str, int]
+    Raises:
+        ValueError: the trips of a loop are no constant, or there is a conditional.
+    """
+    computations, entry = _parse(text)
+    return list(_walk(computations, entry, 1))
 
 
-def parse(text: str) -> Module:
-    """A module from `compiled.as_text()`. Raises ValueError without an entry."""
+def _parse(text: str) -> tuple[dict[str, Computation], str]:
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
-            current = computations[head[2]] = Computation(head[2])
-            entry = head[2] if head[1] else entry
+            current = computations[head.group(2)] = Computation()
+            entry = head.group(2) if head.group(1) else entry
         elif current is not None and (found := _INSTRUCTION.match(line)):
-            instruction = _instruction(found[2], found[3])
-            current.instructions[instruction.name] = instruction
-            current.root = instruction.name if found[1] else current.root
-    if not entry:
-        raise ValueError("no ENTRY computation: not the text of an HLO module")
-    return Module(computations, entry)
+            is_root, name, type_text, opcode, operands, rest = found.groups()
+            names = re.findall(r"%([\w.-]+)", operands) or [operands]
+            current.instructions.pop(name, None)
+            current.instructions[name] = Instruction(name, opcode, _arrays(type_text), names, rest)
+            if is_root:
+                current = None
+    return computations, entry
 
 
-def program(module: Module) -> Moved:
-    """Everything that one run moves."""
-    return Moved(_traffic(module, module.entry), _collectives(module, module.entry))
+def _arrays(type_text: str) -> list[Array]:
+    arrays = []
+    for dtype, bits, sides, layout in _ARRAY.findall(type_text):
+        elements = math.prod(int(side) for side in sides.split(",") if side)
+        size = elements * (1 if dtype == "pred" else int(bits) / 8)
+        arrays.append(Array(elements, size, not re.search(r"S\([1-9]\d*\)", layout)))
+    return arrays
 
 
-def loop_body(module: Module) -> Moved:
-    """One turn of the loop that moves most in a turn, of those in the entry computation.
-
-    Raises:
-        ValueError: there is none.
-    """
-    entry = module.computations[module.entry]
-    bodies = [_called(one, "body") for one in entry.instructions.values() if one.op == "while"]
-    if not bodies:
-        raise ValueError("no loop in the entry computation")
-    heaviest = max(bodies, key=lambda body: _traffic(module, body))
-    return Moved(_traffic(module, heaviest), _collectives(module, heaviest))
-
-
-def _instruction(name: str, rest: str) -> Instruction:
-    """From "bf16[8]{0} add(%a, %b), attributes"."""
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, call = rest[:end], rest[end:].lstrip()
-    op = call[: call.index("(")]
-    close = _closing(call, len(op))
-    argument = call[len(op) + 1 : close]
-    return Instruction(name, op, shape, tuple(_NAME.findall(argument)), argument, call[close + 1 :])
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if depth == 0:
-            return place
-    raise ValueError(f"unbalanced: {text[:80]}")
-
-
-def arrays(shape: str) -> list[tuple[float, bool]]:
-    """(bytes, in HBM) of each array of an instruction's shape."""
-    found = []
-    for dtype, sides, layout in _ARRAY.findall(shape):
-        width = _SUB_BYTE.get(dtype)
-        if width is None:
-            bits = re.search(r"\d+", dtype)
-            if bits is None:
-                continue  # a token, say
-            width = int(bits[0]) / 8
-        size = width
-        for side in filter(None, sides.split(",")):
-            size *= int(side)
-        found.append((size, not _ON_CHIP.search(layout)))
-    return found
-
-
-def _in_hbm(shape: str) -> float:
-    return sum(size for size, hbm in arrays(shape) if hbm)
-
-
-def _whole(shape: str) -> float:
-    return sum(size for size, _ in arrays(shape))
-
-
-def _called(instruction: Instruction, attribute: str) -> str:
-    return re.search(rf"\b{attribute}=%?([\w.-]+)", instruction.attributes)[1]
-
-
-def _branches(instruction: Instruction) -> list[str]:
-    listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-    if listed:
-        return _NAME.findall(listed[1])
-    return re.findall(r"(?:true|false)_computation=%([\w.-]+)", instruction.attributes)
-
-
-def trips(module: Module, loop: Instruction) -> int:
-    """How often a loop runs: what the compiler states, or the largest constant that its condition
-    compares with."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known[1])
-    most, todo = 1, [_called(loop, "condition")]
-    while todo:
-        for one in module.computations[todo.pop()].instructions.values():
-            if one.op == "constant" and one.shape.startswith("s32[]"):
-                most = max(most, int(one.argument))
-            elif one.op == "fusion":
-                todo.append(_called(one, "calls"))
-    return most
-
-
-def _collectives(module: Module, name: str) -> dict[str, int]:
-    """By kind, over loops and branches; an asynchronous pair counts once."""
-    found: Counter[str] = Counter()
-    for one in module.computations[name].instructions.values():
-        kind = one.op.removesuffix("-start")
-        if kind in COLLECTIVES:
-            found[kind] += 1
-        elif one.op == "while":
-            inner = _collectives(module, _called(one, "body"))
-            found.update({kind: trips(module, one) * n for kind, n in inner.items()})
-        elif one.op == "conditional":
-            options = [_collectives(module, branch) for branch in _branches(one)]
-            found.update(max(options, key=lambda option: sum(option.values()), default={}))
-        elif one.op == "call":
-            found.update(_collectives(module, _called(one, "to_apply")))
-        elif one.op == "async-start":
-            found.update(_collectives(module, _called(one, "calls")))
-    return dict(found)
-
-
-def _traffic(module: Module, name: str) -> float:
-    """HBM bytes of a computation's run."""
-    computation = module.computations[name]
-    return sum(_moved(module, computation, one) for one in computation.instructions.values())
-
-
-def _moved(module: Module, computation: Computation, one: Instruction) -> float:
-    """HBM bytes of one instruction."""
-    op = one.op
-    if op in _MOVES_NOTHING or op.endswith("-done"):
-        return 0
-    if op == "while":
-        return trips(module, one) * _traffic(module, _called(one, "body"))
-    if op == "conditional":
-        return max((_traffic(module, branch) for branch in _branches(one)), default=0)
-    if op == "call":
-        return _traffic(module, _called(one, "to_apply"))
-    if op == "fusion":
-        return _fusion(module, computation, one)
-    sources = [computation.instructions[name] for name in one.operands]
-    if op in ("copy-start", "slice-start"):
-        # The result is (destination, source, context) of a copy, (source, destination, ..) of a
-        # slice.
-        size, written = arrays(one.shape)[0 if op == "copy-start" else 1]
-        return size * ((_in_hbm(sources[0].shape) > 0) + written)
-    if op in _SLICES:
-        return _whole(one.shape) * (_in_hbm(sources[0].shape) > 0) + _in_hbm(one.shape)
-    if op == "dynamic-update-slice":
-        update = sources[1].shape
-        return _in_hbm(update) + _whole(update) * (_in_hbm(one.shape) > 0)
-    if op.endswith("-start"):
-        return _in_hbm(one.shape)
-    return sum(_in_hbm(source.shape) for source in sources) + _in_hbm(one.shape)
-
-
-def _fusion(module: Module, computation: Computation, one: Instruction) -> float:
-    """What a fusion reads of its operands and writes of its results."""
-    inner = module.computations[_called(one, "calls")]
-    outputs = arrays(one.shape)
-    carried_in, carried_out = set(), set()
-    if "async_collective_fusion" in inner.name:
-        aliased = re.search(r"output_to_operand_aliasing=\{(.*?)\}, calls", one.attributes)
-        for out, place in re.findall(r"\{(\d+)\}: \((\d+),", aliased[1] if aliased else ""):
-            carried_out.add(int(out))
-            carried_in.add(int(place))
-    parameters, read = inner.parameters(), 0.0
-    for place, name in enumerate(one.operands):
-        size = _in_hbm(computation.instructions[name].shape)
-        if size and place not in carried_in:
-            part = _part_read(module, inner, parameters[place])
-            read += size if part is None else min(size, part)
-    root = inner.instructions[inner.root]
-    results = root.operands if root.op == "tuple" else (inner.root,)
-    written = 0.0
-    for place, (size, hbm) in enumerate(outputs):
-        if hbm and place not in carried_out:
-            part = _part_written(module, inner, results[place]) if place < len(results) else None
-            written += size if part is None else min(size, part)
-    return read + written
-
-
-def _part_read(module: Module, inner: Computation, name: str) -> float | None:
-    """Bytes read of a parameter that is only sliced or updated in place; None is all of it."""
-    users, total = inner.users(name), 0.0
-    if not users or name == inner.root:
-        return None  # handed on as it is
-    for user in users:
-        if user.op in _SLICES and user.operands[0] == name:
-            total += _whole(user.shape)
+def _walk(computations: dict[str, Computation], name: str, times: int) -> Iterator[Op]:
+    computation = computations[name]
+    for i in computation.instructions.values():
+        if i.opcode in _FREE or (i.opcode == "custom-call" and _PALLAS not in i.rest):
             continue
-        if user.op == "dynamic-update-slice" and user.operands[0] == name:
-            continue
-        if user.op == "bitcast":
-            part = _part_read(module, inner, user.name)
-        elif user.op == "fusion":
-            nested = module.computations[_called(user, "calls")]
-            places = [place for place, one in enumerate(user.operands) if one == name]
-            parts = [_part_read(module, nested, nested.parameters()[place]) for place in places]
-            part = None if None in parts else sum(parts)
+        if i.opcode == "while":
+            condition, body = (
+                re.search(rf"\b{role}=%([\w.-]+)", i.rest).group(1)
+                for role in ("condition", "body")
+            )
+            yield from _walk(computations, body, times * _trips(computations[condition]))
+        elif i.opcode == "call":
+            yield from _walk(computations, _CALLED.search(i.rest).group(1), times)
+        elif i.opcode == "conditional":
+            raise ValueError(f"{i.name}: which branch runs is not in the text")
         else:
-            part = None
-        if part is None:
-            return None
-        total += part
-    return total
+            yield _op(computations, computation, i, times)
 
 
-def _part_written(module: Module, inner: Computation, name: str) -> float | None:
-    """Bytes written by a result that is an update in place; None is all of it."""
-    one = inner.instructions[name]
-    if one.op == "dynamic-update-slice":
-        return _whole(inner.instructions[one.operands[1]].shape)
-    if one.op == "bitcast":
-        return _part_written(module, inner, one.operands[0])
-    if one.op == "fusion":
-        nested = module.computations[_called(one, "calls")]
-        return _part_written(module, nested, nested.root)
-    return None
+def _trips(condition: Computation) -> int:
+    """Of a loop that counts from 0 up to a constant."""
+    root = condition.root
+    limits = [condition.instructions[name] for name in root.operands]
+    counts = [i for i in limits if i.opcode == "constant"]
+    if root.opcode != "compare" or "direction=LT" not in root.rest or len(counts) != 1:
+        raise ValueError(f"{root.name}: the loop's trips are no constant")
+    return int(counts[0].operands[0])
+
+
+def _op(
+    computations: dict[str, Computation], computation: Computation, i: Instruction, times: int
+) -> Op:
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+    is_pallas = i.opcode == "custom-call"
+    is_transfer = i.opcode in ("copy-start", "slice-start")
+    if is_pallas:
+        hbm_bytes, flops = (
+            int(re.search(rf'"{what}":"(\d+)"', i.rest).group(1))
+            for what in ("bytes_accessed", "flops")
+        )
+        macs = flops / 2
+    else:
+        hbm_bytes = (
+            _transfer(computation, i) if is_transfer else _traffic(computations, computation, i)
+        )
+        macs = _macs(computations, computation, i)
+    cycles = int(estimate.group(1)) if estimate else None
+    return Op(i.name, times, hbm_bytes, macs, cycles, is_pallas, is_transfer)
+
+
+def _traffic(
+    computations: dict[str, Computation], computation: Computation, i: Instruction
+) -> float:
+    read = sum(
+        min(source.bytes, _read(computations, computation, name, i))
+        for name in dict.fromkeys(i.operands)
+        if (source := computation.instructions.get(name)) and all(a.in_hbm for a in source.results)
+    )
+    written = _written(computations, computation, i)
+    return read + sum(b for b, array in zip(written, i.results, strict=True) if array.in_hbm)
+
+
+def _transfer(computation: Computation, i: Instruction) -> float:
+    """Of an asynchronous copy: its type is (to, from, ...) or, of a slice, ((from), to, ...)."""
+    pair = i.results[:2]
+    return min(array.bytes for array in pair) * sum(array.in_hbm for array in pair)
+
+
+def _read(
+    computations: dict[str, Computation], computation: Computation, name: str, user: Instruction
+) -> float:
+    """Bytes of the array `name` that one user of it reads."""
+    if user.opcode in _SLICES and name == user.operands[0]:
+        return user.bytes
+    if user.opcode == "dynamic-update-slice" and name == user.operands[0]:
+        return 0
+    if user.opcode == "bitcast" and user is not computation.root:
+        return sum(
+            _read(computations, computation, user.name, other)
+            for other in computation.users(user.name)
+        )
+    if user.opcode == "fusion":
+        inner = computations[_CALLED.search(user.rest).group(1)]
+        total = 0
+        for number, operand in enumerate(user.operands):
+            if operand == name:
+                parameter = inner.parameter(number).name
+                total += sum(
+                    _read(computations, inner, parameter, u) for u in inner.users(parameter)
+                )
+        return total
+    return computation.instructions[name].bytes
+
+
+def _written(
+    computations: dict[str, Computation], computation: Computation, i: Instruction
+) -> list[float]:
+    """Bytes of each result that are written."""
+    if i.opcode == "dynamic-update-slice":
+        return [computation.instructions[i.operands[1]].bytes]
+    if i.opcode == "bitcast":
+        return _written(computations, computation, computation.instructions[i.operands[0]])
+    if i.opcode == "tuple":
+        parts = [computation.instructions[name] for name in i.operands]
+        return [b for part in parts for b in _written(computations, computation, part)]
+    if i.opcode == "fusion":
+        inner = computations[_CALLED.search(i.rest).group(1)]
+        return _written(computations, inner, inner.root)
+    return [array.bytes for array in i.results]
+
+
+def _macs(computations: dict[str, Computation], computation: Computation, i: Instruction) -> float:
+    """Of a product [M, K] [K, N] -> [M, N]: M K N is the root of the three sizes' product."""
+    if i.opcode in _PRODUCTS:
+        sides = [computation.instructions[name].results[0].elements for name in i.operands]
+        return math.sqrt(math.prod(sides) * i.results[0].elements)
+    if i.opcode != "fusion":
+        return 0
+    inner = computations[_CALLED.search(i.rest).group(1)]
+    return sum(_macs(computations, inner, each) for each in inner.instructions.values())

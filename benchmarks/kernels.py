@@ -1,85 +1,127 @@
-"""Each op of `kernels/` against plain XLA on the device present, head included.
+"""Each op of `kernels/` against plain XLA, head included: timed, or compiled for a TPU.
 
-python -m benchmarks.kernels [--op fused_sampling] [--size 270m]
+python -m benchmarks.kernels [--op fused_sampling] [--size 270m]     timed on the device present
+python -m benchmarks.kernels --topology v5e:2x4 [--rows 64]          the TPU compiler's schedule
 
-A row an op and setting. The two sides take turns (ABAB); `ratio` is the plain median over the
-op's. The plain forms: all logits and `jax.random.categorical`; the reference's sort and
-`categorical`; `log_softmax` of all logits. Temporaries are the compiler's, in MB.
+A row an op and setting. Timed, the two sides take turns (ABAB). Compiled, each is a program for one
+chip of the topology; `tpu_schedule.py` says how its bytes and ms are read, and `hbm_mb` whose count
+of them it is. `ratio` is plain over ours. Sizes of 16 rows and 512 tokens, or with a topology those
+of the ops' `cases.py`.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import tyro
 
+from benchmarks import kernels_chart
+from benchmarks.kernel_sides import OPS, SIDES, Shapes, lowered, sides_of
+from benchmarks.search_trips import search_trips
 from benchmarks.timing import print_row
-from gemma_grpo.kernels.fused_sampling import fused_sampling
-from gemma_grpo.kernels.lm_head_logps import lm_head_logps
-from gemma_grpo.kernels.lm_head_logps import reference as logps_reference
-from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
-from gemma_grpo.kernels.truncated_sampling import truncated_sampling
+from benchmarks.tpu_schedule import Schedule, schedule
+from gemma_grpo import roofline
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels.fused_sampling import cases as sampling_cases
+from gemma_grpo.kernels.lm_head_logps import cases as logps_cases
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
 from gemma_grpo.model import CONFIGS
 
-Pair = tuple[str, Callable[..., Any], Callable[..., Any]]
+SAMPLING = {"nano": sampling_cases.NANO, "270m": sampling_cases.GEMMA3_270M}
+SAMPLING["1b"] = sampling_cases.GEMMA3_1B
+LOGPS = {"nano": logps_cases.NANO, "270m": logps_cases.GEMMA3_270M, "1b": logps_cases.GEMMA3_1B}
 
 
 def main(
     op: Literal["all", "fused_sampling", "truncated_sampling", "lm_head_logps"] = "all",
-    size: Literal["nano", "270m", "1b"] = "270m",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    rows: int = 16,
-    tokens: int = 512,
+    topology: str = "",
+    size: Literal["nano", "270m", "1b"] | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    rows: tuple[int, ...] = (),
+    tokens: int = 0,
     repeats: int = 5,
+    json: bool = False,
+    chart: Path | None = None,
 ) -> None:
-    """Time the ops.
+    """Compare the ops with what they replace.
 
     Args:
         op: which, or all.
-        size: of the model whose head is taken.
-        dtype: of hidden states and embedding.
-        rows: of a decode step.
+        topology: compile for one chip of it, such as v5e:2x4, in place of timing.
+        size: of the model whose head is taken; 270m, or 1b with a topology.
+        dtype: of hidden states and embedding; float32, or bfloat16 with a topology.
+        rows: of a decode step; one or more.
         tokens: of the log-probs.
         repeats: timed calls of each side, after one that warms up.
+        json: print the JSON lines only, without the table behind them.
+        chart: draw the rows' times into this PNG.
     """
+    size = size or ("1b" if topology else "270m")
+    dtype = dtype or ("bfloat16" if topology else "float32")
+    rows = rows or (SAMPLING[size].rows if topology else (16,))
+    tokens = tokens or (LOGPS[size].num_tokens if topology else 512)
     config = CONFIGS[f"gemma3-{size}"]
-    V, D = config.vocab_size, config.embed_dim
+    made = []
+    for name in OPS if op == "all" else (op,):
+        for count in (tokens,) if name == "lm_head_logps" else rows:
+            shapes = Shapes(config.vocab_size, config.embed_dim, count, dtype)
+            measured = (
+                compiled(name, shapes, topology) if topology else timed(name, shapes, repeats)
+            )
+            for row in measured:
+                row = dict(op=name, size=size, dtype=dtype, rows=count) | row
+                print_row(benchmark="kernels", **row)
+                made.append(row)
+    if not json:
+        print(table(made))
+    if chart is not None:
+        kernels_chart.draw(made, chart, title=_title(topology))
+
+
+def timed(op: str, shapes: Shapes, repeats: int) -> Iterator[dict]:
+    """Median wall clock on the device present, and the compiler's temporaries."""
+    V, D, X, dtype = shapes
     keys = jax.random.split(jax.random.key(0), 3)
     embedding_VD = (3 * D**-0.5 * jax.random.normal(keys[0], (V, D))).astype(dtype)
-    for name, pairs, count in (
-        ("fused_sampling", fused_pairs(), rows),
-        ("truncated_sampling", truncated_pairs(), rows),
-        ("lm_head_logps", logps_pairs(), tokens),
-    ):
-        if op not in ("all", name):
-            continue
-        hidden_XD = jax.random.normal(keys[1], (count, D), dtype)
-        others = jax.random.split(keys[2], count)
-        if name == "lm_head_logps":
-            others = jax.random.randint(keys[2], (count,), 0, V)
-        for setting, ours, plain in pairs:
-            sides = [
-                jax.jit(side).lower(hidden_XD, embedding_VD, others).compile()
-                for side in (ours, plain)
-            ]
-            medians = interleaved_medians(sides, (hidden_XD, embedding_VD, others), repeats)
-            print_row(
-                benchmark="kernels",
-                op=name,
-                setting=setting,
-                size=size,
-                dtype=dtype,
-                rows=count,
-                ms={"ours": medians[0] * 1e3, "plain": medians[1] * 1e3},
-                ratio=round(medians[1] / medians[0], 2),
-                temporaries_mb=[
-                    round(side.memory_analysis().temp_size_in_bytes / 1e6, 1) for side in sides
-                ],
-            )
+    others = jax.random.split(keys[2], X)
+    if op == "lm_head_logps":
+        others = jax.random.randint(keys[2], (X,), 0, V)
+    arguments = jax.random.normal(keys[1], (X, D), dtype), embedding_VD, others
+    for setting, sides in sides_of(op).items():
+        programs = [jax.jit(side).lower(*arguments).compile() for side in sides]
+        temporaries = [side.memory_analysis().temp_size_in_bytes for side in programs]
+        yield _row(setting, interleaved_medians(programs, arguments, repeats), temporaries)
+
+
+def compiled(op: str, shapes: Shapes, topology: str) -> Iterator[dict]:
+    """The TPU compiler's schedule, traffic and memory."""
+    chip = roofline.chip_of(topology)
+    for setting in sides_of(op):
+        trips = []
+        if op == "truncated_sampling":
+            trips = search_trips(_logits(shapes), TRUNCATIONS[setting])
+        read = [
+            schedule(lowered, (op, setting, side, shapes, topology), chip, trips=own)
+            for side, own in zip(SIDES, (trips, ()), strict=True)
+        ]
+        if None in read:
+            side = SIDES[read.index(None)]
+            raise UserError(f"{op}, {setting}, {side}: the TPU's compiler died of its own dump")
+        row = _row(setting, [r.seconds for r in read], [r.temporaries for r in read])
+        yield row | dict(
+            hbm_mb=_each(read, _megabytes),
+            peak_mb=_each(read, lambda r: round(r.peak / 1e6, 1)),
+            matrix_unit_percent=_each(read, lambda r: round(100 * r.products, 1)),
+            longest_ms=_each(read, lambda r: {name: round(s * 1e3, 3) for name, s in r.ops[:4]}),
+            search_trips=trips,
+            topology=topology,
+            libtpu=metadata.version("libtpu"),
+        )
 
 
 def interleaved_medians(
@@ -95,48 +137,50 @@ def interleaved_medians(
     return [statistics.median(taken[1:]) for taken in seconds]
 
 
-def _plain_logits(hidden_BD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
-    return jnp.einsum("bd,vd->bv", hidden_BD, embedding_VD, preferred_element_type=jnp.float32)
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown, ours / plain."""
+    columns = ["op", "setting", "rows", "ms", "ratio", "temporaries, MB", "HBM, MB", "% of peak"]
+    lines = [columns, ["---"] * len(columns)]
+    for row in rows:
+        hbm = {side: sum(counts.values()) for side, counts in row.get("hbm_mb", {}).items()}
+        both = [row["ms"], row["temporaries_mb"], hbm, row.get("matrix_unit_percent", {})]
+        ms, *rest = (" / ".join(f"{value:.4g}" for value in pair.values()) for pair in both)
+        lines.append([row["op"], row["setting"], str(row["rows"]), ms, str(row["ratio"]), *rest])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _plain_draw(logits_BV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    ids_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
-    logps_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-    return ids_B, jnp.take_along_axis(logps_BV, ids_B[:, None], axis=-1)
-
-
-def fused_pairs() -> Iterator[Pair]:
-    """Drawing from all words."""
-    yield (
-        "T = 1",
-        lambda h, e, keys: fused_sampling(h, e, keys, temperature=1.0),
-        lambda h, e, keys: _plain_draw(_plain_logits(h, e), keys),
+def _row(setting: str, seconds: list[float], temporaries: list[int]) -> dict:
+    return dict(
+        setting=setting,
+        ms=_each(seconds, lambda s: round(s * 1e3, 4)),
+        ratio=round(seconds[1] / seconds[0], 2),
+        temporaries_mb=_each(temporaries, lambda size: round(size / 1e6, 1)),
     )
 
 
-def truncated_pairs() -> Iterator[Pair]:
-    """Drawing from the kept ones."""
-    for name in ("top-k", "top-p", "top-k, top-p"):
-        truncation = TRUNCATIONS[name]
-        yield (
-            name,
-            lambda h, e, keys, t=truncation: truncated_sampling(
-                h, e, keys, temperature=1.0, **t._asdict()
-            ),
-            lambda h, e, keys, t=truncation: _plain_draw(
-                truncated_reference.truncate(_plain_logits(h, e), t), keys
-            ),
-        )
+def _each(values: list[Any], of: Callable[[Any], Any]) -> dict[str, Any]:
+    return {side: of(value) for side, value in zip(SIDES, values, strict=True)}
 
 
-def logps_pairs() -> Iterator[Pair]:
-    """Forward, and forward and backward with the embedding frozen and trained."""
-    ours = lambda h, e, ids: lm_head_logps(h, e, ids).logps
-    plain = lambda h, e, ids: logps_reference.lm_head_logps(h, e, ids)[0]
-    yield "forward", ours, plain
-    for setting, sides in (("frozen embedding", 0), ("trained embedding", (0, 1))):
-        gradient = lambda f, s=sides: jax.grad(lambda h, e, ids: f(h, e, ids).sum(), s)
-        yield f"forward and backward, {setting}", gradient(ours), gradient(plain)
+def _megabytes(read: Schedule) -> dict[str, float]:
+    counts = {"layouts": read.hbm_by_layout, "cost_estimate": read.hbm_by_cost_estimate}
+    return {how: round(size / 1e6, 1) for how, size in counts.items() if size}
+
+
+def _logits(shapes: Shapes) -> np.ndarray:
+    """Normal with deviation 3, from products: `random.normal` in float32 has ties far out."""
+    rng, terms = np.random.default_rng(0), 64
+    hidden, embedding = (
+        rng.normal(size=(count, terms)).astype(np.float32)
+        for count in (shapes.rows, shapes.num_words)
+    )
+    return hidden @ embedding.T * np.float32(3 / terms**0.5)
+
+
+def _title(topology: str) -> str:
+    if topology:
+        return f"One chip of {topology}, by the TPU compiler's schedule (nothing was run on it)"
+    return f"Median wall clock on {jax.devices()[0].device_kind}"
 
 
 if __name__ == "__main__":

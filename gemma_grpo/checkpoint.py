@@ -17,7 +17,10 @@ deletes the oldest, before the sums could be added. Saves are synchronous: one o
 megabytes takes a tenth of a second, and nobody has to ask whether it has landed.
 
 Small arrays share one byte array, because to Orbax each array of its own costs 2 to 3 ms,
-whatever its size. One process writes; many may read.
+whatever its size.
+
+Of a job of many processes all save and restore, each its own pieces of the large arrays; the first
+does the rest. They need one file system. The number of processes may change between the two.
 """
 
 import contextlib
@@ -41,6 +44,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gemma_grpo import mesh as meshes
+from gemma_grpo import processes
 from gemma_grpo.errors import UserError
 
 SUMS = "SHA256SUMS"
@@ -109,23 +113,30 @@ class Checkpoints:
         arrays = _named_leaves(state)
         path = self._path(step)
         unfinished = path.with_name(path.name + ".tmp")
-        try:
+
+        def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob("*.tmp"):  # of a killed process
                 shutil.rmtree(leftover)
             _check_space(self.directory, arrays)
-            _write(unfinished, arrays, host)
+            _describe(unfinished, arrays, host)
+
+        def finish() -> Path | None:
+            _sum_up(unfinished)
             replaced = _rename_away(path)
             os.rename(unfinished, path)
+            return replaced
+
+        try:
+            processes.on_first(begin)
+            _write(unfinished / "arrays", arrays)
+            replaced = processes.on_first(finish)
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if code := _os_error_code(error):
                 raise UserError(self._cannot_write(unfinished, code)) from error
             raise
-        kept = [other for other in self.steps() if other <= step][-self.keep :]
-        dropped = [_rename_away(self._path(other)) for other in self.steps() if other not in kept]
-        for doomed in filter(None, [replaced, *dropped]):
-            shutil.rmtree(doomed)
+        processes.on_first(lambda: self._tidy(step, replaced))
 
     def restore(self, step: int, like: PyTree, *, partial: bool = False) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.
@@ -144,7 +155,7 @@ class Checkpoints:
         path = self._path(step)
         if step not in self.steps():
             raise UserError(f"{self.directory} has no finished checkpoint of step {step}")
-        if damage := _damage(path):
+        if damage := processes.from_first(lambda: _damage(path)):
             raise UserError(
                 f"checkpoint {path} is damaged ({damage}); delete it to go on from the one before"
             )
@@ -154,6 +165,13 @@ class Checkpoints:
         restored = _read(path / "arrays", index, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
         return state, json.loads((path / "host.json").read_text())
+
+    def _tidy(self, step: int, replaced: Path | None) -> None:
+        """Deletes what the checkpoint of `step`, just written, makes superfluous."""
+        kept = [other for other in self.steps() if other <= step][-self.keep :]
+        dropped = [_rename_away(self._path(other)) for other in self.steps() if other not in kept]
+        for doomed in filter(None, [replaced, *dropped]):
+            shutil.rmtree(doomed)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:06d}"
@@ -189,27 +207,37 @@ def _check_space(directory: Path, arrays: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
-def _write(path: Path, arrays: dict[str, Any], host: dict) -> None:
-    """Fills the directory `path`, which must not exist; the sums come last."""
+def _describe(path: Path, arrays: dict[str, Any], host: dict) -> None:
+    """Makes the directory `path`, which must not exist, with all but the arrays and the sums."""
     path.mkdir()
     (path / "host.json").write_text(json.dumps(host, indent=1))
-    index, large, pack, offset = {}, {}, [], 0
+    index, offset = {}, 0
     for name, array in arrays.items():
         index[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if array.nbytes < PACK_BELOW:
-            pack.append(np.asarray(array).reshape(-1).view(np.uint8))
             index[name]["offset"] = offset
             offset += array.nbytes
-        else:
-            large[name] = array
     (path / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    """Saves the arrays with Orbax as `path`: small ones one behind the other, in `_describe`'s
+    order."""
+    small = [array for array in arrays.values() if array.nbytes < PACK_BELOW]
+    large = {name: array for name, array in arrays.items() if array.nbytes >= PACK_BELOW}
     tree = {}
-    if pack:
-        tree["pack"] = np.concatenate(pack)
+    if small:
+        tree["pack"] = np.concatenate(
+            [meshes.to_host(array).reshape(-1).view(np.uint8) for array in small]
+        )
     if large:
         tree["large"] = large
     with _orbax() as (checkpointer, args):
-        checkpointer.save(path / "arrays", args=args.PyTreeSave(tree))
+        checkpointer.save(path, args=args.PyTreeSave(tree))
+
+
+def _sum_up(path: Path) -> None:
+    """Writes the sums, which come last."""
     sums = [f"{digest}  {name}\n" for name, digest in _digests(path).items()]
     (path / SUMS).write_text("".join(sums))
 
@@ -240,7 +268,8 @@ def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[st
             value = arrays["large"][name]
         else:
             value = _unpack(arrays["pack"], **index[name])
-        restored[name] = jax.device_put(value, placement[name])  # no copy where it lies there
+        is_placed = isinstance(value, jax.Array)
+        restored[name] = value if is_placed else meshes.place(value, placement[name])
     return restored
 
 

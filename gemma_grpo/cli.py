@@ -31,6 +31,17 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        line = " ".join(str(error).split())[:200]
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} lost the others "
+            f"({line}); start all of them again, with --resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(3)  # an orderly end would wait for the lost ones
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -40,8 +51,11 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
     split over them.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
-    Says nothing about TPUs and GPUs. To be called before JAX looks at its devices.
+    Says nothing about TPUs and GPUs. To be called before JAX looks at its devices, and after
+    `processes.join`: each of a job's processes is one device.
     """
+    if not wanted and jax.distributed.is_initialized():
+        wanted = 1
     if wanted:
         jax.config.update("jax_num_cpu_devices", wanted)
         return

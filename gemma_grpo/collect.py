@@ -1,14 +1,16 @@
 """From problems to scored groups: prompts, one rollout, samples, rewards. Knows no loss."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from gemma_grpo import padding, rewards, scoring
+from gemma_grpo import mesh as meshes
+from gemma_grpo import padding, processes, rewards, scoring
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.model import Params
 from gemma_grpo.rollout import Rollout, make_rollout
@@ -42,6 +44,7 @@ class Sampler:
 
     Attributes:
         rollout: (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
+        mesh: that it runs on.
         tokenizer: for prompts and for the text of completions.
         instruction: put before every question.
         max_prompt_length: S.
@@ -49,6 +52,7 @@ class Sampler:
     """
 
     rollout: Callable[..., Rollout]
+    mesh: Mesh
     tokenizer: Tokenizer
     instruction: str
     max_prompt_length: int
@@ -62,9 +66,14 @@ class Sampler:
         weights: rewards.RewardWeights,
         extra: Sequence[tuple[str, rewards.Reward, float]],
     ) -> Groups:
-        """One rollout of the problems, scored. The device is waited for once."""
+        """One rollout of the problems, scored. The devices are waited for once.
+
+        Every process encodes, decodes and scores the rows that live on its devices, and gets those
+        of the others.
+        """
+        own = problems_P[meshes.own_slice(self.mesh, len(problems_P))]
         prompts = padding.encode_prompts(
-            problems_P,
+            own,
             self.tokenizer,
             instruction=self.instruction,
             max_prompt_length=self.max_prompt_length,
@@ -72,17 +81,22 @@ class Sampler:
         prompt_ids_PS, prompt_mask_PS = padding.pad_left(
             prompts, length=self.max_prompt_length, pad_id=self.tokenizer.pad_id
         )
-        rollout = jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
-        samples = scoring.make_samples(
-            [problem for problem in problems_P for _ in range(self.num_generations)],
-            rollout.completion_ids,
-            rollout.completion_mask,
-            rollout.sampler_logps,
-            rollout.stopped,
-            self.tokenizer,
-        )
-        scores = rewards.score(samples, weights, extra)
-        return Groups(list(problems_P), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+        prompts = meshes.place_own_rows(self.mesh, (prompt_ids_PS, prompt_mask_PS))
+        rollout = meshes.own_rows(self.rollout(params, *prompts, key))
+
+        def score() -> Groups:
+            samples = scoring.make_samples(
+                [problem for problem in own for _ in range(self.num_generations)],
+                rollout.completion_ids,
+                rollout.completion_mask,
+                rollout.sampler_logps,
+                rollout.stopped,
+                self.tokenizer,
+            )
+            scores = rewards.score(samples, weights, extra)
+            return Groups(list(own), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+
+        return _joined(processes.from_all(score))
 
 
 def make_sampler(
@@ -92,6 +106,7 @@ def make_sampler(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Sampler:
     """The sampler of a run with these settings; see `sampling.sample`."""
     tokenizer = runtime.tokenizer
@@ -105,9 +120,16 @@ def make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        layout=runtime.layout,
     )
     return Sampler(
-        rollout, tokenizer, runtime.instruction, runtime.max_prompt_length, num_generations
+        rollout,
+        runtime.mesh,
+        tokenizer,
+        runtime.instruction,
+        runtime.max_prompt_length,
+        num_generations,
     )
 
 
@@ -151,32 +173,44 @@ def mixed_groups(groups: Groups) -> Bool[np.ndarray, " P"]:
 
 def _replace_groups(groups: Groups, at: np.ndarray, other: Groups, source: np.ndarray) -> Groups:
     """`groups` with groups `at` taken from groups `source` of `other`."""
-    P = len(groups.problems)
     from_other = dict(zip(at.tolist(), source.tolist(), strict=True))
-    rows = range(P)
-
-    def pick(ours: Any, theirs: Any) -> Any:
-        """In: arrays or lists of P * n rows."""
-        n = len(ours) // P
-        chunks = [
-            theirs[from_other[p] * n : (from_other[p] + 1) * n]
-            if p in from_other
-            else ours[p * n : (p + 1) * n]
-            for p in rows
+    return _joined(
+        [
+            _group(other, from_other[p]) if p in from_other else _group(groups, p)
+            for p in range(len(groups.problems))
         ]
-        return np.concatenate(chunks) if isinstance(ours, np.ndarray) else sum(chunks, [])
+    )
 
+
+def _group(groups: Groups, p: int) -> Groups:
+    """One of them."""
+    G = len(groups.samples) // len(groups.problems)
+    one, rows = slice(p, p + 1), slice(p * G, (p + 1) * G)
+    scores = groups.scores
     return Groups(
-        pick(groups.problems, other.problems),
-        pick(groups.prompt_ids, other.prompt_ids),
-        pick(groups.prompt_mask, other.prompt_mask),
-        jax.tree.map(pick, groups.rollout, other.rollout),
-        pick(groups.samples, other.samples),
+        groups.problems[one],
+        groups.prompt_ids[one],
+        groups.prompt_mask[one],
+        jax.tree.map(lambda leaf: leaf[rows], groups.rollout),
+        groups.samples[rows],
         rewards.Scores(
-            {
-                name: pick(values, other.scores.components[name])
-                for name, values in groups.scores.components.items()
-            },
-            pick(groups.scores.totals, other.scores.totals),
+            {name: values[rows] for name, values in scores.components.items()}, scores.totals[rows]
+        ),
+    )
+
+
+def _joined(parts: Sequence[Groups]) -> Groups:
+    """The groups of all parts, in order."""
+    listed = lambda lists: list(itertools.chain.from_iterable(lists))
+    components = [part.scores.components for part in parts]
+    return Groups(
+        listed(part.problems for part in parts),
+        np.concatenate([part.prompt_ids for part in parts]),
+        np.concatenate([part.prompt_mask for part in parts]),
+        jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.rollout for part in parts]),
+        listed(part.samples for part in parts),
+        rewards.Scores(
+            {name: listed(values[name] for values in components) for name in components[0]},
+            listed(part.scores.totals for part in parts),
         ),
     )

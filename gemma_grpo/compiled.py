@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import jax
 
-_COLLECTIVES = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-_CALL = re.compile(rf" = (.+?) ({_COLLECTIVES})(-start)?\(")
+from gemma_grpo import hlo
+
 _NAME = re.compile(r"[\w.-]+")
-_SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+))\[([\d,]*)\]")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Compiled:
         temporaries: of XLA's scratch space, as it would be without sharing.
         peak: the most alive at a time.
         collectives: by kind and place.
+        loop_bytes: of HBM that one turn of the heaviest loop moves; 0 without a loop.
         compile_seconds: wall-clock, on this host.
     """
 
@@ -50,6 +50,7 @@ class Compiled:
     temporaries: int
     peak: int
     collectives: list[Collective]
+    loop_bytes: float
     compile_seconds: float
 
 
@@ -58,48 +59,49 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
     started = time.monotonic()
     executable = lowered.compile()
     seconds = time.monotonic() - started
-    memory = executable.memory_analysis()
+    memory, module = executable.memory_analysis(), hlo.parse(executable.as_text())
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        collectives=collectives_in(executable.as_text()),
+        collectives=collectives_in(module),
+        loop_bytes=hlo.loop_body(module).bytes,
         compile_seconds=seconds,
     )
 
 
-def collectives_in(hlo: str) -> list[Collective]:
-    """The collectives of an HLO module's text. An asynchronous pair counts once.
+def collectives_in(module: hlo.Module) -> list[Collective]:
+    """The collectives of a program. An asynchronous pair counts once.
 
     A computation counts as a loop's if a while names it as its body, or one in a loop names it.
     """
-    bodies = _computations(hlo)
-    in_loop = set(re.findall(r"\bbody=%?([\w.-]+)", hlo))
+    named = {
+        name: set(_NAME.findall(" ".join(one.attributes for one in computation)))
+        & module.computations.keys()
+        for name, computation in _instructions(module).items()
+    }
+    in_loop = {
+        hlo.called(one, "body")
+        for computation in _instructions(module).values()
+        for one in computation
+        if one.op == "while"
+    }
     todo = list(in_loop)
     while todo:
-        named = set(_NAME.findall(bodies[todo.pop()])) & bodies.keys() - in_loop
-        in_loop |= named
-        todo += named
+        new = named[todo.pop()] - in_loop
+        in_loop |= new
+        todo += new
     found, largest = Counter(), Counter()
-    for name, body in bodies.items():
-        for result, kind, _ in _CALL.findall(body):
-            key = (kind, name in in_loop)
-            found[key] += 1
-            largest[key] = max(largest[key], max(map(_bytes, _SHAPE.findall(result)), default=0))
+    for name, computation in _instructions(module).items():
+        for one in computation:
+            kind = one.op.removesuffix("-start")
+            if kind in hlo.COLLECTIVES:
+                key = (kind, name in in_loop)
+                found[key] += 1
+                sizes = [int(size) for size, _ in hlo.arrays(one.shape)]
+                largest[key] = max(largest[key], *sizes)
     return [Collective(*key, largest[key], count) for key, count in sorted(found.items())]
 
 
-def _computations(hlo: str) -> dict[str, str]:
-    """Name -> text of each computation."""
-    heads = list(re.finditer(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$", hlo, re.MULTILINE))
-    ends = [head.start() for head in heads[1:]] + [len(hlo)]
-    return {h.group(1): hlo[h.end() : end] for h, end in zip(heads, ends, strict=True)}
-
-
-def _bytes(shape: tuple[str, str, str]) -> int:
-    """Of one array, from its ("bf16", "16", "8,128")."""
-    _, bits, sides = shape
-    size = 1
-    for side in filter(None, sides.split(",")):
-        size *= int(side)
-    return size * max(int(bits or 8) // 8, 1)
+def _instructions(module: hlo.Module) -> dict[str, list[hlo.Instruction]]:
+    return {name: list(one.instructions.values()) for name, one in module.computations.items()}

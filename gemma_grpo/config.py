@@ -39,6 +39,9 @@ class ModelConfig:
     """Tokens a completion may take, stop token included."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
+    rollout_layout: Literal["data", "hybrid"] = "data"
+    """Weights while sampling: data has them whole on every device; hybrid has the MLPs and the
+    embedding in slices, which is faster where few rows are decoded on each of several chips."""
     cpu_devices: int = 0
     """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
     large model runs its products over all cores anyway and wants 1."""

@@ -28,6 +28,8 @@ class EvaluationConfig:
     """Sample from the so many likeliest tokens; 0 from all."""
     top_p: float = 1.0
     """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    min_p: float = 0.0
+    """Sample from the tokens with this share of the likeliest one's probability; 0 from all."""
 
     def __post_init__(self):
         if self.batch_size < 1 or self.num_samples < 0:
@@ -90,6 +92,7 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
+            min_p=config.min_p,
         )
     greedy = collect.make_sampler(runtime, num_generations=1, temperature=0.0)
     return Evaluator(config, greedy, sampled, runtime)

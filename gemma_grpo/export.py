@@ -48,7 +48,7 @@ def _export(
     if adapter and not lora.rank:
         raise UserError(f"{run} trained all weights and has no adapters; export without --adapter")
     # In float32 whatever it was trained over: adapters are merged before anything is rounded.
-    settings = replace(config.model, dtype="float32")
+    settings = replace(config.model, dtype="float32", rollout_layout="data")
     runtime, params = pipeline.load_model(settings, seed=config.seed, trained=trained)
     base = settings.weights
     if adapter:

@@ -53,6 +53,8 @@ class Options:
     """Sample from the so many likeliest tokens; 0 from all."""
     top_p: float = 1.0
     """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    min_p: float = 0.0
+    """Sample from the tokens with this share of the likeliest one's probability; 0 from all."""
     seed: int = 0
     """Of the draw."""
     max_prompt_length: int = 2048
@@ -130,6 +132,7 @@ def _load(where: str, options: Options) -> Generator:
         max_prompt_length=options.max_prompt_length,
         max_completion_length=options.max_completion_length or own_length,
         dtype=options.dtype or run.model.dtype,
+        rollout_layout="data",  # streaming runs on one device
     )
     runtime, params = pipeline.load_model(model, seed=options.seed, trained=trained)
     return make_generator(
@@ -139,6 +142,7 @@ def _load(where: str, options: Options) -> Generator:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
     )
 
 

@@ -101,6 +101,7 @@ def make_generator(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Generator:
     """The generator of a model; prompts may fill the runtime's budget of tokens, and so may
     completions.
@@ -108,7 +109,7 @@ def make_generator(
     Args:
         params: what of the model's parameters is trained, as `pipeline.load_model` gives them.
         num: completions of each prompt.
-        temperature, top_k, top_p: see `sampling.sample`.
+        temperature, top_k, top_p, min_p: see `sampling.sample`.
 
     Raises:
         UserError: a sampling setting has no meaning.
@@ -121,6 +122,7 @@ def make_generator(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
     return Generator(
         runtime=runtime,

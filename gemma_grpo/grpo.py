@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -246,13 +245,17 @@ def _step(
     rollout_seconds = time.monotonic() - started
     rewards_PG = np.reshape(groups.scores.totals, (config.prompts_per_step, -1)).astype(np.float32)
     advantages_PG = advantages.sharded_group_advantages(
-        jnp.asarray(rewards_PG), runtime.mesh, scale=config.scale, baseline=config.baseline
+        meshes.place_rows(runtime.mesh, rewards_PG),
+        runtime.mesh,
+        scale=config.scale,
+        baseline=config.baseline,
     )
+    advantages_PG = meshes.to_host(advantages_PG)
     batch = grpo_update.make_batch(
         groups.prompt_ids,
         groups.prompt_mask,
         groups.rollout,
-        np.asarray(advantages_PG).reshape(-1),
+        advantages_PG.reshape(-1),
         aggregation=config.loss.aggregation,
         mask_truncated=config.loss.mask_truncated,
         length_bucket=config.length_bucket,
@@ -278,7 +281,7 @@ def _step(
         "time/rollout_s": rollout_seconds,
         "tokens_per_s": float(groups.rollout.completion_mask.sum()) / seconds,
     }
-    return state, StepResult(metrics, _rollout_rows(groups, np.asarray(advantages_PG)))
+    return state, StepResult(metrics, _rollout_rows(groups, advantages_PG))
 
 
 def _phase(config: GRPOConfig, step: int) -> str:

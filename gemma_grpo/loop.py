@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gemma_grpo import processes
 from gemma_grpo.checkpoint import Checkpoints
 from gemma_grpo.errors import UserError
 from gemma_grpo.interrupt import Interrupt, InterruptedRunError
@@ -14,10 +16,10 @@ from gemma_grpo.train_state import TrainState
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run writes, and whether it has been asked to stop."""
+    """Where a run writes (in the first process alone), and whether it has been asked to stop."""
 
     run_dir: Path
-    writer: MetricsWriter
+    writer: MetricsWriter | None
     interrupt: Interrupt
 
     def checkpoints(self, stage: str) -> Checkpoints:
@@ -66,10 +68,23 @@ def run_steps(
         InterruptedRunError: a signal came; the step under way was finished and saved.
     """
     checkpoints = files.checkpoints(stage)
-    done = checkpoints.latest() or 0
+    done = processes.from_first(checkpoints.latest) or 0
     if done:
         state, _ = checkpoints.restore(done, like=state)
-    progress = Progress(num_steps, stage, done)
+    progress = processes.on_first(lambda: Progress(num_steps, stage, done))
+
+    def record(step: int, result: StepResult) -> int:
+        """The first process writes; each says which signal has come to it."""
+        if processes.is_first():
+            if result.rollouts:
+                files.writer.write_rollouts(stage, step, result.rollouts)
+            files.writer.write(stage, step, result.metrics)
+            progress.update(
+                reward=result.metrics.get("reward/mean"),
+                tokens_per_s=result.metrics.get("tokens_per_s"),
+            )
+        return files.interrupt.signal_number or 0
+
     for step in range(done, num_steps):
         try:
             state, result = step_fn(state, step)
@@ -77,19 +92,12 @@ def run_steps(
             if step > done:
                 checkpoints.save(step, state, {"stage": stage, "step": step})
             raise
-        if result.rollouts:
-            files.writer.write_rollouts(stage, step + 1, result.rollouts)
-        files.writer.write(stage, step + 1, result.metrics)
-        progress.update(
-            reward=result.metrics.get("reward/mean"),
-            tokens_per_s=result.metrics.get("tokens_per_s"),
-        )
-        stopping = files.interrupt.signal_number
+        stopping = max(processes.from_all(partial(record, step + 1, result)))
         if stopping or (step + 1) % checkpoint_every == 0 or step + 1 == num_steps:
             host = {"stage": stage, "step": step + 1, "phase": result.metrics.get("phase")}
             checkpoints.save(step + 1, state, host)
         if stopping:
-            progress.close()
+            processes.on_first(lambda: progress.close())
             raise InterruptedRunError(stopping)
-    progress.close()
+    processes.on_first(lambda: progress.close())
     return state

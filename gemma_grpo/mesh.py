@@ -1,9 +1,13 @@
-"""The device mesh and how arrays lie on it. Knows no model, config or training.
+"""The device mesh, how arrays lie on it, and their way between host and devices. Knows no model,
+config or training.
 
 One axis, "data". Rows of a batch are split over it. What training keeps (float32 master weights,
 Adam's moments, a KL reference) is spread over it, each large array along one of its own axes: FSDP,
 or ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054. What only computes (the rollout's weights, a
-frozen base) is whole on every device, so that the decode loop needs no collective.
+frozen base) is whole on every device, so that the decode loop needs no collective, or lies as
+`model/layout.py` has it.
+
+The devices may be those of many processes. Each then holds the pieces, and the rows, of its own.
 """
 
 from collections.abc import Sequence
@@ -20,9 +24,12 @@ SPREAD_FROM = 1 << 20  # elements; smaller arrays are whole, as gathering them s
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices, or the given ones, along the data axis."""
+    """All devices, or the given ones, along the data axis; those of a process stand together, so
+    that its rows of a batch follow one another."""
+    given = jax.devices() if devices is None else devices
+    ordered = sorted(given, key=lambda device: device.process_index)
     # Not jax.make_mesh: its axes are Explicit by default, and shard_map then refuses other layouts.
-    return Mesh(np.array(jax.devices() if devices is None else devices), (DATA,))
+    return Mesh(np.array(ordered), (DATA,))
 
 
 def rows(mesh: Mesh) -> NamedSharding:
@@ -59,6 +66,11 @@ def specs(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda place: place.spec, spread(mesh, tree))
 
 
+def places(mesh: Mesh, specs: PyTree) -> PyTree:
+    """Shardings from `PartitionSpec`s."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
 def described(shapes: PyTree, layout: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct`s that also say where each array lies."""
     return jax.tree.map(
@@ -79,9 +91,61 @@ def place_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
     return leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
 
 
+def place(array: np.ndarray, sharding: Sharding | None, *, may_alias: bool = False) -> jax.Array:
+    """A host array on the devices; None is the default one.
+
+    Where other processes hold some of them, all give the same array and each places its own pieces.
+
+    Args:
+        may_alias: the host's copy will not change, and may be used as it lies.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding, may_alias=may_alias or None)
+    # jax.device_put would first compare the array among all processes.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def place_rows(mesh: Mesh, batch: PyTree) -> PyTree:
     """A host batch on the devices, split by rows."""
-    return jax.device_put(batch, rows(mesh))
+    return jax.tree.map(lambda leaf: place(leaf, rows(mesh)), batch)
+
+
+def own_slice(mesh: Mesh, num_rows: int) -> slice:
+    """Which of a batch's rows lie on this process's devices."""
+    on_each = num_rows // mesh.size
+    is_own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+    first = is_own.index(True)
+    return slice(first * on_each, (first + sum(is_own)) * on_each)
+
+
+def place_own_rows(mesh: Mesh, batch: PyTree) -> PyTree:
+    """A batch split by rows, of which every process gives its own (`own_slice`)."""
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda leaf: make(rows(mesh), leaf), batch)
+
+
+def own_rows(batch: PyTree) -> PyTree:
+    """This process's rows of a batch on the devices, on the host."""
+
+    def own(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable:
+            return jax.device_get(leaf)
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(own, batch)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Arrays, whole, on the host of every process."""
+    from jax.experimental import multihost_utils
+
+    def fetch(leaf: jax.Array) -> np.ndarray:
+        if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def check_divisible(mesh: Mesh, *, name: str, size: int) -> None:

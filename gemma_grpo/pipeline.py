@@ -11,11 +11,12 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from gemma_grpo import config, grpo, model, padding, report, sft, weights
+from gemma_grpo import compile_clock, config, grpo, model, padding, processes, report, sft, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import ModelConfig, RunConfig
 from gemma_grpo.data import sources
@@ -26,6 +27,7 @@ from gemma_grpo.interrupt import Interrupt
 from gemma_grpo.loop import RunFiles, stage_checkpoints
 from gemma_grpo.metrics import MetricsWriter
 from gemma_grpo.model import Params
+from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.tokenizer import Tokenizer
 
@@ -58,22 +60,25 @@ def load_model(
             fresh adapters.
 
     Raises:
-        UserError: files that are missing, damaged or of another model.
+        UserError: files that are missing, damaged or of another model, or a model that does not
+            divide as its rollout's layout wants.
     """
     source = weights.open_source(settings.weights)
     tokenizer = _tokenizer(settings, source)
     graphdef, shapes = model.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = model.partition(shapes)
     mesh = meshes.data_mesh()
+    layout = LAYOUTS[settings.rollout_layout]
+    layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
     if trained is not None:
-        layout = meshes.spread(mesh, trained_shapes)
-        params = weights.load(trained, meshes.described(trained_shapes, layout))
+        pieces = meshes.spread(mesh, trained_shapes)
+        params = weights.load(trained, meshes.described(trained_shapes, pieces))
     elif settings.lora.rank:
         params = model.init_adapter(source.config, settings.lora, seed=seed)
     else:
-        layout = meshes.spread(mesh, base_shapes)
-        params = weights.assemble(source, base_shapes, dtype="float32", sharding=layout)
+        pieces = meshes.spread(mesh, base_shapes)
+        params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
     frozen = {}
     if settings.lora.rank:
         frozen = weights.assemble(
@@ -91,6 +96,7 @@ def load_model(
         dtype=settings.dtype,
         remat=settings.remat,
         seed=seed,
+        layout=layout,
     )
     return runtime, params
 
@@ -154,9 +160,17 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
         UserError: bad input; what the run had is kept.
         InterruptedRunError: a signal came; everything is saved, and --resume goes on.
     """
+    with compile_clock.running() as clock:
+        _run_stages(run, run_dir)
+    processes.on_first(lambda: _record_seconds(run_dir, "compile", clock.seconds))
+    stages = ["base", *run.stage_list]
+    return processes.from_first(lambda: _summarize(run, stages, run_dir))
+
+
+def _run_stages(run: RunConfig, run_dir: Path) -> None:
+    """All that is not done yet, in order: what each leaves is in the run's directory."""
     task = load_task(run)
     evaluator = make_evaluator(run.evaluation, task.runtime)
-    stages = run.stage_list
     params = task.base
     _evaluate(evaluator, "base", params, task.test, run_dir)
     train = {
@@ -165,18 +179,18 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
             run.grpo, run.reward, task.runtime, task.train, params, files
         ),
     }
-    for stage in stages:
+    for stage in run.stage_list:
         path = run_dir / "weights" / f"{stage}.safetensors"
-        if not path.exists():
+        if not processes.from_first(path.exists):
             started = time.monotonic()
             params = _train_stage(stage, train[stage], params, run_dir)
-            _record_seconds(run_dir, stage, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            processes.on_first(partial(_record_seconds, run_dir, stage, seconds))
             path.parent.mkdir(exist_ok=True)
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
         _evaluate(evaluator, stage, params, task.test, run_dir)
-    return _summarize(run, ["base", *stages], run_dir)
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
@@ -190,13 +204,17 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
 def _train_stage(
     stage: str, train: Callable[[Params, RunFiles], Params], params: Params, run_dir: Path
 ) -> Params:
-    done = stage_checkpoints(run_dir, stage).latest() or 0
+    def open_writer() -> MetricsWriter:
+        done = stage_checkpoints(run_dir, stage).latest() or 0
+        return MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+
     with Interrupt() as interrupt:
-        writer = MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+        writer = processes.on_first(open_writer)
         try:
             return train(params, RunFiles(run_dir, writer, interrupt))
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
 
 
 def _evaluate(
@@ -204,19 +222,24 @@ def _evaluate(
 ) -> None:
     """Measures a stage's model unless that is on file already."""
     folder = run_dir / "evaluations"
-    folder.mkdir(exist_ok=True)
-    if (folder / f"{stage}.json").exists():
+    if processes.from_first((folder / f"{stage}.json").exists):
         return
     started = time.monotonic()
     result, rows = evaluator.run(params, problems)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(folder / f"{stage}.jsonl", lines)
-    _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
-    write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+
+    def write() -> None:
+        folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(folder / f"{stage}.jsonl", lines)
+        _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
+        write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+
+    processes.on_first(write)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
-    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts."""
+    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
+    `compile` is in the others."""
     path = run_dir / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)

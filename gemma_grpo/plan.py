@@ -2,30 +2,25 @@
 
 python -m gemma_grpo.plan --preset gemma3-1b --topology v5e:2x4
 
-Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed. Memory and
-collectives are the compiler's, per chip; times are a roofline model's, from stated formulas
-(`roofline.py`), at the full token budgets. Nothing is measured.
+Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed (`planning.py`
+says what each figure is). On a TPU host it plans for the chips that are there. Nothing is measured.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import jax
-from jax.sharding import Mesh
 
-from gemma_grpo import cli, compiled, model, presets, programs, roofline, topology, weights
+from gemma_grpo import cli, planning, presets, roofline, topology
 from gemma_grpo import mesh as meshes
-from gemma_grpo.compiled import Compiled
 from gemma_grpo.config import RunConfig
-from gemma_grpo.errors import UserError
-from gemma_grpo.model import Gemma3Config
-from gemma_grpo.roofline import Chip, Work
+from gemma_grpo.planning import Row
+from gemma_grpo.roofline import Chip
 
 SESSION_HOURS = 9  # of Kaggle
 GSM8K_PROBLEMS = 7473  # in its training split
-MOST_PROMPTS = 4096  # a step; the search for the largest batch ends there
 
 
 @dataclass(frozen=True)
@@ -34,29 +29,13 @@ class Options:
 
     preset: str = "gemma3-1b"
     """Named configuration that the other flags change."""
-    topology: str = "v5e:2x4"
-    """Chips to compile for."""
+    topology: str = ""
+    """Chips to compile for, such as v5e:2x4 or v5e:16x16; those of this host if it has any, else
+    v5e:2x4."""
     search: bool = False
     """Also double the prompts per step until they no longer fit."""
     json: bool = False
     """Print JSON instead of a table."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One program: the compiler's figures, what else is in memory (`Program.resident`), and the
-    model's."""
-
-    name: str
-    compiled: Compiled
-    resident: int
-    model_seconds: float
-    bound: str
-
-    @property
-    def memory(self) -> int:
-        """Bytes of a chip at the worst moment."""
-        return self.compiled.peak + self.resident
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,85 +54,24 @@ def _main(arguments: list[str]) -> int:
         command="plan",
         description="Compile a run for a TPU that is not there, and read off its memory.",
     )
-    chip, architecture = roofline.chip_of(options.topology), model_config(run.model.weights)
-    jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
-    mesh = meshes.data_mesh(topology.devices(options.topology))
-    rows = plan(run, architecture, mesh, chip)
-    fits = all(row.memory <= chip.memory for row in rows)
+    architecture = planning.model_config(run.model.weights)
+    if not options.topology and topology.is_here():
+        devices, where = jax.devices(), f"{jax.device_count()} chips of this host"
+        chip = roofline.chip_here(devices[0])
+    else:
+        where = options.topology or "v5e:2x4"
+        chip = roofline.chip_of(where)
+        jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
+        devices = topology.devices(where)
+    mesh = meshes.data_mesh(devices)
+    rows = planning.plan(run, architecture, mesh, chip)
     result = summary(run, rows, chip, mesh.size)
     if options.search:
-        result["largest_prompts_per_step"] = largest(run, architecture, mesh, chip) if fits else 0
-    print(json.dumps(result) if options.json else table(run, rows, result, chip, options.topology))
-    return 0 if fits else 1
-
-
-def model_config(where: str) -> Gemma3Config:
-    """The architecture by its own name, or that of weights at hand."""
-    return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
-
-
-def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> list[Row]:
-    """Compile each program of a step. Raises UserError where XLA itself finds no room."""
-    meshes.check_divisible(
-        mesh,
-        name="grpo.prompts_per_step / accumulation_steps",
-        size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
-    )
-    rows = []
-    for program in programs.of_step(run, architecture, mesh):
-        try:
-            read = compiled.compile_and_read(program.lower())
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            line = " ".join(str(error).split())[:200]
-            raise UserError(f"{program.name} does not fit: {line}; {_mend(run)}") from error
-        work = work_of(program.name, run, architecture, mesh.size)
-        seconds = sum(part.seconds(chip) for part in work)
-        longest = max(work, key=lambda part: part.seconds(chip))
-        rows.append(Row(program.name, read, program.resident, seconds, longest.bound(chip)))
-    return rows
-
-
-def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> list[Work]:
-    """One chip's share of a program at the full budgets, in parts that follow one another."""
-    S, T = run.model.max_prompt_length, run.model.max_completion_length
-    P = run.grpo.prompts_per_step / num_chips
-    B = P * run.grpo.num_generations
-    tokens = {"block_tokens": P * S + B * T, "head_tokens": B * T}
-    if name == "rollout":
-        step = roofline.decode_step(
-            architecture, num_rows=B, num_prompts=P, prompt_length=S, num_slots=T
+        result["largest_prompts_per_step"] = (
+            planning.largest(run, architecture, mesh, chip) if result["fits"] else 0
         )
-        return [
-            roofline.prefill(architecture, num_prompts=P, prompt_length=S),
-            Work(T * step.flops, T * step.bytes),
-        ]
-    if name in ("reference", "old"):
-        return [roofline.log_probs(architecture, **tokens)]
-    frozen = bool(run.model.lora.rank)
-    one = roofline.update(architecture, **tokens, remat=run.model.remat, frozen=frozen)
-    return [one] * run.grpo.num_iterations
-
-
-def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
-    """The most prompts a step at which all programs fit, by doubling those of `run`, which fits.
-    The prompts of a pass stay as they are: more are taken in more passes."""
-    while run.grpo.prompts_per_step < MOST_PROMPTS:
-        bigger = replace(
-            run.grpo,
-            prompts_per_step=2 * run.grpo.prompts_per_step,
-            accumulation_steps=2 * run.grpo.accumulation_steps,
-        )
-        doubled = replace(run, grpo=bigger)
-        try:
-            rows = plan(doubled, architecture, mesh, chip)
-        except UserError:
-            break
-        if any(row.memory > chip.memory for row in rows):
-            break
-        run = doubled
-    return run.grpo.prompts_per_step
+    print(json.dumps(result) if options.json else table(run, rows, result, chip, where))
+    return 0 if result["fits"] else 1
 
 
 def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict:
@@ -168,14 +86,14 @@ def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict
         "model_step_seconds": step_seconds,
         "model_steps_per_session": int(steps),
         "model_gsm8k_epochs_per_session": steps * run.grpo.prompts_per_step / GSM8K_PROBLEMS,
-        "fits": all(row.memory <= chip.memory for row in rows),
+        "fits": not any(planning.excess(row, chip) for row in rows),
     }
 
 
-def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_name: str) -> str:
+def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str) -> str:
     """What a person reads."""
     lines = [
-        f"{run.model.weights} on {topology_name}: {run.grpo.prompts_per_step} prompts x "
+        f"{run.model.weights} on {where}: {run.grpo.prompts_per_step} prompts x "
         f"{run.grpo.num_generations}, {run.model.max_prompt_length} + "
         f"{run.model.max_completion_length} tokens, {run.model.dtype}"
         + (f", LoRA rank {run.model.lora.rank}" if run.model.lora.rank else ", all weights"),
@@ -190,6 +108,11 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_na
             f" {row.resident / 1e9:9.2f} {(chip.memory - row.memory) / 1e9:9.2f}"
             f" {c.compile_seconds:6.0f} s {row.model_seconds:11.2f}   {row.bound}"
         )
+    lines += [
+        f"  {row.name}: {row.counted:.3g} {row.unit} a chip, {row.counted / row.floor:.3f} x the "
+        f"floor of {row.floor:.3g}"
+        for row in rows
+    ]
     for row in rows:
         for found in row.compiled.collectives:
             place = "in loops" if found.in_loop else "outside"
@@ -205,17 +128,10 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, topology_na
     ]
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
-    over = max(row.memory for row in rows) - chip.memory
-    if over > 0:
-        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {_mend(run)}")
+    if over := max(planning.excess(row, chip) for row in rows):
+        mend = planning.mend(run)
+        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {mend}")
     return "\n".join(lines)
-
-
-def _mend(run: RunConfig) -> str:
-    """Which setting to change, the cheapest first."""
-    if not run.model.remat:
-        return "set --model.remat"
-    return "raise --grpo.accumulation-steps, or set --model.lora.rank 16"
 
 
 if __name__ == "__main__":

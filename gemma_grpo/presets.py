@@ -70,6 +70,8 @@ GEMMA3_1B = RunConfig(
         max_prompt_length=512,
         max_completion_length=800,
         remat=True,
+        # A chip decodes eight rows: it would wait for its weights. README.md, "On a TPU v5e-8".
+        rollout_layout="hybrid",
     ),
     data=DataConfig(source="gsm8k", num_train=0, num_test=0),
     sft=SFTConfig(num_steps=200, batch_size=64, optimizer=OptimizerConfig(learning_rate=1e-5)),
@@ -94,11 +96,49 @@ GEMMA3_1B_LORA = replace(
 )
 """The same with adapters on a frozen base: fits one v5e chip too. Compiled only."""
 
+GEMMA3_1B_LORA_V5E_1 = replace(
+    GEMMA3_1B_LORA,
+    model=replace(GEMMA3_1B_LORA.model, rollout_layout="data"),
+    sft=replace(GEMMA3_1B_LORA.sft, accumulation_steps=8),
+    grpo=replace(GEMMA3_1B_LORA.grpo, accumulation_steps=8),
+)
+"""Adapters on one v5e chip. Compiled only."""
+
+GEMMA3_1B_GPU = replace(
+    GEMMA3_1B,
+    model=replace(GEMMA3_1B.model, rollout_layout="data"),
+    sft=replace(GEMMA3_1B.sft, accumulation_steps=8),
+    grpo=replace(GEMMA3_1B.grpo, accumulation_steps=8),
+)
+"""All weights on one GPU of 80 GB: 24 GB are weights and moments. Neither compiled nor run."""
+
+
+def _on_chips(number: int) -> RunConfig:
+    """`gemma3-1b` with a prompt a chip, and learning rates that grow with the root of the batch, as
+    Adam's should (Malladi et al., arXiv 2205.10287). Slices over so many chips were not compiled:
+    the rollout has whole weights."""
+    factor = (number / GEMMA3_1B.grpo.prompts_per_step) ** 0.5
+    faster = lambda config: replace(
+        config.optimizer, learning_rate=round(config.optimizer.learning_rate * factor, 8)
+    )
+    sft, grpo = GEMMA3_1B.sft, GEMMA3_1B.grpo
+    return replace(
+        GEMMA3_1B,
+        model=replace(GEMMA3_1B.model, rollout_layout="data"),
+        sft=replace(sft, batch_size=max(sft.batch_size, number), optimizer=faster(sft)),
+        grpo=replace(grpo, prompts_per_step=number, optimizer=faster(grpo)),
+        evaluation=replace(GEMMA3_1B.evaluation, batch_size=4 * max(16, number)),
+    )
+
+
 PRESETS = {
     "gemma3-nano": GEMMA3_NANO,
     "gemma3-270m": GEMMA3_270M,
     "gemma3-1b": GEMMA3_1B,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
+    "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,
+    "gemma3-1b-gpu": GEMMA3_1B_GPU,
+    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 64, 256)},
 }
 
 

@@ -18,7 +18,7 @@ from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.rollout import make_rollout
+from gemma_grpo.rollout import LAYOUTS, make_rollout
 
 STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its padding
 
@@ -36,15 +36,16 @@ class Program:
     arguments: tuple[Any, ...]
     resident: int
 
-    def lower(self) -> jax.stages.Lowered:
-        """Traced for the mesh's devices; `.compile()` is the next step."""
-        return self.function.lower(*self.arguments)
+    def trace(self) -> jax.stages.Traced:
+        """Traced for the mesh's devices; `.lower()` and `.compile()` are the next steps."""
+        return self.function.trace(*self.arguments)
 
 
 def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     """What one GRPO step of `run` executes on the devices, in order, at its full budgets:
     `rollout`; `reference` and `old`, if the step needs those log-probs; `update`."""
     settings, grpo_config = run.model, run.grpo
+    layout = LAYOUTS[settings.rollout_layout]
     graphdef, shapes = gemma3.abstract(config, settings.lora)
     adapter, base = gemma3.partition(shapes)
     trained, frozen = (adapter, base) if settings.lora.rank else (shapes, {})
@@ -59,10 +60,12 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
         stop_ids=STOP_IDS,
         pad_id=PAD_ID,
         temperature=grpo_config.temperature,
+        layout=layout,
     )
 
     frozen = _whole(mesh, _cast(frozen, settings.dtype))
-    computing = gemma3.join(_whole(mesh, _cast(trained, settings.dtype)), frozen)
+    sampling = _cast(trained, settings.dtype)
+    sampling = meshes.described(sampling, meshes.places(mesh, layout.specs(sampling)))
     master = _cast(trained, "float32")
     fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
     state = _spread(mesh, jax.eval_shape(fresh, master))
@@ -73,7 +76,7 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     # The pipeline holds what the run and what the stage began with, in float32.
     held = 2 * _bytes_on_each(_spread(mesh, master))
     of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
-    arguments = (computing, batch["prompt_ids"], batch["prompt_mask"], key)
+    arguments = (gemma3.join(sampling, frozen), batch["prompt_ids"], batch["prompt_mask"], key)
     programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
     if grpo_config.loss.beta > 0:
         arguments = (reference, frozen, batch)

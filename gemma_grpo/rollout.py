@@ -3,9 +3,14 @@
     make_rollout  prefill and the whole loop in one program: training, evaluation, batches
     make_stream   the same two parts as two programs, the loop run a few tokens at a time
 
-In a rollout every device prefills its own prompts, once per prompt, and decodes their groups in a
-loop of its own that ends when its own rows have: no collective, and nothing goes to the host before
-the end.
+In a rollout every device prefills its own prompts, once per prompt, and decodes their groups;
+nothing goes to the host before the end. How the weights lie is a choice (`LAYOUTS`):
+
+    data    whole on every device: a loop of its own that ends when its own rows have, and no
+            collective
+    hybrid  MLPs and embedding in slices (`model/layout.py`): two collectives a layer, and 1/n of
+            the bytes of these weights. Every device draws all rows, each from its words, so all
+            know when all have ended: one loop, and no collective to end it
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
 from gemma_grpo import sampling
+
+LAYOUTS = {"data": gemma3.WHOLE, "hybrid": gemma3.Sliced(meshes.DATA)}
 
 
 class Rollout(NamedTuple):
@@ -50,11 +57,13 @@ def make_rollout(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    layout: gemma3.Layout = gemma3.WHOLE,
 ) -> Callable[..., Rollout]:
     """The jitted function (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
 
     P must split evenly over the mesh. The draw of row b at slot t depends on (key, b, t) alone, so
-    the same rows come out whatever the number of devices.
+    the same rows come out whatever the layout and the number of devices.
 
     Args:
         graphdef: of the model whose parameters will be given.
@@ -63,16 +72,21 @@ def make_rollout(
         max_completion_length: T, tokens, the stop token included.
         stop_ids: a row ends after any of these.
         pad_id: fills the slots after the end.
-        temperature, top_k, top_p: see `sampling.sample`.
+        temperature, top_k, top_p, min_p: see `sampling.sample`.
+        layout: that the parameters are used in, of `LAYOUTS`; those given otherwise are moved.
     """
-    prefill = partial(_prefill, graphdef, G=num_generations, T=max_completion_length, pad_id=pad_id)
+    prefill = partial(
+        _prefill, graphdef, layout, G=num_generations, T=max_completion_length, pad_id=pad_id
+    )
     decode = _decoder(
         graphdef,
+        layout,
         stop_ids=stop_ids,
         pad_id=pad_id,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
 
     def on_device(params, prompt_ids_PS, prompt_mask_PS, key):
@@ -80,18 +94,21 @@ def make_rollout(
         B = prompt_ids_PS.shape[0] * num_generations
         first_row = jax.lax.axis_index(meshes.DATA) * B
         given, state = prefill(params, prompt_ids_PS, prompt_mask_PS, key, first_row)
-        return decode(params, given, state, max_completion_length).drawn
+        drawn = decode(params, given, state, max_completion_length).drawn
+        return jax.tree.map(layout.own, drawn)
 
     rows, whole = PartitionSpec(meshes.DATA), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(
+
+    def rollout(params, prompt_ids_PS, prompt_mask_PS, key):
+        return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(whole, rows, rows, whole),
+            in_specs=(layout.specs(params), rows, rows, whole),
             out_specs=rows,
             check_vma=False,  # the loop's first state is made of constants, alike on all devices
-        )
-    )
+        )(params, prompt_ids_PS, prompt_mask_PS, key)
+
+    return jax.jit(rollout)
 
 
 def make_stream(
@@ -104,6 +121,7 @@ def make_stream(
     temperature: float,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Callable[..., Iterator[Rollout]]:
     """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
@@ -115,15 +133,19 @@ def make_stream(
         as of `make_rollout`.
     """
     T = max_completion_length
-    prefill = jax.jit(partial(_prefill, graphdef, G=num_generations, T=T, pad_id=pad_id))
+    prefill = jax.jit(
+        partial(_prefill, graphdef, gemma3.WHOLE, G=num_generations, T=T, pad_id=pad_id)
+    )
     decode = jax.jit(
         _decoder(
             graphdef,
+            gemma3.WHOLE,
             stop_ids=stop_ids,
             pad_id=pad_id,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
         ),
         donate_argnames="state",
     )
@@ -140,17 +162,21 @@ def make_stream(
     return stream
 
 
+# B rows are this device's own, R all that it draws a token for: those of all devices where the
+# layout is in slices.
+
+
 class _Given(NamedTuple):
     """What decoding reads and leaves alone: the weights layer by layer, the prompts, the keys."""
 
     blocks: list
     prompt_kv: gemma3.KV
     prompt_mask: Bool[Array, "P S"]
-    row_keys: Key[Array, " B"]
+    row_keys: Key[Array, " R"]
 
 
 class _State(NamedTuple):
-    """What the loop carries: `slot` is the next to be filled, from `hidden`."""
+    """What the loop carries: `slot` is the next to be filled, from `hidden`. `drawn` has R rows."""
 
     slot: Int[Array, ""]
     hidden: Float[Array, "B D"]
@@ -159,19 +185,23 @@ class _State(NamedTuple):
 
 
 def _prefill(
-    graphdef, params, prompt_ids_PS, prompt_mask_PS, key, first_row, *, G, T, pad_id
+    graphdef, layout, params, prompt_ids_PS, prompt_mask_PS, key, first_row, *, G, T, pad_id
 ) -> tuple[_Given, _State]:
-    """Runs the prompts; the rows that follow are numbered from `first_row`, for their keys."""
+    """Runs the prompts; the own rows that follow are numbered from `first_row`, for their keys."""
     model = nnx.merge(graphdef, params)
     B = prompt_ids_PS.shape[0] * G
-    hidden_PSD, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS)
-    row_keys_B = jax.vmap(partial(jax.random.fold_in, key))(first_row + jnp.arange(B))
-    given = _Given(gemma3.unstack_layers(model), prompt_kv, prompt_mask_PS, row_keys_B)
+    hidden_PSD, prompt_kv = gemma3.forward(
+        model, layout.gather(prompt_ids_PS), prompt_mask_PS, layout=layout
+    )
+    rows_R = layout.gather(first_row + jnp.arange(B))
+    row_keys_R = jax.vmap(partial(jax.random.fold_in, key))(rows_R)
+    given = _Given(gemma3.unstack_layers(model), prompt_kv, prompt_mask_PS, row_keys_R)
+    R = len(rows_R)
     nothing = Rollout(
-        completion_ids=jnp.full((B, T), pad_id, jnp.int32),
-        completion_mask=jnp.zeros((B, T), bool),
-        sampler_logps=jnp.zeros((B, T), jnp.float32),
-        stopped=jnp.zeros(B, bool),
+        completion_ids=jnp.full((R, T), pad_id, jnp.int32),
+        completion_mask=jnp.zeros((R, T), bool),
+        sampler_logps=jnp.zeros((R, T), jnp.float32),
+        stopped=jnp.zeros(R, bool),
     )
     state = _State(
         slot=jnp.zeros((), jnp.int32),
@@ -183,10 +213,13 @@ def _prefill(
     return given, state
 
 
-def _decoder(graphdef, *, stop_ids, pad_id, temperature, top_k, top_p) -> Callable[..., _State]:
+def _decoder(
+    graphdef, layout, *, stop_ids, pad_id, temperature, top_k, top_p, min_p
+) -> Callable[..., _State]:
     """(params, given, state, end) -> state: the loop, until slot `end` or all have stopped."""
-    sampling.check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    draw = partial(sampling.sample, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling.check_sampling(**settings)
+    draw = partial(sampling.sample, **settings, axis_name=layout.axis_name)
 
     def decode(params, given, state, end):
         model = nnx.merge(graphdef, params)
@@ -196,20 +229,27 @@ def _decoder(graphdef, *, stop_ids, pad_id, temperature, top_k, top_p) -> Callab
             return (state.slot < end) & ~state.drawn.stopped.all()
 
         def step(state):
-            t, done_B = state.slot, state.drawn.stopped
-            keys_B = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(given.row_keys)
-            ids_B, logps_B = draw(state.hidden, model.embedding[...], keys_B)
-            ids_B = jnp.where(done_B, pad_id, ids_B).astype(jnp.int32)
+            t, done_R = state.slot, state.drawn.stopped
+            keys_R = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(given.row_keys)
+            ids_R, logps_R = draw(layout.gather(state.hidden), model.embedding[...], keys_R)
+            ids_R = jnp.where(done_R, pad_id, ids_R).astype(jnp.int32)
             drawn = Rollout(
-                completion_ids=state.drawn.completion_ids.at[:, t].set(ids_B),
-                completion_mask=state.drawn.completion_mask.at[:, t].set(~done_B),
+                completion_ids=state.drawn.completion_ids.at[:, t].set(ids_R),
+                completion_mask=state.drawn.completion_mask.at[:, t].set(~done_R),
                 sampler_logps=state.drawn.sampler_logps.at[:, t].set(
-                    jnp.where(done_B, 0.0, logps_B)
+                    jnp.where(done_R, 0.0, logps_R)
                 ),
-                stopped=done_B | (ids_B[:, None] == stops[None]).any(axis=1),
+                stopped=done_R | (ids_R[:, None] == stops[None]).any(axis=1),
             )
             hidden_BD, cache = gemma3.decode(
-                model, given.blocks, ids_B, t, state.cache, given.prompt_kv, given.prompt_mask
+                model,
+                given.blocks,
+                ids_R,
+                t,
+                state.cache,
+                given.prompt_kv,
+                given.prompt_mask,
+                layout,
             )
             return _State(t + 1, hidden_BD, cache, drawn)
 

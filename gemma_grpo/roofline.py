@@ -1,10 +1,12 @@
 """Times that a chip's speed limits allow, from stated formulas. A model: nothing here is measured.
 
 N parameters of the blocks, E = V*D of the embedding, B = P*G rows, S and T tokens; bf16, 2 bytes.
-Attention's products are left out where the weights' dominate (below 10 % at these lengths).
+A collective costs its latency; what it moves is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import jax
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
@@ -15,15 +17,18 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip can do: bytes of HBM, FLOPs a second in bfloat16, bytes a second from HBM."""
+    """What one chip can do: bytes of HBM, FLOPs a second in bfloat16, bytes a second from HBM, and
+    seconds that a small collective with its neighbours takes."""
 
     memory: float
     flops: float
     bandwidth: float
+    latency: float
 
 
-# Google's published figures: cloud.google.com/tpu/docs/v5e.
-CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9)}
+# Google's published figures: cloud.google.com/tpu/docs/v5e. The latency is assumed: none is
+# published, and none was measured.
+CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9, latency=8e-6)}
 
 
 def chip_of(topology: str) -> Chip:
@@ -34,32 +39,68 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[kind]
 
 
+def chip_here(device: jax.Device) -> Chip:
+    """The chip that a device is, with the memory that its runtime gives to programs.
+
+    Raises:
+        UserError: one whose limits are not known here.
+    """
+    if device.device_kind != "TPU v5 lite":
+        raise UserError(f"no figures of a {device.device_kind}; name chips with --topology")
+    return replace(CHIPS["v5e"], memory=device.memory_stats()["bytes_limit"])
+
+
 @dataclass(frozen=True)
 class Work:
-    """What one chip does in one program: FLOPs, and bytes between HBM and the cores."""
+    """What one chip does in one program: FLOPs, bytes between HBM and the cores, and collectives
+    that the rest waits for."""
 
     flops: Number
     bytes: Number
+    collectives: Number = 0
 
     def seconds(self, chip: Chip) -> float:
-        """The longer of the two limits; they overlap at best."""
-        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+        """The longer of the two limits, which overlap at best, and then the collectives."""
+        return max(self.flops / chip.flops, self.bytes / chip.bandwidth) + self._waiting(chip)
 
     def bound(self, chip: Chip) -> str:
-        """Which limit sets the time."""
-        return "compute" if self.flops / chip.flops > self.bytes / chip.bandwidth else "memory"
+        """Which limit sets the time, or most of it."""
+        limits = {
+            "memory": self.bytes / chip.bandwidth,
+            "compute": self.flops / chip.flops,
+            "latency": self._waiting(chip),
+        }
+        return max(limits, key=limits.get)
+
+    def _waiting(self, chip: Chip) -> float:
+        return self.collectives * chip.latency
+
+
+def mlp_parameters(config: Gemma3Config) -> int:
+    """Weights of all blocks' MLPs."""
+    return config.num_layers * 3 * config.embed_dim * config.hidden_dim
 
 
 def block_parameters(config: Gemma3Config) -> int:
     """N: weights of all blocks' projections (norm gains left out)."""
     attention = config.embed_dim * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    return config.num_layers * (attention + 3 * config.embed_dim * config.hidden_dim)
+    return config.num_layers * attention + mlp_parameters(config)
 
 
-def prefill(config: Gemma3Config, *, num_prompts: Number, prompt_length: Number) -> Work:
-    """2 N FLOPs a prompt token; the weights are read once."""
+def prefill(
+    config: Gemma3Config, *, num_prompts: Number, prompt_length: Number, slices: int = 1
+) -> Work:
+    """2 N FLOPs a prompt token; the weights are read once.
+
+    Args:
+        slices: devices over which MLPs and embedding are sliced (`model/layout.py`). Each reads its
+            slice and does as much as before, for all rows; two collectives a layer, and one for the
+            embedding.
+    """
     N = block_parameters(config)
-    return Work(2 * N * num_prompts * prompt_length, BYTES * N)
+    read = N - mlp_parameters(config) * (1 - 1 / slices)
+    collectives = 0 if slices == 1 else 2 * config.num_layers + 1
+    return Work(2 * N * num_prompts * prompt_length, BYTES * read, collectives)
 
 
 def decode_step(
@@ -69,29 +110,70 @@ def decode_step(
     num_prompts: Number,
     prompt_length: Number,
     num_slots: Number,
+    slices: int = 1,
 ) -> Work:
     """2 (N + E) FLOPs a row; read: all weights, the caches (all slots: a mask does not spare the
-    reading), the prompts' keys and values once per group."""
-    weights = block_parameters(config) + config.vocab_size * config.embed_dim
+    reading), the prompts' keys and values once per group.
+
+    Args:
+        slices: as in `prefill`; the head's rows and the draw are two collectives more.
+    """
+    E = config.vocab_size * config.embed_dim
+    weights = block_parameters(config) + E
+    read = weights - (mlp_parameters(config) + E) * (1 - 1 / slices)
+    collectives = 0 if slices == 1 else 2 * config.num_layers + 3
     slot = 2 * config.num_kv_heads * config.head_dim * config.num_layers * BYTES
     caches = slot * (num_rows * num_slots + num_prompts * prompt_length)
-    return Work(2 * weights * num_rows, BYTES * weights + caches)
+    return Work(2 * weights * num_rows, BYTES * read + caches, collectives)
 
 
-def log_probs(config: Gemma3Config, *, block_tokens: Number, head_tokens: Number) -> Work:
-    """2 N a token through the blocks and 2 E a token through the head."""
+def attention(config: Gemma3Config, attended: Number) -> Number:
+    """FLOPs of `attended` pairs of a query and a key in all layers: 2 for the score and 2 for the
+    value, per head and dimension. Masked pairs are computed too, in every layer."""
+    return 4 * config.num_layers * config.num_heads * config.head_dim * attended
+
+
+def log_probs(
+    config: Gemma3Config,
+    *,
+    block_tokens: Number,
+    head_tokens: Number,
+    attended: Number,
+    adapter_parameters: Number = 0,
+) -> Work:
+    """2 N a token through the blocks and 2 E a token through the head, adapters' likewise."""
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
-    return Work(2 * N * block_tokens + 2 * E * head_tokens, BYTES * (N + E))
+    blocks = 2 * (N + adapter_parameters) * block_tokens + attention(config, attended)
+    return Work(blocks + 2 * E * head_tokens, BYTES * (N + E))
 
 
 def update(
-    config: Gemma3Config, *, block_tokens: Number, head_tokens: Number, remat: bool, frozen: bool
+    config: Gemma3Config,
+    *,
+    block_tokens: Number,
+    head_tokens: Number,
+    attended: Number,
+    adapter_parameters: Number = 0,
+    remat: bool,
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
-    (adapters' own products left out); remat runs the blocks, and a trained head, forward again.
-    Bytes: the weights in each pass; activations are left out, so that this is a floor."""
+    under adapters; remat runs the blocks, and a trained head, forward again.
+
+    Args:
+        block_tokens, head_tokens: that pass the blocks and the head.
+        attended: pairs of a query and a key, padding and masked ones too.
+        adapter_parameters: of all adapters; 0 where all weights are trained.
+
+    Bytes: the weights in each pass; activations are left out, so that this is a floor.
+    """
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
-    backward = 2 if frozen else 4
-    blocks = 2 + backward + (2 if remat else 0)
-    head = 2 + backward + (0 if frozen else 2)
-    return Work(blocks * N * block_tokens + head * E * head_tokens, BYTES * (N + E) * 3)
+    frozen, again = adapter_parameters > 0, 1 if remat else 0
+    weights = (2 * (1 + again) + (2 if frozen else 4)) * N
+    adapters = (2 * (1 + again) + 4) * adapter_parameters
+    head = (2 + 2 if frozen else 2 + 4 + 2) * E
+    flops = (
+        (weights + adapters) * block_tokens
+        + (3 + again) * attention(config, attended)
+        + head * head_tokens
+    )
+    return Work(flops, BYTES * (N + E) * 3)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
-from gemma_grpo.model import LoRAConfig, Params
+from gemma_grpo.model import WHOLE, Layout, LoRAConfig, Params
 from gemma_grpo.tokenizer import Tokenizer
 from gemma_grpo.train_state import in_dtype
 
@@ -32,6 +32,7 @@ class Runtime:
         dtype: computed in; master weights are float32 regardless.
         remat: recompute blocks in the backward pass.
         seed: that everything random in the run follows from.
+        layout: of the weights while sampling.
     """
 
     graphdef: nnx.GraphDef
@@ -45,13 +46,15 @@ class Runtime:
     dtype: str
     remat: bool
     seed: int
+    layout: Layout = WHOLE
 
     def full(self, params: Params) -> Params:
-        """All parameters to run the model with, in the dtype computed in and whole on every device:
-        what is trained, gathered once where it is spread, and the frozen ones beside it (not
-        copied)."""
-        computing = jax.device_put(in_dtype(params, self.dtype), meshes.whole(self.mesh))
-        return gemma3.join(computing, self.frozen)
+        """All parameters to sample with, in the dtype computed in: what is trained in its layout,
+        each array moved once, and only where it does not lie so already; the frozen ones beside it
+        (not copied)."""
+        computing = in_dtype(params, self.dtype)
+        places = meshes.places(self.mesh, self.layout.specs(computing))
+        return gemma3.join(jax.device_put(computing, places), self.frozen)
 
     def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
         """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:

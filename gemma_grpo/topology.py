@@ -3,6 +3,7 @@
 `pip install libtpu` brings the real compiler; it needs no TPU to compile for one.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 
@@ -19,6 +20,11 @@ _ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file lets one process compile at a time
 }
+
+
+def is_here() -> bool:
+    """Whether this host has TPU chips, by their device files; JAX's devices stay untouched."""
+    return any(glob.glob(pattern) for pattern in ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"))
 
 
 def devices(name: str) -> Sequence[jax.Device]:

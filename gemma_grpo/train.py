@@ -15,7 +15,18 @@ from pathlib import Path
 import jax
 import tyro
 
-from gemma_grpo import cli, config, pipeline, presets, report
+from gemma_grpo import (
+    cli,
+    config,
+    pipeline,
+    planning,
+    presets,
+    processes,
+    report,
+    roofline,
+    topology,
+)
+from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
 
@@ -39,8 +50,17 @@ class Options:
     """Go on with the run in --run-dir, or with the newest one in runs/."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
+    ignore_plan: bool = False
+    """Start on a TPU although its compiler says that the run will not fit (`plan`)."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
+    coordinator: str = ""
+    """Of a job of many processes: host:port of the first, or auto, which asks the TPU pod or the
+    cluster. SLURM steps and JAX_COORDINATOR_ADDRESS are noticed without it."""
+    num_processes: int | None = None
+    """How many processes the job has, with --coordinator host:port."""
+    process_id: int | None = None
+    """Which of them this is, from 0, with --coordinator host:port."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,23 +86,42 @@ def _main(arguments: list[str]) -> int:
     if options.resume:
         if run != default or chosen.config:
             raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
-        run_dir = options.run_dir or _newest_run()
-        run = config.from_yaml(run_dir / "config.yaml")
-    else:
-        run_dir = options.run_dir or RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = config.from_yaml((options.run_dir or _newest_run()) / "config.yaml")
+    processes.join(options.coordinator, options.num_processes, options.process_id)
     cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
+    run_dir = processes.from_first(lambda: _run_dir(options))
+    say = print if processes.is_first() else lambda *_, **__: None
     for warning in run.grpo.check():
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
-        print(_plan(run, pipeline.load_task(run), run_dir))
+        say(_plan(run, pipeline.load_task(run), run_dir))
         return 0
-    if not options.resume:
-        pipeline.new_run_dir(run_dir, run)
     cli.use_compilation_cache(run_dir.parent)
-    print(f"run directory: {run_dir}", file=sys.stderr)
+    if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
+        _require_room(run)
+    if not options.resume:
+        processes.on_first(lambda: pipeline.new_run_dir(run_dir, run))
+    say(f"run directory: {run_dir}", file=sys.stderr)
     summary = pipeline.execute(run, run_dir)
-    print(json.dumps(summary) if options.json else report.before_after_table(summary))
+    say(json.dumps(summary) if options.json else report.before_after_table(summary))
     return 0
+
+
+def _run_dir(options: Options) -> Path:
+    if options.run_dir:
+        return options.run_dir
+    if options.resume:
+        return _newest_run()
+    return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _require_room(run: RunConfig) -> None:
+    """Raises UserError if the run will not fit on the chips that are here. What is compiled for
+    that stays in the compilation cache."""
+    devices = jax.devices()
+    architecture = planning.model_config(run.model.weights)
+    chip = roofline.chip_here(devices[0])
+    planning.require_room(run, architecture, meshes.data_mesh(devices), chip)
 
 
 def _newest_run() -> Path:

@@ -131,7 +131,11 @@ def pick_word(
 
 def merge(picked: Pick, axis_name: str) -> Pick:
     """The pick over all words, from each device's over its own; ids are of the whole vocabulary."""
-    everyone = jax.lax.all_gather(picked, axis_name)
+    # As one array: each of its fields would be a collective of its own. Of integers: a compiler may
+    # make a sum of a small gather, which the bits of a float need not survive.
+    bits = jnp.stack([jax.lax.bitcast_convert_type(field, jnp.int32) for field in picked])
+    fields = zip(picked, jax.lax.all_gather(bits, axis_name, axis=1), strict=True)
+    everyone = Pick(*(jax.lax.bitcast_convert_type(all_, one.dtype) for one, all_ in fields))
     device_B = jnp.argmax(everyone.scores, axis=0)
     best = jax.tree.map(lambda of_devices: _of(of_devices, device_B), everyone)
     return best._replace(logsumexps=jax.nn.logsumexp(everyone.logsumexps, axis=0))

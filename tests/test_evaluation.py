@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from stubs import tiny_model
 
-from gemma_grpo import assets, collect, evaluation, rewards, statistics
+from gemma_grpo import assets, collect, evaluation, mesh, rewards, statistics
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
+from gemma_grpo.model import NO_LORA
+from gemma_grpo.runtime import Runtime
 from gemma_grpo.tokenizer import Tokenizer
 
 
@@ -154,6 +157,25 @@ def test_a_comparison_is_paired_by_problem():
     assert -1 < low < 0.5 < high < 1
 
 
+def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
+    made = []
+
+    def make_rollout(graphdef, mesh, **settings):
+        made.append({name: settings[name] for name in drawn})
+        return lambda: None
+
+    monkeypatch.setattr(collect, "make_rollout", make_rollout)
+    drawn = dict(num_generations=4, temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
+    tokenizer, devices = Tokenizer(assets.NANO_TOKENIZER), mesh.data_mesh()
+    runtime = Runtime(
+        tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", False, 0
+    )
+    settings = {name: value for name, value in drawn.items() if name != "num_generations"}
+    evaluation.make_evaluator(evaluation.EvaluationConfig(num_samples=4, **settings), runtime)
+    greedy = dict(num_generations=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+    assert made == [drawn, greedy]
+
+
 def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
     seen = []
 
@@ -167,7 +189,7 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
         return SimpleNamespace(samples=samples, rollout=drawn)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
-    sampler = collect.Sampler(lambda: None, Tokenizer(assets.NANO_TOKENIZER), "", 48, 2)
+    sampler = collect.Sampler(lambda: None, None, Tokenizer(assets.NANO_TOKENIZER), "", 48, 2)
     samples, logps = evaluation._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]

@@ -49,6 +49,15 @@ def test_a_stream_prints_what_would_be_printed_at_once(capsys):
     assert outputs[0] == outputs[1] and len(outputs[0]) > 10
 
 
+@pytest.mark.parametrize("stream", ["yes", "no"])
+def test_at_a_min_p_of_one_only_the_likeliest_token_is_left(capsys, stream):
+    outputs = []
+    for setting in (["--temperature", "0"], ["--temperature", "1.5", "--min-p", "1"]):
+        assert generate.main([*SUM, *setting, "--stream", stream]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 10
+
+
 def test_as_many_as_asked_are_drawn_and_another_seed_draws_others(capsys):
     arguments = [*SUM, "--num", "3", "--temperature", "1.5", "--json"]
     outputs = []
@@ -109,6 +118,7 @@ def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(
         (["gemma3-nano", "--prompt", "x", "--num", "0"], "--num"),
         (["gemma3-nano", "--prompt", "x", "--max-completion-length", "-1"], "--max-completion"),
         (["gemma3-nano", "--prompt", "x", "--top-p", "2"], "top_p"),
+        (["gemma3-nano", "--prompt", "x", "--min-p", "2"], "min_p"),
         (["gemma3-nano", "--prompts", "no such file.txt"], "no such file.txt"),
         (["gemma3-nano", "--prompts", "no such file.jsonl"], "no such file.jsonl"),
     ],

@@ -87,6 +87,8 @@ def test_a_run_leaves_everything_it_promises(whole_run):
         wanted = {"accuracy", "accuracy_ci95", "format_rate", "trace_score", "reward", "n"}
         assert wanted <= stage.keys() and stage["n"] == 8
     assert {"weights", "seed", "device", "seconds", "paired"} <= summary.keys()
+    seconds = summary["seconds"]
+    assert 0 < seconds["compile"] < sum(seconds.values()) - seconds["compile"]
     rows = (whole_run / "rollouts" / "grpo-000003.jsonl").read_text().splitlines()
     assert len(rows) == 2 * 4
     components = {"correctness", "trace", "confidence", "verbosity", "format", "reward"}

@@ -1,15 +1,31 @@
 """Laws of planning: what is read off a compiled program, and what was compiled for the v5e-8."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import compiled, mesh, plan, presets, programs, roofline, topology
+from gemma_grpo import (
+    cli,
+    compiled,
+    hlo,
+    mesh,
+    plan,
+    planning,
+    presets,
+    programs,
+    roofline,
+    topology,
+    traced,
+    train,
+)
+from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
+from gemma_grpo.rollout import make_rollout
 
 V5E = roofline.CHIPS["v5e"]
 ONE_B = CONFIGS["gemma3-1b"]
@@ -46,7 +62,7 @@ ENTRY %main (p: bf16[8,4]) -> f32[2] {
 
 
 def test_collectives_are_counted_by_kind_and_by_whether_they_stand_in_a_loop():
-    assert compiled.collectives_in(HLO) == [
+    assert compiled.collectives_in(hlo.parse(HLO)) == [
         compiled.Collective("all-gather", True, 8 * 32 * 2, 1),
         compiled.Collective("all-reduce", True, 16 * 4, 1),  # a pair counts once
         compiled.Collective("collective-permute", True, 4 * 4, 1),  # in a branch
@@ -69,12 +85,80 @@ def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
     assert step.bound(V5E) == "memory" and step.seconds(V5E) == step.bytes / 819e9
 
 
+def test_in_slices_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_collectives():
+    """Attention's 76 677 120 weights whole, 1/8 of 621 084 672 and of the embedding; a collective
+    is assumed to take 8 us: two a layer, and one each for embedding, head and draw."""
+    shapes = dict(num_prompts=1, prompt_length=512, slices=8)
+    whole = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
+    step = roofline.decode_step(ONE_B, num_rows=8, num_slots=800, **shapes)
+    read = 76_677_120 + (621_084_672 + 301_989_888) / 8
+    assert step.bytes == 2 * read + 26 * 1024 * (8 * 800 + 512)
+    assert step.flops == whole.flops
+    assert step.seconds(V5E) == pytest.approx(step.bytes / 819e9 + 55 * 8e-6)
+    first = roofline.prefill(ONE_B, **shapes)
+    assert first.bytes == 2 * (76_677_120 + 621_084_672 / 8) and first.collectives == 53
+
+
+def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
+    run = presets.preset("gemma3-1b")
+    sliced = replace(run, model=replace(run.model, rollout_layout="hybrid"))
+    (_, whole), (_, decode) = (plan.work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
+    assert whole.collectives == 0 and decode.collectives == 800 * 55
+    assert decode.bytes == pytest.approx(800 * 0.568e9, rel=1e-3)
+    assert decode.seconds(V5E) < 0.45 * whole.seconds(V5E)
+
+
+def test_the_limit_that_takes_longest_is_the_bound():
+    chip = roofline.Chip(memory=1.0, flops=1.0, bandwidth=1.0, latency=1.0)
+    works = [roofline.Work(3, 2, 1), roofline.Work(2, 3, 1), roofline.Work(1, 2, 3)]
+    assert [work.bound(chip) for work in works] == ["compute", "memory", "latency"]
+    assert [work.seconds(chip) for work in works] == [4, 4, 5]
+
+
 def test_an_update_counts_forward_backward_and_what_is_run_again():
-    N, E = roofline.block_parameters(ONE_B), 262_144 * 1152
-    work = lambda **how: roofline.update(ONE_B, block_tokens=100, head_tokens=10, **how).flops
-    assert work(remat=False, frozen=False) == 100 * 6 * N + 10 * 8 * E
-    assert work(remat=True, frozen=False) == 100 * 8 * N + 10 * 8 * E
-    assert work(remat=False, frozen=True) == 100 * 4 * N + 10 * 4 * E
+    """Of attention: 26 layers of 4 heads of 256, a score and a value for each pair."""
+    N, E, A = roofline.block_parameters(ONE_B), 262_144 * 1152, 26 * 4 * 256 * 4
+    sizes = {"block_tokens": 100, "head_tokens": 10, "attended": 5}
+    work = lambda **how: roofline.update(ONE_B, **sizes, **how).flops
+    assert work(remat=False) == 100 * 6 * N + 10 * 8 * E + 5 * 3 * A
+    assert work(remat=True) == 100 * 8 * N + 10 * 8 * E + 5 * 4 * A
+    frozen = work(remat=False, adapter_parameters=7)
+    assert frozen == 100 * (4 * N + 6 * 7) + 10 * 4 * E + 5 * 3 * A
+    scored = roofline.log_probs(ONE_B, **sizes, adapter_parameters=7).flops
+    assert scored == 100 * 2 * (N + 7) + 10 * 2 * E + 5 * A
+
+
+@pytest.mark.parametrize("preset", ["gemma3-1b", "gemma3-1b-lora"])
+def test_the_programs_do_no_more_than_the_formulas_say(preset):
+    """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are."""
+    run = presets.preset(preset)
+    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
+    devices = mesh.data_mesh()
+    for program in programs.of_step(run, ONE_B, devices):
+        if program.name != "rollout":
+            (floor,) = planning.work_of(program.name, run, ONE_B, devices.size)
+            counted = traced.matmul_flops(program.trace())
+            assert counted == pytest.approx(floor.flops, rel=1e-3), program.name
+
+
+def test_matmuls_are_counted_through_loops_branches_and_gradients():
+    """A product of 2x3 and 3x5 is 60 FLOPs."""
+    x, w = jnp.zeros((2, 3)), jnp.zeros((3, 5))
+    square = jnp.zeros((3, 3))
+
+    def of(function, *arrays, **how):
+        return traced.matmul_flops(jax.jit(function).trace(*arrays), **how)
+
+    assert of(lambda x, w: x @ w, x, w) == 60
+    assert of(lambda x, w: jax.lax.scan(lambda c, _: (c, c @ w), x, length=7), x, w) == 7 * 60
+    assert (
+        of(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T @ w, lambda: x @ w), x, w)
+        == 180
+    )
+    loop = lambda x, s: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ s, x)
+    assert of(loop, x, square, turns=4) == 4 * 36
+    grad = jax.grad(lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w))(x).sum(), argnums=(0, 1))
+    assert of(grad, x, w) == 60 + 60 + 2 * 60  # forward, again, and for either argument
 
 
 def test_a_program_is_read_as_a_device_sees_it():
@@ -109,12 +193,14 @@ def test_an_unknown_topology_is_refused_in_one_line():
         roofline.chip_of("v9:2x2")
 
 
-def read(name, preset, config, devices):
+def read(name, preset, config, devices, *, beta=0.0):
     run = presets.preset(preset)
+    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=beta)))
+    run = replace(run, model=replace(run.model, rollout_layout="data"))
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]
-    return compiled.compile_and_read(program.lower()), program.resident
+    return compiled.compile_and_read(program.trace().lower()), program.resident
 
 
 @pytest.mark.parametrize(
@@ -124,6 +210,47 @@ def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config):
     rollout, resident = read("rollout", "gemma3-1b", config, v5e)
     assert rollout.collectives == []
     assert rollout.peak + resident < 12e9  # of 16
+
+
+def test_on_v5e_a_truncated_rollout_draws_by_its_kernel_and_keeps_logits_in_vmem(v5e):
+    """Eight rows a chip, all words; in HBM their logits would take 8 MB in float32."""
+    devices = mesh.data_mesh(v5e)
+    graphdef, shapes = gemma3.abstract(TWO_LAYERS, gemma3.NO_LORA)
+    rollout = make_rollout(
+        graphdef,
+        devices,
+        num_generations=8,
+        max_completion_length=32,
+        stop_ids=programs.STOP_IDS,
+        pad_id=programs.PAD_ID,
+        temperature=1.0,
+        top_k=50,
+        top_p=0.95,
+    )
+    whole, rows = mesh.whole(devices), mesh.rows(devices)
+    place = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    lowered = rollout.lower(
+        jax.tree.map(lambda leaf: place(leaf.shape, jnp.bfloat16, whole), shapes),
+        place((8, 64), jnp.int32, rows),
+        place((8, 64), jnp.bool_, rows),
+        mesh.described(jax.eval_shape(lambda: jax.random.key(0)), whole),
+    )
+    text = lowered.compile().as_text()
+    (kernel,) = re.findall(r"%(\S+) = .*custom_call_target=\"tpu_custom_call\"", text)
+    assert kernel.startswith("truncated_sampling")
+    assert compiled.collectives_in(hlo.parse(text)) == []
+    assert not re.search(r"f32\[(8,262144|262144,8)\]", text)
+
+
+@pytest.mark.parametrize(
+    "config", [TWO_LAYERS, pytest.param(ONE_B, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
+)
+def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
+    scoring, resident = read("reference", "gemma3-1b", config, v5e, beta=0.1)
+    assert scoring.peak + resident < 12e9  # of 16
+    assert {found.kind for found in scoring.collectives} == {"all-gather"}
+    for found in scoring.collectives:
+        assert found.largest <= (1.05 * 1152 * 6912 * 2 if found.in_loop else EMBEDDING), found
 
 
 @pytest.mark.parametrize(
@@ -146,12 +273,16 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
         assert {found.kind for found in update.collectives} == {"all-reduce"}
 
 
+def row(name, peak, *, resident=0, seconds=1.0):
+    read = compiled.Compiled(1, 2, peak, [], 0.0, 5.0)
+    return planning.Row(name, read, resident, 3.3e9, 3e9, "HBM bytes", seconds, "memory")
+
+
 @pytest.mark.parametrize("peak, status", [(1_000_000_000, 0), (17_000_000_000, 1)])
 def test_the_command_prints_json_and_its_status_says_whether_it_fits(
     capsys, monkeypatch, v5e, peak, status
 ):
-    rows = [plan.Row("update", compiled.Compiled(1, 2, peak, [], 5.0), 0, 2.0, "memory")]
-    monkeypatch.setattr(plan, "plan", lambda *_: rows)
+    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", peak)])
     assert plan.main(["--json", "--search", "--grpo.prompts-per-step", "4096"]) == status
     result = json.loads(capsys.readouterr().out)
     assert result["chips"] == 8 and result["fits"] == (status == 0)
@@ -168,23 +299,75 @@ def test_the_largest_batch_is_searched_by_doubling_prompts_and_passes(monkeypatc
 
     def takes_200_mb_a_prompt(run, *_):
         seen.append((run.grpo.prompts_per_step, run.grpo.accumulation_steps))
-        peak = 200_000_000 * run.grpo.prompts_per_step
-        return [plan.Row("update", compiled.Compiled(0, 0, peak, [], 0.0), 0, 1.0, "compute")]
+        return [row("update", 200_000_000 * run.grpo.prompts_per_step)]
 
-    monkeypatch.setattr(plan, "plan", takes_200_mb_a_prompt)
+    monkeypatch.setattr(planning, "plan", takes_200_mb_a_prompt)
     run = presets.preset("gemma3-1b")
-    assert plan.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
+    assert planning.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
     assert seen == [(16, 2), (32, 4), (64, 8), (128, 16)]
 
 
 def test_a_summary_adds_up():
     run = presets.preset("gemma3-1b")
-    reading = compiled.Compiled(1, 2, 15_000_000_000, [], 5.0)
-    rows = [plan.Row("rollout", reading, 500_000_000, 2.0, "memory")]
+    rows = [row("rollout", 15_000_000_000, resident=500_000_000, seconds=2.0)]
     result = json.loads(json.dumps(plan.summary(run, rows, V5E, 8)))
     assert result["fits"] and result["programs"][0]["headroom"] == 500_000_000
     assert result["model_steps_per_session"] == 9 * 3600 // 2
-    rows.append(plan.Row("update", reading, 1_500_000_000, 1.0, "compute"))
+    rows.append(row("update", 15_000_000_000, resident=1_500_000_000))
     over = plan.summary(run, rows, V5E, 8)
     assert not over["fits"]
     assert "DOES NOT FIT, by 0.50 GB" in plan.table(run, rows, over, V5E, "v5e:2x4")
+    assert "3.3e+09 HBM bytes a chip, 1.100 x the floor of 3e+09" in plan.table(
+        run, rows, over, V5E, "v5e:2x4"
+    )
+
+
+def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
+    run = presets.preset("gemma3-1b")
+    monkeypatch.setattr(
+        planning, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
+    )
+    with pytest.raises(UserError, match="update does not fit, by 1.25 GB a chip; raise --grpo.acc"):
+        planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", 15_000_000_000)])
+    planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+
+
+def test_mends_are_named_in_the_order_of_what_they_cost():
+    run = presets.preset("gemma3-1b")
+    without_remat = replace(run, model=replace(run.model, remat=False))
+    in_passes = replace(run, grpo=replace(run.grpo, accumulation_steps=8))
+    assert "remat" in planning.mend(without_remat)
+    assert "accumulation-steps" in planning.mend(run)
+    assert "lora.rank" in planning.mend(in_passes)
+
+
+def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp_path):
+    """The chips are this machine's CPU; what the plan says of them is made up."""
+    seen = []
+
+    def no_room(run, architecture, mesh, chip):
+        seen.append(architecture.num_layers)
+        raise UserError("update does not fit")
+
+    monkeypatch.setattr(cli, "split_cpu", lambda *_: None)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda _: None)
+    monkeypatch.setattr(roofline, "chip_here", lambda _: V5E)
+    monkeypatch.setattr(planning, "require_room", no_room)
+    monkeypatch.setattr(train.pipeline, "execute", lambda *_: {"trained": True})
+    where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
+    assert train.main(where("a")) == 0 and not seen  # no TPU
+    monkeypatch.setattr(topology, "is_here", lambda: True)
+    assert train.main(where("b")) == 2 and seen == [6]
+    assert "update does not fit" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    assert train.main([*where("b"), "--ignore-plan"]) == 0 and seen == [6]
+
+
+@pytest.mark.parametrize("number", [16, 64, 256])
+def test_presets_for_more_chips_have_a_prompt_a_chip(number):
+    run = presets.preset(f"gemma3-1b-v5e-{number}")
+    assert run.grpo.prompts_per_step == number and run.sft.batch_size % number == 0
+    assert run.evaluation.batch_size // run.evaluation.num_samples % number == 0
+    few = presets.preset("gemma3-1b").grpo.optimizer.learning_rate
+    rate = run.grpo.optimizer.learning_rate
+    assert rate == pytest.approx(few * (number / 8) ** 0.5, rel=0.01)

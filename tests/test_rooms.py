@@ -10,12 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gemma_grpo"
 
 FLOORS = (
-    "errors answers rewards advantages losses loss_checks statistics mesh kernels",
-    "model weights data tokenizer sampling padding assets topology compiled roofline",
+    "errors answers rewards advantages losses loss_checks statistics mesh processes kernels",
+    "model weights data tokenizer sampling padding assets "
+    "topology compiled compile_clock hlo traced roofline",
     "rollout logps train_state accumulation update scoring runtime",
     "collect generation chat evaluation checkpoint metrics report model_card interrupt loop",
     "sft grpo grpo_update",
-    "config presets pipeline cli programs",
+    "config presets pipeline cli programs planning",
     "train evaluate generate export ablation pretrain plan verify_kernels",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -8,7 +8,7 @@ weights trained, beta 0. Nothing is run, and nothing here is a time on a TPU. Ou
 that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_per_token_logps` and
 `_decode_fn` of the release, donated as it donates, its activations placed as on a TPU.
 
-A decode row counts the body of the loop alone (`benchmarks/hlo.py`), the same instrument on both
+A decode row counts the body of the loop alone (`gemma_grpo/hlo.py`), the same instrument on both
 sides; its peak and compile time are of the whole program, which with us is prefill and loop in one;
 `floor` is what a step must read at the least: the weights that lie on a chip and its cache.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
@@ -26,11 +26,10 @@ from pathlib import Path
 import jax
 import tyro
 
-from benchmarks import hlo
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
+from gemma_grpo import hlo, model, presets, programs, topology
 from gemma_grpo import mesh as meshes
-from gemma_grpo import model, presets, programs, topology
 
 TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
 OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
@@ -39,11 +38,13 @@ THEIRS = {"prefill": "prefill", "decode": "decode", "logps": "logps", "update": 
 
 @dataclass(frozen=True)
 class Case:
-    """A side, a program, and Tunix's settings for it; `replicated` weights, rows over all chips."""
+    """A side and a program; the layout of our rollout; and Tunix's settings (`replicated`: weights
+    on all chips, rows spread over them)."""
 
     side: str
     program: str
     sequences: int = 64
+    layout: str = "data"
     fsdp: int = 8
     tp: int = 1
     remat: str = "NONE"
@@ -51,7 +52,8 @@ class Case:
 
 
 CASES = {
-    "ours-decode": Case("ours", "decode"),
+    "ours-decode": Case("ours", "decode", layout="hybrid"),
+    "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
     "ours-update": Case("ours", "update"),
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
@@ -106,8 +108,9 @@ def compile_ours(case: Case, text: Path) -> dict:
         loss=replace(stage.loss, beta=beta),
     )
     mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
-    made = programs.of_step(replace(_RUN, grpo=stage), model.CONFIGS[MODEL], mesh)
-    (lowered,) = [one.lower() for one in made if one.name == OURS[case.program]]
+    run = replace(_RUN, grpo=stage, model=replace(_RUN.model, rollout_layout=case.layout))
+    made = programs.of_step(run, model.CONFIGS[MODEL], mesh)
+    (lowered,) = [one.trace().lower() for one in made if one.name == OURS[case.program]]
     wall, cpu = time.perf_counter(), time.process_time()
     executable = lowered.compile()
     memory = executable.memory_analysis()
@@ -159,21 +162,24 @@ def decode_figures(text: str) -> dict:
 
 
 def floor(case: Case) -> int:
-    """Bytes of one chip's weights and of its rows' keys and values, each read once in a step, for
-    a layout without tensor parallelism; with it the weights are spread over `tp` chips.
+    """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
-    The cache counts in full for Tunix, whose loop reads all slots of it, and for ours the prompt's
-    part once for each group.
+    Tensor parallelism spreads all of Tunix's weights, the hybrid layout our MLPs and embedding. The
+    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it,
+    and for ours the prompt's part once for each group.
     """
-    config = model.CONFIGS[MODEL]
+    config, chips = model.CONFIGS[MODEL], 8
     _, shapes = model.abstract(config)
-    weights = sum(2 * leaf.size for leaf in jax.tree.leaves(shapes)) // case.tp
+    whole = 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    sliced = 2 * sum(
+        leaf.size for leaf in jax.tree.leaves([shapes["embedding"], shapes["layers"]["mlp"]])
+    )
     a_token = 2 * 2 * config.num_kv_heads * config.head_dim * config.num_layers
-    rows = case.sequences / (case.fsdp if case.side == "tunix" else 8)
-    tokens = rows * (_S + _T)
-    if case.side == "ours":
-        tokens = rows / _RUN.grpo.num_generations * _S + rows * _T
-    return round(weights + a_token * tokens)
+    if case.side == "tunix":
+        return round(whole / case.tp + a_token * case.sequences / case.fsdp * (_S + _T))
+    weights = whole - sliced + sliced / chips if case.layout == "hybrid" else whole
+    rows = case.sequences / chips
+    return round(weights + a_token * rows * (_S / _RUN.grpo.num_generations + _T))
 
 
 if __name__ == "__main__":

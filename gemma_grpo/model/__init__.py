@@ -1,6 +1,7 @@
 """Gemma 3 text as a Flax NNX module: config, layers, attention, transformer."""
 
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
+from gemma_grpo.model.layout import WHOLE, Layout, Sliced
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
 from gemma_grpo.model.transformer import (
     KV,
@@ -24,8 +25,11 @@ __all__ = [
     "NO_LORA",
     "Gemma3",
     "Gemma3Config",
+    "Layout",
     "LoRAConfig",
     "Params",
+    "Sliced",
+    "WHOLE",
     "abstract",
     "decode",
     "empty_cache",

@@ -22,6 +22,7 @@ from gemma_grpo.kernels import head
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
+from gemma_grpo.model.layout import WHOLE, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
 
 Params = dict[str, Any]
@@ -59,12 +60,14 @@ class Block(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         attend: Attend,
         keys_B: jax.Array | None = None,
+        layout: Layout = WHOLE,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output and this layer's new keys and values."""
         q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_B)
         mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_B)
         x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
-        x_BLD = x_BLD + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_BLD), keys_B))
+        x_RLD = layout.gather(self.pre_mlp_norm(x_BLD))
+        x_BLD = x_BLD + self.post_mlp_norm(layout.scatter(self.mlp(x_RLD, keys_B)))
         return x_BLD, (k_BLKH, v_BLKH)
 
 
@@ -83,11 +86,11 @@ class Gemma3(nnx.Module):
         self.layers = make_block(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
 
-    def embed(self, ids_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def embed(self, ids_RL: Int[Array, "R L"], layout: Layout = WHOLE) -> Float[Array, "B L D"]:
         """Embedding rows times sqrt(D), the factor rounded to the weights' dtype as Gemma does."""
         embedding_VD = self.embedding[...]
         factor = jnp.asarray(self.config.embed_dim**0.5, embedding_VD.dtype)
-        return embedding_VD[ids_BL] * factor
+        return layout.scatter(layout.lookup(embedding_VD, ids_RL)) * factor
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """The tied head, in float32. Gemma 3 has no soft-cap."""
@@ -121,29 +124,31 @@ def init_adapter(config: Gemma3Config, lora_config: LoRAConfig, *, seed: int) ->
 
 def forward(
     model: Gemma3,
-    ids_BL: Int[Array, "B L"],
+    ids_RL: Int[Array, "R L"],
     mask_BL: Bool[Array, "B L"],
     *,
     remat: bool = False,
     gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
+    layout: Layout = WHOLE,
 ) -> tuple[Float[Array, "B L D"], KV]:
     """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
 
     Args:
-        ids_BL: tokens.
+        ids_RL: tokens of all rows (see `Layout`); everything else is of the B own ones.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
         remat: recompute each block in the backward pass rather than keep its activations.
         gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
             pass under `remat`; None where they are whole already.
         dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
+        layout: how the weights lie. In slices nothing can be dropped.
 
     Returns:
         Hidden states after the final norm, and every layer's keys and values.
     """
     config = model.config
     positions_BL = jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
-    L = ids_BL.shape[1]
+    L = ids_RL.shape[1]
     masks = [
         attention.causal_mask(L, window=window) & mask_BL[:, None, :]
         for window in (config.sliding_window, None)
@@ -153,10 +158,10 @@ def forward(
         block, is_global, _, keys_B = _block(model, scanned, dropout_keys_B)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
-        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_B)
+        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_B, layout)
 
     ropes = _ropes(config, positions_BL)
-    x_BLD, kv = _scan(model, layer, model.embed(ids_BL), (), remat=remat, gather=gather)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), (), remat=remat, gather=gather)
     return model.final_norm(x_BLD), kv
 
 
@@ -231,34 +236,37 @@ def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: j
 def decode(
     model: Gemma3,
     blocks: list[Block],
-    ids_B: Int[Array, " B"],
+    ids_R: Int[Array, " R"],
     slot: Int[Array, ""],
     cache: Cache,
     prompt_kv: KV,
     prompt_mask_PS: Bool[Array, "P S"],
+    layout: Layout = WHOLE,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Run one token of each row, at completion slot `slot`, and write its keys and values there.
 
     Args:
         model: for the embedding and the final norm.
         blocks: `unstack_layers(model)`.
-        ids_B: the token at `slot` in each row. Rows that have ended may hold anything.
+        ids_R: the token at `slot` in all rows (see `Layout`); everything else is of the B own ones.
+            Rows that have ended may hold anything.
         slot: the completion slot, the same for all rows since prompts end at the same slot.
         cache: slots below `slot` are filled.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
+        layout: how the weights lie.
 
     Returns:
         Hidden states after the final norm, and the cache with slot `slot` filled.
     """
     config = model.config
     P, S = prompt_mask_PS.shape
-    B, C = ids_B.shape[0], cache[0][0].shape[1]
+    B, C = cache[0][0].shape[:2]
     positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
     ropes = _ropes(config, positions_B1)
     age_C = slot - jnp.arange(C)  # of each slot: 0 is this token's own, not yet written
     itself = jnp.ones((1, 1, 1), bool)
-    x_B1D = model.embed(ids_B[:, None])
+    x_B1D = model.embed(ids_R[:, None], layout)
     new_cache = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
@@ -273,7 +281,7 @@ def decode(
                 q, prompt_k, prompt_v, prompt, own, scale=_scale(config)
             )
 
-        x_B1D, new = block(x_B1D, ropes[is_global], attend)
+        x_B1D, new = block(x_B1D, ropes[is_global], attend, layout=layout)
         # Written after it was read: a cache updated first is copied whole, layer by layer.
         new_cache.append(
             tuple(

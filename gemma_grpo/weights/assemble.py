@@ -13,6 +13,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from gemma_grpo import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Params
 from gemma_grpo.weights import buffers
@@ -41,7 +42,7 @@ def assemble(
     placed = {}
     for entry in sorted(TABLE, key=lambda entry: -leaves[entry.ours].size):
         buffer = _read(source, entry, leaves[entry.ours].shape, np.dtype(dtype))
-        placed[entry.ours] = jax.device_put(buffer, places[entry.ours], may_alias=True)
+        placed[entry.ours] = meshes.place(buffer, places[entry.ours], may_alias=True)
     return jax.tree.unflatten(jax.tree.structure(like), [placed[path] for path in leaves])
 
 
@@ -52,7 +53,7 @@ def hf_tensors(params: Params, config: Gemma3Config) -> Iterator[tuple[str, np.n
     """
     leaves = by_path(params)
     for entry in TABLE:
-        leaf = jax.device_get(leaves[entry.ours])
+        leaf = meshes.to_host(leaves[entry.ours])
         layers = leaf if entry.stacked else [leaf]
         for name, array in zip(entry.their_names(config.num_layers), layers, strict=True):
             yield name, entry.to_theirs(array)

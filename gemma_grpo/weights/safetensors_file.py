@@ -6,9 +6,12 @@ A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.g
 from pathlib import Path
 
 import jax
+import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gemma_grpo import mesh as meshes
+from gemma_grpo import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 from gemma_grpo.weights.names import by_path
@@ -20,14 +23,8 @@ def save(path: Path, params: Params) -> None:
     Raises:
         UserError: the disk is full or cannot be written.
     """
-    tensors = {name: jax.device_get(leaf) for name, leaf in by_path(params).items()}
-    partial = path.with_suffix(".partial")
-    try:
-        safetensors.numpy.save_file(tensors, partial)
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; free some space, then --resume") from error
+    tensors = {name: meshes.to_host(leaf) for name, leaf in by_path(params).items()}
+    processes.on_first(lambda: _write(path, tensors))
 
 
 def load(path: Path, like: Params) -> Params:
@@ -56,9 +53,17 @@ def load(path: Path, like: Params) -> Params:
                 f"weights {path}: {name} has shape {tensors[name].shape}, expected {leaf.shape}"
             )
     flat = [
-        jax.device_put(
-            tensors[name].astype(leaf.dtype, copy=False), getattr(leaf, "sharding", None)
-        )
+        meshes.place(tensors[name].astype(leaf.dtype, copy=False), getattr(leaf, "sharding", None))
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), flat)
+
+
+def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        safetensors.numpy.save_file(tensors, partial)
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; free some space, then --resume") from error

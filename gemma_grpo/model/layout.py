@@ -1,0 +1,121 @@
+"""Where the embedding and the MLPs lie when the model is run: whole on each device, or in slices.
+Knows no block, mesh or sampling.
+
+A device always has its own rows of every activation and cache, and all of attention's weights. In
+slices, it has 1/n of each MLP's hidden units and of the words beside: the rows of all devices are
+gathered before the MLP, and its partial sums are added up and scattered back to their rows after it
+(tensor parallelism as in Megatron-LM, Shoeybi et al., arXiv 1909.08053, section 3, with the rows
+split in between as in Korthikanti et al., arXiv 2205.05198, section 4.2.2). The arithmetic stays
+the same, a device reads 1/n of these weights. That pays where few rows are run at a time: decoding.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import block_draw
+from gemma_grpo.model.config import Gemma3Config
+
+# The axis of each array that is sliced. Blocks' matrices are [layer, in, out]. Adapters are sliced
+# as their weights are, where they meet the hidden units.
+_SLICED_AXIS = {
+    "embedding": 0,
+    "layers.mlp.gate": 2,
+    "layers.mlp.gate_lora.b": 2,
+    "layers.mlp.up": 2,
+    "layers.mlp.up_lora.b": 2,
+    "layers.mlp.down": 1,
+    "layers.mlp.down_lora.a": 1,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All weights whole on every device, which then has nothing to say to the others.
+
+    R rows are those of all devices that the weights are sliced over, in order, and B this device's
+    own; here they are the same.
+
+    Attributes:
+        axis_name: of the mesh's axis that the words are sliced over; None where they are whole.
+    """
+
+    axis_name: str | None = None
+
+    def gather(self, own: Shaped[Array, "B *rest"]) -> Shaped[Array, "R *rest"]:
+        """All rows, from each device's own."""
+        return own
+
+    def scatter(self, partial: Float[Array, "R *rest"]) -> Float[Array, "B *rest"]:
+        """Own rows, added up over the devices."""
+        return partial
+
+    def own(self, everyone: Shaped[Array, "R *rest"]) -> Shaped[Array, "B *rest"]:
+        """Own rows of what every device has: `gather` undone."""
+        return everyone
+
+    def lookup(
+        self, embedding_VD: Float[Array, "V D"], ids: Int[Array, "R ..."]
+    ) -> Float[Array, "R ... D"]:
+        """This device's part of the ids' embeddings, for `scatter`."""
+        return embedding_VD[ids]
+
+    def specs(self, params: PyTree) -> PyTree:
+        """A `PartitionSpec` for each array (or shape) of `params`."""
+        return jax.tree.map(lambda _: PartitionSpec(), params)
+
+    def check(self, config: Gemma3Config, num_devices: int) -> None:
+        """Raises UserError where a model of this shape does not divide."""
+
+
+WHOLE = Layout()
+
+
+@dataclass(frozen=True)
+class Sliced(Layout):
+    """MLPs and embedding in slices. All but `specs` and `check` is for use inside `shard_map`."""
+
+    axis_name: str
+
+    def gather(self, own):
+        return jax.lax.all_gather(own, self.axis_name, tiled=True)
+
+    def scatter(self, partial):
+        return jax.lax.psum_scatter(partial, self.axis_name, tiled=True)
+
+    def own(self, everyone):
+        num_own = everyone.shape[0] // jax.lax.axis_size(self.axis_name)
+        first = jax.lax.axis_index(self.axis_name) * num_own
+        return jax.lax.dynamic_slice_in_dim(everyone, first, num_own)
+
+    def lookup(self, embedding_VD, ids):
+        num_words = len(embedding_VD)
+        here = ids - jax.lax.axis_index(self.axis_name) * num_words
+        here = jnp.where(here < 0, num_words, here)  # a negative index would count from the end
+        return embedding_VD.at[here].get(mode="fill", fill_value=0)
+
+    def specs(self, params):
+        def spec(path, _):
+            axis = _SLICED_AXIS.get(jax.tree_util.keystr(path, simple=True, separator="."))
+            return (
+                PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.axis_name)
+            )
+
+        return jax.tree.map_with_path(spec, params)
+
+    def check(self, config, num_devices):
+        if num_devices == 1:
+            return
+        for name, size, unit in (
+            ("hidden_dim", config.hidden_dim, 1),
+            ("vocab_size", config.vocab_size, block_draw.BLOCK),
+        ):
+            if size % (num_devices * unit):
+                raise UserError(
+                    f"model.rollout_layout=hybrid: {name}={size} is no multiple of "
+                    f"{num_devices * unit}, as {num_devices} devices need; use data"
+                )

@@ -1,0 +1,123 @@
+"""Many processes that run one program together, on JAX's own runtime: how they meet and agree.
+Knows no mesh, file or training.
+
+All processes take the same steps, and the devices of all of them make one mesh. What only one of
+them shall do (write a file, take a decision), or each a part of (score its own rows), goes through
+the functions below: every process calls them at the same point, and all go on with the same value
+or stop with the same error. A process alone just calls what it was given.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from gemma_grpo.errors import UserError
+
+AUTO = "auto"
+# A process that is gone is noticed by its silence; the others then stop.
+SILENCE_SECONDS = 60
+_SMALLEST = 1 << 12  # bytes exchanged; sizes are powers of two, so that few programs are compiled
+
+Value = TypeVar("Value")
+
+
+def join(
+    coordinator: str = "", num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Meet the job's other processes, if it has any. To be called before JAX looks at its devices.
+
+    Args:
+        coordinator: host:port of process 0; "auto" lets JAX ask the TPU pod's or the cluster's
+            environment; "" does so only where the variables tell of several processes
+            (`JAX_COORDINATOR_ADDRESS`, a SLURM step's tasks, the workers of a TPU pod).
+        num_processes, process_id: with host:port; else from the environment.
+
+    Raises:
+        UserError: half of the settings, or the others were not found.
+    """
+    if not coordinator and _told_by_environment():
+        coordinator = AUTO
+    if not coordinator:
+        if num_processes is not None or process_id is not None:
+            raise UserError("--num-processes and --process-id: give --coordinator host:port too")
+        return
+    if coordinator != AUTO and ":" not in coordinator:
+        raise UserError(f"--coordinator {coordinator}: write host:port, or auto")
+    try:
+        jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator,
+            num_processes if num_processes is not None else _number("JAX_NUM_PROCESSES"),
+            process_id if process_id is not None else _number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=SILENCE_SECONDS,
+            shutdown_timeout_seconds=SILENCE_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give "
+            "--coordinator host:port, --num-processes and --process-id"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def from_all(make: Callable[[], Value]) -> list[Value]:
+    """What `make` returns in each process, in their order; it must pickle.
+
+    Raises:
+        UserError, OSError: that `make` raised in the first of the processes where it did.
+    """
+    if not jax.distributed.is_initialized():
+        return [make()]
+    try:
+        own = (make(), None)
+    except (UserError, OSError) as error:
+        own = (None, error)
+    outcomes = _exchange(own)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [value for value, _ in outcomes]
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make` returns in the first process, which alone calls it. Raises as `from_all`."""
+    return from_all(lambda: make() if is_first() else None)[0]
+
+
+def on_first(make: Callable[[], Value]) -> Value | None:
+    """What `make` returns, in the first process, which alone calls it; None in the others. The
+    others wait for it. Raises as `from_all`, everywhere."""
+    kept = []
+    from_first(lambda: kept.append(make()))
+    return kept[0] if kept else None
+
+
+def _told_by_environment() -> bool:
+    """Whether the variables of this process say that it is one of several."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def _number(variable: str) -> int | None:
+    return int(os.environ[variable]) if variable in os.environ else None
+
+
+def _exchange(value: Any) -> list[Any]:
+    """Every process's value, over the devices' own network."""
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size)).tolist()
+    room = max(_SMALLEST, 1 << (max(sizes) - 1).bit_length())
+    everyone = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
