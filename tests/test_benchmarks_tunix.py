@@ -151,7 +151,7 @@ def test_a_collective_in_flight_in_a_fusion_is_neither_its_traffic_nor_counted_a
         + "  ROOT %y = (f32[1024,8]{1,0}, f32[8]{0}) fusion(%x, %q), kind=kCustom, "
         + "output_to_operand_aliasing={{0}: (0, {})}, calls=%async_collective_fusion"
     )
-    assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(32 + 32, {})
+    assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(64.0, {})
 
 
 def test_a_program_without_a_loop_has_no_body():
