@@ -10,7 +10,8 @@ that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_p
 
 A decode row counts the body of the loop alone (`gemma_grpo/hlo.py`), the same instrument on both
 sides; its peak and compile time are of the whole program, which with us is prefill and loop in one;
-`floor` is what a step must read at the least: the weights that lie on a chip and its cache.
+`floor` is what a step must read at the least, the weights that lie on a chip and its cache, less
+`on_chip`, what the compiler keeps in on-chip memory from step to step.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
 us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
 """
@@ -153,9 +154,11 @@ def compile_theirs(case: Case, text: Path, environment: Path, folder: Path) -> d
 
 def decode_figures(text: str) -> dict:
     """What a turn of the decode loop moves, of any rollout's HLO."""
-    body = hlo.loop_body(hlo.parse(text))
+    module = hlo.parse(text)
+    body = hlo.loop_body(module)
     return {
         "step_bytes": round(body.bytes),
+        "on_chip": round(hlo.carried_on_chip(module)),
         "step_collectives": sum(body.collectives.values()),
         "step_collectives_by_kind": body.collectives,
     }
