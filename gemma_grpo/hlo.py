@@ -104,12 +104,23 @@ def program(module: Module) -> Moved:
 def loop_body(module: Module) -> Moved:
     """One turn of the loop that moves most in a turn, of those in the entry computation; nothing
     where there is none."""
-    entry = module.computations[module.entry]
-    bodies = [called(one, "body") for one in entry.instructions.values() if one.op == "while"]
-    if not bodies:
+    heaviest = _heaviest_loop(module)
+    if heaviest is None:
         return Moved(0.0, {})
-    heaviest = max(bodies, key=lambda body: _traffic(module, body))
-    return Moved(_traffic(module, heaviest), _collectives(module, heaviest))
+    body = called(heaviest, "body")
+    return Moved(_traffic(module, body), _collectives(module, body))
+
+
+def carried_on_chip(module: Module) -> float:
+    """Bytes that this loop keeps on chip from turn to turn: what it need not read again."""
+    heaviest = _heaviest_loop(module)
+    return _whole(heaviest.shape) - _in_hbm(heaviest.shape) if heaviest else 0.0
+
+
+def _heaviest_loop(module: Module) -> Instruction | None:
+    entry = module.computations[module.entry]
+    loops = [one for one in entry.instructions.values() if one.op == "while"]
+    return max(loops, key=lambda one: _traffic(module, called(one, "body")), default=None)
 
 
 def _instruction(name: str, rest: str) -> Instruction:

@@ -154,6 +154,12 @@ def test_a_collective_in_flight_in_a_fusion_is_neither_its_traffic_nor_counted_a
     assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(64.0, {})
 
 
+def test_what_a_loop_keeps_on_chip_is_told():
+    kept = LOOP.replace("bf16[64,64]{1,0}) while", "bf16[64,64]{1,0:S(1)}) while")
+    assert hlo.carried_on_chip(hlo.parse(LOOP)) == 0
+    assert hlo.carried_on_chip(hlo.parse(kept)) == 8192
+
+
 def test_a_program_without_a_loop_has_no_body():
     module = module_of(PARAMETER + "  ROOT %y = f32[1024,8]{1,0} negate(%x)")
     assert hlo.loop_body(module) == hlo.Moved(0.0, {})

@@ -34,7 +34,7 @@ def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
     """
     jax.config.update("jax_platforms", "cpu")
     run = presets.preset("gemma3-1b")
-    run = replace(run, model=replace(run.model, remat=False))
+    run = replace(run, model=replace(run.model, remat=False, rollout_layout="data"))
     budget = run.model.max_completion_length
     made = programs.of_step(run, gemma3.CONFIGS[model], mesh.data_mesh(jax.devices()[:1]))
     ours = {one.name: matmul_flops(one.function, one.arguments, while_trips=budget) for one in made}

@@ -73,33 +73,37 @@ def cpu_lines(rows: list[dict]) -> list[Line]:
 
 
 def v5e_lines(rows: list[dict]) -> list[Line]:
-    """Ours against each of Tunix's cases of the same program. Our rollout is one program, which
-    stands against Tunix's prefill and its decode loop, each for itself."""
-    found = [row for row in rows if row["benchmark"] == "tunix/v5e"]
-    ours = {row["program"]: row for row in found if row["side"] == "ours"}
-    ours["prefill"] = ours.get("decode")
+    """Each of our cases against each of Tunix's of the same program. Our rollout is one program,
+    which stands against Tunix's prefill and its decode loop, each for itself."""
+    found = [row for row in rows if row["benchmark"] == "tunix/v5e" and row["fits"]]
+    ours = [row for row in found if row["side"] == "ours"]
+    theirs = [row for row in found if row["side"] == "tunix"]
     lines = []
-    for row in found:
-        own = ours.get(row["program"])
-        if row["side"] == "ours" or own is None:
-            continue
-        mesh = "weights replicated" if row["replicated"] else f"fsdp {row['fsdp']} x tp {row['tp']}"
-        group = f"{row['model']}, v5e compiler, a chip's share of {own['sequences']} sequences"
-        what = f"{row['program']} (Tunix: {mesh}, remat {row['remat']}"
-        what += f", {row['sequences']} sequences)" if own["sequences"] != row["sequences"] else ")"
-        if not row["fits"]:
-            lines.append(Line(group, f"{what}: peak", f"{own['peak'] / GB:.3g} GB", "none", 0.0))
-            continue
-        if "step_bytes" in row:
-            own_bytes, their_bytes = own["step_bytes"] / GB, row["step_bytes"] / GB
-            lines.append(_line(group, f"{what}: HBM of a step", own_bytes, their_bytes, "GB"))
-            counts = own["step_collectives"], row["step_collectives"]
-            ratio = counts[1] / counts[0] if counts[0] else float("inf")
-            shown = map(str, counts)
-            lines.append(Line(group, f"{what}: collectives of a step", *shown, ratio))
-        lines.append(_line(group, f"{what}: peak", own["peak"] / GB, row["peak"] / GB, "GB"))
-        seconds = own["compile_cpu"], row["compile_cpu"]
-        lines.append(_line(group, f"{what}: CPU time to compile", *seconds, "s"))
+    for own in ours:
+        programs = ("decode", "prefill") if own["program"] == "decode" else (own["program"],)
+        for row in (row for row in theirs if row["program"] in programs):
+            mesh = f"fsdp {row['fsdp']} x tp {row['tp']}"
+            mesh = "weights replicated" if row["replicated"] else mesh
+            mesh += "" if row["remat"] == "NONE" else f", remat {row['remat']}"
+            mesh += "" if row["sequences"] == own["sequences"] else f", {row['sequences']} rows"
+            layout = f"ours {own['layout']}, " if own["program"] == "decode" else ""
+            group = f"{row['model']}, v5e compiler, a chip's share of {own['sequences']} sequences"
+            name = f"{row['program']} ({layout}Tunix {mesh})"
+            lines += _compiled_lines(group, name, own, row)
+    return lines
+
+
+def _compiled_lines(group: str, name: str, own: dict, row: dict) -> list[Line]:
+    lines = []
+    if "step_bytes" in row:
+        own_bytes, their_bytes = own["step_bytes"] / GB, row["step_bytes"] / GB
+        lines.append(_line(group, f"{name}: HBM of a step", own_bytes, their_bytes, "GB"))
+        counts = own["step_collectives"], row["step_collectives"]
+        ratio = counts[1] / counts[0] if counts[0] else float("inf")
+        lines.append(Line(group, f"{name}: collectives of a step", *map(str, counts), ratio))
+    lines.append(_line(group, f"{name}: peak", own["peak"] / GB, row["peak"] / GB, "GB"))
+    seconds = own["compile_cpu"], row["compile_cpu"]
+    lines.append(_line(group, f"{name}: CPU time to compile", *seconds, "s"))
     return lines
 
 
@@ -141,16 +145,14 @@ def markdown(lines: list[Line]) -> str:
         if line.group != group:
             group = line.group
             text.append(f"| **{group}** | | | |")
-        ratio = {0.0: "does not fit", float("inf"): "none against some"}.get(
-            line.ratio, f"{line.ratio:.2f}"
-        )
+        ratio = "none against some" if line.ratio == float("inf") else f"{line.ratio:.2f}"
         text.append(f"| {line.what} | {line.ours} | {line.tunix} | {ratio} |")
     return "\n".join(text)
 
 
 def draw(lines: list[Line], path: Path) -> None:
     """Bars of the ratios, on a log scale; red where Tunix's figure is the lower."""
-    shown = [line for line in lines if 0 < line.ratio < float("inf")][::-1]
+    shown = [line for line in lines if line.ratio < float("inf")][::-1]
     figure, axes = plt.subplots(figsize=(10, 1 + 0.3 * len(shown)), layout="constrained")
     names = [f"{line.group.split(',')[0]}: {line.what}" for line in shown]
     ratios = [line.ratio for line in shown]

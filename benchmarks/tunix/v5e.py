@@ -10,7 +10,8 @@ that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_p
 
 A decode row counts the body of the loop alone (`gemma_grpo/hlo.py`), the same instrument on both
 sides; its peak and compile time are of the whole program, which with us is prefill and loop in one;
-`floor` is what a step must read at the least: the weights that lie on a chip and its cache.
+`floor` is what a step must read at the least, the weights that lie on a chip and its cache, less
+`on_chip`, what the compiler keeps in on-chip memory from step to step.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
 us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
 """
@@ -28,8 +29,8 @@ import tyro
 
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
+from gemma_grpo import hlo, model, presets, programs, topology
 from gemma_grpo import mesh as meshes
-from gemma_grpo import model, presets, programs, topology
 
 TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
 OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
@@ -38,11 +39,13 @@ THEIRS = {"prefill": "prefill", "decode": "decode", "logps": "logps", "update": 
 
 @dataclass(frozen=True)
 class Case:
-    """A side, a program, and Tunix's settings for it; `replicated` weights, rows over all chips."""
+    """A side and a program; the layout of our rollout; and Tunix's settings (`replicated`: weights
+    on all chips, rows spread over them)."""
 
     side: str
     program: str
     sequences: int = 64
+    layout: str = "data"
     fsdp: int = 8
     tp: int = 1
     remat: str = "NONE"
@@ -50,7 +53,8 @@ class Case:
 
 
 CASES = {
-    "ours-decode": Case("ours", "decode"),
+    "ours-decode": Case("ours", "decode", layout="hybrid"),
+    "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
     "ours-update": Case("ours", "update"),
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
@@ -105,7 +109,8 @@ def compile_ours(case: Case, text: Path) -> dict:
         loss=replace(stage.loss, beta=beta),
     )
     mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
-    made = programs.of_step(replace(_RUN, grpo=stage), model.CONFIGS[MODEL], mesh)
+    run = replace(_RUN, grpo=stage, model=replace(_RUN.model, rollout_layout=case.layout))
+    made = programs.of_step(run, model.CONFIGS[MODEL], mesh)
     (lowered,) = [one.trace().lower() for one in made if one.name == OURS[case.program]]
     wall, cpu = time.perf_counter(), time.process_time()
     executable = lowered.compile()
@@ -149,30 +154,35 @@ def compile_theirs(case: Case, text: Path, environment: Path, folder: Path) -> d
 
 def decode_figures(text: str) -> dict:
     """What a turn of the decode loop moves, of any rollout's HLO."""
-    body = hlo.loop_body(hlo.parse(text))
+    module = hlo.parse(text)
+    body = hlo.loop_body(module)
     return {
         "step_bytes": round(body.bytes),
+        "on_chip": round(hlo.carried_on_chip(module)),
         "step_collectives": sum(body.collectives.values()),
         "step_collectives_by_kind": body.collectives,
     }
 
 
 def floor(case: Case) -> int:
-    """Bytes of one chip's weights and of its rows' keys and values, each read once in a step, for
-    a layout without tensor parallelism; with it the weights are spread over `tp` chips.
+    """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
-    The cache counts in full for Tunix, whose loop reads all slots of it, and for ours the prompt's
-    part once for each group.
+    Tensor parallelism spreads all of Tunix's weights, the hybrid layout our MLPs and embedding. The
+    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it,
+    and for ours the prompt's part once for each group.
     """
-    config = model.CONFIGS[MODEL]
+    config, chips = model.CONFIGS[MODEL], 8
     _, shapes = model.abstract(config)
-    weights = sum(2 * leaf.size for leaf in jax.tree.leaves(shapes)) // case.tp
+    whole = 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    sliced = 2 * sum(
+        leaf.size for leaf in jax.tree.leaves([shapes["embedding"], shapes["layers"]["mlp"]])
+    )
     a_token = 2 * 2 * config.num_kv_heads * config.head_dim * config.num_layers
-    rows = case.sequences / (case.fsdp if case.side == "tunix" else 8)
-    tokens = rows * (_S + _T)
-    if case.side == "ours":
-        tokens = rows / _RUN.grpo.num_generations * _S + rows * _T
-    return round(weights + a_token * tokens)
+    if case.side == "tunix":
+        return round(whole / case.tp + a_token * case.sequences / case.fsdp * (_S + _T))
+    weights = whole - sliced + sliced / chips if case.layout == "hybrid" else whole
+    rows = case.sequences / chips
+    return round(weights + a_token * rows * (_S / _RUN.grpo.num_generations + _T))
 
 
 if __name__ == "__main__":
