@@ -137,10 +137,10 @@ def own_rows(batch: PyTree) -> PyTree:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Arrays, whole, on the host of every process."""
+    """Arrays of the devices (or of the host already), whole, on the host of every process."""
     from jax.experimental import multihost_utils
 
-    def fetch(leaf: jax.Array) -> np.ndarray:
+    def fetch(leaf: jax.Array | np.ndarray) -> np.ndarray:
         if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return jax.device_get(leaf)
         return multihost_utils.process_allgather(leaf, tiled=True)

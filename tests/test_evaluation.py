@@ -189,7 +189,9 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
         return SimpleNamespace(samples=samples, rollout=drawn)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
-    sampler = collect.Sampler(lambda: None, None, Tokenizer(assets.NANO_TOKENIZER), "", 48, 2)
+    sampler = collect.Sampler(
+        lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
+    )
     samples, logps = evaluation._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]

@@ -11,6 +11,7 @@ Architecture: Gemma 3 technical report, arXiv 2503.19786, section 2.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -276,7 +277,7 @@ def decode(
     age_C = slot - jnp.arange(C)  # of each slot: 0 is this token's own, not yet written
     itself = jnp.ones((1, 1, 1), bool)
     x_B1D = model.embed(ids_R[:, None], layout)
-    new_cache = []
+    tokens = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
         older_11C = ((age_C > 0) & (age_C < (window or C + 1)))[None, None]
@@ -291,14 +292,13 @@ def decode(
             )
 
         x_B1D, new = block(x_B1D, ropes[is_global], attend, layout=layout)
-        # Written after it was read: a cache updated first is copied whole, layer by layer.
-        new_cache.append(
-            tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), slot, axis=1)
-                for old, token in zip(cache[i], new, strict=True)
-            )
-        )
-    return model.final_norm(x_B1D)[:, 0], new_cache
+        tokens.append(new)
+    # Written when all were read, which the barrier holds the compiler to: a cache updated before,
+    # or while the TPU has it on chip, is written back whole.
+    x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
+    cache = jax.tree.map(lambda old, token: write(old, token.astype(old.dtype)), cache, tokens)
+    return model.final_norm(x_B1D)[:, 0], cache
 
 
 def _scale(config: Gemma3Config) -> float:
