@@ -100,9 +100,10 @@ def test_in_slices_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_co
 
 
 def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
-    run = presets.preset("gemma3-1b")
-    sliced = replace(run, model=replace(run.model, rollout_layout="hybrid"))
-    (_, whole), (_, decode) = (plan.work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
+    sliced = presets.preset("gemma3-1b")
+    run = replace(sliced, model=replace(sliced.model, rollout_layout="data"))
+    work_of = planning.work_of
+    (_, whole), (_, decode) = (work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
     assert whole.collectives == 0 and decode.collectives == 800 * 55
     assert decode.bytes == pytest.approx(800 * 0.568e9, rel=1e-3)
     assert decode.seconds(V5E) < 0.45 * whole.seconds(V5E)
