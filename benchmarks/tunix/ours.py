@@ -14,7 +14,16 @@ from flax import nnx
 from benchmarks.tunix import convert
 from benchmarks.tunix.theirs import turns
 from benchmarks.tunix.trace import PAD
-from gemma_grpo import advantages, grpo, grpo_update, mesh, model, train_state, weights
+from gemma_grpo import (
+    advantages,
+    grpo,
+    grpo_update,
+    mesh,
+    model,
+    packing,
+    train_state,
+    weights,
+)
 from gemma_grpo.grpo_update import LossConfig
 from gemma_grpo.rollout import Rollout, make_rollout
 from gemma_grpo.train_state import OptimizerConfig
@@ -109,6 +118,12 @@ class Side:
                 aggregation=self.stage.loss.aggregation,
                 mask_truncated=False,
                 length_bucket=self.stage.length_bucket,
+            )
+            batch = packing.pack(
+                batch,
+                num_devices=self.mesh.size,
+                passes=self.stage.accumulation_steps,
+                sizes=self.stage.packed_sizes,
             )
             batch = mesh.place_rows(self.mesh, batch)
             self.state, metrics = self.trainer.update(self.state, {}, batch)
