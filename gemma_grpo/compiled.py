@@ -43,6 +43,7 @@ class Compiled:
         peak: the most alive at a time.
         collectives: by kind and place.
         loop_bytes: of HBM that one turn of the heaviest loop moves; 0 without a loop.
+        kept_on_chip: that this loop carries from turn to turn without a way through HBM.
         compile_seconds: wall-clock, on this host.
     """
 
@@ -51,6 +52,7 @@ class Compiled:
     peak: int
     collectives: list[Collective]
     loop_bytes: float
+    kept_on_chip: float
     compile_seconds: float
 
 
@@ -66,6 +68,7 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
         peak=memory.peak_memory_in_bytes,
         collectives=collectives_in(module),
         loop_bytes=hlo.loop_body(module).bytes,
+        kept_on_chip=hlo.carried_on_chip(module),
         compile_seconds=seconds,
     )
 

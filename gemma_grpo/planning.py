@@ -29,8 +29,9 @@ class Row:
     Attributes:
         compiled: the compiler's figures.
         resident: bytes of a chip that are no arguments of it and yet in memory.
-        counted, floor: what sets its time, in `unit`, and what no program could do without: HBM
-            bytes of a decode step in a rollout, matmul FLOPs elsewhere.
+        counted, floor: what sets its time, in `unit`, and what no program could do without: of a
+            rollout the HBM bytes of a decode step (the floor leaves out what the compiler keeps on
+            chip from step to step), else matmul FLOPs.
         model_seconds, bound: by the roofline, and which limit sets them.
     """
 
@@ -81,8 +82,8 @@ def _row(
         raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
     if program.name == "rollout":
-        budget = run.model.max_completion_length
-        cost = read.loop_bytes, work[-1].bytes / budget, "HBM bytes a decode step"
+        needed = work[-1].bytes / run.model.max_completion_length - read.kept_on_chip
+        cost = read.loop_bytes, needed, "HBM bytes a decode step"
     else:
         cost = traced.matmul_flops(trace), work[0].flops, "matmul FLOPs"
     longest = max(work, key=lambda part: part.seconds(chip))

@@ -273,6 +273,7 @@ def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
     "preset, config",
     [
         ("gemma3-1b-lora", TWO_LAYERS),
+        ("gemma3-1b", TWO_LAYERS),
         pytest.param("gemma3-1b-lora", ONE_B, marks=pytest.mark.slow),
         pytest.param("gemma3-1b", ONE_B, marks=pytest.mark.slow),
     ],
@@ -306,7 +307,7 @@ def test_on_v5e_the_largest_packed_update_takes_no_more_memory_than_the_padded_o
 
 
 def row(name, peak, *, resident=0, seconds=1.0):
-    read = compiled.Compiled(1, 2, peak, [], 0.0, 5.0)
+    read = compiled.Compiled(1, 2, peak, [], 0.0, 0.0, 5.0)
     return planning.Row(name, read, resident, 3.3e9, 3e9, "HBM bytes", seconds, "memory")
 
 
