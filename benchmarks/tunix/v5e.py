@@ -56,7 +56,7 @@ CASES = {
     "ours-decode": Case("ours", "decode", layout="hybrid"),
     "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
-    "ours-update": Case("ours", "update"),
+    "ours-update": Case("ours", "update", remat="BLOCK"),  # as the preset has it
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
     "tunix-decode-best": Case("tunix", "decode", replicated=True),
     "tunix-prefill-best": Case("tunix", "prefill", replicated=True),
