@@ -1,5 +1,6 @@
 """What the command lines share: one line for a user's error, the compilation cache, run folders."""
 
+import argparse
 import math
 import os
 import signal
@@ -73,6 +74,13 @@ def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
     path = Path(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
+
+
+def flag(arguments: Sequence[str], name: str, default: str) -> str:
+    """The value of one flag alone, for those that choose the defaults of the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=default)
+    return vars(parser.parse_known_args(arguments)[0])[name]
 
 
 def parse_run(

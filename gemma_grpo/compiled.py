@@ -42,6 +42,7 @@ class Compiled:
         temporaries: of XLA's scratch space, as it would be without sharing.
         peak: the most alive at a time.
         collectives: by kind and place.
+        hbm_bytes: that a whole run moves, counted in the program's text (`hlo.py`).
         loop_bytes: of HBM that one turn of the heaviest loop moves; 0 without a loop.
         kept_on_chip: that this loop carries from turn to turn without a way through HBM.
         compile_seconds: wall-clock, on this host.
@@ -51,6 +52,7 @@ class Compiled:
     temporaries: int
     peak: int
     collectives: list[Collective]
+    hbm_bytes: float
     loop_bytes: float
     kept_on_chip: float
     compile_seconds: float
@@ -67,6 +69,7 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         collectives=collectives_in(module),
+        hbm_bytes=hlo.program(module).bytes,
         loop_bytes=hlo.loop_body(module).bytes,
         kept_on_chip=hlo.carried_on_chip(module),
         compile_seconds=seconds,
@@ -78,16 +81,13 @@ def collectives_in(module: hlo.Module) -> list[Collective]:
 
     A computation counts as a loop's if a while names it as its body, or one in a loop names it.
     """
+    bodies = {name: list(each.instructions.values()) for name, each in module.computations.items()}
     named = {
-        name: set(_NAME.findall(" ".join(one.attributes for one in computation)))
-        & module.computations.keys()
-        for name, computation in _instructions(module).items()
+        name: set(_NAME.findall(" ".join(one.attributes for one in body))) & bodies.keys()
+        for name, body in bodies.items()
     }
     in_loop = {
-        hlo.called(one, "body")
-        for computation in _instructions(module).values()
-        for one in computation
-        if one.op == "while"
+        hlo.called(one, "body") for body in bodies.values() for one in body if one.op == "while"
     }
     todo = list(in_loop)
     while todo:
@@ -95,8 +95,8 @@ def collectives_in(module: hlo.Module) -> list[Collective]:
         in_loop |= new
         todo += new
     found, largest = Counter(), Counter()
-    for name, computation in _instructions(module).items():
-        for one in computation:
+    for name, body in bodies.items():
+        for one in body:
             kind = one.op.removesuffix("-start")
             if kind in hlo.COLLECTIVES:
                 key = (kind, name in in_loop)
@@ -104,7 +104,3 @@ def collectives_in(module: hlo.Module) -> list[Collective]:
                 sizes = [int(size) for size, _ in hlo.arrays(one.shape)]
                 largest[key] = max(largest[key], *sizes)
     return [Collective(*key, largest[key], count) for key, count in sorted(found.items())]
-
-
-def _instructions(module: hlo.Module) -> dict[str, list[hlo.Instruction]]:
-    return {name: list(one.instructions.values()) for name, one in module.computations.items()}

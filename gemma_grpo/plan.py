@@ -6,7 +6,6 @@ Compiles the programs of a GRPO step with the real TPU compiler; no TPU is neede
 says what each figure is). On a TPU host it plans for the chips that are there. Nothing is measured.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -44,9 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=Options.preset)
-    default = presets.preset(first.parse_known_args(arguments)[0].preset)
+    default = presets.preset(cli.flag(arguments, "preset", Options.preset))
     options, run = cli.parse_run(
         arguments,
         Options(),
@@ -109,8 +106,8 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str)
             f" {c.compile_seconds:6.0f} s {row.model_seconds:11.2f}   {row.bound}"
         )
     lines += [
-        f"  {row.name}: {row.counted:.3g} {row.unit} a chip, {row.counted / row.floor:.3f} x the "
-        f"floor of {row.floor:.3g}"
+        f"  {row.name}: {row.flops:.3g} matmul FLOPs and {row.compiled.hbm_bytes:.3g} HBM bytes a "
+        f"chip; {row.counted:.3g} {row.unit}, {row.counted / row.floor:.3f} x the floor"
         for row in rows
     ]
     for row in rows:

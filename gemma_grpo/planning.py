@@ -28,6 +28,7 @@ class Row:
 
     Attributes:
         compiled: the compiler's figures.
+        flops: of its matmuls, as traced, at the full budgets.
         resident: bytes of a chip that are no arguments of it and yet in memory.
         counted, floor: what sets its time, in `unit`, and what no program could do without: of a
             rollout the HBM bytes of a decode step (the floor leaves out what the compiler keeps on
@@ -38,6 +39,7 @@ class Row:
     name: str
     compiled: Compiled
     resident: int
+    flops: int
     counted: float
     floor: float
     unit: str
@@ -81,14 +83,16 @@ def _row(
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
+    budget = run.model.max_completion_length
+    flops = traced.matmul_flops(trace, turns=budget)
     if program.name == "rollout":
-        needed = work[-1].bytes / run.model.max_completion_length - read.kept_on_chip
+        needed = work[-1].bytes / budget - read.kept_on_chip
         cost = read.loop_bytes, needed, "HBM bytes a decode step"
     else:
-        cost = traced.matmul_flops(trace), work[0].flops, "matmul FLOPs"
+        cost = flops, work[0].flops, "matmul FLOPs"
     longest = max(work, key=lambda part: part.seconds(chip))
     seconds = sum(part.seconds(chip) for part in work)
-    return Row(program.name, read, program.resident, *cost, seconds, longest.bound(chip))
+    return Row(program.name, read, program.resident, flops, *cost, seconds, longest.bound(chip))
 
 
 def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> list[Work]:

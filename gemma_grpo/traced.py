@@ -1,6 +1,7 @@
 """Matmul FLOPs of a program as JAX traced it, each loop as often as it turns. Knows no model.
 
 XLA's own `cost_analysis` counts a loop's body once, and nothing of a TPU's collective matmuls.
+Imports jax alone: Tunix's process, which sees nothing else of ours, counts by this file too.
 """
 
 import math
@@ -12,11 +13,10 @@ from jax.extend import core
 def matmul_flops(traced: jax.stages.Traced, *, turns: int = 1) -> int:
     """Of one device: 2 * (elements of the result) * (elements summed over), for each `dot_general`.
 
+    A Pallas kernel counts as often as its grid has steps, and of a branch the dearest side.
+
     Args:
         turns: how often each `while` runs, whose length no trace knows.
-
-    Raises:
-        ValueError: a Pallas kernel, into which this does not look.
     """
     return _flops(traced.jaxpr.jaxpr, turns)
 
@@ -31,13 +31,14 @@ def _of_equation(equation: core.JaxprEqn, turns: int) -> int:
         (summed, _), _ = params["dimension_numbers"]
         lhs, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(result) * math.prod(lhs[axis] for axis in summed)
-    if name == "pallas_call":
-        raise ValueError(f"a Pallas kernel: {params['name']}")
     if name == "cond":
         return max(_flops(branch.jaxpr, turns) for branch in params["branches"])
+    times = 1
     if name == "scan":
-        return params["length"] * _flops(params["jaxpr"].jaxpr, turns)
-    if name == "while":
-        return turns * _flops(params["body_jaxpr"].jaxpr, turns)
+        times = params["length"]
+    elif name == "while":
+        times = turns
+    elif name == "pallas_call":
+        times = math.prod(params["grid_mapping"].grid)
     inner = [value for value in params.values() if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
-    return sum(_flops(getattr(one, "jaxpr", one), turns) for one in inner)
+    return times * sum(_flops(getattr(one, "jaxpr", one), turns) for one in inner)

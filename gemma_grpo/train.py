@@ -5,7 +5,6 @@ python -m gemma_grpo.train --resume              go on with the newest run
 python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 """
 
-import argparse
 import json
 import sys
 import time
@@ -70,11 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     # Two flags choose the defaults of all the others, so they are read first.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="gemma3-nano")
-    first.add_argument("--config", type=Path)
-    chosen, _ = first.parse_known_args(arguments)
-    default = config.from_yaml(chosen.config) if chosen.config else presets.preset(chosen.preset)
+    file = cli.flag(arguments, "config", "")
+    preset = cli.flag(arguments, "preset", Options.preset)
+    default = config.from_yaml(Path(file)) if file else presets.preset(preset)
     options, run = cli.parse_run(
         arguments,
         Options(),
@@ -84,7 +81,7 @@ def _main(arguments: list[str]) -> int:
     )
     run = cli.with_rewards(run, options.reward)
     if options.resume:
-        if run != default or chosen.config:
+        if run != default or file:
             raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
         run = config.from_yaml((options.run_dir or _newest_run()) / "config.yaml")
     processes.join(options.coordinator, options.num_processes, options.process_id)

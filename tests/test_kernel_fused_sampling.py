@@ -238,9 +238,7 @@ def test_vmem_by_hand_and_within_the_limit():
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize(
-    "rows", [64, pytest.param(8, marks=pytest.mark.slow), pytest.param(96, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("rows", [8, 64, 96])
 def test_it_compiles_for_v5e_as_one_kernel_beside_which_nothing_large_is_kept(
     v5e, num_devices, rows
 ):

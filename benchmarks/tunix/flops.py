@@ -20,9 +20,9 @@ import tyro
 
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
-from benchmarks.tunix.theirs.flops import matmul_flops
 from gemma_grpo import mesh, presets, programs
 from gemma_grpo import model as gemma3
+from gemma_grpo.traced import matmul_flops
 
 
 def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
@@ -37,7 +37,7 @@ def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
     run = replace(run, model=replace(run.model, remat=False, rollout_layout="data"))
     budget = run.model.max_completion_length
     made = programs.of_step(run, gemma3.CONFIGS[model], mesh.data_mesh(jax.devices()[:1]))
-    ours = {one.name: matmul_flops(one.function, one.arguments, while_trips=budget) for one in made}
+    ours = {one.name: matmul_flops(one.trace(), turns=budget) for one in made}
     settings = {
         "shape": dataclasses.asdict(gemma3.CONFIGS[model]),
         "dtype": run.model.dtype,

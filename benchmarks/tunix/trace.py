@@ -1,20 +1,14 @@
 """The frozen batch that both sides run: prompts, completions, lengths, rewards. Knows no side.
 
-Lengths are the 32 quantiles (i + 1/2) / 32 of a log-normal with median 0.3236 and sigma 0.6 of the
-budget, cut off at it: a mean of 0.38 of the budget and one row of 32 that runs into it, as in GRPO
-runs of which `mean 312 of 800 tokens, 3 % cut off` is typical. Dealt to four groups of eight, or,
-in the same order, to groups of another size.
+Lengths are the first four groups of eight of `benchmarks/lengths.py`, scaled to the budget, one of
+which runs into it; or, in the same order, groups of another size.
 """
 
 import numpy as np
 
-LENGTHS_PG = (  # of 128
-    (11, 22, 28, 35, 42, 51, 64, 87),
-    (15, 23, 30, 37, 44, 54, 68, 97),
-    (18, 25, 32, 39, 47, 57, 73, 113),
-    (20, 27, 33, 40, 49, 60, 79, 128),
-)
-BUDGET = 128
+from benchmarks import lengths
+
+NUM_ROWS = 32
 FIRST_ID, BOS, PAD = 110, 2, 0  # ids below are special in Gemma's tokenizer
 
 
@@ -23,7 +17,7 @@ def make_trace(
 ) -> dict[str, np.ndarray]:
     """prompt_ids_PS, completion_ids_BT (padded by 0), lengths_B and rewards_B, of B=32 rows."""
     rng = np.random.default_rng(0)
-    lengths_B = np.maximum(1, np.array(LENGTHS_PG).reshape(-1) * budget // BUDGET)
+    lengths_B = np.array(lengths.scaled(budget)[:NUM_ROWS])
     num_prompts = len(lengths_B) // generations
     prompt_ids_PS = rng.integers(FIRST_ID, vocab_size, (num_prompts, prompt_length))
     prompt_ids_PS[:, 0] = BOS

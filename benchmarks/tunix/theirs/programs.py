@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flops
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import traced
 import turns
 from flax import nnx
 from jax.experimental import topologies
@@ -87,7 +87,7 @@ def count_flops(program: str, **settings: Any) -> dict:
     """Operations of one run's matrix products, the decode loop to its budget."""
     given = Settings(**settings)
     function, arguments, _ = PROGRAMS[program](given, _mesh(given))
-    counted = flops.matmul_flops(function, arguments, while_trips=given.budget)
+    counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=given.budget)
     return {"flops": counted} | _versions()
 
 
