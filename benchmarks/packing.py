@@ -17,13 +17,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from benchmarks import lengths
 from benchmarks.timing import print_row
 from gemma_grpo import grpo, grpo_update, model, packing, presets, programs
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
-from gemma_grpo.model import CONFIGS
+from gemma_grpo.model import CONFIGS, Gemma3Config
 from gemma_grpo.rollout import Rollout
 from gemma_grpo.traced import matmul_flops
 from gemma_grpo.train_state import init_train_state
@@ -54,22 +55,15 @@ def main() -> None:
 
 def print_flops() -> None:
     """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
+    completion_tokens = int(batch_of(ONE_B, vocab_size=512)["completion_mask"].sum())
     for num_devices in (DEVICES, 1):
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
-        update = programs.of_step(ONE_B, CONFIGS["gemma3-1b"], mesh)[-1]
-        state, frozen, shapes = update.arguments
         padded_flops = None
         for sizes in (1, 8, 16, 32):
-            batch = batch_of(ONE_B, vocab_size=512)
-            packed = packing.pack(batch, num_devices=num_devices, passes=1, sizes=sizes)
-            slots = packed["slots"].shape if "slots" in packed else None
-            arguments = shapes
-            if slots:
-                of_slots = jax.ShapeDtypeStruct(slots, np.int32, sharding=meshes.rows(mesh))
-                arguments = shapes | {"slots": of_slots}
-            flops = matmul_flops(update.function.trace(state, frozen, arguments))
+            update = update_of_trace(ONE_B, CONFIGS["gemma3-1b"], mesh, sizes=sizes)
+            flops = matmul_flops(update.trace())
             padded_flops = padded_flops or flops
-            slots_each = (math.prod(slots) if slots else batch["weights"].size) // num_devices
+            *_, batch = update.arguments
             print_row(
                 benchmark="packing/flops",
                 model="gemma3-1b",
@@ -78,11 +72,31 @@ def print_flops() -> None:
                 shape=shape_of(ONE_B),
                 devices_sharing=num_devices,
                 packed_sizes=sizes,
-                completion_tokens=int(batch["completion_mask"].sum()),
-                slots_of_a_device=slots_each,
+                completion_tokens=completion_tokens,
+                slots_of_a_device=math.prod(batch.get("slots", batch["weights"]).shape)
+                // num_devices,
                 matmul_tflops_of_a_device=round(flops / 1e12, 2),
                 ratio=round(padded_flops / flops, 2),
             )
+
+
+def update_of_trace(
+    run: RunConfig, config: Gemma3Config, mesh: Mesh, *, sizes: int
+) -> programs.Program:
+    """The update of a run on the trace's batch, as shapes: in as many slots as packing to one of
+    `sizes` leaves; 1 packs nothing."""
+    update = programs.of_step(run, config, mesh)[-1]
+    packed = packing.pack(
+        batch_of(run, vocab_size=512),
+        num_devices=mesh.size,
+        passes=run.grpo.accumulation_steps,
+        sizes=sizes,
+    )
+    of_batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.rows(mesh))
+        for name, array in packed.items()
+    }
+    return replace(update, arguments=(*update.arguments[:2], of_batch))
 
 
 def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
