@@ -1,8 +1,8 @@
 """Gemma 3 as Flax NNX: blocks, the stack, and its three ways of running. Knows no sampling or loss.
 
-    forward  a batch of sequences               -> hidden states, and keys and values for a cache
-    extend   completions of prompts already run -> hidden states; the prompt is not run again
-    decode   one more token for each row        -> hidden states, and the cache with it
+    forward         a batch of sequences        -> hidden states, and keys and values for a cache
+    forward_groups  prompts, and G completions  -> hidden states of both; a prompt is run once
+    decode          one more token for each row -> hidden states, and the cache with it
 
 All return the final norm's output; `logits` is the head, apart, so that log-probs and sampling can
 take it in pieces. The blocks' parameters are stacked along a leading layer axis and scanned, so
@@ -159,75 +159,101 @@ def forward(
     ]
 
     def layer(x_BLD, scanned):
-        block, is_global, _, keys_BL = _block(model, scanned, token_keys_BL)
+        block, is_global, keys_BL = _block(model, scanned, token_keys_BL)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
         return block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL, layout)
 
     ropes = _ropes(config, positions_BL)
-    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), (), remat=remat, gather=gather)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), remat=remat, gather=gather)
     return model.final_norm(x_BLD), kv
 
 
-def extend(
+def forward_groups(
     model: Gemma3,
+    prompt_ids_PS: Int[Array, "P S"],
+    prompt_mask_PS: Bool[Array, "P S"],
     completion_ids_BT: Int[Array, "B T"],
     completion_mask_BT: Bool[Array, "B T"],
-    prompt_kv: KV,
-    prompt_mask_PS: Bool[Array, "P S"],
     *,
     remat: bool = False,
     gather: Gather | None = None,
+    dropout_keys_P: Key[Array, " P"] | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
     packed: Packed | None = None,
-) -> Float[Array, "_B _T D"]:
-    """Run G completions of each prompt on the keys and values of one run of the prompts.
+) -> tuple[Float[Array, "P S D"], Float[Array, "B T D"]]:
+    """Run prompts and G completions of each, every prompt once.
+
+    All tokens go through the layers as one row, prompts before completions, and come apart for
+    attention alone: a layer's weights are gathered and read once, and compiled for one shape.
 
     Args:
+        prompt_ids_PS: tokens, left-padded.
+        prompt_mask_PS: True on prompt tokens.
         completion_ids_BT: tokens, right-padded, group-major.
         completion_mask_BT: True on tokens.
-        prompt_kv: from `forward` over the left-padded prompts.
-        prompt_mask_PS: True on prompt tokens.
-        remat, gather, dropout_keys_B: as in `forward`.
-        packed: the slots that hold tokens; the layers then run on these alone.
+        remat, gather: as in `forward`.
+        dropout_keys_P, dropout_keys_B: a key for each row, for adapters with dropout; None drops
+            nothing.
+        packed: the completions' slots that hold tokens; the layers then run on these alone.
 
     Returns:
-        Hidden states after the final norm, equal to those of the whole sequences: [B, T, D], or
-        the packed row's, [1, X, D].
+        Hidden states after the final norm, equal to those of the whole sequences; 0 in completion
+        slots that packing leaves out.
     """
     config = model.config
+    P, S = prompt_ids_PS.shape
     B, T = completion_ids_BT.shape
-    P, S = prompt_mask_PS.shape
-    slots_T = jnp.arange(T)
+
+    def together(x_PS, x_BT):
+        """As one row [1, Z]; `apart` undoes it."""
+        own_1X = packed.pack(x_BT) if packed else x_BT.reshape(1, B * T, *x_BT.shape[2:])
+        return jnp.concatenate([x_PS.reshape(1, P * S, *x_PS.shape[2:]), own_1X], axis=1)
+
+    def apart(x_1Z):
+        x_PS, own_1X = x_1Z[:, : P * S], x_1Z[:, P * S :]
+        own = packed.unpack(own_1X) if packed else own_1X.reshape(B, T, *x_1Z.shape[2:])
+        return x_PS.reshape(P, S, *x_1Z.shape[2:]), own
+
+    row_PS, _ = jnp.indices((P, S))
     row_BT, slot_BT = jnp.indices((B, T))
     length_B = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)
-    per_token = completion_ids_BT, length_B[:, None] + slot_BT, row_BT
-    ids_BL, positions_BL, row_BL = map(packed.pack, per_token) if packed else per_token
-    token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
-    own_masks = [
-        attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :]
-        for window in (config.sliding_window, None)
-    ]
-    prompt_masks = [
-        attention.prompt_window_mask(S, slots_T, window=window) & prompt_mask_PS[:, None, :]
-        for window in (config.sliding_window, None)
-    ]
+    before_PS = jnp.maximum(jnp.cumsum(prompt_mask_PS, axis=1) - 1, 0)
+    positions_1Z = together(before_PS, length_B[:, None] + slot_BT)
+    token_keys_1Z = None
+    if dropout_keys_P is not None:
+        keys = jnp.concatenate([dropout_keys_P, dropout_keys_B])
+        token_keys_1Z = _token_keys(keys, together(row_PS, P + row_BT), positions_1Z)
+    windows = (config.sliding_window, None)
+    causal = partial(attention.causal_mask, S)
+    prompt_masks = [causal(window=w) & prompt_mask_PS[:, None, :] for w in windows]
+    seen = partial(attention.prompt_window_mask, S, jnp.arange(T))
+    seen_masks = [seen(window=w) & prompt_mask_PS[:, None, :] for w in windows]
+    causal = partial(attention.causal_mask, T)
+    own_masks = [causal(window=w) & completion_mask_BT[:, None, :] for w in windows]
 
-    def layer(x_BLD, scanned):
-        block, is_global, prompt_kv, keys_BL = _block(model, scanned, token_keys_BL)
-        prompt_k_PSKH, prompt_v_PSKH = prompt_kv
-        own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
-        prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
-        attend = lambda q, k, v: attention.attend_with_prompt(
-            q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
+    def layer(x_1ZD, scanned):
+        block, is_global, keys_1Z = _block(model, scanned, token_keys_1Z)
+        prompt_mask, seen_mask, own_mask = (
+            jnp.where(is_global, far, near) for near, far in (prompt_masks, seen_masks, own_masks)
         )
-        attend = packed.between(attend) if packed else attend
-        x_BLD, _ = block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL)
-        return x_BLD, None
 
-    ropes = _ropes(config, positions_BL)
-    x_BLD, _ = _scan(model, layer, model.embed(ids_BL), prompt_kv, remat=remat, gather=gather)
-    return model.final_norm(x_BLD)
+        def attend(*row):
+            (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = map(apart, row)
+            scale = _scale(config)
+            own = [(k_BT, v_BT, own_mask)]
+            return together(
+                attention.attend(q_PS, k_PS, v_PS, prompt_mask, scale=scale),
+                attention.attend_with_prompt(q_BT, k_PS, v_PS, seen_mask, own, scale=scale),
+            )
+
+        x_1ZD, _ = block(x_1ZD, _select_rope(ropes, is_global), attend, keys_1Z)
+        return x_1ZD, None
+
+    ropes = _ropes(config, positions_1Z)
+    x_1ZD = model.embed(together(prompt_ids_PS, completion_ids_BT))
+    x_1ZD, _ = _scan(model, layer, x_1ZD, remat=remat, gather=gather)
+    return apart(model.final_norm(x_1ZD))
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
@@ -322,12 +348,12 @@ def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def _block(
     model: Gemma3, scanned: tuple, keys_BL: jax.Array | None
-) -> tuple[Block, jax.Array, Any, jax.Array | None]:
-    """One layer's module, its kind, whatever else is scanned beside it, and its dropout keys."""
-    state, index, is_global, extra = scanned
+) -> tuple[Block, jax.Array, jax.Array | None]:
+    """One layer's module, its kind, and its dropout keys."""
+    state, index, is_global = scanned
     if keys_BL is not None:
         keys_BL = _fold_in(keys_BL, index)
-    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_BL
+    return nnx.merge(nnx.graphdef(model.layers), state), is_global, keys_BL
 
 
 def _token_keys(
@@ -346,7 +372,6 @@ def _scan(
     model: Gemma3,
     layer: Callable,
     x: jax.Array,
-    extra: Any,
     *,
     remat: bool,
     gather: Gather | None,
@@ -361,5 +386,5 @@ def _scan(
     is_global = jnp.asarray(model.config.is_global)
     index = jnp.arange(model.config.num_layers)
     body = jax.checkpoint(whole_layer) if remat else whole_layer
-    scanned = (state, index, is_global, extra)
+    scanned = (state, index, is_global)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
