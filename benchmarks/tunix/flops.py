@@ -1,6 +1,6 @@
 """Matrix products of one GRPO step, both sides: operations as executed, counted before a compiler.
 
-python -m benchmarks.tunix.flops [--model gemma3-1b]
+python -m benchmarks.tunix.flops [--cases "full lengths"]
 needs the environment of `python -m benchmarks.tunix.install`
 
 8 prompts x 8, 512 + 800 tokens, beta 0, mu 1, all weights trained; sums over all chips. Parts: the
@@ -10,8 +10,12 @@ rollout (prefill and decode loop) and the update. Lengths are those of `benchmar
     loop of its own; the hybrid layout, one chip, and Tunix have one for all rows. Tunix can take
     its rollout some prompts at a time (rollout_micro_batch_size), one loop after another.
     our update is packed as the pipeline packs it. Tunix's takes every completion at its whole
-    budget: it pads them to that, and what packs its sequences (max_seq_token_per_tpu) is nothing
-    for its Gemma 3, whose attention wants the mask that packing leaves out.
+    budget, to which it pads them. Its option to pack sequences, max_seq_token_per_tpu, fails with
+    its Gemma 3 in 0.1.7: packing leaves out the attention mask, and the model takes no segments
+    ("TypeError: ones_like requires ndarray or scalar arguments, got <class 'NoneType'>").
+
+A case without remat is what each side has to compute once. In one pass on a v5e:2x4 neither side's
+64 sequences fit without it (`benchmarks.tunix.v5e`).
 """
 
 import dataclasses
@@ -57,19 +61,28 @@ class Case:
     tunix_prompts: int = lengths.PROMPTS
 
 
+_REMAT = {"remat": "BLOCK", "tunix_remat": "DECODER"}
 CASES = {
     "full lengths": Case(full=True, chips=1),
+    "full lengths, remat": Case(full=True, chips=1, **_REMAT),
     "on one chip": Case(chips=1),
     "on 8 chips": Case(),
     "on 8 chips, hybrid": Case(layout="hybrid"),
     "on 8 chips, Tunix a prompt a rollout": Case(tunix_prompts=1),
+    "on 8 chips, remat": Case(**_REMAT),
+    "on 8 chips, hybrid, remat": Case(layout="hybrid", **_REMAT),
 }
 
 
-def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
+def main(
+    cases: tuple[str, ...] = tuple(CASES),
+    model: str = "gemma3-1b",
+    environment: Path | None = None,
+) -> None:
     """Count, and print a row for each case and part.
 
     Args:
+        cases: which, by name.
         model: architecture.
         environment: folder of Tunix's environment.
     """
@@ -84,7 +97,8 @@ def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
             script="programs.py",
         )
         flops = functools.cache(functools.partial(ask, side, config))
-        for label, case in CASES.items():
+        for label in cases:
+            case = CASES[label]
             ours, others = count_ours(case, config), count_theirs(case, flops)
             parts = {part: (ours[part], others[part]) for part in ours}
             parts["step"] = tuple(map(sum, zip(*parts.values(), strict=True)))

@@ -52,12 +52,12 @@ def main(cases: tuple[str, ...] = tuple(STEPS), environment: Path | None = None)
 
 def largest(fits: Callable[[int], bool], *, known: int, step: int) -> int:
     """The largest that fits of `known`, which does, and whole steps beyond; all smaller ones are
-    taken to fit too."""
+    taken to fit too. `known` is a step, or some power of two times one."""
     low, high = known, 2 * known
     while fits(high):
         low, high = high, 2 * high
     while high - low > step:
-        middle = low + (high - low) // (2 * step) * step
+        middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
