@@ -93,7 +93,7 @@ def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
     del made
     adapter, base = model.partition(params)
     trained, frozen = (adapter, base) if run.model.lora.rank else (base, {})
-    trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat=False)
+    trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat="none")
     batch = batch_of(run, vocab_size=config.vocab_size)
     forms = {
         "padded": batch,
@@ -151,6 +151,7 @@ def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
         rng.normal(size=B).astype(np.float32),
         aggregation="token_mean",
         mask_truncated=False,
+        prompt_bucket=run.grpo.prompt_bucket,
         length_bucket=run.grpo.length_bucket,
     )
 

@@ -160,8 +160,8 @@ def excess(row: Row, chip: Chip) -> float:
 
 def mend(run: RunConfig) -> str:
     """Which setting to change, the cheapest first."""
-    if not run.model.remat:
-        return "set --model.remat"
+    if run.model.remat != "full":
+        return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"
     if run.grpo.accumulation_steps < run.grpo.prompts_per_step:
         return "raise --grpo.accumulation-steps"
     return "set --model.lora.rank 16, or take fewer --grpo.num-generations"

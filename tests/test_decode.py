@@ -60,7 +60,7 @@ def run_forward(params, ids_BL, mask_BL, *, config=CONFIG):
 
 
 @functools.partial(jax.jit, static_argnames=("remat",))
-def run_extend(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat=False):
+def run_extend(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
     """Hidden states of completions, the prompt run once for its group."""
     model = build(CONFIG, params)
     _, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS, remat=remat)
@@ -121,8 +121,11 @@ def test_extending_a_prompt_equals_the_whole_sequence_in_value_and_gradient_and_
     of_whole = value_and_gradient(lambda p: run_forward(p, ids_BL, mask_BL)[:, S:], mask_BT)
     extended = value_and_gradient(lambda p: run_extend(p, *batch), mask_BT)
     assert_same(extended, of_whole)
-    rematerialised = value_and_gradient(lambda p: run_extend(p, *batch, remat=True), mask_BT)
-    assert_same(rematerialised, extended)
+    for remat in ("dots", "full"):
+        again = value_and_gradient(
+            lambda p, remat=remat: run_extend(p, *batch, remat=remat), mask_BT
+        )
+        assert_same(again, extended)
 
 
 def test_decoding_equals_running_the_whole_sequence_at_every_slot_beyond_the_window_too():

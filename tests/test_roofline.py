@@ -21,10 +21,11 @@ def test_parameters_are_counted_by_hand():
 
 
 def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
-    """1 KiB a token and layer: keys and values of one head of 256 in bfloat16."""
+    """1 KiB a token and layer: keys and values of one head of 256 in bfloat16. Of 800 slots, 22
+    local layers of the 26 keep the last 512."""
     step = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
     weights = 697_761_792 + 301_989_888
-    assert step.bytes == 2 * weights + 26 * 1024 * (8 * 800 + 512)
+    assert step.bytes == 2 * weights + 1024 * (8 * (22 * 512 + 4 * 800) + 26 * 512)
     assert step.flops == 2 * weights * 8
     assert step.bound(V5E) == "memory" and step.seconds(V5E) == step.bytes / 819e9
 
@@ -36,7 +37,7 @@ def test_in_slices_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_co
     whole = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
     step = roofline.decode_step(ONE_B, num_rows=8, num_slots=800, **shapes)
     read = 76_677_120 + (621_084_672 + 301_989_888) / 8
-    assert step.bytes == 2 * read + 26 * 1024 * (8 * 800 + 512)
+    assert step.bytes == 2 * read + 1024 * (8 * (22 * 512 + 4 * 800) + 26 * 512)
     assert step.flops == whole.flops
     assert step.seconds(V5E) == pytest.approx(step.bytes / 819e9 + 55 * 8e-6)
     first = roofline.prefill(ONE_B, **shapes)
@@ -49,7 +50,7 @@ def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
     work_of = planning.work_of
     (_, whole), (_, decode) = (work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
     assert whole.collectives == 0 and decode.collectives == 800 * 55
-    assert decode.bytes == pytest.approx(800 * 0.568e9, rel=1e-3)
+    assert decode.bytes == pytest.approx(800 * 0.516e9, rel=1e-3)
     assert decode.seconds(V5E) < 0.45 * whole.seconds(V5E)
 
 
@@ -65,9 +66,10 @@ def test_an_update_counts_forward_backward_and_what_is_run_again():
     N, E, A = roofline.block_parameters(ONE_B), 262_144 * 1152, 26 * 4 * 256 * 4
     sizes = {"block_tokens": 100, "head_tokens": 10, "attended": 5}
     work = lambda **how: roofline.update(ONE_B, **sizes, **how).flops
-    assert work(remat=False) == 100 * 6 * N + 10 * 8 * E + 5 * 3 * A
-    assert work(remat=True) == 100 * 8 * N + 10 * 8 * E + 5 * 4 * A
-    frozen = work(remat=False, adapter_parameters=7)
+    assert work(remat="none") == 100 * 6 * N + 10 * 8 * E + 5 * 3 * A
+    assert work(remat="full") == 100 * 8 * N + 10 * 8 * E + 5 * 4 * A
+    assert work(remat="dots") == 100 * 6 * N + 10 * 8 * E + 5 * 4 * A
+    frozen = work(remat="none", adapter_parameters=7)
     assert frozen == 100 * (4 * N + 6 * 7) + 10 * 4 * E + 5 * 3 * A
     scored = roofline.log_probs(ONE_B, **sizes, adapter_parameters=7).flops
     assert scored == 100 * 2 * (N + 7) + 10 * 2 * E + 5 * A

@@ -168,8 +168,8 @@ def floor(case: Case) -> int:
     """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
     Tensor parallelism spreads all of Tunix's weights, the hybrid layout our MLPs and embedding. The
-    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it,
-    and for ours the prompt's part once for each group.
+    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it;
+    ours has the prompt's part once for each group, and rings for local layers.
     """
     config, chips = model.CONFIGS[MODEL], 8
     _, shapes = model.abstract(config)
@@ -177,12 +177,14 @@ def floor(case: Case) -> int:
     sliced = 2 * sum(
         leaf.size for leaf in jax.tree.leaves([shapes["embedding"], shapes["layers"]["mlp"]])
     )
-    a_token = 2 * 2 * config.num_kv_heads * config.head_dim * config.num_layers
+    a_slot, layers = 2 * 2 * config.num_kv_heads * config.head_dim, config.num_layers
     if case.side == "tunix":
-        return round(whole / case.tp + a_token * case.sequences / case.fsdp * (_S + _T))
+        return round(whole / case.tp + a_slot * layers * case.sequences / case.fsdp * (_S + _T))
     weights = whole - sliced + sliced / chips if case.layout == "hybrid" else whole
+    ring = min(_T, config.sliding_window)
+    own = sum(_T if is_global else ring for is_global in config.is_global)
     rows = case.sequences / chips
-    return round(weights + a_token * rows * (_S / _RUN.grpo.num_generations + _T))
+    return round(weights + a_slot * rows * (layers * _S / _RUN.grpo.num_generations + own))
 
 
 if __name__ == "__main__":

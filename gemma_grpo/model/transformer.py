@@ -11,8 +11,7 @@ Architecture: Gemma 3 technical report, arXiv 2503.19786, section 2.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +29,17 @@ from gemma_grpo.model.packed import Packed
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
 KV = tuple[Float[Array, "layers P S K H"], Float[Array, "layers P S K H"]]
-# One (keys, values) pair for each layer, [row, slot, K, H] each.
-Cache = list[tuple[Float[Array, "B C K H"], Float[Array, "B C K H"]]]
+# One (keys, values) pair for each layer, [row, slot, K, H] each, of as many slots as it needs.
+Cache = list[tuple[Float[Array, "B _C K H"], Float[Array, "B _C K H"]]]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Gather = Callable[[nnx.State], nnx.State]  # one layer's parameters, as stored -> whole
+# none: all is kept. dots: products with weights are, and the rest (norms, attention, the MLP's
+# gate) computed again. full: a block's input is, and all of it computed again.
+Remat = Literal["none", "dots", "full"]
+_KEPT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Block(nnx.Module):
@@ -129,7 +135,7 @@ def forward(
     ids_RL: Int[Array, "R L"],
     mask_BL: Bool[Array, "B L"],
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
     layout: Layout = WHOLE,
@@ -139,9 +145,9 @@ def forward(
     Args:
         ids_RL: tokens of all rows (see `Layout`); everything else is of the B own ones.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
-        remat: recompute each block in the backward pass rather than keep its activations.
+        remat: what of a block the backward pass computes again rather than have it kept.
         gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
-            pass under `remat`; None where they are whole already.
+            pass under remat; None where they are whole already.
         dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
         layout: how the weights lie. In slices nothing can be dropped.
 
@@ -176,7 +182,7 @@ def extend(
     prompt_kv: KV,
     prompt_mask_PS: Bool[Array, "P S"],
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
     packed: Packed | None = None,
@@ -238,9 +244,17 @@ def unstack_layers(model: Gemma3) -> list[Block]:
 
 
 def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
-    """Zeroed keys and values for the completions of `num_rows` rows."""
-    shape = (num_rows, num_slots, config.num_kv_heads, config.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+    """Zeroed keys and values for the `num_slots` completion slots of `num_rows` rows.
+
+    C is as many for a global layer. A local one has a ring of no more than its window, in which
+    completion slot t stands at t % C: what leaves the window is written over.
+    """
+
+    def empty(is_global: bool) -> jax.Array:
+        C = num_slots if is_global else min(num_slots, config.sliding_window)
+        return jnp.zeros((num_rows, C, config.num_kv_heads, config.head_dim), dtype)
+
+    return [(empty(is_global), empty(is_global)) for is_global in config.is_global]
 
 
 def decode(
@@ -261,7 +275,7 @@ def decode(
         ids_R: the token at `slot` in all rows (see `Layout`); everything else is of the B own ones.
             Rows that have ended may hold anything.
         slot: the completion slot, the same for all rows since prompts end at the same slot.
-        cache: slots below `slot` are filled.
+        cache: of `empty_cache`, slots below `slot` written.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
         layout: how the weights lie.
@@ -271,16 +285,17 @@ def decode(
     """
     config = model.config
     P, S = prompt_mask_PS.shape
-    B, C = cache[0][0].shape[:2]
+    B = cache[0][0].shape[0]
     positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
     ropes = _ropes(config, positions_B1)
-    age_C = slot - jnp.arange(C)  # of each slot: 0 is this token's own, not yet written
     itself = jnp.ones((1, 1, 1), bool)
     x_B1D = model.embed(ids_R[:, None], layout)
     tokens = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
-        older_11C = ((age_C > 0) & (age_C < (window or C + 1)))[None, None]
+        C = cache[i][0].shape[1]
+        age_C = (slot - 1 - jnp.arange(C)) % C + 1  # of what stands in each slot; 1 is the newest
+        older_11C = ((age_C <= slot) & (age_C < (window or C + 1)))[None, None]
         prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
         prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
 
@@ -296,8 +311,12 @@ def decode(
     # Written when all were read, which the barrier holds the compiler to: a cache updated before,
     # or while the TPU has it on chip, is written back whole.
     x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
-    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-    cache = jax.tree.map(lambda old, token: write(old, token.astype(old.dtype)), cache, tokens)
+
+    def write(old: jax.Array, token: jax.Array) -> jax.Array:
+        at = slot % old.shape[1]
+        return jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), at, axis=1)
+
+    cache = jax.tree.map(write, cache, tokens)
     return model.final_norm(x_B1D)[:, 0], cache
 
 
@@ -348,7 +367,7 @@ def _scan(
     x: jax.Array,
     extra: Any,
     *,
-    remat: bool,
+    remat: Remat,
     gather: Gather | None,
 ) -> tuple:
     """Carry `x` through the stacked blocks, collecting what each returns."""
@@ -360,6 +379,9 @@ def _scan(
 
     is_global = jnp.asarray(model.config.is_global)
     index = jnp.arange(model.config.num_layers)
-    body = jax.checkpoint(whole_layer) if remat else whole_layer
+    body = whole_layer
+    if remat != "none":
+        # In a scan nothing can be merged with the forward pass; guarding against that costs time.
+        body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global, extra)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
