@@ -56,8 +56,10 @@ class Options:
     """S, tokens."""
     budget: int = 128
     """T, tokens."""
-    passes: int = 1
-    """Of our update (accumulation_steps)."""
+    passes: int = 4
+    """Of our update (accumulation_steps); 4 is a prompt a pass, as Tunix takes them."""
+    packed_sizes: int = 16
+    """Of our update (grpo.packed_sizes), as in the presets for 1B."""
     remat: Remat = "none"
     """Of ours (model.remat)."""
     devices: int = 1
@@ -126,7 +128,13 @@ class Pair:
         )
         np.savez(self._file("trace.npz"), **self.batch)
         np.savez(self._file("rows.npz"), **trace.padded_rows(vocab_size=vocab_size, length=96))
-        return self._prepared(side, passes=options.passes, dtype=options.dtype, remat=options.remat)
+        return self._prepared(
+            side,
+            passes=options.passes,
+            packed_sizes=options.packed_sizes,
+            dtype=options.dtype,
+            remat=options.remat,
+        )
 
     def theirs(self) -> SideProcess:
         """Tunix's side, ready for its steps, with the weights of ours."""
@@ -153,6 +161,7 @@ class Pair:
         chosen = {
             "ours": {
                 "passes": options.passes,
+                "packed_sizes": options.packed_sizes,
                 "remat": options.remat,
                 "devices": options.devices,
             },
