@@ -10,7 +10,6 @@ padded and packed in turn, of the clock and of the CPU (all threads: on a busy m
 of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
 """
 
-import math
 import statistics
 import sys
 import time
@@ -19,13 +18,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from benchmarks import lengths
 from benchmarks.timing import print_row
 from gemma_grpo import grpo, grpo_update, model, packing, planning, presets, programs
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
-from gemma_grpo.model import CONFIGS
+from gemma_grpo.model import CONFIGS, Gemma3Config
 from gemma_grpo.rollout import Rollout
 from gemma_grpo.traced import matmul_flops
 from gemma_grpo.train_state import init_train_state
@@ -58,25 +58,16 @@ def print_flops() -> None:
     """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
     for num_devices in (DEVICES, 1):
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
-        update = programs.of_step(ONE_B, CONFIGS["gemma3-1b"], mesh)[-1]
-        state, frozen, shapes = update.arguments
         padded_flops = None
         for sizes in (1, 8, 16, 32):
-            batch = batch_of(ONE_B, vocab_size=512)
-            packed = packing.pack(batch, num_devices=num_devices, passes=1, sizes=sizes)
-            slots = packed["slots"].shape if "slots" in packed else None
-            arguments = shapes
-            if slots:
-                of_slots = jax.ShapeDtypeStruct(slots, np.int32, sharding=meshes.rows(mesh))
-                arguments = shapes | {"slots": of_slots}
-            trace = update.function.trace(state, frozen, arguments)
+            packed = packed_trace(ONE_B, num_devices=num_devices, sizes=sizes)
+            trace = update_on(packed, ONE_B, CONFIGS["gemma3-1b"], mesh).trace()
             steps = max(pairs_of_devices(packed, num_devices))
             flops = {
                 platform: matmul_flops(trace, platform=platform, steps=steps)
                 for platform in ("cpu", "tpu")
             }
             padded_flops = padded_flops or flops["cpu"]
-            slots_each = (math.prod(slots) if slots else batch["weights"].size) // num_devices
             print_row(
                 benchmark="packing/flops",
                 model="gemma3-1b",
@@ -85,12 +76,41 @@ def print_flops() -> None:
                 shape=shape_of(ONE_B),
                 devices_sharing=num_devices,
                 packed_sizes=sizes,
-                completion_tokens=int(batch["completion_mask"].sum()),
-                slots_of_a_device=slots_each,
+                completion_tokens=int(packed["completion_mask"].sum()),
+                slots_of_a_device=packed.get("slots", packed["weights"]).size // num_devices,
                 pairs_of_blocks_a_layer=round(steps, 2),
                 matmul_tflops_of_a_device={name: round(n / 1e12, 2) for name, n in flops.items()},
                 ratio={name: round(padded_flops / n, 2) for name, n in flops.items()},
             )
+
+
+def packed_trace(run: RunConfig, *, num_devices: int, sizes: int) -> dict[str, np.ndarray]:
+    """The trace's batch for an update of `run`, packed to one of `sizes`; 1 packs nothing."""
+    return packing.pack(
+        batch_of(run, vocab_size=512),
+        num_devices=num_devices,
+        passes=run.grpo.accumulation_steps,
+        sizes=sizes,
+    )
+
+
+def update_of_trace(
+    run: RunConfig, config: Gemma3Config, mesh: Mesh, *, sizes: int
+) -> programs.Program:
+    """The update of `run` on `packed_trace`."""
+    return update_on(packed_trace(run, num_devices=mesh.size, sizes=sizes), run, config, mesh)
+
+
+def update_on(
+    batch: dict[str, np.ndarray], run: RunConfig, config: Gemma3Config, mesh: Mesh
+) -> programs.Program:
+    """The update of `run` on a batch of these shapes."""
+    update = programs.of_step(run, config, mesh)[-1]
+    shapes = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.rows(mesh))
+        for name, array in batch.items()
+    }
+    return replace(update, arguments=(*update.arguments[:2], shapes))
 
 
 def pairs_of_devices(batch: dict[str, np.ndarray], num_devices: int) -> list[float]:

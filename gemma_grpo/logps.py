@@ -43,26 +43,18 @@ def completion_logps(
     dropout_keys_B = None
     if dropout_keys_P is not None:
         dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, G))(dropout_keys_P).reshape(-1)
-    hidden_PSD, prompt_kv = gemma3.forward(
+    hidden_PSD, hidden_BTD = gemma3.forward_groups(
         model,
         prompt_ids_PS,
         prompt_mask_PS,
-        remat=remat,
-        gather=gather,
-        dropout_keys_B=dropout_keys_P,
-    )
-    hidden = gemma3.extend(
-        model,
         completion_ids_BT,
         completion_mask_BT,
-        prompt_kv,
-        prompt_mask_PS,
         remat=remat,
         gather=gather,
+        dropout_keys_P=dropout_keys_P,
         dropout_keys_B=dropout_keys_B,
         packed=packed,
     )
-    hidden_BTD = packed.unpack(hidden) if packed else hidden
     # A token is predicted one slot earlier: the first by the prompt's last, the last predicts none.
     first_B1D = jnp.repeat(hidden_PSD[:, -1:], G, axis=0)
     before_BTD = jnp.concatenate([first_B1D, hidden_BTD[:, :-1]], axis=1)

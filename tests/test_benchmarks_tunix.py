@@ -1,6 +1,7 @@
 """Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
 
 import ast
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks.tunix import convert, sides, table, trace
+from benchmarks.tunix import convert, flops, largest, sides, table, trace
 from gemma_grpo import hlo, model
 
 LOOP = """HloModule step
@@ -220,6 +221,61 @@ def test_a_row_that_tunix_wins_stays_in_the_table(tmp_path, capsys):
     assert "| step, wall | 2 s | 1 s | 0.50 |" in printed
     assert "| step, CPU time | 4 s | 8 s | 2.00 |" in printed
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_the_largest_batch_that_fits_is_found_by_whole_steps():
+    for limit in (64, 95, 96, 160, 383, 384, 1000):
+        for step in (32, 64):
+            found = largest.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
+            assert found <= limit < found + step and (found - 64) % step == 0
+
+
+def test_the_larger_batch_is_the_better_one(tmp_path, capsys):
+    common = {"benchmark": "tunix/largest", "model": "gemma3-1b", "remat": "BLOCK"}
+    rows = [
+        common | {"side": "ours", "sequences": 384},
+        common | {"side": "tunix", "sequences": 96, "remat": "DECODER"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    table.main((path,))
+    assert "| 384 | 96 | 4.00 |" in capsys.readouterr().out
+
+
+def test_a_loop_turns_until_its_own_longest_row_has_ended():
+    assert flops.longest((3, 1, 2, 5, 4, 4), 3) == [3, 5, 4]
+    assert flops.longest((3, 1, 2, 5, 4, 4), 1) == [5]
+
+
+def test_tunix_draws_a_loops_first_token_before_it():
+    """By hand: rows of at most 3 tokens need 2 turns more; at the budget it makes one too many."""
+    assert flops.decode_turns(3) == 2
+    assert flops.decode_turns(1) == 0
+    assert flops.decode_turns(800) == 800
+
+
+def test_tunix_turns_are_counted_loop_by_loop():
+    """With programs of one operation a row, the trace's groups by hand."""
+    one_each = lambda program, rows, remat: rows
+    most = (498, 800, 429, 531, 497, 632, 504, 800)  # of each group
+    by_group = flops.count_theirs(flops.Case(tunix_prompts=1), one_each)
+    turns = sum(tokens - 1 for tokens in most if tokens < 800) + 2 * 800
+    assert by_group["rollout"] == 8 * (8 + turns)
+    assert flops.count_theirs(flops.Case(), one_each)["rollout"] == 64 * (1 + 800)
+
+
+def test_chips_with_loops_of_their_own_do_no_more_than_one_loop_for_all():
+    """Ours, of one nano layer: at full lengths the same on one chip and on eight, in either layout;
+    on the trace less where a chip's loop is its own, and less in a packed update."""
+    nano = model.CONFIGS["gemma3-nano"]
+    config = dataclasses.replace(nano, vocab_size=4096, num_layers=1, scan_unroll=1)
+    count = lambda **case: flops.count_ours(flops.Case(**case), config)
+    one = count(full=True, chips=1)
+    assert count(full=True) == one
+    assert count(full=True, layout="hybrid") == one
+    trace, hybrid = count(), count(layout="hybrid")
+    assert trace["rollout"] < hybrid["rollout"] == one["rollout"]
+    assert trace["update"] == hybrid["update"] < one["update"]
 
 
 STUB = """import sys

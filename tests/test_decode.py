@@ -1,4 +1,4 @@
-"""Laws of how gemma_grpo.model runs: `extend` and `decode` are `forward`, and padding is nothing.
+"""Laws of how gemma_grpo.model runs: groups and `decode` are `forward`, and padding is nothing.
 
 The weights are the oracle's recipe's, for a model whose window is shorter than both the prompts and
 the completions: layers local, global, local.
@@ -60,11 +60,10 @@ def run_forward(params, ids_BL, mask_BL, *, config=CONFIG):
 
 
 @functools.partial(jax.jit, static_argnames=("remat",))
-def run_extend(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
+def run_groups(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
     """Hidden states of completions, the prompt run once for its group."""
-    model = build(CONFIG, params)
-    _, prompt_kv = gemma3.forward(model, prompt_ids_PS, prompt_mask_PS, remat=remat)
-    return gemma3.extend(model, ids_BT, mask_BT, prompt_kv, prompt_mask_PS, remat=remat)
+    batch = prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT
+    return gemma3.forward_groups(build(CONFIG, params), *batch, remat=remat)[1]
 
 
 @jax.jit
@@ -112,20 +111,20 @@ def assert_same(ours: tuple, theirs: tuple) -> None:
         assert np.abs(a - b).max() <= HIDDEN_GRAD_F32 * largest, path
 
 
-# --- extend and decode are forward ---
+# --- forward_groups and decode are forward ---
 
 
-def test_extending_a_prompt_equals_the_whole_sequence_in_value_and_gradient_and_so_does_remat():
+def test_running_groups_equals_the_whole_sequences_in_value_and_gradient_and_so_does_remat():
     prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT = batch = draw_batch()
     ids_BL, mask_BL = whole(prompt_ids_PS, ids_BT), whole(prompt_mask_PS, mask_BT)
     of_whole = value_and_gradient(lambda p: run_forward(p, ids_BL, mask_BL)[:, S:], mask_BT)
-    extended = value_and_gradient(lambda p: run_extend(p, *batch), mask_BT)
-    assert_same(extended, of_whole)
+    grouped = value_and_gradient(lambda p: run_groups(p, *batch), mask_BT)
+    assert_same(grouped, of_whole)
     for remat in ("dots", "full"):
         again = value_and_gradient(
-            lambda p, remat=remat: run_extend(p, *batch, remat=remat), mask_BT
+            lambda p, remat=remat: run_groups(p, *batch, remat=remat), mask_BT
         )
-        assert_same(again, extended)
+        assert_same(again, grouped)
 
 
 def test_decoding_equals_running_the_whole_sequence_at_every_slot_beyond_the_window_too():
@@ -145,8 +144,8 @@ def test_hidden_states_do_not_depend_on_the_ids_in_the_padding():
     poisoned_PS = jnp.where(prompt_mask_PS, prompt_ids_PS, other_ids_PS)
     poisoned_BT = jnp.where(mask_BT, ids_BT, other_ids_BT)
     assert (poisoned_PS != prompt_ids_PS).any() and (poisoned_BT != ids_BT).any()
-    clean = run_extend(PARAMS, *batch)
-    poisoned = run_extend(PARAMS, poisoned_PS, prompt_mask_PS, poisoned_BT, mask_BT)
+    clean = run_groups(PARAMS, *batch)
+    poisoned = run_groups(PARAMS, poisoned_PS, prompt_mask_PS, poisoned_BT, mask_BT)
     np.testing.assert_array_equal(clean[mask_BT], poisoned[mask_BT])
     clean = run_decode(PARAMS, prompt_ids_PS, prompt_mask_PS, ids_BT)
     poisoned = run_decode(PARAMS, poisoned_PS, prompt_mask_PS, poisoned_BT)

@@ -3,8 +3,8 @@
 python -m benchmarks.tunix.cpu [--model gemma3-nano | gemma3-270m] [--rounds 3]
 needs the environment of `python -m benchmarks.tunix.install`
 
-For the 270M, of which there is no room for two in 24 GB: --model gemma3-270m --passes 1 --remat dots
---apart.
+For the 270M, of which there is no room for two in 24 GB:
+--model gemma3-270m --passes 1 --remat dots --apart
 """
 
 from typing import Annotated

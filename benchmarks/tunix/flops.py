@@ -3,53 +3,79 @@
 python -m benchmarks.tunix.flops [--model gemma3-1b]
 needs the environment of `python -m benchmarks.tunix.install`
 
-8 prompts x 8, 512 + 800 tokens, beta 0, mu 1, all weights trained, at the full budgets: one row of
-the trace runs into them, and neither side drops rows or slots before the longest has ended. Parts:
-the rollout (prefill and decode loop) and the update, without remat on either side, for what each
-has to compute once.
+8 prompts x 8, 512 + 800 tokens, beta 0, mu 1, all weights trained; sums over all chips. Parts: the
+rollout (prefill and decode loop) and the update. Lengths are those of `benchmarks.lengths`:
+
+    a loop goes on until the longest of its rows has ended. With us a chip of the data layout has a
+    loop of its own; the hybrid layout, one chip, and Tunix have one for all rows. Tunix can take
+    its rollout some prompts at a time (rollout_micro_batch_size), one loop after another.
+    our update is packed as the pipeline packs it. Tunix's takes every completion at its whole
+    budget: it pads them to that, and what packs its sequences (max_seq_token_per_tpu) is nothing
+    for its Gemma 3, whose attention wants the mask that packing leaves out.
 """
 
 import dataclasses
+import functools
 import json
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import tyro
 
+from benchmarks import lengths, packing
 from benchmarks.tunix import install
-from benchmarks.tunix.sides import start_theirs
-from gemma_grpo import mesh, presets, programs
+from benchmarks.tunix.sides import SideProcess, start_theirs
+from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
+from gemma_grpo import presets, programs
 from gemma_grpo.traced import matmul_flops
+
+CHIPS = 8
+_RUN = presets.preset("gemma3-1b")
+_T = _RUN.model.max_completion_length
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is counted.
+
+    Attributes:
+        full: every completion takes its whole budget; else they have the trace's lengths.
+        chips, layout, remat: of ours.
+        tunix_remat: NONE, or DECODER (remat_config).
+        tunix_prompts: that a rollout of Tunix's takes at a time.
+    """
+
+    full: bool = False
+    chips: int = CHIPS
+    layout: str = "data"
+    remat: str = "none"
+    tunix_remat: str = "NONE"
+    tunix_prompts: int = lengths.PROMPTS
+
+
+CASES = {
+    "full lengths": Case(full=True, chips=1),
+    "on one chip": Case(chips=1),
+    "on 8 chips": Case(),
+    "on 8 chips, hybrid": Case(layout="hybrid"),
+    "on 8 chips, Tunix a prompt a rollout": Case(tunix_prompts=1),
+}
 
 
 def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
-    """Count, and print a row for each side and part.
+    """Count, and print a row for each case and part.
 
     Args:
         model: architecture.
         environment: folder of Tunix's environment.
     """
     jax.config.update("jax_platforms", "cpu")
-    run = presets.preset("gemma3-1b")
-    run = replace(run, model=replace(run.model, remat=False, rollout_layout="data"))
-    budget = run.model.max_completion_length
-    made = programs.of_step(run, gemma3.CONFIGS[model], mesh.data_mesh(jax.devices()[:1]))
-    ours = {one.name: matmul_flops(one.trace(), turns=budget) for one in made}
-    settings = {
-        "shape": dataclasses.asdict(gemma3.CONFIGS[model]),
-        "dtype": run.model.dtype,
-        "remat": "NONE",
-        "sequences": run.grpo.prompts_per_step * run.grpo.num_generations,
-        "prompt_length": run.model.max_prompt_length,
-        "budget": budget,
-        "fsdp": 1,
-        "tp": 1,
-        "replicated": False,
-        "topology": "cpu",
-    }
+    jax.config.update("jax_num_cpu_devices", CHIPS)
+    config = gemma3.CONFIGS[model]
     with tempfile.TemporaryDirectory() as name:
         side = start_theirs(
             environment or install.default_folder(),
@@ -57,20 +83,85 @@ def main(model: str = "gemma3-1b", environment: Path | None = None) -> None:
             folder=Path(name),
             script="programs.py",
         )
-        theirs = {
-            program: side.call("flops", program=program, **settings)["flops"]
-            for program in ("prefill", "decode", "train")
-        }
+        flops = functools.cache(functools.partial(ask, side, config))
+        for label, case in CASES.items():
+            ours, others = count_ours(case, config), count_theirs(case, flops)
+            parts = {part: (ours[part], others[part]) for part in ours}
+            parts["step"] = tuple(map(sum, zip(*parts.values(), strict=True)))
+            for part, (own, other) in parts.items():
+                row = {"benchmark": "tunix/flops", "model": model, "case": label, "part": part}
+                row |= {"sequences": len(lengths.LENGTHS), "budget": _T}
+                row |= {"prompt_length": _RUN.model.max_prompt_length} | dataclasses.asdict(case)
+                row |= {"ours": own, "tunix": other, "ratio": round(other / own, 2)}
+                print(json.dumps(row), flush=True)
         side.close()
-    parts = {
-        "rollout": (ours["rollout"], theirs["prefill"] + theirs["decode"]),
-        "update": (ours["update"], theirs["train"]),
+
+
+def lengths_of(case: Case) -> tuple[int, ...]:
+    """Tokens of each completion, groups one after another."""
+    return (_T,) * len(lengths.LENGTHS) if case.full else lengths.scaled(_T)
+
+
+def longest(each: tuple[int, ...], loops: int) -> list[int]:
+    """The longest of each loop's completions, neighbours in one loop."""
+    rows = len(each) // loops
+    return [max(each[loop * rows : (loop + 1) * rows]) for loop in range(loops)]
+
+
+def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
+    """Operations of our rollout and update on all chips."""
+    settings = replace(_RUN.model, remat=case.remat, rollout_layout=case.layout)
+    run = replace(_RUN, model=settings)
+    mesh = meshes.data_mesh(jax.devices()[: case.chips])
+    rollout = programs.of_step(run, config, mesh)[0].trace()
+    turns = longest(lengths_of(case), case.chips)
+    if case.layout == "hybrid":  # all chips take part in every row
+        turns = [max(turns)] * case.chips
+    sizes = 1 if case.full else run.grpo.packed_sizes
+    update = packing.update_of_trace(run, config, mesh, sizes=sizes)
+    return {
+        "rollout": sum(matmul_flops(rollout, turns=chip) for chip in turns),
+        "update": case.chips * matmul_flops(update.trace()),
     }
-    parts["step"] = tuple(map(sum, zip(*parts.values(), strict=True)))
-    for part, (own, other) in parts.items():
-        row = {"benchmark": "tunix/flops", "model": model, "part": part}
-        row |= {name: settings[name] for name in ("sequences", "prompt_length", "budget", "remat")}
-        print(json.dumps(row | {"ours": own, "tunix": other, "ratio": round(other / own, 2)}))
+
+
+def count_theirs(case: Case, flops: Callable[[str, int, str], int]) -> dict[str, int]:
+    """Operations of Tunix's rollout and update, whatever the chips; `flops` is `ask`."""
+    each = lengths_of(case)
+    loops = lengths.PROMPTS // case.tunix_prompts
+    rows = len(each) // loops
+    prefill, turn = flops("prefill", rows, "NONE"), flops("decode", rows, "NONE")
+    return {
+        "rollout": sum(prefill + decode_turns(most) * turn for most in longest(each, loops)),
+        "update": flops("train", len(each), case.tunix_remat),
+    }
+
+
+def ask(
+    side: SideProcess, config: gemma3.Gemma3Config, program: str, sequences: int, remat: str
+) -> int:
+    """Operations of one of Tunix's programs, the decode loop for one turn."""
+    return side.call(
+        "flops",
+        program=program,
+        turns=1,
+        shape=dataclasses.asdict(config),
+        dtype=_RUN.model.dtype,
+        remat=remat,
+        sequences=sequences,
+        prompt_length=_RUN.model.max_prompt_length,
+        budget=_T,
+        fsdp=1,
+        tp=1,
+        replicated=False,
+        topology="cpu",
+    )["flops"]
+
+
+def decode_turns(most: int) -> int:
+    """Turns of Tunix's decode loop: its prefill draws the first token, and a loop that runs into
+    the budget draws one that nobody sees."""
+    return most - 1 if most < _T else most
 
 
 if __name__ == "__main__":

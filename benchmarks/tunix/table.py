@@ -1,9 +1,9 @@
-"""JSON lines of `cpu`, `v5e` and `flops` to a Markdown table and a bar chart. Measures nothing.
+"""JSON lines of the benchmarks here to a Markdown table and a bar chart. Measures nothing.
 
 python -m benchmarks.tunix.table rows.jsonl [more.jsonl] [--chart docs/tunix.png]
 
-A line of the table has a figure of both sides and Tunix's over ours; every row given is in it,
-those that Tunix wins too.
+A line of the table has a figure of both sides and Tunix's over ours, or ours over Tunix's where
+more is better and the line says so; every row given is in it, those that Tunix wins too.
 """
 
 import json
@@ -22,7 +22,7 @@ GB, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of both sides; `ratio` is Tunix's over ours, above 1 where ours is less."""
+    """One figure of both sides; `ratio` is above 1 where ours is the better."""
 
     group: str
     what: str
@@ -41,7 +41,7 @@ def main(
         chart: PNG to write.
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    lines = cpu_lines(rows) + v5e_lines(rows) + flops_lines(rows)
+    lines = cpu_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
     print(markdown(lines))
     for setting in settings(rows):
         print(f"- {setting}")
@@ -84,9 +84,12 @@ def v5e_lines(rows: list[dict]) -> list[Line]:
         for row in (row for row in theirs if row["program"] in programs):
             mesh = f"fsdp {row['fsdp']} x tp {row['tp']}"
             mesh = "weights replicated" if row["replicated"] else mesh
-            mesh += "" if row["remat"] == "NONE" else f", remat {row['remat']}"
+            mesh += "" if row["remat"].upper() == "NONE" else f", remat {row['remat']}"
             mesh += "" if row["sequences"] == own["sequences"] else f", {row['sequences']} rows"
             layout = f"ours {own['layout']}, " if own["program"] == "decode" else ""
+            if own["program"] == "update":
+                packed = "packed to the trace, " if own.get("packed") else ""
+                layout = f"ours {packed}remat {own['remat']}; "
             group = f"{row['model']}, v5e compiler, a chip's share of {own['sequences']} sequences"
             name = f"{row['program']} ({layout}Tunix {mesh})"
             lines += _compiled_lines(group, name, own, row)
@@ -107,12 +110,30 @@ def _compiled_lines(group: str, name: str, own: dict, row: dict) -> list[Line]:
     return lines
 
 
+def largest_lines(rows: list[dict]) -> list[Line]:
+    """The largest batch of each of our cases against each of Tunix's."""
+    found = [row for row in rows if row["benchmark"] == "tunix/largest"]
+    return [
+        Line(
+            f"{own['model']}, v5e compiler, eight chips",
+            f"sequences that fit an update (remat {own['remat']}, {row['remat']}), ours / Tunix",
+            str(own["sequences"]),
+            str(row["sequences"]),
+            own["sequences"] / row["sequences"],
+        )
+        for own in found
+        if own["side"] == "ours"
+        for row in found
+        if row["side"] == "tunix"
+    ]
+
+
 def flops_lines(rows: list[dict]) -> list[Line]:
     """Matrix products of a step."""
     return [
         _line(
             f"{row['model']}, a step of {row['sequences']} sequences, counted",
-            f"matrix products of the {row['part']}",
+            f"matrix products of the {row['part']}, {row['case']}",
             row["ours"] / TERA,
             row["tunix"] / TERA,
             "TFLOP",

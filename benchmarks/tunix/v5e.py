@@ -13,7 +13,8 @@ sides; its peak and compile time are of the whole program, which with us is pref
 `floor` is what a step must read at the least, the weights that lie on a chip and its cache, less
 `on_chip`, what the compiler keeps in on-chip memory from step to step.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
-us in the update. A case takes minutes, Tunix's updates the most; a row is printed when it is done.
+us in the update. The packed update is of the trace of `benchmarks.lengths`. A case takes minutes,
+Tunix's updates the most; a row is printed when it is done.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from benchmarks import packing
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
 from gemma_grpo import hlo, model, presets, programs, topology
@@ -39,16 +41,17 @@ THEIRS = {"prefill": "prefill", "decode": "decode", "logps": "logps", "update": 
 
 @dataclass(frozen=True)
 class Case:
-    """A side and a program; the layout of our rollout; and Tunix's settings (`replicated`: weights
-    on all chips, rows spread over them)."""
+    """A side and a program; the layout of our rollout, and whether our update is packed; and
+    Tunix's settings (`replicated`: weights on all chips, rows spread over them)."""
 
     side: str
     program: str
     sequences: int = 64
     layout: str = "data"
+    packed: bool = False
     fsdp: int = 8
     tp: int = 1
-    remat: str = "NONE"
+    remat: str = "none"
     replicated: bool = False
 
 
@@ -56,7 +59,9 @@ CASES = {
     "ours-decode": Case("ours", "decode", layout="hybrid"),
     "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
-    "ours-update": Case("ours", "update", remat="BLOCK"),  # as the preset has it
+    "ours-update": Case("ours", "update", remat="full"),  # as the preset has it
+    "ours-update-packed": Case("ours", "update", packed=True, remat="full"),
+    "ours-update-packed-kept": Case("ours", "update", packed=True),
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
     "tunix-decode-best": Case("tunix", "decode", replicated=True),
     "tunix-prefill-best": Case("tunix", "prefill", replicated=True),
@@ -76,23 +81,26 @@ def main(
         environment: folder of Tunix's environment.
         keep: folder to leave the compiled programs' HLO in.
     """
-    jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = keep or Path(name)
         for name in cases:
-            case = CASES[name]
-            text = folder / f"{name}.hlo"
-            if case.side == "ours":
-                read = compile_ours(case, text)
-            else:
-                read = compile_theirs(case, text, environment or install.default_folder(), folder)
-            if case.program == "decode" and read["fits"]:
-                read |= decode_figures(text.read_text())
-                read["floor"] = floor(case)
-            described = {"benchmark": "tunix/v5e", "case": name, "topology": TOPOLOGY}
-            shapes = {"model": MODEL, "dtype": "bfloat16", "prompt_length": _S, "budget": _T}
-            row = described | shapes | dataclasses.asdict(case) | read
+            row = {"benchmark": "tunix/v5e", "case": name}
+            row |= compile_case(CASES[name], folder / f"{name}.hlo", environment)
             print(json.dumps(row), flush=True)
+
+
+def compile_case(case: Case, text: Path, environment: Path | None) -> dict:
+    """A case with its figures; its HLO, if it fits, goes to `text`."""
+    jax.config.update("jax_platforms", "cpu")
+    if case.side == "ours":
+        read = compile_ours(case, text)
+    else:
+        read = compile_theirs(case, text, environment or install.default_folder())
+    if case.program == "decode" and read["fits"]:
+        read |= decode_figures(text.read_text())
+        read["floor"] = floor(case)
+    shapes = {"model": MODEL, "dtype": "bfloat16", "prompt_length": _S, "budget": _T}
+    return {"topology": TOPOLOGY} | shapes | dataclasses.asdict(case) | read
 
 
 _RUN = presets.preset(MODEL)
@@ -109,11 +117,22 @@ def compile_ours(case: Case, text: Path) -> dict:
         loss=replace(stage.loss, beta=beta),
     )
     mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
-    run = replace(_RUN, grpo=stage, model=replace(_RUN.model, rollout_layout=case.layout))
-    made = programs.of_step(run, model.CONFIGS[MODEL], mesh)
-    (lowered,) = [one.trace().lower() for one in made if one.name == OURS[case.program]]
+    settings = replace(_RUN.model, rollout_layout=case.layout, remat=case.remat)
+    run, config = replace(_RUN, grpo=stage, model=settings), model.CONFIGS[MODEL]
+    if case.packed:
+        program = packing.update_of_trace(run, config, mesh, sizes=stage.packed_sizes)
+    else:
+        made = {one.name: one for one in programs.of_step(run, config, mesh)}
+        program = made[OURS[case.program]]
+    lowered = program.trace().lower()
+    versions = {name: importlib.metadata.version(name) for name in ("gemma_grpo", "jax", "libtpu")}
     wall, cpu = time.perf_counter(), time.process_time()
-    executable = lowered.compile()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"fits": False, "why": " ".join(str(error).split())[:300], "versions": versions}
     memory = executable.memory_analysis()
     read = {
         "fits": True,
@@ -122,24 +141,22 @@ def compile_ours(case: Case, text: Path) -> dict:
         "peak": memory.peak_memory_in_bytes,
         "compile_wall": time.perf_counter() - wall,
         "compile_cpu": time.process_time() - cpu,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("gemma_grpo", "jax", "libtpu")
-        },
+        "versions": versions,
     }
     text.write_text(executable.as_text())
     return read
 
 
-def compile_theirs(case: Case, text: Path, environment: Path, folder: Path) -> dict:
+def compile_theirs(case: Case, text: Path, environment: Path) -> dict:
     """The figures of Tunix's program; its HLO goes to `text`."""
-    side = start_theirs(environment, devices=1, folder=folder, script="programs.py")
+    side = start_theirs(environment, devices=1, folder=text.parent, script="programs.py")
     read = side.call(
         "compile",
         program=THEIRS[case.program],
         hlo=str(text.absolute()),
         shape=dataclasses.asdict(model.CONFIGS[MODEL]),
         dtype="bfloat16",
-        remat=case.remat,
+        remat=case.remat.upper(),
         sequences=case.sequences,
         prompt_length=_S,
         budget=_T,

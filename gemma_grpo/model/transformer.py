@@ -1,8 +1,8 @@
 """Gemma 3 as Flax NNX: blocks, the stack, and its three ways of running. Knows no sampling or loss.
 
-    forward  a batch of sequences               -> hidden states, and keys and values for a cache
-    extend   completions of prompts already run -> hidden states; the prompt is not run again
-    decode   one more token for each row        -> hidden states, and the cache with it
+    forward         a batch of sequences        -> hidden states, and keys and values for a cache
+    forward_groups  prompts, and G completions  -> hidden states of both; a prompt is run once
+    decode          one more token for each row -> hidden states, and the cache with it
 
 All return the final norm's output; `logits` is the head, apart, so that log-probs and sampling can
 take it in pieces. The blocks' parameters are stacked along a leading layer axis and scanned, so
@@ -24,7 +24,7 @@ from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
 from gemma_grpo.model.layout import WHOLE, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
-from gemma_grpo.model.packed import Packed
+from gemma_grpo.model.packed import Packed, Rows
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
@@ -165,83 +165,113 @@ def forward(
     ]
 
     def layer(x_BLD, scanned):
-        block, is_global, _, keys_BL = _block(model, scanned, token_keys_BL)
+        block, is_global, keys_BL = _block(model, scanned, token_keys_BL)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
         return block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL, layout)
 
     ropes = _ropes(config, positions_BL)
-    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), (), remat=remat, gather=gather)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), remat=remat, gather=gather)
     return model.final_norm(x_BLD), kv
 
 
-def extend(
+def forward_groups(
     model: Gemma3,
+    prompt_ids_PS: Int[Array, "P S"],
+    prompt_mask_PS: Bool[Array, "P S"],
     completion_ids_BT: Int[Array, "B T"],
     completion_mask_BT: Bool[Array, "B T"],
-    prompt_kv: KV,
-    prompt_mask_PS: Bool[Array, "P S"],
     *,
     remat: Remat = "none",
     gather: Gather | None = None,
+    dropout_keys_P: Key[Array, " P"] | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
     packed: Packed | None = None,
-) -> Float[Array, "_B _T D"]:
-    """Run G completions of each prompt on the keys and values of one run of the prompts.
+) -> tuple[Float[Array, "P S D"], Float[Array, "B T D"]]:
+    """Run prompts and G completions of each, every prompt once.
+
+    All tokens go through the layers as one row, prompts before completions, and come apart for
+    attention alone: a layer's weights are gathered and read once, and compiled for one shape.
 
     Args:
+        prompt_ids_PS: tokens, left-padded.
+        prompt_mask_PS: True on prompt tokens.
         completion_ids_BT: tokens, right-padded, group-major.
         completion_mask_BT: True on tokens.
-        prompt_kv: from `forward` over the left-padded prompts.
-        prompt_mask_PS: True on prompt tokens.
-        remat, gather, dropout_keys_B: as in `forward`.
-        packed: the slots that hold tokens; the layers then run on these alone.
+        remat, gather: as in `forward`.
+        dropout_keys_P, dropout_keys_B: a key for each row, for adapters with dropout; None drops
+            nothing.
+        packed: the completions' slots that hold tokens; the layers then run on these alone.
 
     Returns:
-        Hidden states after the final norm, equal to those of the whole sequences: [B, T, D], or
-        the packed row's, [1, X, D].
+        Hidden states after the final norm, equal to those of the whole sequences; 0 in completion
+        slots that packing leaves out.
     """
     config = model.config
+    P, S = prompt_ids_PS.shape
     B, T = completion_ids_BT.shape
-    S = prompt_mask_PS.shape[1]
-    length_P = prompt_mask_PS.sum(axis=1)
+    rows = packed or Rows((B, T))
+
+    def together(x_PS, x_BT):
+        """As one row [1, Z]; `apart` leaves completions packed."""
+        return jnp.concatenate([x_PS.reshape(1, P * S, *x_PS.shape[2:]), rows.pack(x_BT)], axis=1)
+
+    def apart(x_1Z):
+        return x_1Z[:, : P * S].reshape(P, S, *x_1Z.shape[2:]), x_1Z[:, P * S :]
+
+    row_PS, _ = jnp.indices((P, S))
     row_BT, slot_BT = jnp.indices((B, T))
-    position_BT = jnp.repeat(length_P, B // len(length_P))[:, None] + slot_BT
-    per_token = completion_ids_BT, position_BT, row_BT, slot_BT, completion_mask_BT
-    ids_BL, positions_BL, row_BL, slot_BL, mask_BL = (
-        map(packed.pack, per_token) if packed else per_token
-    )
-    token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
-    flat = [each.reshape(-1) for each in (row_BL, slot_BL, mask_BL)]
-    seen = [
-        (
+    length_P = prompt_mask_PS.sum(axis=1)
+    before_PS = jnp.maximum(jnp.cumsum(prompt_mask_PS, axis=1) - 1, 0)
+    positions_1Z = together(before_PS, jnp.repeat(length_P, B // P)[:, None] + slot_BT)
+    token_keys_1Z = None
+    if dropout_keys_P is not None:
+        keys = jnp.concatenate([dropout_keys_P, dropout_keys_B])
+        token_keys_1Z = _token_keys(keys, together(row_PS, P + row_BT), positions_1Z)
+    packed_tokens = [rows.pack(each)[0] for each in (row_BT, slot_BT, completion_mask_BT)]
+
+    def in_sight(window: int | None) -> tuple:
+        """Masks of prompts, of completions over prompts and over themselves, and the kernel's."""
+        seen_1TS = attention.prompt_window_mask(S, jnp.arange(T), window=window)
+        sizes = dict(num_rows=B, num_prompt_slots=S, window=window)
+        return (
+            attention.causal_mask(S, window=window) & prompt_mask_PS[:, None, :],
+            seen_1TS & prompt_mask_PS[:, None, :],
             attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :],
-            attention.prompt_window_mask(S, jnp.arange(T), window=window)
-            & prompt_mask_PS[:, None, :],
-            packed_attention.sight(*flat, length_P, num_rows=B, num_prompt_slots=S, window=window),
+            packed_attention.sight(*packed_tokens, length_P, **sizes),
         )
-        for window in (config.sliding_window, None)
-    ]
 
-    def layer(x_BLD, scanned):
-        block, is_global, prompt_kv, keys_BL = _block(model, scanned, token_keys_BL)
-        own_mask, prompt_mask, sight = jax.tree.map(
-            lambda near, far: jnp.where(is_global, far, near), *seen
-        )
-        padded = lambda q, k, v: attention.attend_with_prompt(
-            q, *prompt_kv, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
-        )
-        attend = lambda q, k, v: packed_attention.packed_attention(
-            *(q, k, v, *prompt_kv, sight),
-            scale=_scale(config),
-            elsewhere=packed.between(padded) if packed else padded,
-        )
-        x_BLD, _ = block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL)
-        return x_BLD, None
+    near, far = in_sight(config.sliding_window), in_sight(None)
 
-    ropes = _ropes(config, positions_BL)
-    x_BLD, _ = _scan(model, layer, model.embed(ids_BL), prompt_kv, remat=remat, gather=gather)
-    return model.final_norm(x_BLD)
+    def layer(x_1ZD, scanned):
+        block, is_global, keys_1Z = _block(model, scanned, token_keys_1Z)
+        prompt_mask, seen_mask, own_mask, sight = jax.tree.map(
+            lambda near, far: jnp.where(is_global, far, near), near, far
+        )
+        scale = _scale(config)
+
+        def attend(*row):
+            (q_PS, q_1X), (k_PS, k_1X), (v_PS, v_1X) = map(apart, row)
+            padded = lambda q, k, v: attention.attend_with_prompt(
+                q, k_PS, v_PS, seen_mask, [(k, v, own_mask)], scale=scale
+            )
+            of_prompts = attention.attend(q_PS, k_PS, v_PS, prompt_mask, scale=scale)
+            of_completions = packed_attention.packed_attention(
+                *(q_1X, k_1X, v_1X, k_PS, v_PS, sight),
+                scale=scale,
+                elsewhere=rows.between(padded),
+            )
+            of_prompts = of_prompts.reshape(1, P * S, *of_prompts.shape[2:])
+            return jnp.concatenate([of_prompts, of_completions], axis=1)
+
+        x_1ZD, _ = block(x_1ZD, _select_rope(ropes, is_global), attend, keys_1Z)
+        return x_1ZD, None
+
+    ropes = _ropes(config, positions_1Z)
+    x_1ZD = model.embed(together(prompt_ids_PS, completion_ids_BT))
+    x_1ZD, _ = _scan(model, layer, x_1ZD, remat=remat, gather=gather)
+    hidden_PSD, hidden_1XD = apart(model.final_norm(x_1ZD))
+    return hidden_PSD, rows.unpack(hidden_1XD)
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
@@ -349,12 +379,12 @@ def _select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def _block(
     model: Gemma3, scanned: tuple, keys_BL: jax.Array | None
-) -> tuple[Block, jax.Array, Any, jax.Array | None]:
-    """One layer's module, its kind, whatever else is scanned beside it, and its dropout keys."""
-    state, index, is_global, extra = scanned
+) -> tuple[Block, jax.Array, jax.Array | None]:
+    """One layer's module, its kind, and its dropout keys."""
+    state, index, is_global = scanned
     if keys_BL is not None:
         keys_BL = _fold_in(keys_BL, index)
-    return nnx.merge(nnx.graphdef(model.layers), state), is_global, extra, keys_BL
+    return nnx.merge(nnx.graphdef(model.layers), state), is_global, keys_BL
 
 
 def _token_keys(
@@ -373,7 +403,6 @@ def _scan(
     model: Gemma3,
     layer: Callable,
     x: jax.Array,
-    extra: Any,
     *,
     remat: Remat,
     gather: Gather | None,
@@ -391,5 +420,5 @@ def _scan(
     if remat != "none":
         # In a scan nothing can be merged with the forward pass; guarding against that costs time.
         body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
-    scanned = (state, index, is_global, extra)
+    scanned = (state, index, is_global)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)

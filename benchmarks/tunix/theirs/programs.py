@@ -83,11 +83,11 @@ def compile_program(program: str, hlo: str, **settings: Any) -> dict:
     } | _versions()
 
 
-def count_flops(program: str, **settings: Any) -> dict:
-    """Operations of one run's matrix products, the decode loop to its budget."""
+def count_flops(program: str, turns: int, **settings: Any) -> dict:
+    """Operations of one run's matrix products, the decode loop for some turns."""
     given = Settings(**settings)
     function, arguments, _ = PROGRAMS[program](given, _mesh(given))
-    counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=given.budget)
+    counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=turns)
     return {"flops": counted} | _versions()
 
 
