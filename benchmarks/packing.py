@@ -3,12 +3,13 @@
 python -m benchmarks.packing [flops | 270m | nano]
 
 All on the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
-(preset gemma3-1b) as traced, a device's share. Seconds: whole updates on random
-weights, padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the
-steadier of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
+(preset gemma3-1b) as traced, of the device that does most; "cpu" stands for all devices that unpack
+the rows for attention, "tpu" for the kernel, by the pairs of blocks that it goes through. The
+baseline of both ratios is the padded form that unpacks. Seconds: whole updates on random weights,
+padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the steadier
+of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
 """
 
-import math
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 
 from benchmarks import lengths
 from benchmarks.timing import print_row
-from gemma_grpo import grpo, grpo_update, model, packing, presets, programs
+from gemma_grpo import grpo, grpo_update, model, packing, planning, presets, programs
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS, Gemma3Config
@@ -55,15 +56,18 @@ def main() -> None:
 
 def print_flops() -> None:
     """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
-    completion_tokens = int(batch_of(ONE_B, vocab_size=512)["completion_mask"].sum())
     for num_devices in (DEVICES, 1):
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
         padded_flops = None
         for sizes in (1, 8, 16, 32):
-            update = update_of_trace(ONE_B, CONFIGS["gemma3-1b"], mesh, sizes=sizes)
-            flops = matmul_flops(update.trace())
-            padded_flops = padded_flops or flops
-            *_, batch = update.arguments
+            packed = packed_trace(ONE_B, num_devices=num_devices, sizes=sizes)
+            trace = update_on(packed, ONE_B, CONFIGS["gemma3-1b"], mesh).trace()
+            steps = max(pairs_of_devices(packed, num_devices))
+            flops = {
+                platform: matmul_flops(trace, platform=platform, steps=steps)
+                for platform in ("cpu", "tpu")
+            }
+            padded_flops = padded_flops or flops["cpu"]
             print_row(
                 benchmark="packing/flops",
                 model="gemma3-1b",
@@ -72,31 +76,59 @@ def print_flops() -> None:
                 shape=shape_of(ONE_B),
                 devices_sharing=num_devices,
                 packed_sizes=sizes,
-                completion_tokens=completion_tokens,
-                slots_of_a_device=math.prod(batch.get("slots", batch["weights"]).shape)
-                // num_devices,
-                matmul_tflops_of_a_device=round(flops / 1e12, 2),
-                ratio=round(padded_flops / flops, 2),
+                completion_tokens=int(packed["completion_mask"].sum()),
+                slots_of_a_device=packed.get("slots", packed["weights"]).size // num_devices,
+                pairs_of_blocks_a_layer=round(steps, 2),
+                matmul_tflops_of_a_device={name: round(n / 1e12, 2) for name, n in flops.items()},
+                ratio={name: round(padded_flops / n, 2) for name, n in flops.items()},
             )
+
+
+def packed_trace(run: RunConfig, *, num_devices: int, sizes: int) -> dict[str, np.ndarray]:
+    """The trace's batch for an update of `run`, packed to one of `sizes`; 1 packs nothing."""
+    return packing.pack(
+        batch_of(run, vocab_size=512),
+        num_devices=num_devices,
+        passes=run.grpo.accumulation_steps,
+        sizes=sizes,
+    )
 
 
 def update_of_trace(
     run: RunConfig, config: Gemma3Config, mesh: Mesh, *, sizes: int
 ) -> programs.Program:
-    """The update of a run on the trace's batch, as shapes: in as many slots as packing to one of
-    `sizes` leaves; 1 packs nothing."""
+    """The update of `run` on `packed_trace`."""
+    return update_on(packed_trace(run, num_devices=mesh.size, sizes=sizes), run, config, mesh)
+
+
+def update_on(
+    batch: dict[str, np.ndarray], run: RunConfig, config: Gemma3Config, mesh: Mesh
+) -> programs.Program:
+    """The update of `run` on a batch of these shapes."""
     update = programs.of_step(run, config, mesh)[-1]
-    packed = packing.pack(
-        batch_of(run, vocab_size=512),
-        num_devices=mesh.size,
-        passes=run.grpo.accumulation_steps,
-        sizes=sizes,
-    )
-    of_batch = {
+    shapes = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.rows(mesh))
-        for name, array in packed.items()
+        for name, array in batch.items()
     }
-    return replace(update, arguments=(*update.arguments[:2], of_batch))
+    return replace(update, arguments=(*update.arguments[:2], shapes))
+
+
+def pairs_of_devices(batch: dict[str, np.ndarray], num_devices: int) -> list[float]:
+    """Pairs of blocks of attention in a layer on average, of each device."""
+    (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_mask"].shape
+    rows = B // num_devices, T
+    flat = batch["completion_mask"].reshape(num_devices, -1)
+    padded = np.where(flat, np.arange(flat.shape[1]), flat.shape[1])
+    return [
+        planning.mean_pairs(
+            CONFIGS["gemma3-1b"],
+            slots_X,
+            rows=rows,
+            num_prompts=P // num_devices,
+            prompt_length=S,
+        )
+        for slots_X in batch.get("slots", padded).reshape(num_devices, -1)
+    ]
 
 
 def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
@@ -107,7 +139,7 @@ def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
     del made
     adapter, base = model.partition(params)
     trained, frozen = (adapter, base) if run.model.lora.rank else (base, {})
-    trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat=False)
+    trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat="none")
     batch = batch_of(run, vocab_size=config.vocab_size)
     forms = {
         "padded": batch,
@@ -165,6 +197,7 @@ def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
         rng.normal(size=B).astype(np.float32),
         aggregation="token_mean",
         mask_truncated=False,
+        prompt_bucket=run.grpo.prompt_bucket,
         length_bucket=run.grpo.length_bucket,
     )
 

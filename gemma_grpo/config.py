@@ -12,7 +12,7 @@ import yaml
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import EvaluationConfig
 from gemma_grpo.grpo import GRPOConfig, RewardConfig
-from gemma_grpo.model import NO_LORA, LoRAConfig
+from gemma_grpo.model import NO_LORA, LoRAConfig, Remat
 from gemma_grpo.sft import SFTConfig
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
@@ -37,8 +37,9 @@ class ModelConfig:
     """Tokens a prompt may take, chat turns included."""
     max_completion_length: int = 60
     """Tokens a completion may take, stop token included."""
-    remat: bool = False
-    """Recompute each block in the backward pass: less memory, more time."""
+    remat: Remat = "none"
+    """What the backward pass computes again, to need less memory: none; dots, all but the products
+    with weights; full, each block."""
     rollout_layout: Literal["data", "hybrid"] = "data"
     """Weights while sampling: data has them whole on every device; hybrid has the MLPs and the
     embedding in slices, which is faster where few rows are decoded on each of several chips."""

@@ -27,7 +27,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.grpo_update import LossConfig
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
-from gemma_grpo.model import Params
+from gemma_grpo.model import Params, Remat
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
@@ -78,6 +78,8 @@ class GRPOConfig:
     """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
     curriculum: bool = True
     """Easy problems first, then medium, then hard ones; false draws from all alike."""
+    prompt_bucket: int = 128
+    """Prompts are padded to a multiple of so many tokens in the update."""
     length_bucket: int = 32
     """Completions are padded to a multiple of so many tokens in the update."""
     packed_sizes: int = 8
@@ -96,6 +98,8 @@ class GRPOConfig:
                 f"grpo: prompts_per_step={self.prompts_per_step} must be a multiple of "
                 f"accumulation_steps={self.accumulation_steps}"
             )
+        if self.prompt_bucket < 1 or self.length_bucket < 1:
+            raise UserError("grpo: prompt_bucket and length_bucket must be at least 1")
         if not self.temperature > 0:
             raise UserError(f"grpo: temperature={self.temperature} must be above 0 to explore")
         packing.check_sizes("grpo", self.packed_sizes)
@@ -133,7 +137,7 @@ class Trainer:
 
 
 def make_trainer(
-    config: GRPOConfig, graphdef: nnx.GraphDef, mesh: Mesh, *, dtype: str, remat: bool
+    config: GRPOConfig, graphdef: nnx.GraphDef, mesh: Mesh, *, dtype: str, remat: Remat
 ) -> Trainer:
     """The stage's programs, jitted and not yet compiled: for training, and to plan it."""
     optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
@@ -262,6 +266,7 @@ def _step(
         advantages_PG.reshape(-1),
         aggregation=config.loss.aggregation,
         mask_truncated=config.loss.mask_truncated,
+        prompt_bucket=config.prompt_bucket,
         length_bucket=config.length_bucket,
     )
     frozen = runtime.frozen
@@ -280,9 +285,11 @@ def _step(
     last = first
     for _ in range(config.num_iterations - 1):
         state, last = trainer.update(state, frozen, batch)
+    # The host's part while the devices are at theirs.
+    of_rollout = _rollout_metrics(groups, rewards_PG, weights, extra_rounds)
+    rollout_rows = _rollout_rows(groups, advantages_PG)
     gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-    metrics = jax.device_get(last | gap)
-    metrics |= _rollout_metrics(groups, rewards_PG, weights, extra_rounds)
+    metrics = jax.device_get(last | gap) | of_rollout
     metrics["phase"] = _phase(config, step)
     seconds = time.monotonic() - started
     metrics |= {
@@ -290,7 +297,7 @@ def _step(
         "time/rollout_s": rollout_seconds,
         "tokens_per_s": float(groups.rollout.completion_mask.sum()) / seconds,
     }
-    return state, StepResult(metrics, _rollout_rows(groups, advantages_PG))
+    return state, StepResult(metrics, rollout_rows)
 
 
 def _phase(config: GRPOConfig, step: int) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from gemma_grpo import losses, padding, update
 from gemma_grpo.logps import batch_logps
-from gemma_grpo.model import Params
+from gemma_grpo.model import Params, Remat
 from gemma_grpo.rollout import Rollout
 from gemma_grpo.train_state import TrainState
 
@@ -54,24 +54,29 @@ def make_batch(
     *,
     aggregation: losses.Aggregation,
     mask_truncated: bool,
+    prompt_bucket: int,
     length_bucket: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of an update. Completions are cut to the bucket of the longest one.
+    """The arrays of an update. Prompts and completions are cut to the bucket of the longest one.
 
     `loss_mask` is the completion mask, without truncated completions if they are to be left out;
     `weights` is each token's share in the loss of the whole batch.
     """
-    T = rollout.completion_ids.shape[1]
-    longest = int(rollout.completion_mask.sum(axis=1).max())
-    cut = slice(0, padding.bucket(longest, multiple=length_bucket, maximum=T))
+    S, T = prompt_ids_PS.shape[1], rollout.completion_ids.shape[1]
+    longest = lambda mask: int(mask.sum(axis=1).max())
+    prompt_length = padding.bucket(longest(prompt_mask_PS), multiple=prompt_bucket, maximum=S)
+    prompt_cut = slice(S - prompt_length, S)
+    cut = slice(
+        0, padding.bucket(longest(rollout.completion_mask), multiple=length_bucket, maximum=T)
+    )
     mask_BT = rollout.completion_mask[:, cut]
     loss_mask_BT = mask_BT & rollout.stopped[:, None] if mask_truncated else mask_BT
     weights_BT = losses.token_weights(
         jnp.asarray(loss_mask_BT, jnp.float32), aggregation=aggregation, max_completion_length=T
     )
     return {
-        "prompt_ids": prompt_ids_PS,
-        "prompt_mask": prompt_mask_PS,
+        "prompt_ids": prompt_ids_PS[:, prompt_cut],
+        "prompt_mask": prompt_mask_PS[:, prompt_cut],
         "completion_ids": rollout.completion_ids[:, cut],
         "completion_mask": mask_BT,
         "loss_mask": loss_mask_BT,
@@ -102,7 +107,7 @@ def make_update(
     temperature: float,
     accumulation_steps: int,
     dtype: str,
-    remat: bool,
+    remat: Remat,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
 

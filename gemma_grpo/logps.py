@@ -19,7 +19,7 @@ def completion_logps(
     completion_mask_BT: Bool[Array, "B T"],
     *,
     temperature: float = 1.0,
-    remat: bool = False,
+    remat: gemma3.Remat = "none",
     gather: gemma3.Gather | None = None,
     dropout_keys_P: Key[Array, " P"] | None = None,
     slots_X: Int[Array, " X"] | None = None,
@@ -71,7 +71,7 @@ def batch_logps(
     batch: dict[str, jax.Array],
     *,
     temperature: float = 1.0,
-    remat: bool = False,
+    remat: gemma3.Remat = "none",
     gather: gemma3.Gather | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """`completion_logps` of a batch of training, by its arrays' names. If it has `dropout_keys`

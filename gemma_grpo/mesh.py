@@ -133,6 +133,8 @@ def own_rows(batch: PyTree) -> PyTree:
         shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
+    for leaf in jax.tree.leaves(batch):
+        leaf.copy_to_host_async()  # all at once, rather than one when the one before has come
     return jax.tree.map(own, batch)
 
 

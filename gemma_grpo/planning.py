@@ -8,13 +8,17 @@ are a roofline model's, from stated formulas (`roofline.py`), at the full token 
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from gemma_grpo import compiled, model, programs, roofline, traced, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.compiled import Compiled
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.roofline import Chip, Work
@@ -84,7 +88,9 @@ def _row(
         raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
     budget = run.model.max_completion_length
-    flops = traced.matmul_flops(trace, turns=budget)
+    steps = attention_steps(program.name, run, architecture, mesh.size)
+    platform = mesh.devices.flat[0].platform
+    flops = traced.matmul_flops(trace, turns=budget, platform=platform, steps=steps)
     if program.name == "rollout":
         needed = work[-1].bytes / budget - read.kept_on_chip
         cost = read.loop_bytes, needed, "HBM bytes a decode step"
@@ -115,12 +121,53 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     sizes = {
         "block_tokens": P * S + B * T,
         "head_tokens": B * T,
-        "attended": P * S * S + B * T * (S + T),
+        "attended": P * roofline.seen_pairs(architecture, before=0, tokens=S)
+        + B * roofline.seen_pairs(architecture, before=S, tokens=T),
         "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapters)),
     }
     if name in ("reference", "old"):
         return [roofline.log_probs(architecture, **sizes)]
     return [roofline.update(architecture, **sizes, remat=run.model.remat)] * run.grpo.num_iterations
+
+
+def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
+    """`mean_pairs` of a program's call where every row takes its whole budget."""
+    passes = run.grpo.accumulation_steps if name == "update" else 1
+    prompts = run.grpo.prompts_per_step // num_chips // passes
+    rows = prompts * run.grpo.num_generations, run.model.max_completion_length
+    return mean_pairs(
+        architecture,
+        np.arange(rows[0] * rows[1]),
+        rows=rows,
+        num_prompts=prompts,
+        prompt_length=run.model.max_prompt_length,
+    )
+
+
+def mean_pairs(
+    architecture: Gemma3Config,
+    slots_X: Int[np.ndarray, " X"],
+    *,
+    rows: tuple[int, int],
+    num_prompts: int,
+    prompt_length: int,
+) -> float:
+    """Pairs of blocks that packed attention goes through in a layer, the mean of all layers.
+
+    Args:
+        slots_X: b*T + t of each token, B*T where there is none (`packing.pack`).
+        rows: (B, T).
+        num_prompts: whose rows these are, all of `prompt_length`.
+    """
+    B, T = rows
+    who = slots_X // T, slots_X % T, slots_X < B * T, np.full(num_prompts, prompt_length)
+    count = lambda window: int(
+        packed_attention.sight(
+            *map(jnp.asarray, who), num_rows=B, num_prompt_slots=prompt_length, window=window
+        ).count
+    )
+    near, far = count(architecture.sliding_window), count(None)
+    return near + (far - near) * sum(architecture.is_global) / architecture.num_layers
 
 
 def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
@@ -160,8 +207,8 @@ def excess(row: Row, chip: Chip) -> float:
 
 def mend(run: RunConfig) -> str:
     """Which setting to change, the cheapest first."""
-    if not run.model.remat:
-        return "set --model.remat"
+    if run.model.remat != "full":
+        return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"
     if run.grpo.accumulation_steps < run.grpo.prompts_per_step:
         return "raise --grpo.accumulation-steps"
     return "set --model.lora.rank 16, or take fewer --grpo.num-generations"

@@ -73,7 +73,7 @@ GEMMA3_1B = RunConfig(
         dtype="bfloat16",
         max_prompt_length=512,
         max_completion_length=800,
-        remat=True,
+        remat="full",
         # A chip decodes eight rows: it would wait for its weights. README.md, "On a TPU v5e-8".
         rollout_layout="hybrid",
     ),

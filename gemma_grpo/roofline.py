@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import Gemma3Config
+from gemma_grpo.model import Gemma3Config, Remat
 
 BYTES = 2  # of bfloat16
 Number = int | float
@@ -112,8 +112,9 @@ def decode_step(
     num_slots: Number,
     slices: int = 1,
 ) -> Work:
-    """2 (N + E) FLOPs a row; read: all weights, the caches (all slots: a mask does not spare the
-    reading), the prompts' keys and values once per group.
+    """2 (N + E) FLOPs a row; read: all weights, the caches (all slots that a layer has, a ring of
+    its window if it is local: a mask does not spare the reading), the prompts' keys and values once
+    per group.
 
     Args:
         slices: as in `prefill`; the head's rows and the draw are two collectives more.
@@ -122,14 +123,25 @@ def decode_step(
     weights = block_parameters(config) + E
     read = weights - (mlp_parameters(config) + E) * (1 - 1 / slices)
     collectives = 0 if slices == 1 else 2 * config.num_layers + 3
-    slot = 2 * config.num_kv_heads * config.head_dim * config.num_layers * BYTES
-    caches = slot * (num_rows * num_slots + num_prompts * prompt_length)
+    slot = 2 * config.num_kv_heads * config.head_dim * BYTES
+    ring = min(num_slots, config.sliding_window)
+    row_slots = sum(num_slots if is_global else ring for is_global in config.is_global)
+    prompt_slots = prompt_length * config.num_layers
+    caches = slot * (num_rows * row_slots + num_prompts * prompt_slots)
     return Work(2 * weights * num_rows, BYTES * read + caches, collectives)
 
 
+def seen_pairs(config: Gemma3Config, *, before: int, tokens: int) -> float:
+    """Pairs of a query and a key that it sees, itself among them, of `tokens` in a row behind
+    `before` others; the mean of local and global layers."""
+    seen = lambda window: sum(min(before + t + 1, window) for t in range(tokens))
+    near, far = seen(config.sliding_window), seen(before + tokens)
+    return (near * config.is_global.count(False) + far * sum(config.is_global)) / config.num_layers
+
+
 def attention(config: Gemma3Config, attended: Number) -> Number:
-    """FLOPs of `attended` pairs of a query and a key in all layers: 2 for the score and 2 for the
-    value, per head and dimension. Masked pairs are computed too, in every layer."""
+    """FLOPs of `attended` pairs of a query and a key in each layer: 2 for the score and 2 for the
+    value, per head and dimension."""
     return 4 * config.num_layers * config.num_heads * config.head_dim * attended
 
 
@@ -154,26 +166,27 @@ def update(
     head_tokens: Number,
     attended: Number,
     adapter_parameters: Number = 0,
-    remat: bool,
+    remat: Remat,
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
-    under adapters; remat runs the blocks, and a trained head, forward again.
+    under adapters, and a trained head forward again. Remat "full" runs the blocks forward again,
+    "dots" attention's products.
 
     Args:
         block_tokens, head_tokens: that pass the blocks and the head.
-        attended: pairs of a query and a key, padding and masked ones too.
+        attended: pairs of a query and a key, in a layer on average.
         adapter_parameters: of all adapters; 0 where all weights are trained.
 
     Bytes: the weights in each pass; activations are left out, so that this is a floor.
     """
     N, E = block_parameters(config), config.vocab_size * config.embed_dim
-    frozen, again = adapter_parameters > 0, 1 if remat else 0
+    frozen, again = adapter_parameters > 0, 1 if remat == "full" else 0
     weights = (2 * (1 + again) + (2 if frozen else 4)) * N
     adapters = (2 * (1 + again) + 4) * adapter_parameters
     head = (2 + 2 if frozen else 2 + 4 + 2) * E
     flops = (
         (weights + adapters) * block_tokens
-        + (3 + again) * attention(config, attended)
+        + (3 if remat == "none" else 4) * attention(config, attended)
         + head * head_tokens
     )
     return Work(flops, BYTES * (N + E) * 3)

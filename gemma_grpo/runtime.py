@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
-from gemma_grpo.model import WHOLE, Layout, LoRAConfig, Params
+from gemma_grpo.model import WHOLE, Layout, LoRAConfig, Params, Remat
 from gemma_grpo.tokenizer import Tokenizer
 from gemma_grpo.train_state import in_dtype
 
@@ -30,7 +30,7 @@ class Runtime:
         max_prompt_length: S, tokens.
         max_completion_length: T, tokens, stop token included.
         dtype: computed in; master weights are float32 regardless.
-        remat: recompute blocks in the backward pass.
+        remat: see `model.forward`.
         seed: that everything random in the run follows from.
         layout: of the weights while sampling.
     """
@@ -44,7 +44,7 @@ class Runtime:
     max_prompt_length: int
     max_completion_length: int
     dtype: str
-    remat: bool
+    remat: Remat
     seed: int
     layout: Layout = WHOLE
 

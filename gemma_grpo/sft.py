@@ -18,7 +18,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.logps import batch_logps
 from gemma_grpo.loop import RunFiles, StepResult, run_steps
-from gemma_grpo.model import Params
+from gemma_grpo.model import Params, Remat
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.train_state import (
     OptimizerConfig,
@@ -99,7 +99,7 @@ def make_update(
     *,
     accumulation_steps: int,
     dtype: str,
-    remat: bool,
+    remat: Remat,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
 

@@ -180,7 +180,7 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
 
 
 def test_completions_have_the_traces_lengths_and_no_padding_within():
-    made = trace.make_trace(vocab_size=512, generations=8, prompt_length=16, budget=64)
+    made = trace.make_trace(vocab_size=512, rows=32, generations=8, prompt_length=16, budget=64)
     ids, lengths = made["completion_ids"], made["lengths"]
     assert ((ids != trace.PAD).sum(axis=1) == lengths).all()
     assert lengths.max() == 64 and len(made["prompt_ids"]) == 4

@@ -60,7 +60,7 @@ def run_forward(params, ids_BL, mask_BL, *, config=CONFIG):
 
 
 @functools.partial(jax.jit, static_argnames=("remat",))
-def run_groups(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat=False):
+def run_groups(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
     """Hidden states of completions, the prompt run once for its group."""
     batch = prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT
     return gemma3.forward_groups(build(CONFIG, params), *batch, remat=remat)[1]
@@ -120,8 +120,11 @@ def test_running_groups_equals_the_whole_sequences_in_value_and_gradient_and_so_
     of_whole = value_and_gradient(lambda p: run_forward(p, ids_BL, mask_BL)[:, S:], mask_BT)
     grouped = value_and_gradient(lambda p: run_groups(p, *batch), mask_BT)
     assert_same(grouped, of_whole)
-    rematerialised = value_and_gradient(lambda p: run_groups(p, *batch, remat=True), mask_BT)
-    assert_same(rematerialised, grouped)
+    for remat in ("dots", "full"):
+        again = value_and_gradient(
+            lambda p, remat=remat: run_groups(p, *batch, remat=remat), mask_BT
+        )
+        assert_same(again, grouped)
 
 
 def test_decoding_equals_running_the_whole_sequence_at_every_slot_beyond_the_window_too():

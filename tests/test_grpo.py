@@ -36,16 +36,26 @@ def fake_rollout(seed=3):
     return Rollout(ids, mask, np.zeros((P * G, T), np.float32), stopped)
 
 
+PROMPTS = tiny_prompts(P)
 ADVANTAGES = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
 
 
-def batch_of(rollout, *, aggregation="token_mean", mask_truncated=False, length_bucket=1):
+def batch_of(
+    rollout,
+    *,
+    aggregation="token_mean",
+    mask_truncated=False,
+    prompts=PROMPTS,
+    prompt_bucket=8,
+    length_bucket=1,
+):
     return grpo_update.make_batch(
-        *tiny_prompts(P),
+        *prompts,
         rollout,
         ADVANTAGES,
         aggregation=aggregation,
         mask_truncated=mask_truncated,
+        prompt_bucket=prompt_bucket,
         length_bucket=length_bucket,
     )
 
@@ -70,7 +80,7 @@ def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # n
         temperature=1.0,
         accumulation_steps=passes,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
 
 
@@ -159,6 +169,18 @@ def test_padding_beyond_the_longest_completion_is_cut_to_the_bucket():
     assert batch_of(rollout, length_bucket=4)["completion_ids"].shape[1] == T
 
 
+def test_padding_before_the_longest_prompt_is_cut_to_the_bucket_and_the_gradient_stays():
+    padded = [np.pad(array, ((0, 0), (9, 0))) for array in tiny_prompts(P)]
+    longest = int(padded[1].sum(axis=1).max())
+    rollout = fake_rollout()
+    whole = batch_of(rollout, prompts=padded, prompt_bucket=17)
+    cut = batch_of(rollout, prompts=padded, prompt_bucket=longest)
+    np.testing.assert_array_equal(whole["prompt_ids"], padded[0])
+    np.testing.assert_array_equal(cut["prompt_ids"], padded[0][:, -longest:])
+    np.testing.assert_array_equal(cut["prompt_mask"], padded[1][:, -longest:])
+    assert_trees_close(gradient(cut)[0], gradient(whole)[0], tolerances.MODEL_GRAD)
+
+
 def test_at_a_rate_of_1e_6_every_weight_with_a_gradient_moves():
     optimizer = optax.adam(1e-6)
     state = train_state.init_train_state(
@@ -192,7 +214,7 @@ def test_a_toy_reward_rises_within_a_few_steps():
     optimizer = optax.adam(3e-2)
     update = grpo_update.make_update(
         GRAPHDEF, on(), optimizer, grpo_update.LossConfig(), temperature=1.0,
-        accumulation_steps=1, dtype="float32", remat=False,
+        accumulation_steps=1, dtype="float32", remat="none",
     )  # fmt: skip
     state = train_state.init_train_state(PARAMS, optimizer, on())
     shares = []
@@ -203,7 +225,7 @@ def test_a_toy_reward_rises_within_a_few_steps():
         centred = reward.reshape(P, -1) - reward.reshape(P, -1).mean(axis=1, keepdims=True)
         batch = grpo_update.make_batch(
             *tiny_prompts(P), drawn, centred.reshape(-1).astype(np.float32),
-            aggregation="token_mean", mask_truncated=False, length_bucket=1,
+            aggregation="token_mean", mask_truncated=False, prompt_bucket=8, length_bucket=1,
         )  # fmt: skip
         state, _ = update(state, {}, batch)
         shares.append(reward.mean())

@@ -144,7 +144,7 @@ def batch_of(params):
     advantages = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
     batch = grpo_update.make_batch(
         *tiny_prompts(P), drawn, advantages,
-        aggregation="token_mean", mask_truncated=False, length_bucket=1,
+        aggregation="token_mean", mask_truncated=False, prompt_bucket=8, length_bucket=1,
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, batch)
 
@@ -153,7 +153,7 @@ def update_program(num_devices=1, passes=1):
     return grpo_update.make_update(
         graph(), mesh.data_mesh(jax.devices()[:num_devices]), optax.sgd(1.0),
         grpo_update.LossConfig(), temperature=1.0, accumulation_steps=passes, dtype="float32",
-        remat=False,
+        remat="none",
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def updated(num_devices, *, passes=1, beta=0.0):
         temperature=1.0,
         accumulation_steps=passes,
         dtype="float32",
-        remat=True,
+        remat="full",
     )
     state = train_state.init_train_state(PARAMS, optimizer, devices)
     for seed in (3, 4):

@@ -40,6 +40,7 @@ def padded(lengths, *, seed=3):
         rng.normal(size=P * G).astype(np.float32),
         aggregation="sequence_mean",
         mask_truncated=True,
+        prompt_bucket=8,
         length_bucket=T,
     )
     return batch | {"old_logps": near(), "ref_logps": near()}
@@ -152,7 +153,7 @@ def updated(batch, *, num_devices=1, passes=1):
 def update_program(num_devices, passes):
     return grpo_update.make_update(
         GRAPHDEF, mesh.data_mesh(jax.devices()[:num_devices]), SGD, LOSS,
-        temperature=0.8, accumulation_steps=passes, dtype="float32", remat=False,
+        temperature=0.8, accumulation_steps=passes, dtype="float32", remat="none",
     )  # fmt: skip
 
 

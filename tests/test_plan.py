@@ -276,9 +276,11 @@ def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
 
 def test_mends_are_named_in_the_order_of_what_they_cost():
     run = presets.preset("gemma3-1b")
-    without_remat = replace(run, model=replace(run.model, remat=False))
+    without_remat = replace(run, model=replace(run.model, remat="none"))
     in_passes = replace(run, grpo=replace(run.grpo, accumulation_steps=8))
-    assert "remat" in planning.mend(without_remat)
+    some_remat = replace(run, model=replace(run.model, remat="dots"))
+    assert "remat dots" in planning.mend(without_remat)
+    assert "remat full" in planning.mend(some_remat)
     assert "accumulation-steps" in planning.mend(run)
     assert "lora.rank" in planning.mend(in_passes)
 

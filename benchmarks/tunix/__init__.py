@@ -2,6 +2,7 @@
 
     install  makes Tunix's own environment
     cpu      rollout, update and whole GRPO step on CPU, interleaved
+    gpu      the same on a GPU
     v5e      both sides through the TPU compiler for a v5e-8
     table    JSON lines to a Markdown table and a bar chart
 

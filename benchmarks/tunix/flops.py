@@ -56,7 +56,7 @@ class Case:
     full: bool = False
     chips: int = CHIPS
     layout: str = "data"
-    remat: str = "NONE"
+    remat: str = "none"
     tunix_remat: str = "NONE"
     tunix_prompts: int = lengths.PROMPTS
 
@@ -124,7 +124,7 @@ def longest(each: tuple[int, ...], loops: int) -> list[int]:
 
 def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
     """Operations of our rollout and update on all chips."""
-    settings = replace(_RUN.model, remat=case.remat != "NONE", rollout_layout=case.layout)
+    settings = replace(_RUN.model, remat=case.remat, rollout_layout=case.layout)
     run = replace(_RUN, model=settings)
     mesh = meshes.data_mesh(jax.devices()[: case.chips])
     rollout = programs.of_step(run, config, mesh)[0].trace()

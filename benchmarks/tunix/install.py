@@ -1,6 +1,6 @@
 """Makes the environment that Tunix lives in. Knows no benchmark.
 
-python -m benchmarks.tunix.install [--folder .tunix-env] [--python python3.11]
+python -m benchmarks.tunix.install [--folder .tunix-env] [--python python3.11] [--cuda]
 
 About 1.6 GB and a minute: google-tunix, the newest on PyPI, with the jax it chooses, and the TPU's
 compiler. Tunix must not see this repository: its `kernels` is the name of another package.
@@ -16,19 +16,21 @@ import tyro
 
 FOLDER_VARIABLE = "TUNIX_ENV"
 PACKAGES = ("google-tunix", "libtpu")
+CUDA = "jax[cuda12]"  # as our own extra has it
 
 
-def main(folder: Path | None = None, python: str = sys.executable) -> None:
+def main(folder: Path | None = None, python: str = sys.executable, cuda: bool = False) -> None:
     """Make it, or bring it up to date.
 
     Args:
         folder: of the environment; by default $TUNIX_ENV, or .tunix-env here.
         python: interpreter to make it with; the same version as ours is the fairest.
+        cuda: with what jax needs on a GPU.
     """
     folder = folder or default_folder()
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     command = [str(interpreter(folder)), "-m", "pip", "install", "--quiet", "--upgrade"]
-    subprocess.run([*command, *PACKAGES], check=True)
+    subprocess.run([*command, *PACKAGES, *([CUDA] if cuda else [])], check=True)
     print(f"Tunix is in {folder}; export {FOLDER_VARIABLE}={folder} if that is not the default")
 
 

@@ -47,7 +47,11 @@ class Side:
             self.params = _random(self.config)
         np.savez(out, **convert.to_tunix(self.params))
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        return {"versions": versions, "shape": dataclasses.asdict(self.config)}
+        return {
+            "versions": versions,
+            "shape": dataclasses.asdict(self.config),
+            "device": jax.devices()[0].device_kind,
+        }
 
     def logits(self, rows: str, out: str) -> dict:
         """Logits of padded rows, to a file."""
@@ -63,7 +67,14 @@ class Side:
         return {}
 
     def prepare(
-        self, trace: str, generations: int, passes: int, learning_rate: float, remat: bool
+        self,
+        trace: str,
+        generations: int,
+        passes: int,
+        packed_sizes: int,
+        learning_rate: float,
+        dtype: str,
+        remat: model.Remat,
     ) -> dict:
         """The stage's programs and its state, ready for `step`."""
         with np.load(trace) as file:
@@ -73,6 +84,7 @@ class Side:
             prompts_per_step=len(self.prompts),
             num_generations=generations,
             accumulation_steps=passes,
+            packed_sizes=packed_sizes,
             scale="group",
             loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
             optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=0.0, decay="constant"),
@@ -80,8 +92,9 @@ class Side:
         )
         self.mesh = mesh.data_mesh()
         self.trainer = grpo.make_trainer(
-            self.stage, self.graphdef, self.mesh, dtype="float32", remat=remat
+            self.stage, self.graphdef, self.mesh, dtype=dtype, remat=remat
         )
+        self.dtype = dtype
         self.rollout = make_rollout(
             self.graphdef,
             self.mesh,
@@ -97,15 +110,16 @@ class Side:
 
     def step(self, number: int) -> dict:
         """One whole GRPO step, as `grpo.train` takes it."""
-        with turns.measured() as rollout:
-            params = jax.device_put(self.state.params, mesh.whole(self.mesh))
+        with turns.measured(jax.devices()[0]) as rollout:
+            params = train_state.in_dtype(self.state.params, self.dtype)
+            params = jax.device_put(params, mesh.whole(self.mesh))
             drawn = self.rollout(
                 params, self.prompts, np.ones_like(self.prompts, bool), jax.random.key(number)
             )
             drawn = jax.device_get(drawn)
             del params
             _ = [" ".join(map(str, row)) for row in drawn.completion_ids.tolist()]
-        with turns.measured() as update:
+        with turns.measured(jax.devices()[0]) as update:
             rewards_PG = self.rewards.reshape(len(self.prompts), -1).astype(np.float32)
             advantages_PG = advantages.sharded_group_advantages(
                 jnp.asarray(rewards_PG), self.mesh, scale=self.stage.scale, baseline="mean"
@@ -117,6 +131,7 @@ class Side:
                 np.asarray(advantages_PG).reshape(-1),
                 aggregation=self.stage.loss.aggregation,
                 mask_truncated=False,
+                prompt_bucket=self.stage.prompt_bucket,
                 length_bucket=self.stage.length_bucket,
             )
             batch = packing.pack(

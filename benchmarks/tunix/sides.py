@@ -20,12 +20,22 @@ class SideProcess:
     SystemExit, with what the side said, where it fails.
     """
 
-    def __init__(self, name: str, command: list[str], *, devices: int, log: Path, cwd: Path):
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        platform: str = "cpu",
+        *,
+        devices: int,
+        log: Path,
+        cwd: Path,
+    ):
         self.name, self.log = name, log
         environment = {key: value for key, value in os.environ.items() if key not in _CLEARED}
         environment |= {
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": platform,
             "JAX_NUM_CPU_DEVICES": str(devices),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a GPU's peak is then what was needed
             "JAX_COMPILATION_CACHE_DIR": str(log.with_suffix(".cache")),
         }
         self.process = subprocess.Popen(
@@ -57,17 +67,24 @@ class SideProcess:
         self.process.wait()
 
 
-def start_ours(*, devices: int, folder: Path) -> SideProcess:
+def start_ours(platform: str, *, devices: int, folder: Path) -> SideProcess:
     """Our side; it runs from the repository's root."""
     command = [sys.executable, "-m", "benchmarks.tunix.ours"]
     log = folder / "ours.log"
-    return SideProcess("ours", command, devices=devices, log=log, cwd=HERE.parent.parent)
+    root = HERE.parent.parent
+    return SideProcess("ours", command, platform, devices=devices, log=log, cwd=root)
 
 
 def start_theirs(
-    environment: Path, *, devices: int, folder: Path, script: str = "worker.py"
+    environment: Path,
+    platform: str = "cpu",
+    *,
+    devices: int,
+    folder: Path,
+    script: str = "worker.py",
 ) -> SideProcess:
     """Tunix's side; of this repository only `theirs/` is on its path."""
     python = install.check(environment)
     command = [str(python.absolute()), str(HERE / "theirs" / script)]
-    return SideProcess("tunix", command, devices=devices, log=folder / "tunix.log", cwd=folder)
+    log = folder / "tunix.log"
+    return SideProcess("tunix", command, platform, devices=devices, log=log, cwd=folder)

@@ -84,7 +84,7 @@ def v5e_lines(rows: list[dict]) -> list[Line]:
         for row in (row for row in theirs if row["program"] in programs):
             mesh = f"fsdp {row['fsdp']} x tp {row['tp']}"
             mesh = "weights replicated" if row["replicated"] else mesh
-            mesh += "" if row["remat"] == "NONE" else f", remat {row['remat']}"
+            mesh += "" if row["remat"].upper() == "NONE" else f", remat {row['remat']}"
             mesh += "" if row["sequences"] == own["sequences"] else f", {row['sequences']} rows"
             layout = f"ours {own['layout']}, " if own["program"] == "decode" else ""
             if own["program"] == "update":

@@ -1,23 +1,22 @@
 """The frozen batch that both sides run: prompts, completions, lengths, rewards. Knows no side.
 
-Lengths are the first four groups of eight of `benchmarks/lengths.py`, scaled to the budget, one of
-which runs into it; or, in the same order, groups of another size.
+Lengths are the first of `benchmarks/lengths.py`, scaled to the budget, which one of the first
+sixteen runs into; groups may be of another size, in the same order.
 """
 
 import numpy as np
 
 from benchmarks import lengths
 
-NUM_ROWS = 32
 FIRST_ID, BOS, PAD = 110, 2, 0  # ids below are special in Gemma's tokenizer
 
 
 def make_trace(
-    *, vocab_size: int, generations: int, prompt_length: int, budget: int
+    *, vocab_size: int, rows: int, generations: int, prompt_length: int, budget: int
 ) -> dict[str, np.ndarray]:
-    """prompt_ids_PS, completion_ids_BT (padded by 0), lengths_B and rewards_B, of B=32 rows."""
+    """prompt_ids_PS, completion_ids_BT (padded by 0), lengths_B and rewards_B, of B `rows`."""
     rng = np.random.default_rng(0)
-    lengths_B = np.array(lengths.scaled(budget)[:NUM_ROWS])
+    lengths_B = np.array(lengths.scaled(budget)[:rows])
     num_prompts = len(lengths_B) // generations
     prompt_ids_PS = rng.integers(FIRST_ID, vocab_size, (num_prompts, prompt_length))
     prompt_ids_PS[:, 0] = BOS

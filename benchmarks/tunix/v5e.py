@@ -51,7 +51,7 @@ class Case:
     packed: bool = False
     fsdp: int = 8
     tp: int = 1
-    remat: str = "NONE"
+    remat: str = "none"
     replicated: bool = False
 
 
@@ -59,8 +59,8 @@ CASES = {
     "ours-decode": Case("ours", "decode", layout="hybrid"),
     "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
-    "ours-update": Case("ours", "update", remat="BLOCK"),  # as the preset has it
-    "ours-update-packed": Case("ours", "update", packed=True, remat="BLOCK"),
+    "ours-update": Case("ours", "update", remat="full"),  # as the preset has it
+    "ours-update-packed": Case("ours", "update", packed=True, remat="full"),
     "ours-update-packed-kept": Case("ours", "update", packed=True),
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
     "tunix-decode-best": Case("tunix", "decode", replicated=True),
@@ -117,7 +117,7 @@ def compile_ours(case: Case, text: Path) -> dict:
         loss=replace(stage.loss, beta=beta),
     )
     mesh = meshes.data_mesh(topology.devices(TOPOLOGY))
-    settings = replace(_RUN.model, rollout_layout=case.layout, remat=case.remat != "NONE")
+    settings = replace(_RUN.model, rollout_layout=case.layout, remat=case.remat)
     run, config = replace(_RUN, grpo=stage, model=settings), model.CONFIGS[MODEL]
     if case.packed:
         program = packing.update_of_trace(run, config, mesh, sizes=stage.packed_sizes)
@@ -156,7 +156,7 @@ def compile_theirs(case: Case, text: Path, environment: Path) -> dict:
         hlo=str(text.absolute()),
         shape=dataclasses.asdict(model.CONFIGS[MODEL]),
         dtype="bfloat16",
-        remat=case.remat,
+        remat=case.remat.upper(),
         sequences=case.sequences,
         prompt_length=_S,
         budget=_T,
@@ -185,8 +185,8 @@ def floor(case: Case) -> int:
     """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
     Tensor parallelism spreads all of Tunix's weights, the hybrid layout our MLPs and embedding. The
-    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it,
-    and for ours the prompt's part once for each group.
+    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it;
+    ours has the prompt's part once for each group, and rings for local layers.
     """
     config, chips = model.CONFIGS[MODEL], 8
     _, shapes = model.abstract(config)
@@ -194,12 +194,14 @@ def floor(case: Case) -> int:
     sliced = 2 * sum(
         leaf.size for leaf in jax.tree.leaves([shapes["embedding"], shapes["layers"]["mlp"]])
     )
-    a_token = 2 * 2 * config.num_kv_heads * config.head_dim * config.num_layers
+    a_slot, layers = 2 * 2 * config.num_kv_heads * config.head_dim, config.num_layers
     if case.side == "tunix":
-        return round(whole / case.tp + a_token * case.sequences / case.fsdp * (_S + _T))
+        return round(whole / case.tp + a_slot * layers * case.sequences / case.fsdp * (_S + _T))
     weights = whole - sliced + sliced / chips if case.layout == "hybrid" else whole
+    ring = min(_T, config.sliding_window)
+    own = sum(_T if is_global else ring for is_global in config.is_global)
     rows = case.sequences / chips
-    return round(weights + a_token * rows * (_S / _RUN.grpo.num_generations + _T))
+    return round(weights + a_slot * rows * (layers * _S / _RUN.grpo.num_generations + own))
 
 
 if __name__ == "__main__":

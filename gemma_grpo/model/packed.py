@@ -1,5 +1,5 @@
-"""Rows without their padding: the tokens of [B, T] rows one behind another as one row [1, X], and
-back. Knows no layer, loss or prompt.
+"""The tokens of [B, T] rows one behind another as one row [1, X], and back: with their padding
+(`Rows`) or without it (`Packed`). Knows no layer, loss or prompt.
 
 All that is done to each token alone (projections, MLP, norms, the head) is done to the packed row;
 attention alone sees [B, T] rows, and therefore cannot see across them. The idea is that of
@@ -16,25 +16,46 @@ from jaxtyping import Array, Int, Shaped
 
 
 @dataclass(frozen=True)
-class Packed:
+class Rows:
+    """Every slot in its order, X = B*T.
+
+    Attributes:
+        shape: (B, T).
+    """
+
+    shape: tuple[int, int]
+
+    def pack(self, x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "1 X *rest"]:
+        """As one row."""
+        return x_BT.reshape(1, -1, *x_BT.shape[2:])
+
+    def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
+        """Undoes `pack` on tokens."""
+        return x_1X.reshape(*self.shape, *x_1X.shape[2:])
+
+    def between(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """`attend`, a function of [B, T, ...] arrays, as one of packed arrays."""
+        return lambda *packed: self.pack(attend(*map(self.unpack, packed)))
+
+
+@dataclass(frozen=True)
+class Packed(Rows):
     """Where each token of the rows stands in the packed row, and the other way round.
 
     Attributes:
         slots: b*T + t of each packed token; B*T where the packed row is empty.
         places: for each slot z = b*T + t the place of its token; X where it holds none.
-        rows: (B, T).
     """
 
     slots: Int[Array, " X"]
     places: Int[Array, " Z"]
-    rows: tuple[int, int]
 
     @classmethod
     def of(cls, slots_X: Int[Array, " X"], rows: tuple[int, int]) -> "Packed":
         """From the slots alone, which must differ from each other where they are below B*T."""
         X, Z = slots_X.shape[0], rows[0] * rows[1]
         places_Z = jnp.full(Z, X).at[slots_X].set(jnp.arange(X), mode="drop")
-        return cls(slots_X, places_Z, rows)
+        return cls(rows, slots_X, places_Z)
 
     def pack(self, x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "1 X *rest"]:
         """Slots without a token are left out; 0 where the packed row is empty."""
@@ -42,11 +63,7 @@ class Packed:
 
     def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
         """Undoes `pack` on tokens; 0 in all other slots."""
-        return _take(x_1X[0], self.places, self.slots).reshape(*self.rows, *x_1X.shape[2:])
-
-    def between(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """`attend`, a function of [B, T, ...] arrays, as one of packed arrays."""
-        return lambda *packed: self.pack(attend(*map(self.unpack, packed)))
+        return _take(x_1X[0], self.places, self.slots).reshape(*self.shape, *x_1X.shape[2:])
 
 
 @jax.custom_vjp

@@ -11,29 +11,35 @@ Architecture: Gemma 3 technical report, arXiv 2503.19786, section 2.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gemma_grpo.kernels import head
+from gemma_grpo.kernels import head, packed_attention
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
 from gemma_grpo.model.layout import WHOLE, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
-from gemma_grpo.model.packed import Packed
+from gemma_grpo.model.packed import Packed, Rows
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
 KV = tuple[Float[Array, "layers P S K H"], Float[Array, "layers P S K H"]]
-# One (keys, values) pair for each layer, [row, slot, K, H] each.
-Cache = list[tuple[Float[Array, "B C K H"], Float[Array, "B C K H"]]]
+# One (keys, values) pair for each layer, [row, slot, K, H] each, of as many slots as it needs.
+Cache = list[tuple[Float[Array, "B _C K H"], Float[Array, "B _C K H"]]]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Gather = Callable[[nnx.State], nnx.State]  # one layer's parameters, as stored -> whole
+# none: all is kept. dots: products with weights are, and the rest (norms, attention, the MLP's
+# gate) computed again. full: a block's input is, and all of it computed again.
+Remat = Literal["none", "dots", "full"]
+_KEPT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Block(nnx.Module):
@@ -129,7 +135,7 @@ def forward(
     ids_RL: Int[Array, "R L"],
     mask_BL: Bool[Array, "B L"],
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     gather: Gather | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
     layout: Layout = WHOLE,
@@ -139,9 +145,9 @@ def forward(
     Args:
         ids_RL: tokens of all rows (see `Layout`); everything else is of the B own ones.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
-        remat: recompute each block in the backward pass rather than keep its activations.
+        remat: what of a block the backward pass computes again rather than have it kept.
         gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
-            pass under `remat`; None where they are whole already.
+            pass under remat; None where they are whole already.
         dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
         layout: how the weights lie. In slices nothing can be dropped.
 
@@ -176,7 +182,7 @@ def forward_groups(
     completion_ids_BT: Int[Array, "B T"],
     completion_mask_BT: Bool[Array, "B T"],
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     gather: Gather | None = None,
     dropout_keys_P: Key[Array, " P"] | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
@@ -204,48 +210,59 @@ def forward_groups(
     config = model.config
     P, S = prompt_ids_PS.shape
     B, T = completion_ids_BT.shape
+    rows = packed or Rows((B, T))
 
     def together(x_PS, x_BT):
-        """As one row [1, Z]; `apart` undoes it."""
-        own_1X = packed.pack(x_BT) if packed else x_BT.reshape(1, B * T, *x_BT.shape[2:])
-        return jnp.concatenate([x_PS.reshape(1, P * S, *x_PS.shape[2:]), own_1X], axis=1)
+        """As one row [1, Z]; `apart` leaves completions packed."""
+        return jnp.concatenate([x_PS.reshape(1, P * S, *x_PS.shape[2:]), rows.pack(x_BT)], axis=1)
 
     def apart(x_1Z):
-        x_PS, own_1X = x_1Z[:, : P * S], x_1Z[:, P * S :]
-        own = packed.unpack(own_1X) if packed else own_1X.reshape(B, T, *x_1Z.shape[2:])
-        return x_PS.reshape(P, S, *x_1Z.shape[2:]), own
+        return x_1Z[:, : P * S].reshape(P, S, *x_1Z.shape[2:]), x_1Z[:, P * S :]
 
     row_PS, _ = jnp.indices((P, S))
     row_BT, slot_BT = jnp.indices((B, T))
-    length_B = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)
+    length_P = prompt_mask_PS.sum(axis=1)
     before_PS = jnp.maximum(jnp.cumsum(prompt_mask_PS, axis=1) - 1, 0)
-    positions_1Z = together(before_PS, length_B[:, None] + slot_BT)
+    positions_1Z = together(before_PS, jnp.repeat(length_P, B // P)[:, None] + slot_BT)
     token_keys_1Z = None
     if dropout_keys_P is not None:
         keys = jnp.concatenate([dropout_keys_P, dropout_keys_B])
         token_keys_1Z = _token_keys(keys, together(row_PS, P + row_BT), positions_1Z)
-    windows = (config.sliding_window, None)
-    causal = partial(attention.causal_mask, S)
-    prompt_masks = [causal(window=w) & prompt_mask_PS[:, None, :] for w in windows]
-    seen = partial(attention.prompt_window_mask, S, jnp.arange(T))
-    seen_masks = [seen(window=w) & prompt_mask_PS[:, None, :] for w in windows]
-    causal = partial(attention.causal_mask, T)
-    own_masks = [causal(window=w) & completion_mask_BT[:, None, :] for w in windows]
+    packed_tokens = [rows.pack(each)[0] for each in (row_BT, slot_BT, completion_mask_BT)]
+
+    def in_sight(window: int | None) -> tuple:
+        """Masks of prompts, of completions over prompts and over themselves, and the kernel's."""
+        seen_1TS = attention.prompt_window_mask(S, jnp.arange(T), window=window)
+        sizes = dict(num_rows=B, num_prompt_slots=S, window=window)
+        return (
+            attention.causal_mask(S, window=window) & prompt_mask_PS[:, None, :],
+            seen_1TS & prompt_mask_PS[:, None, :],
+            attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :],
+            packed_attention.sight(*packed_tokens, length_P, **sizes),
+        )
+
+    near, far = in_sight(config.sliding_window), in_sight(None)
 
     def layer(x_1ZD, scanned):
         block, is_global, keys_1Z = _block(model, scanned, token_keys_1Z)
-        prompt_mask, seen_mask, own_mask = (
-            jnp.where(is_global, far, near) for near, far in (prompt_masks, seen_masks, own_masks)
+        prompt_mask, seen_mask, own_mask, sight = jax.tree.map(
+            lambda near, far: jnp.where(is_global, far, near), near, far
         )
+        scale = _scale(config)
 
         def attend(*row):
-            (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = map(apart, row)
-            scale = _scale(config)
-            own = [(k_BT, v_BT, own_mask)]
-            return together(
-                attention.attend(q_PS, k_PS, v_PS, prompt_mask, scale=scale),
-                attention.attend_with_prompt(q_BT, k_PS, v_PS, seen_mask, own, scale=scale),
+            (q_PS, q_1X), (k_PS, k_1X), (v_PS, v_1X) = map(apart, row)
+            padded = lambda q, k, v: attention.attend_with_prompt(
+                q, k_PS, v_PS, seen_mask, [(k, v, own_mask)], scale=scale
             )
+            of_prompts = attention.attend(q_PS, k_PS, v_PS, prompt_mask, scale=scale)
+            of_completions = packed_attention.packed_attention(
+                *(q_1X, k_1X, v_1X, k_PS, v_PS, sight),
+                scale=scale,
+                elsewhere=rows.between(padded),
+            )
+            of_prompts = of_prompts.reshape(1, P * S, *of_prompts.shape[2:])
+            return jnp.concatenate([of_prompts, of_completions], axis=1)
 
         x_1ZD, _ = block(x_1ZD, _select_rope(ropes, is_global), attend, keys_1Z)
         return x_1ZD, None
@@ -253,7 +270,8 @@ def forward_groups(
     ropes = _ropes(config, positions_1Z)
     x_1ZD = model.embed(together(prompt_ids_PS, completion_ids_BT))
     x_1ZD, _ = _scan(model, layer, x_1ZD, remat=remat, gather=gather)
-    return apart(model.final_norm(x_1ZD))
+    hidden_PSD, hidden_1XD = apart(model.final_norm(x_1ZD))
+    return hidden_PSD, rows.unpack(hidden_1XD)
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
@@ -264,9 +282,17 @@ def unstack_layers(model: Gemma3) -> list[Block]:
 
 
 def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
-    """Zeroed keys and values for the completions of `num_rows` rows."""
-    shape = (num_rows, num_slots, config.num_kv_heads, config.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+    """Zeroed keys and values for the `num_slots` completion slots of `num_rows` rows.
+
+    C is as many for a global layer. A local one has a ring of no more than its window, in which
+    completion slot t stands at t % C: what leaves the window is written over.
+    """
+
+    def empty(is_global: bool) -> jax.Array:
+        C = num_slots if is_global else min(num_slots, config.sliding_window)
+        return jnp.zeros((num_rows, C, config.num_kv_heads, config.head_dim), dtype)
+
+    return [(empty(is_global), empty(is_global)) for is_global in config.is_global]
 
 
 def decode(
@@ -287,7 +313,7 @@ def decode(
         ids_R: the token at `slot` in all rows (see `Layout`); everything else is of the B own ones.
             Rows that have ended may hold anything.
         slot: the completion slot, the same for all rows since prompts end at the same slot.
-        cache: slots below `slot` are filled.
+        cache: of `empty_cache`, slots below `slot` written.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
         layout: how the weights lie.
@@ -297,16 +323,17 @@ def decode(
     """
     config = model.config
     P, S = prompt_mask_PS.shape
-    B, C = cache[0][0].shape[:2]
+    B = cache[0][0].shape[0]
     positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
     ropes = _ropes(config, positions_B1)
-    age_C = slot - jnp.arange(C)  # of each slot: 0 is this token's own, not yet written
     itself = jnp.ones((1, 1, 1), bool)
     x_B1D = model.embed(ids_R[:, None], layout)
     tokens = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
-        older_11C = ((age_C > 0) & (age_C < (window or C + 1)))[None, None]
+        C = cache[i][0].shape[1]
+        age_C = (slot - 1 - jnp.arange(C)) % C + 1  # of what stands in each slot; 1 is the newest
+        older_11C = ((age_C <= slot) & (age_C < (window or C + 1)))[None, None]
         prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
         prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
 
@@ -322,8 +349,12 @@ def decode(
     # Written when all were read, which the barrier holds the compiler to: a cache updated before,
     # or while the TPU has it on chip, is written back whole.
     x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
-    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-    cache = jax.tree.map(lambda old, token: write(old, token.astype(old.dtype)), cache, tokens)
+
+    def write(old: jax.Array, token: jax.Array) -> jax.Array:
+        at = slot % old.shape[1]
+        return jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), at, axis=1)
+
+    cache = jax.tree.map(write, cache, tokens)
     return model.final_norm(x_B1D)[:, 0], cache
 
 
@@ -373,7 +404,7 @@ def _scan(
     layer: Callable,
     x: jax.Array,
     *,
-    remat: bool,
+    remat: Remat,
     gather: Gather | None,
 ) -> tuple:
     """Carry `x` through the stacked blocks, collecting what each returns."""
@@ -385,6 +416,9 @@ def _scan(
 
     is_global = jnp.asarray(model.config.is_global)
     index = jnp.arange(model.config.num_layers)
-    body = jax.checkpoint(whole_layer) if remat else whole_layer
+    body = whole_layer
+    if remat != "none":
+        # In a scan nothing can be merged with the forward pass; guarding against that costs time.
+        body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)

@@ -12,14 +12,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Measured = dict[str, float]
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[Measured]:
-    """Fills in, at its end, `wall` and `cpu` seconds (all threads of this process) and `peak`, the
-    most bytes resident meanwhile."""
+def measured(device: Any = None) -> Iterator[Measured]:
+    """Fills in, at its end, `wall` and `cpu` seconds (all threads of this process), `peak`, the
+    most bytes resident meanwhile, and, of a JAX device that says it, `device_peak`, the most bytes
+    on it so far."""
     reading: Measured = {}
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
     wall, cpu = time.perf_counter(), time.process_time()
@@ -27,6 +29,8 @@ def measured() -> Iterator[Measured]:
     reading["wall"] = time.perf_counter() - wall
     reading["cpu"] = time.process_time() - cpu
     reading["peak"] = _status("VmHWM")
+    if device is not None and (of_device := device.memory_stats()):
+        reading["device_peak"] = of_device["peak_bytes_in_use"]
 
 
 def resident() -> int:

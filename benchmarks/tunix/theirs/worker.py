@@ -79,17 +79,18 @@ def load_model(config: gemma3.ModelConfig, weights: str, mesh: Mesh) -> nnx.Modu
             if array.shape != variable.shape:
                 raise ValueError(f"{path}: {array.shape}, Tunix has {variable.shape}")
             place = jax.sharding.NamedSharding(mesh, specs[path].get_value())
-            loaded.append((path, variable.replace(jax.device_put(array, place))))
+            array = jax.device_put(array.astype(variable.dtype), place)
+            loaded.append((path, variable.replace(array)))
     return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
 class Side:
     """The calls that the benchmark makes."""
 
-    def load(self, shape: dict, weights: str, remat: str) -> dict:
+    def load(self, shape: dict, weights: str, remat: str, dtype: str) -> dict:
         """Build the model."""
         self.mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
-        config = model_config(shape, remat=remat, dtype="float32")
+        config = model_config(shape, remat=remat, dtype=dtype)
         self.model = load_model(config, weights, self.mesh)
         return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
 
@@ -104,7 +105,7 @@ class Side:
             None,
             generate_utils.make_causal_attn_mask(mask, mask.shape[1]),
         )
-        np.save(out, logits)
+        np.save(out, np.asarray(logits, np.float32))
         return {}
 
     def prepare(self, trace: str, generations: int, micro_batch: int, learning_rate: float) -> dict:
@@ -173,6 +174,7 @@ class Side:
                 "wall": sum(part["wall"] for part in updates),
                 "cpu": sum(part["cpu"] for part in updates),
                 "peak": max(part["peak"] for part in updates),
+                "device_peak": max(part.get("device_peak", 0) for part in updates),
             },
             "step": {"wall": whole["wall"], "cpu": whole["cpu"]},
             "resident": turns.resident(),
@@ -188,7 +190,7 @@ class Side:
             if "mu" in (keys := [str(getattr(key, "key", key)) for key in path])
             and "final_norm" in keys
         ]
-        np.save(out, found)
+        np.save(out, np.asarray(found, np.float32))
         return {}
 
     def _train(self, learner: grpo_learner.GRPOLearner) -> None:
@@ -207,7 +209,7 @@ class Side:
         """Tunix's rollout under the clock; then the trace's completions instead of its own."""
 
         def run(*args, **kwargs):
-            with turns.measured() as self.reading["rollout"]:
+            with turns.measured(jax.devices()[0]) as self.reading["rollout"]:
                 output = generate(*args, **kwargs)
             drawn = sum(len(row) for row in output.tokens)
             if drawn != self.completions.size:
@@ -221,7 +223,7 @@ class Side:
         """Tunix's update of one micro-batch under the clock; it waits for the device itself."""
 
         def run(*args, **kwargs):
-            with turns.measured() as reading:
+            with turns.measured(jax.devices()[0]) as reading:
                 update(*args, **kwargs)
                 jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
             self.reading["updates"].append(reading)
