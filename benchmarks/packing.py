@@ -56,13 +56,14 @@ def main() -> None:
 
 def print_flops() -> None:
     """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
+    config = CONFIGS["gemma3-1b"]
     for num_devices in (DEVICES, 1):
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
         padded_flops = None
         for sizes in (1, 8, 16, 32):
             packed = packed_trace(ONE_B, num_devices=num_devices, sizes=sizes)
-            trace = update_on(packed, ONE_B, CONFIGS["gemma3-1b"], mesh).trace()
-            steps = max(pairs_of_devices(packed, num_devices))
+            trace = update_on(packed, ONE_B, config, mesh).trace()
+            steps = max(pairs_of_devices(packed, config, num_devices))
             flops = {
                 platform: matmul_flops(trace, platform=platform, steps=steps)
                 for platform in ("cpu", "tpu")
@@ -113,7 +114,9 @@ def update_on(
     return replace(update, arguments=(*update.arguments[:2], shapes))
 
 
-def pairs_of_devices(batch: dict[str, np.ndarray], num_devices: int) -> list[float]:
+def pairs_of_devices(
+    batch: dict[str, np.ndarray], config: Gemma3Config, num_devices: int
+) -> list[float]:
     """Pairs of blocks of attention in a layer on average, of each device."""
     (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_mask"].shape
     rows = B // num_devices, T
@@ -121,7 +124,7 @@ def pairs_of_devices(batch: dict[str, np.ndarray], num_devices: int) -> list[flo
     padded = np.where(flat, np.arange(flat.shape[1]), flat.shape[1])
     return [
         planning.mean_pairs(
-            CONFIGS["gemma3-1b"],
+            config,
             slots_X,
             rows=rows,
             num_prompts=P // num_devices,

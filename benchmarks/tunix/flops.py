@@ -3,8 +3,9 @@
 python -m benchmarks.tunix.flops [--cases "full lengths"]
 needs the environment of `python -m benchmarks.tunix.install`
 
-8 prompts x 8, 512 + 800 tokens, beta 0, mu 1, all weights trained; sums over all chips. Parts: the
-rollout (prefill and decode loop) and the update. Lengths are those of `benchmarks.lengths`:
+8 prompts x 8, 512 + 800 tokens, beta 0, mu 1, all weights trained; sums over all chips, ours as
+written for TPUs. Parts: the rollout (prefill and decode loop) and the update. Lengths are those of
+`benchmarks.lengths`:
 
     a loop goes on until the longest of its rows has ended. With us a chip of the data layout has a
     loop of its own; the hybrid layout, one chip, and Tunix have one for all rows. Tunix can take
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 
 from benchmarks import lengths, packing
@@ -61,7 +63,7 @@ class Case:
     tunix_prompts: int = lengths.PROMPTS
 
 
-_REMAT = {"remat": "BLOCK", "tunix_remat": "DECODER"}
+_REMAT = {"remat": "dots", "tunix_remat": "DECODER"}
 CASES = {
     "full lengths": Case(full=True, chips=1),
     "full lengths, remat": Case(full=True, chips=1, **_REMAT),
@@ -132,10 +134,15 @@ def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
     if case.layout == "hybrid":  # all chips take part in every row
         turns = [max(turns)] * case.chips
     sizes = 1 if case.full else run.grpo.packed_sizes
-    update = packing.update_of_trace(run, config, mesh, sizes=sizes)
+    batch = packing.packed_trace(run, num_devices=case.chips, sizes=sizes)
+    if case.full:
+        batch["completion_mask"] = np.ones_like(batch["completion_mask"])
+    update = packing.update_on(batch, run, config, mesh).trace()
+    pairs = packing.pairs_of_devices(batch, config, case.chips)
+    count = functools.partial(matmul_flops, platform="tpu")
     return {
-        "rollout": sum(matmul_flops(rollout, turns=chip) for chip in turns),
-        "update": case.chips * matmul_flops(update.trace()),
+        "rollout": sum(count(rollout, turns=chip) for chip in turns),
+        "update": sum(count(update, steps=chip) for chip in pairs),
     }
 
 
