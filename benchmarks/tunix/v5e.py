@@ -60,6 +60,7 @@ CASES = {
     "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
     "ours-update": Case("ours", "update", remat="full"),  # as the preset has it
+    "ours-update-dots": Case("ours", "update", packed=True, remat="dots"),
     "ours-update-packed": Case("ours", "update", packed=True, remat="full"),
     "ours-update-packed-kept": Case("ours", "update", packed=True),
     "tunix-decode-default": Case("tunix", "decode", fsdp=2, tp=4),  # its 1B recipe's mesh
