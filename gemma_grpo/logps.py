@@ -34,16 +34,16 @@ def completion_logps(
         temperature: of the distribution; the sampler's, so that both are of the same one.
         remat, gather: see `model.forward`.
         dropout_keys_P: a key for each group, for adapters with dropout; None drops nothing.
-        slots_X: all b*T + t that hold tokens, each once, and B*T to fill up: work is done for these
+        slots_X: all b*T + t that hold tokens, in order, and B*T to fill up: work is done for these
             alone. None works for all slots.
     """
     B, T = completion_ids_BT.shape
     G = B // prompt_ids_PS.shape[0]
-    packed = None if slots_X is None else gemma3.Packed.of(slots_X, (B, T))
+    rows = gemma3.Rows((B, T)) if slots_X is None else gemma3.Packed.of(slots_X, (B, T))
     dropout_keys_B = None
     if dropout_keys_P is not None:
         dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, G))(dropout_keys_P).reshape(-1)
-    hidden_PSD, hidden_BTD = gemma3.forward_groups(
+    hidden_PSD, hidden_1XD = gemma3.forward_groups(
         model,
         prompt_ids_PS,
         prompt_mask_PS,
@@ -53,17 +53,15 @@ def completion_logps(
         gather=gather,
         dropout_keys_P=dropout_keys_P,
         dropout_keys_B=dropout_keys_B,
-        packed=packed,
+        rows=rows,
     )
-    # A token is predicted one slot earlier: the first by the prompt's last, the last predicts none.
-    first_B1D = jnp.repeat(hidden_PSD[:, -1:], G, axis=0)
-    before_BTD = jnp.concatenate([first_B1D, hidden_BTD[:, :-1]], axis=1)
-    if packed is None:
-        return token_logps(model, before_BTD, completion_ids_BT, temperature=temperature)
+    # A token is predicted one place earlier, a completion's first by its prompt's last slot.
+    first_BD = jnp.repeat(hidden_PSD[:, -1], G, axis=0)
+    before_1XD = jnp.roll(hidden_1XD, 1, axis=1).at[0, rows.firsts()].set(first_BD, mode="drop")
     logps_1X, entropy_1X = token_logps(
-        model, packed.pack(before_BTD), packed.pack(completion_ids_BT), temperature=temperature
+        model, before_1XD, rows.pack(completion_ids_BT), temperature=temperature
     )
-    return packed.unpack(logps_1X), packed.unpack(entropy_1X)
+    return rows.unpack(logps_1X), rows.unpack(entropy_1X)
 
 
 def batch_logps(

@@ -63,7 +63,9 @@ def run_forward(params, ids_BL, mask_BL, *, config=CONFIG):
 def run_groups(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
     """Hidden states of completions, the prompt run once for its group."""
     batch = prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT
-    return gemma3.forward_groups(build(CONFIG, params), *batch, remat=remat)[1]
+    rows = gemma3.Rows(ids_BT.shape)
+    hidden = gemma3.forward_groups(build(CONFIG, params), *batch, remat=remat, rows=rows)[1]
+    return rows.unpack(hidden)
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import packed_attention as op
 from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, reference, sights
-from gemma_grpo.model import Gemma3Config, Packed, attention, transformer
+from gemma_grpo.model import Gemma3Config, Packed, Rows, attention, transformer
 
 SCALE = 0.3
 SIDES = ("q", "k", "v", "prompt k", "prompt v")
@@ -263,7 +263,7 @@ def test_the_work_follows_the_tokens_and_the_window():
 # --- in the model ---
 
 
-def run_extend(*, is_packed):
+def run_groups(*, is_packed):
     """Hidden states of the tokens, and the parameters' gradient of their weighted sum, of two
     groups of three in a tiny model with local and global layers."""
     graphdef, params = tiny_model()
@@ -273,16 +273,14 @@ def run_extend(*, is_packed):
     mask = np.arange(T) < lengths[:, None]
     weights = np.where(mask[..., None], rng.normal(size=(*mask.shape, TINY.embed_dim)), 0)
     slots = np.concatenate([np.flatnonzero(mask), np.full(empty, mask.size)])
-    packed = Packed.of(jnp.asarray(slots), mask.shape) if is_packed else None
+    rows = Packed.of(jnp.asarray(slots), mask.shape) if is_packed else Rows(mask.shape)
     prompt_ids, prompt_mask = map(jnp.asarray, tiny_prompts(2))
 
     def weighted(params):
         model = nnx.merge(graphdef, params)
-        _, kv = gemma3.forward(model, prompt_ids, prompt_mask)
-        hidden = gemma3.extend(
-            model, ids, jnp.asarray(mask), kv, prompt_mask, remat=True, packed=packed
-        )
-        hidden = packed.unpack(hidden) if packed else hidden
+        batch = prompt_ids, prompt_mask, ids, jnp.asarray(mask)
+        _, hidden = gemma3.forward_groups(model, *batch, remat="full", rows=rows)
+        hidden = rows.unpack(hidden)
         return jnp.sum(hidden * weights), hidden
 
     (_, hidden), gradients = jax.jit(jax.value_and_grad(weighted, has_aux=True))(params)
@@ -296,7 +294,7 @@ PACKED_OR_PADDED = pytest.mark.parametrize(
 
 @PACKED_OR_PADDED
 def test_a_model_is_the_same_by_the_kernel_and_without(is_packed, monkeypatch):
-    expected, expected_gradients = run_extend(is_packed=is_packed)
+    expected, expected_gradients = run_groups(is_packed=is_packed)
 
     def by_kernel(q, k, v, *others, scale, elsewhere):
         flat = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
@@ -304,7 +302,7 @@ def test_a_model_is_the_same_by_the_kernel_and_without(is_packed, monkeypatch):
         return mixed.reshape(q.shape)
 
     monkeypatch.setattr(transformer.packed_attention, "packed_attention", by_kernel)
-    hidden, gradients = run_extend(is_packed=is_packed)
+    hidden, gradients = run_groups(is_packed=is_packed)
     np.testing.assert_allclose(hidden, expected, atol=tolerances.HIDDEN_F32)
     for one, other in zip(
         jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
@@ -437,9 +435,10 @@ def test_compiled_for_v5e_a_model_attends_by_the_kernels_in_both_passes(
 
     def loss(params, ids, mask, prompt_ids, prompt_mask, slots):
         model = nnx.merge(graphdef, params)
-        packed = Packed.of(slots, (B, T)) if is_packed else None
-        _, kv = gemma3.forward(model, prompt_ids, prompt_mask, remat=True)
-        hidden = gemma3.extend(model, ids, mask, kv, prompt_mask, remat=is_packed, packed=packed)
+        rows = Packed.of(slots, (B, T)) if is_packed else Rows((B, T))
+        batch = prompt_ids, prompt_mask, ids, mask
+        remat = "full" if is_packed else "none"
+        _, hidden = gemma3.forward_groups(model, *batch, remat=remat, rows=rows)
         return hidden.astype(jnp.float32).sum()
 
     text = (

@@ -3,7 +3,7 @@
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
 from gemma_grpo.model.layout import WHOLE, Layout, Sliced
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
-from gemma_grpo.model.packed import Packed
+from gemma_grpo.model.packed import Packed, Rows
 from gemma_grpo.model.transformer import (
     KV,
     Gather,
@@ -32,6 +32,7 @@ __all__ = [
     "LoRAConfig",
     "Params",
     "Remat",
+    "Rows",
     "Sliced",
     "WHOLE",
     "abstract",

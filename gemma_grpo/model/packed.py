@@ -33,6 +33,11 @@ class Rows:
         """Undoes `pack` on tokens."""
         return x_1X.reshape(*self.shape, *x_1X.shape[2:])
 
+    def firsts(self) -> Int[Array, " B"]:
+        """The place of each row's first slot; X if it holds no token."""
+        B, T = self.shape
+        return jnp.arange(B) * T
+
     def between(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         """`attend`, a function of [B, T, ...] arrays, as one of packed arrays."""
         return lambda *packed: self.pack(attend(*map(self.unpack, packed)))
@@ -64,6 +69,9 @@ class Packed(Rows):
     def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
         """Undoes `pack` on tokens; 0 in all other slots."""
         return _take(x_1X[0], self.places, self.slots).reshape(*self.shape, *x_1X.shape[2:])
+
+    def firsts(self) -> Int[Array, " B"]:
+        return self.places.reshape(self.shape)[:, 0]
 
 
 @jax.custom_vjp

@@ -24,7 +24,7 @@ from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
 from gemma_grpo.model.layout import WHOLE, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
-from gemma_grpo.model.packed import Packed, Rows
+from gemma_grpo.model.packed import Rows
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.
@@ -186,8 +186,8 @@ def forward_groups(
     gather: Gather | None = None,
     dropout_keys_P: Key[Array, " P"] | None = None,
     dropout_keys_B: Key[Array, " B"] | None = None,
-    packed: Packed | None = None,
-) -> tuple[Float[Array, "P S D"], Float[Array, "B T D"]]:
+    rows: Rows,
+) -> tuple[Float[Array, "P S D"], Float[Array, "1 X D"]]:
     """Run prompts and G completions of each, every prompt once.
 
     All tokens go through the layers as one row, prompts before completions, and come apart for
@@ -201,16 +201,16 @@ def forward_groups(
         remat, gather: as in `forward`.
         dropout_keys_P, dropout_keys_B: a key for each row, for adapters with dropout; None drops
             nothing.
-        packed: the completions' slots that hold tokens; the layers then run on these alone.
+        rows: the completions' slots that the layers run on, all or those that hold tokens; the
+            tokens of a completion stand side by side.
 
     Returns:
-        Hidden states after the final norm, equal to those of the whole sequences; 0 in completion
-        slots that packing leaves out.
+        Hidden states after the final norm, equal to those of the whole sequences; the completions'
+        as `rows` packs them.
     """
     config = model.config
     P, S = prompt_ids_PS.shape
     B, T = completion_ids_BT.shape
-    rows = packed or Rows((B, T))
 
     def together(x_PS, x_BT):
         """As one row [1, Z]; `apart` leaves completions packed."""
@@ -270,8 +270,7 @@ def forward_groups(
     ropes = _ropes(config, positions_1Z)
     x_1ZD = model.embed(together(prompt_ids_PS, completion_ids_BT))
     x_1ZD, _ = _scan(model, layer, x_1ZD, remat=remat, gather=gather)
-    hidden_PSD, hidden_1XD = apart(model.final_norm(x_1ZD))
-    return hidden_PSD, rows.unpack(hidden_1XD)
+    return apart(model.final_norm(x_1ZD))
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
