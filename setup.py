@@ -24,6 +24,7 @@ setup(
         "gemma_grpo.kernels",
         "gemma_grpo.kernels.fused_sampling",
         "gemma_grpo.kernels.lm_head_logps",
+        "gemma_grpo.kernels.packed_attention",
         "gemma_grpo.kernels.truncated_sampling",
         "gemma_grpo.model",
         "gemma_grpo.weights",

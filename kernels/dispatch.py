@@ -10,7 +10,7 @@ from gemma_grpo.errors import UserError
 
 def dispatch(
     implementation: str | None,
-    *operands: jax.Array,
+    *operands: Any,
     pallas: Callable[..., Any],
     xla: Callable[..., Any],
     obstacle: str | None,
@@ -20,6 +20,7 @@ def dispatch(
     None takes the kernel where the program is compiled for a TPU and nothing stands in its way.
 
     Args:
+        operands: arrays, or trees of them.
         obstacle: why the kernel cannot run on a TPU either; None if it can.
 
     Raises:

@@ -18,3 +18,4 @@ LM_HEAD_LOGPS = 1e-5  # log-probs, logsumexps and entropies of order 10 from log
 LM_HEAD_GRAD = 1e-5  # gradients of order 1: sums over a few thousand words of softmax * embedding
 SUM_OF_300 = 1e-5  # relative: 300 float32 terms, summed in another order, each with two exps
 METRICS = dict(rtol=5e-5, atol=1e-6)  # of a few steps whose sums over rows were split otherwise
+KERNEL_ATTENTION = 5e-6  # mixtures and gradients of order 1 to 10 of scores of order 1, float32

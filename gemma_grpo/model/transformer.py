@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gemma_grpo.kernels import head
+from gemma_grpo.kernels import head, packed_attention
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
@@ -203,31 +203,39 @@ def extend(
     """
     config = model.config
     B, T = completion_ids_BT.shape
-    P, S = prompt_mask_PS.shape
-    slots_T = jnp.arange(T)
+    S = prompt_mask_PS.shape[1]
+    length_P = prompt_mask_PS.sum(axis=1)
     row_BT, slot_BT = jnp.indices((B, T))
-    length_B = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)
-    per_token = completion_ids_BT, length_B[:, None] + slot_BT, row_BT
-    ids_BL, positions_BL, row_BL = map(packed.pack, per_token) if packed else per_token
+    position_BT = jnp.repeat(length_P, B // len(length_P))[:, None] + slot_BT
+    per_token = completion_ids_BT, position_BT, row_BT, slot_BT, completion_mask_BT
+    ids_BL, positions_BL, row_BL, slot_BL, mask_BL = (
+        map(packed.pack, per_token) if packed else per_token
+    )
     token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
-    own_masks = [
-        attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :]
-        for window in (config.sliding_window, None)
-    ]
-    prompt_masks = [
-        attention.prompt_window_mask(S, slots_T, window=window) & prompt_mask_PS[:, None, :]
+    flat = [each.reshape(-1) for each in (row_BL, slot_BL, mask_BL)]
+    seen = [
+        (
+            attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :],
+            attention.prompt_window_mask(S, jnp.arange(T), window=window)
+            & prompt_mask_PS[:, None, :],
+            packed_attention.sight(*flat, length_P, num_rows=B, num_prompt_slots=S, window=window),
+        )
         for window in (config.sliding_window, None)
     ]
 
     def layer(x_BLD, scanned):
         block, is_global, prompt_kv, keys_BL = _block(model, scanned, token_keys_BL)
-        prompt_k_PSKH, prompt_v_PSKH = prompt_kv
-        own_mask = jnp.where(is_global, own_masks[1], own_masks[0])
-        prompt_mask = jnp.where(is_global, prompt_masks[1], prompt_masks[0])
-        attend = lambda q, k, v: attention.attend_with_prompt(
-            q, prompt_k_PSKH, prompt_v_PSKH, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
+        own_mask, prompt_mask, sight = jax.tree.map(
+            lambda near, far: jnp.where(is_global, far, near), *seen
         )
-        attend = packed.between(attend) if packed else attend
+        padded = lambda q, k, v: attention.attend_with_prompt(
+            q, *prompt_kv, prompt_mask, [(k, v, own_mask)], scale=_scale(config)
+        )
+        attend = lambda q, k, v: packed_attention.packed_attention(
+            *(q, k, v, *prompt_kv, sight),
+            scale=_scale(config),
+            elsewhere=packed.between(padded) if packed else padded,
+        )
         x_BLD, _ = block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL)
         return x_BLD, None
 
