@@ -8,13 +8,17 @@ are a roofline model's, from stated formulas (`roofline.py`), at the full token 
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from gemma_grpo import compiled, model, programs, roofline, traced, weights
 from gemma_grpo import mesh as meshes
 from gemma_grpo.compiled import Compiled
 from gemma_grpo.config import RunConfig
 from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.rollout import LAYOUTS
 from gemma_grpo.roofline import Chip, Work
@@ -84,7 +88,9 @@ def _row(
         raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
     budget = run.model.max_completion_length
-    flops = traced.matmul_flops(trace, turns=budget)
+    steps = attention_steps(program.name, run, architecture, mesh.size)
+    platform = mesh.devices.flat[0].platform
+    flops = traced.matmul_flops(trace, turns=budget, platform=platform, steps=steps)
     if program.name == "rollout":
         needed = work[-1].bytes / budget - read.kept_on_chip
         cost = read.loop_bytes, needed, "HBM bytes a decode step"
@@ -115,12 +121,47 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     sizes = {
         "block_tokens": P * S + B * T,
         "head_tokens": B * T,
-        "attended": P * S * S + B * T * (S + T),
+        "attended": P * roofline.seen_pairs(architecture, before=0, tokens=S)
+        + B * roofline.seen_pairs(architecture, before=S, tokens=T),
         "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapters)),
     }
     if name in ("reference", "old"):
         return [roofline.log_probs(architecture, **sizes)]
     return [roofline.update(architecture, **sizes, remat=run.model.remat)] * run.grpo.num_iterations
+
+
+def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
+    """Pairs of blocks that packed attention goes through in a layer, on average, where every row
+    takes its whole budget."""
+    passes = run.grpo.accumulation_steps if name == "update" else 1
+    prompts = run.grpo.prompts_per_step // num_chips // passes
+    lengths_B = np.full(prompts * run.grpo.num_generations, run.model.max_completion_length)
+    return mean_pairs(
+        architecture, lengths_B, num_prompts=prompts, prompt_length=run.model.max_prompt_length
+    )
+
+
+def mean_pairs(
+    architecture: Gemma3Config,
+    lengths_B: Int[np.ndarray, " B"],
+    *,
+    num_prompts: int,
+    prompt_length: int,
+) -> float:
+    """Pairs of blocks in a layer, on average, of packed rows behind prompts without padding."""
+    rows_X = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    slots_X = np.concatenate([np.arange(length) for length in lengths_B])
+    of_window = lambda window: int(
+        packed_attention.sight(
+            *map(jnp.asarray, (rows_X, slots_X, np.ones_like(rows_X, bool))),
+            jnp.full(num_prompts, prompt_length),
+            num_rows=len(lengths_B),
+            num_prompt_slots=prompt_length,
+            window=window,
+        ).count
+    )
+    near, far = of_window(architecture.sliding_window), of_window(None)
+    return near + (far - near) * sum(architecture.is_global) / architecture.num_layers
 
 
 def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:

@@ -131,9 +131,17 @@ def decode_step(
     return Work(2 * weights * num_rows, BYTES * read + caches, collectives)
 
 
+def seen_pairs(config: Gemma3Config, *, before: int, tokens: int) -> float:
+    """Pairs of a query and a key that it sees, itself among them, of `tokens` in a row behind
+    `before` others; the mean of local and global layers."""
+    seen = lambda window: sum(min(before + t + 1, window) for t in range(tokens))
+    near, far = seen(config.sliding_window), seen(before + tokens)
+    return (near * config.is_global.count(False) + far * sum(config.is_global)) / config.num_layers
+
+
 def attention(config: Gemma3Config, attended: Number) -> Number:
-    """FLOPs of `attended` pairs of a query and a key in all layers: 2 for the score and 2 for the
-    value, per head and dimension. Masked pairs are computed too, in every layer."""
+    """FLOPs of `attended` pairs of a query and a key in each layer: 2 for the score and 2 for the
+    value, per head and dimension."""
     return 4 * config.num_layers * config.num_heads * config.head_dim * attended
 
 
@@ -166,7 +174,7 @@ def update(
 
     Args:
         block_tokens, head_tokens: that pass the blocks and the head.
-        attended: pairs of a query and a key, padding and masked ones too.
+        attended: pairs of a query and a key, in a layer on average.
         adapter_parameters: of all adapters; 0 where all weights are trained.
 
     Bytes: the weights in each pass; activations are left out, so that this is a floor.

@@ -5,40 +5,79 @@ Imports jax alone: Tunix's process, which sees nothing else of ours, counts by t
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 
-def matmul_flops(traced: jax.stages.Traced, *, turns: int = 1) -> int:
+def matmul_flops(
+    traced: jax.stages.Traced,
+    *,
+    turns: int = 1,
+    platform: str | None = None,
+    steps: float | None = None,
+) -> int:
     """Of one device: 2 * (elements of the result) * (elements summed over), for each `dot_general`.
 
     A Pallas kernel counts as often as its grid has steps, and of a branch the dearest side.
 
     Args:
         turns: how often each `while` runs, whose length no trace knows.
+        platform: that the program is for, such as "tpu". Of what is written in several ways its
+            own is counted; the dearest without one.
+        steps: of the side of a Pallas kernel's grid whose length no trace knows.
+
+    Raises:
+        ValueError: there is such a side, and no `steps`.
     """
-    return _flops(traced.jaxpr.jaxpr, turns)
+    return round(_flops(traced.jaxpr.jaxpr, _Unknown(turns, platform, steps)))
 
 
-def _flops(jaxpr: core.Jaxpr, turns: int) -> int:
-    return sum(_of_equation(equation, turns) for equation in jaxpr.eqns)
+class _Unknown(NamedTuple):
+    """What no trace knows."""
+
+    turns: int
+    platform: str | None
+    steps: float | None
 
 
-def _of_equation(equation: core.JaxprEqn, turns: int) -> int:
+def _flops(jaxpr: core.Jaxpr, unknown: _Unknown) -> int | float:
+    return sum(_of_equation(equation, unknown) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn, unknown: _Unknown) -> int | float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (summed, _), _ = params["dimension_numbers"]
         lhs, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(result) * math.prod(lhs[axis] for axis in summed)
     if name == "cond":
-        return max(_flops(branch.jaxpr, turns) for branch in params["branches"])
+        return max(_flops(branch.jaxpr, unknown) for branch in _branches(params, unknown.platform))
     times = 1
     if name == "scan":
         times = params["length"]
     elif name == "while":
-        times = turns
+        times = unknown.turns
     elif name == "pallas_call":
-        times = math.prod(params["grid_mapping"].grid)
+        times = math.prod(_steps(side, unknown) for side in params["grid_mapping"].grid)
     inner = [value for value in params.values() if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
-    return times * sum(_flops(getattr(one, "jaxpr", one), turns) for one in inner)
+    return times * sum(_flops(getattr(one, "jaxpr", one), unknown) for one in inner)
+
+
+def _branches(params: dict[str, Any], platform: str | None) -> Sequence[core.ClosedJaxpr]:
+    """Those that may run: of `jax.lax.platform_dependent` the platform's, or else the default."""
+    branches, platforms = params["branches"], params.get("branches_platforms")
+    if platform is None or platforms is None:
+        return branches
+    own = [one for one, names in zip(branches, platforms, strict=True) if platform in (names or ())]
+    return own or [one for one, names in zip(branches, platforms, strict=True) if names is None]
+
+
+def _steps(side: Any, unknown: _Unknown) -> int | float:
+    if isinstance(side, int):
+        return side
+    if unknown.steps is None:
+        raise ValueError("a Pallas kernel has a grid of a length that no trace knows: give `steps`")
+    return unknown.steps

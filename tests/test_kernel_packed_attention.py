@@ -27,7 +27,7 @@ def pack(lengths, prompt_lengths, *, S, empty=0, padded_to=None):
     """Rows of the given lengths one behind the other, and places that hold no token behind them;
     or each in its own `padded_to` places."""
     lengths = np.asarray(lengths)
-    T = padded_to or max(lengths)
+    T = padded_to or int(max(lengths))
     slots_BT = np.broadcast_to(np.arange(T), (len(lengths), T))
     rows_BT = np.broadcast_to(np.arange(len(lengths))[:, None], slots_BT.shape)
     mask_BT = slots_BT < lengths[:, None]
@@ -132,7 +132,7 @@ def value_and_gradients(form, operands, weights, *others):
 
 
 def kernel(*operands):
-    return pallas_tpu.attend(SCALE, True, *operands)
+    return pallas_tpu.attend(*operands, scale=SCALE, interpret=True)
 
 
 def assert_alike(actual, expected, tolerance=tolerances.KERNEL_ATTENTION):
@@ -292,7 +292,8 @@ def test_a_model_is_the_same_by_the_kernel_and_without(is_packed, monkeypatch):
 
     def by_kernel(q, k, v, *others, scale, elsewhere):
         flat = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
-        return pallas_tpu.attend(scale, True, *flat, *others).reshape(q.shape)
+        mixed = pallas_tpu.attend(*flat, *others, scale=scale, interpret=True)
+        return mixed.reshape(q.shape)
 
     monkeypatch.setattr(transformer.packed_attention, "packed_attention", by_kernel)
     hidden, gradients = run_extend(is_packed=is_packed)
@@ -377,7 +378,7 @@ def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(v5e, case, num_
         return mixed.astype(jnp.float32).sum()
 
     gradients = jax.shard_map(
-        jax.grad(loss, argnums=range(5)),
+        jax.grad(loss, argnums=tuple(range(5))),
         mesh=mesh,
         in_specs=PartitionSpec("data"),
         out_specs=PartitionSpec("data"),

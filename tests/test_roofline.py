@@ -75,17 +75,35 @@ def test_an_update_counts_forward_backward_and_what_is_run_again():
     assert scored == 100 * 2 * (N + 7) + 10 * 2 * E + 5 * A
 
 
+def test_pairs_seen_are_counted_by_hand():
+    """Two tokens behind three: 4 and 5 keys in a global layer, two each through a window of 2; one
+    layer of three is global."""
+    config = replace(ONE_B, num_layers=3, pattern=3, sliding_window=2)
+    assert roofline.seen_pairs(config, before=3, tokens=2) == (2 * (2 + 2) + (4 + 5)) / 3
+
+
 @pytest.mark.parametrize("preset", ["gemma3-1b", "gemma3-1b-lora"])
 def test_the_programs_do_no_more_than_the_formulas_say(preset):
-    """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are."""
+    """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are.
+    XLA's attention computes the hidden pairs too; a TPU's whole blocks, and the prompts' hidden
+    pairs."""
     run = presets.preset(preset)
     run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
     devices = mesh.data_mesh()
+    of_prompt = 512 * 512 - roofline.seen_pairs(ONE_B, before=0, tokens=512)
+    of_rows = 8 * (800 * 1312 - roofline.seen_pairs(ONE_B, before=512, tokens=800))
     for program in programs.of_step(run, ONE_B, devices):
-        if program.name != "rollout":
-            (floor,) = planning.work_of(program.name, run, ONE_B, devices.size)
-            counted = traced.matmul_flops(program.trace())
-            assert counted == pytest.approx(floor.flops, rel=1e-3), program.name
+        if program.name == "rollout":
+            continue
+        (floor,) = planning.work_of(program.name, run, ONE_B, devices.size)
+        times = 4 if program.name == "update" else 1
+        hidden = lambda pairs, times=times: times * roofline.attention(ONE_B, pairs)
+        trace = program.trace()
+        counted = traced.matmul_flops(trace, platform="cpu")
+        assert counted == pytest.approx(floor.flops + hidden(of_prompt + of_rows), rel=1e-3)
+        steps = planning.attention_steps(program.name, run, ONE_B, devices.size)
+        on_tpu = traced.matmul_flops(trace, platform="tpu", steps=steps) - hidden(of_prompt)
+        assert floor.flops < on_tpu < 1.03 * floor.flops, program.name
 
 
 def test_matmuls_are_counted_through_loops_branches_and_gradients():
@@ -126,3 +144,25 @@ def test_matmuls_of_a_kernel_are_counted_at_every_step_of_its_grid():
 
     trace = jax.jit(product).trace(jnp.zeros((8, 16)), jnp.zeros((16, 128)))
     assert traced.matmul_flops(trace) == 4 * 8192 == 2 * 8 * 16 * 128
+
+
+def test_a_grid_of_unknown_length_counts_as_told_and_is_refused_untold():
+    def product(x, steps):
+        return pl.pallas_call(
+            lambda x_ref, out_ref: out_ref.__setitem__(..., x_ref[...] @ x_ref[...]),
+            grid=(2, steps),
+            out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32),
+        )(x)
+
+    trace = jax.jit(product).trace(jnp.zeros((8, 8)), 3)
+    assert traced.matmul_flops(trace, steps=2.5) == 2 * 2.5 * 1024
+    with pytest.raises(ValueError, match="steps"):
+        traced.matmul_flops(trace)
+
+
+def test_of_forms_by_platform_the_one_asked_for_is_counted():
+    x = jnp.zeros((2, 2))  # a product is 16 FLOPs
+    forms = {"tpu": lambda x: x @ x, "default": lambda x: x @ x @ x}
+    trace = jax.jit(lambda x: jax.lax.platform_dependent(x, **forms)).trace(x)
+    counted = [traced.matmul_flops(trace, platform=name) for name in ("tpu", "cpu", None)]
+    assert counted == [16, 32, 32]

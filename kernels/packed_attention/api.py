@@ -46,7 +46,7 @@ def packed_attention(
 
     def pallas(q, k, v, prompt_k, prompt_v, sight):
         flat = [x.reshape(R * L, *x.shape[2:]) for x in (q, k, v)]
-        mixed = pallas_tpu.attend(scale, False, *flat, prompt_k, prompt_v, sight)
+        mixed = pallas_tpu.attend(*flat, prompt_k, prompt_v, sight, scale=scale)
         return mixed.reshape(q.shape)
 
     needed = pallas_tpu.vmem_bytes(R * L, P * S, heads_each=N // K, head_dim=H, dtype=q_RLNH.dtype)

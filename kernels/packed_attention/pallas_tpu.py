@@ -12,6 +12,7 @@ side by side, H lanes each, and share the pair's mask.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,137 +52,142 @@ def vmem_bytes(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(
-    scale: float,
-    interpret: bool,
     q_XNH: Float[Array, "X N H"],
     k_XKH: Float[Array, "X K H"],
     v_XKH: Float[Array, "X K H"],
     prompt_k_PSKH: Float[Array, "P S K H"],
     prompt_v_PSKH: Float[Array, "P S K H"],
     sight: Sight,
+    *,
+    scale: float,
+    interpret: bool = False,
 ) -> Float[Array, "X N H"]:
     """softmax(scale * q k^T) v over the keys in sight; 0 for a query that sees none."""
-    return _attend(scale, interpret, q_XNH, k_XKH, v_XKH, prompt_k_PSKH, prompt_v_PSKH, sight)[0]
-
-
-def _attend(scale, interpret, q_XNH, k_XKH, v_XKH, prompt_k_PSKH, prompt_v_PSKH, sight):
-    """The result, and what the backward pass needs."""
     X, N, H = q_XNH.shape
-    K = k_XKH.shape[1]
-    q = _queries(q_XNH)
+    q = _whole_blocks(q_XNH.reshape(X, N * H), sights.QUERIES)
     k, v = _keys(prompt_k_PSKH, k_XKH), _keys(prompt_v_PSKH, v_XKH)
-    spec, of_queries, of_statistics, in_specs = _specs(K, N // K, H, prompt_k_PSKH, sight)
+    prompt_blocks = (len(k) - sights.KEYS * sights.blocks(X, sights.KEYS)) // sights.KEYS
+    sizes = _Sizes(H, N // k_XKH.shape[1], k_XKH.shape[1], prompt_blocks)
+    return _attend(sizes, scale, interpret, q, k, v, sight)[:X].reshape(X, N, H)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(sizes, scale, interpret, q, k, v, sight):
+    """As `attend`, of whole blocks: [X, N*H] queries and [C, K*H] keys and values."""
+    return _forward(sizes, scale, interpret, q, k, v, sight)[0]
+
+
+def _forward(sizes, scale, interpret, q, k, v, sight):
+    shape = sizes.heads_each, sights.QUERIES
+    spec, of_queries, of_statistics, in_specs = _specs(sizes, sight)
     mixed, logsumexp = pl.pallas_call(
         partial(_forward_kernel, scale=scale),
         grid_spec=spec(
             in_specs=in_specs,
             out_specs=[of_queries, of_statistics],
             scratch_shapes=[
-                pltpu.VMEM((N // K, sights.QUERIES), jnp.float32),
-                pltpu.VMEM((N // K, sights.QUERIES), jnp.float32),
-                pltpu.VMEM((N // K, H, sights.QUERIES), jnp.float32),
+                pltpu.VMEM(shape, jnp.float32),
+                pltpu.VMEM(shape, jnp.float32),
+                pltpu.VMEM((sizes.heads_each, sizes.head_dim, sights.QUERIES), jnp.float32),
             ],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((K, N // K, len(q)), jnp.float32),
+            jax.ShapeDtypeStruct((sizes.key_heads, sizes.heads_each, len(q)), jnp.float32),
         ],
         name="packed_attention",
         interpret=interpret,
-        **_compiler(products=2, q=q, k=k),
+        **_compiler(sizes, q, k, products=2),
     )(sight.query_blocks, sight.key_blocks, q, k, v, sight.bounds)
-    return mixed[:X].reshape(X, N, H), (q, k, v, mixed, logsumexp)
+    return mixed, (q, k, v, sight, mixed, logsumexp)
 
 
-def _forward(scale, interpret, *operands):
-    mixed_XNH, kept = _attend(scale, interpret, *operands)
-    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in operands[1:5:2]]
-    return mixed_XNH, (kept, operands[-1], shapes)
-
-
-def _backward(scale, interpret, residuals, cotangent_XNH):
-    (q, k, v, mixed, logsumexp), sight, (own, prompts) = residuals
-    X, N, H = cotangent_XNH.shape
-    P, S, K, _ = prompts.shape
-    cotangent = _queries(cotangent_XNH.astype(q.dtype))
+def _backward(sizes, scale, interpret, residuals, cotangent):
+    q, k, v, sight, mixed, logsumexp = residuals
     products = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
-    delta = products.reshape(-1, K, N // K, H).sum(axis=-1).transpose(1, 2, 0)
-    spec, of_queries, of_statistics, in_specs = _specs(K, N // K, H, prompts, sight)
-    of_all_keys = pl.BlockSpec((len(k), H), lambda head, step, *_: (0, head))
-    dq, dk, dv = pl.pallas_call(
+    by_head = products.reshape(len(q), sizes.key_heads, sizes.heads_each, sizes.head_dim)
+    delta = by_head.sum(axis=-1).transpose(1, 2, 0)
+    spec, of_queries, of_statistics, in_specs = _specs(sizes, sight)
+    of_all_keys = pl.BlockSpec((len(k), sizes.head_dim), lambda head, step, *_: (0, head))
+    of_head = pltpu.VMEM((len(k), sizes.head_dim), jnp.float32)
+    gradients = pl.pallas_call(
         partial(_backward_kernel, scale=scale),
         grid_spec=spec(
             in_specs=[*in_specs, of_queries, of_statistics, of_statistics],
             out_specs=[of_queries, of_all_keys, of_all_keys],
             scratch_shapes=[
-                pltpu.VMEM((N // K, H, sights.QUERIES), jnp.float32),
-                pltpu.VMEM((len(k), H), jnp.float32),
-                pltpu.VMEM((len(k), H), jnp.float32),
+                pltpu.VMEM((sizes.heads_each, sizes.head_dim, sights.QUERIES), jnp.float32),
+                of_head,
+                of_head,
             ],
         ),
         out_shape=[jax.ShapeDtypeStruct(each.shape, each.dtype) for each in (q, k, v)],
         name="packed_attention_gradient",
         interpret=interpret,
-        **_compiler(products=5, q=q, k=k),
+        **_compiler(sizes, q, k, products=5),
     )(sight.query_blocks, sight.key_blocks, q, k, v, sight.bounds, cotangent, logsumexp, delta)
-    start = sights.KEYS * sights.blocks(P * S, sights.KEYS)
-    of_own = [each[start : start + X].reshape(own.shape) for each in (dk, dv)]
-    of_prompts = [each[: P * S].reshape(prompts.shape) for each in (dk, dv)]
-    return dq[:X].reshape(X, N, H), *of_own, *of_prompts, None
+    return *gradients, None
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
-def _queries(x_XNH):
-    """In: [X, N, H].  Out: whole blocks of [X, N*H]."""
-    X = len(x_XNH)
-    missing = sights.QUERIES * sights.blocks(X, sights.QUERIES) - X
-    return jnp.pad(x_XNH.reshape(X, -1), ((0, missing), (0, 0)))
+class _Sizes(NamedTuple):
+    """What the shapes of flat arrays do not tell."""
+
+    head_dim: int  # H
+    heads_each: int  # query heads of a key head
+    key_heads: int  # K
+    prompt_blocks: int  # of keys
 
 
 def _keys(prompts_PSKH, own_XKH):
-    """The row of keys, whole blocks of [P*S, K*H] and [X, K*H]."""
-    P, S, K, H = prompts_PSKH.shape
-    pieces = []
-    for piece in (prompts_PSKH.reshape(P * S, K * H), own_XKH.reshape(-1, K * H)):
-        missing = sights.KEYS * sights.blocks(len(piece), sights.KEYS) - len(piece)
-        pieces.append(jnp.pad(piece.astype(own_XKH.dtype), ((0, missing), (0, 0))))
-    return jnp.concatenate(pieces)
+    """The row of keys: whole blocks of [P*S, K*H] and of [X, K*H]."""
+    flat = lambda x: x.reshape(-1, own_XKH.shape[1] * own_XKH.shape[2]).astype(own_XKH.dtype)
+    return jnp.concatenate([_whole_blocks(flat(x), sights.KEYS) for x in (prompts_PSKH, own_XKH)])
 
 
-def _specs(num_key_heads, heads_each, head_dim, prompts_PSKH, sight):
+def _whole_blocks(x, size):
+    return jnp.pad(x, ((0, size * sights.blocks(len(x), size) - len(x)), (0, 0)))
+
+
+def _specs(sizes, sight):
     """The grid, and how its steps (key head, pair of blocks) take their pieces."""
-    P, S, _, _ = prompts_PSKH.shape
-    prompt_blocks = sights.blocks(P * S, sights.KEYS)
     of_queries = pl.BlockSpec(
-        (sights.QUERIES, heads_each * head_dim), lambda head, step, q, k: (q[step], head)
+        (sights.QUERIES, sizes.heads_each * sizes.head_dim),
+        lambda head, step, queries, keys: (queries[step], head),
     )
-    of_keys = pl.BlockSpec((sights.KEYS, head_dim), lambda head, step, q, k: (k[step], head))
+    of_keys = pl.BlockSpec(
+        (sights.KEYS, sizes.head_dim), lambda head, step, queries, keys: (keys[step], head)
+    )
     of_bounds = pl.BlockSpec(
         (None, 2, sights.QUERIES),
-        lambda head, step, q, k: (jnp.where(k[step] < prompt_blocks, 0, 1), 0, q[step]),
+        lambda head, step, queries, keys: (
+            jnp.where(keys[step] < sizes.prompt_blocks, 0, 1),
+            0,
+            queries[step],
+        ),
     )
     of_statistics = pl.BlockSpec(
-        (None, heads_each, sights.QUERIES), lambda head, step, q, k: (head, 0, q[step])
+        (None, sizes.heads_each, sights.QUERIES),
+        lambda head, step, queries, keys: (head, 0, queries[step]),
     )
     spec = partial(
-        pltpu.PrefetchScalarGridSpec, num_scalar_prefetch=2, grid=(num_key_heads, sight.count)
+        pltpu.PrefetchScalarGridSpec, num_scalar_prefetch=2, grid=(sizes.key_heads, sight.count)
     )
     return spec, of_queries, of_statistics, [of_queries, of_keys, of_keys, of_bounds]
 
 
-def _compiler(*, products, q, k):
+def _compiler(sizes, q, k, *, products):
     """What the compiler is told. The pairs are not known then: all of them, less the future."""
-    pairs = len(q) * (len(k) - len(q) // 2)
-    flops = 2 * products * pairs * q.shape[1]
+    heads = q.shape[1] // sizes.head_dim
+    pairs = heads * len(q) * (len(k) - len(q) // 2)
     return dict(
         cost_estimate=pl.CostEstimate(
-            flops=flops,
-            bytes_accessed=(products * q.size + products * k.size) * q.dtype.itemsize,
-            transcendentals=flops // (2 * products * (q.shape[1] // k.shape[1] or 1)),
+            flops=2 * products * pairs * sizes.head_dim,
+            bytes_accessed=products * (q.size + k.size) * q.dtype.itemsize,
+            transcendentals=pairs,
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
