@@ -45,14 +45,13 @@ def pack(lengths, prompt_lengths, *, S, empty=0, padded_to=None):
 
 
 PACKS = {
-    "one group": pack([5, 9, 1], [6], S=6),
     "many groups, left-padded prompts, empty places": pack(
         [3, 7, 1, 10, 5, 6], [6, 1, 4], S=6, empty=5
     ),
-    "a prompt each": pack([9, 2, 4], [3, 5, 5], S=5, empty=1),
     "an empty prompt, and a block of empty places": pack([4, 4], [0, 3], S=3, empty=12),
     "padded rows": pack([3, 0, 8, 2], [4, 2], S=4, padded_to=8),
 }
+ONE_GROUP = pack([5, 9, 1], [6], S=6)
 WINDOWS = [3, 9, None]
 
 
@@ -155,7 +154,7 @@ def test_the_kernel_is_a_softmax_over_the_tree_in_its_result_and_all_five_gradie
 
 @pytest.mark.parametrize("heads", [(2, 1), (3, 3)], ids=["one key head", "a key head each"])
 def test_it_is_that_for_any_grouping_of_heads(heads):
-    packed = PACKS["one group"]
+    packed = ONE_GROUP
     operands, weights = inputs(packed, N=heads[0], K=heads[1])
     actual = value_and_gradients(kernel, operands, weights, sight_of(packed, 4))
     assert_alike(actual, by_numpy(packed, 4, operands, weights))
@@ -200,18 +199,21 @@ def test_it_is_what_other_devices_make_of_the_unpacked_rows(window):
     assert_alike(actual, value_and_gradients(unpacked_form(packed, window), operands, weights))
 
 
-def test_in_bfloat16_it_errs_no_more_than_twice_as_far_as_the_unpacked_form():
-    packed = PACKS["one group"]
+def test_in_bfloat16_it_errs_no_more_than_half_again_as_far_as_the_unpacked_form():
+    """The root of the mean square error, over the result and all gradients."""
+    packed = ONE_GROUP
     operands, weights = inputs(packed, dtype=jnp.bfloat16)
-    expected = by_numpy(packed, None, operands, weights)
+    flat = lambda mixed, gradients: np.concatenate(
+        [np.asarray(x, np.float64).ravel() for x in (mixed, *gradients)]
+    )
+    expected = flat(*by_numpy(packed, None, operands, weights))
     forms = {"kernel": (kernel, sight_of(packed, None)), "unpacked": (unpacked_form(packed, None),)}
     errors = {}
     for name, (form, *others) in forms.items():
-        actual = value_and_gradients(form, operands, weights, *others)
-        chex.assert_type([actual[0], *actual[1]], jnp.bfloat16)
-        pairs = zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True)
-        errors[name] = np.array([np.abs(np.float64(a) - b).max() for a, b in pairs])
-    assert (errors["kernel"] <= 2 * errors["unpacked"]).all(), errors
+        mixed, gradients = value_and_gradients(form, operands, weights, *others)
+        chex.assert_type([mixed, *gradients], jnp.bfloat16)
+        errors[name] = np.sqrt(np.mean((flat(mixed, gradients) - expected) ** 2))
+    assert 0 < errors["kernel"] <= 1.5 * errors["unpacked"], errors
 
 
 def test_places_without_a_token_give_nothing_and_take_no_gradient():
