@@ -3,9 +3,11 @@
 python -m benchmarks.packing [flops | 270m | nano]
 
 All on the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
-(preset gemma3-1b) as traced, a device's share. Seconds: whole updates on random
-weights, padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the
-steadier of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
+(preset gemma3-1b) as traced, of the device that does most; "cpu" stands for all devices that unpack
+the rows for attention, "tpu" for the kernel, by the pairs of blocks that it goes through. The
+baseline of both ratios is the padded form that unpacks. Seconds: whole updates on random weights,
+padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the steadier
+of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
 """
 
 import math
@@ -20,7 +22,7 @@ from flax import nnx
 
 from benchmarks import lengths
 from benchmarks.timing import print_row
-from gemma_grpo import grpo, grpo_update, model, packing, presets, programs
+from gemma_grpo import grpo, grpo_update, model, packing, planning, presets, programs
 from gemma_grpo import mesh as meshes
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS
@@ -67,8 +69,13 @@ def print_flops() -> None:
             if slots:
                 of_slots = jax.ShapeDtypeStruct(slots, np.int32, sharding=meshes.rows(mesh))
                 arguments = shapes | {"slots": of_slots}
-            flops = matmul_flops(update.function.trace(state, frozen, arguments))
-            padded_flops = padded_flops or flops
+            trace = update.function.trace(state, frozen, arguments)
+            steps = max(pairs_of_devices(packed, num_devices))
+            flops = {
+                platform: matmul_flops(trace, platform=platform, steps=steps)
+                for platform in ("cpu", "tpu")
+            }
+            padded_flops = padded_flops or flops["cpu"]
             slots_each = (math.prod(slots) if slots else batch["weights"].size) // num_devices
             print_row(
                 benchmark="packing/flops",
@@ -80,9 +87,28 @@ def print_flops() -> None:
                 packed_sizes=sizes,
                 completion_tokens=int(batch["completion_mask"].sum()),
                 slots_of_a_device=slots_each,
-                matmul_tflops_of_a_device=round(flops / 1e12, 2),
-                ratio=round(padded_flops / flops, 2),
+                pairs_of_blocks_a_layer=round(steps, 2),
+                matmul_tflops_of_a_device={name: round(n / 1e12, 2) for name, n in flops.items()},
+                ratio={name: round(padded_flops / n, 2) for name, n in flops.items()},
             )
+
+
+def pairs_of_devices(batch: dict[str, np.ndarray], num_devices: int) -> list[float]:
+    """Pairs of blocks of attention in a layer on average, of each device."""
+    (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_mask"].shape
+    rows = B // num_devices, T
+    flat = batch["completion_mask"].reshape(num_devices, -1)
+    padded = np.where(flat, np.arange(flat.shape[1]), flat.shape[1])
+    return [
+        planning.mean_pairs(
+            CONFIGS["gemma3-1b"],
+            slots_X,
+            rows=rows,
+            num_prompts=P // num_devices,
+            prompt_length=S,
+        )
+        for slots_X in batch.get("slots", padded).reshape(num_devices, -1)
+    ]
 
 
 def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:

@@ -131,36 +131,42 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
 
 
 def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
-    """Pairs of blocks that packed attention goes through in a layer, on average, where every row
-    takes its whole budget."""
+    """`mean_pairs` of a program's call where every row takes its whole budget."""
     passes = run.grpo.accumulation_steps if name == "update" else 1
     prompts = run.grpo.prompts_per_step // num_chips // passes
-    lengths_B = np.full(prompts * run.grpo.num_generations, run.model.max_completion_length)
+    rows = prompts * run.grpo.num_generations, run.model.max_completion_length
     return mean_pairs(
-        architecture, lengths_B, num_prompts=prompts, prompt_length=run.model.max_prompt_length
+        architecture,
+        np.arange(rows[0] * rows[1]),
+        rows=rows,
+        num_prompts=prompts,
+        prompt_length=run.model.max_prompt_length,
     )
 
 
 def mean_pairs(
     architecture: Gemma3Config,
-    lengths_B: Int[np.ndarray, " B"],
+    slots_X: Int[np.ndarray, " X"],
     *,
+    rows: tuple[int, int],
     num_prompts: int,
     prompt_length: int,
 ) -> float:
-    """Pairs of blocks in a layer, on average, of packed rows behind prompts without padding."""
-    rows_X = np.repeat(np.arange(len(lengths_B)), lengths_B)
-    slots_X = np.concatenate([np.arange(length) for length in lengths_B])
-    of_window = lambda window: int(
+    """Pairs of blocks that packed attention goes through in a layer, the mean of all layers.
+
+    Args:
+        slots_X: b*T + t of each token, B*T where there is none (`packing.pack`).
+        rows: (B, T).
+        num_prompts: whose rows these are, all of `prompt_length`.
+    """
+    B, T = rows
+    who = slots_X // T, slots_X % T, slots_X < B * T, np.full(num_prompts, prompt_length)
+    count = lambda window: int(
         packed_attention.sight(
-            *map(jnp.asarray, (rows_X, slots_X, np.ones_like(rows_X, bool))),
-            jnp.full(num_prompts, prompt_length),
-            num_rows=len(lengths_B),
-            num_prompt_slots=prompt_length,
-            window=window,
+            *map(jnp.asarray, who), num_rows=B, num_prompt_slots=prompt_length, window=window
         ).count
     )
-    near, far = of_window(architecture.sliding_window), of_window(None)
+    near, far = count(architecture.sliding_window), count(None)
     return near + (far - near) * sum(architecture.is_global) / architecture.num_layers
 
 

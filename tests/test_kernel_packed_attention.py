@@ -1,5 +1,6 @@
 """Laws of attention of packed completions. Expected values by NumPy, a dense mask in float64."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import packed_attention as op
 from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, reference, sights
-from gemma_grpo.model import Packed, attention, transformer
+from gemma_grpo.model import Gemma3Config, Packed, attention, transformer
 
 SCALE = 0.3
 SIDES = ("q", "k", "v", "prompt k", "prompt v")
@@ -398,3 +399,50 @@ def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(v5e, case, num_
     )
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
     assert compiled.memory_analysis().temp_size_in_bytes < 10 * X * N * H * 2
+
+
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "padded"])
+def test_compiled_for_v5e_a_model_attends_by_the_kernels_in_both_passes(
+    v5e, is_packed, monkeypatch
+):
+    """Forward, again under remat, and backward: one call each, in the scans over layers."""
+    monkeypatch.undo()
+    config = Gemma3Config(
+        vocab_size=512,
+        num_layers=4,
+        embed_dim=128,
+        hidden_dim=128,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=128,
+        sliding_window=64,
+        query_pre_attn_scalar=128.0,
+        pattern=2,
+    )
+    on_chip = NamedSharding(Mesh(np.array(v5e[:1]), ("chip",)), PartitionSpec())
+    described = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=on_chip)
+    graphdef, shapes = gemma3.abstract(config)
+    B, T, S = 4, 200, 96
+
+    def loss(params, ids, mask, prompt_ids, prompt_mask, slots):
+        model = nnx.merge(graphdef, params)
+        packed = Packed.of(slots, (B, T)) if is_packed else None
+        _, kv = gemma3.forward(model, prompt_ids, prompt_mask, remat=True)
+        hidden = gemma3.extend(model, ids, mask, kv, prompt_mask, remat=True, packed=packed)
+        return hidden.astype(jnp.float32).sum()
+
+    text = (
+        jax.jit(jax.grad(loss))
+        .lower(
+            jax.tree.map(lambda leaf: described(leaf.shape, jnp.bfloat16), shapes),
+            *(described((B, T), jnp.int32), described((B, T), jnp.bool_)),
+            *(described((2, S), jnp.int32), described((2, S), jnp.bool_)),
+            described((500,), jnp.int32),
+        )
+        .compile()
+        .as_text()
+    )
+    kernels = re.findall(r"%(\S+) = .*custom_call_target=\"tpu_custom_call\"", text)
+    assert len(kernels) == 3 and all("packed_attention" in name for name in kernels), kernels
+    assert sum("gradient" in name for name in kernels) == 1
+    assert not re.search(rf"f32\[(\d+,)*{T},({T}|{S})\]", text)  # no scores
