@@ -9,7 +9,7 @@ def test_all_ops_pass_here(capsys):
     assert verify_kernels.main(["--rows", "16"]) == 0
     table = capsys.readouterr().out
     assert "OFF" not in table
-    for op in ("fused_sampling", "truncated_sampling", "lm_head_logps"):
+    for op in ("fused_sampling", "truncated_sampling", "lm_head_logps", "packed_attention"):
         assert op in table
 
 
