@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         hbm_by_layout: traffic of XLA's ops, read off the layouts.
-        hbm_by_cost_estimate: traffic of Pallas kernels as they state it.
+        hbm_by_cost_estimate: traffic of Pallas kernels as they state it, or as it was restated.
         temporaries: alive at the peak that are no arguments and no results.
         peak: the most alive at a time.
         seconds: of the schedule.
@@ -59,13 +59,16 @@ def schedule(
     chip: Chip,
     *,
     trips: Sequence[int] = (),
+    restated: Callable[[Op], Op] = lambda op: op,
 ) -> Schedule | None:
     """Compiles `lower(*arguments)` in a process of its own, and reads it; None where the compiler
     brings that process down, as its dumps can.
 
     Args:
         lower: of a module's top level, with plain arguments: the process imports it.
-        trips: of the data-dependent loops of the program's Pallas kernel.
+        trips: of the data-dependent loops of each of the program's Pallas kernels.
+        restated: a Pallas kernel whose `cost_estimate` was made without knowing the data, with what
+            it does.
     """
     with tempfile.TemporaryDirectory() as folder:
         pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
@@ -75,7 +78,7 @@ def schedule(
             except BrokenProcessPool:
                 return None
         kernels = bundles.dumped(Path(folder))
-    ops = executed(text)
+    ops = [restated(op) if op.is_pallas else op for op in executed(text)]
     times = {op.name: op.times * _seconds(op, kernels.get(op.name), chip, trips) for op in ops}
     hbm = {kind: _bytes(ops, is_pallas=kind) for kind in (False, True)}
     seconds = max(sum(times.values()), sum(hbm.values()) / chip.bandwidth)
