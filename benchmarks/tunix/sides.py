@@ -57,11 +57,13 @@ class SideProcess:
         self.process.wait()
 
 
-def start_ours(*, devices: int, folder: Path) -> SideProcess:
+def start_ours(
+    *, devices: int, folder: Path, module: str = "ours", name: str = "ours"
+) -> SideProcess:
     """Our side; it runs from the repository's root."""
-    command = [sys.executable, "-m", "benchmarks.tunix.ours"]
-    log = folder / "ours.log"
-    return SideProcess("ours", command, devices=devices, log=log, cwd=HERE.parent.parent)
+    command = [sys.executable, "-m", f"benchmarks.tunix.{module}"]
+    log = folder / f"{name}.log"
+    return SideProcess(name, command, devices=devices, log=log, cwd=HERE.parent.parent)
 
 
 def start_theirs(
