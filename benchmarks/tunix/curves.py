@@ -86,11 +86,16 @@ def read(rows: Sequence[dict]) -> dict[str, Curves]:
 
 
 def summaries(curves: dict[str, Curves]) -> list[dict]:
-    """A row for each of our sides against Tunix."""
+    """A row for each of our sides against Tunix.
+
+    Raises:
+        SystemExit: fewer than two seeds, or a side that lacks one.
+    """
+    seeds = {len(side.reward) for side in curves.values()}
+    if len(seeds) > 1 or min(seeds) < 2:
+        raise SystemExit("curves are compared over the same two seeds or more on each side")
     target = target_of([side.reward for side in curves.values()], BLOCK)
-    return [
-        _against(name, curves[name], curves[TUNIX], target) for name in curves if name != TUNIX
-    ]
+    return [_against(name, curves[name], curves[TUNIX], target) for name in curves if name != TUNIX]
 
 
 def _against(name: str, ours: Curves, theirs: Curves, target: float) -> dict:

@@ -10,8 +10,8 @@ temperature 1, beta 0, mu 1, epsilon 0.2, advantages over the group's std (ddof 
 sides), the loss a mean over sequences of means over tokens. Completions come here as ids and are
 paid by one function of ours, with fixed weights for being right, for steps, and for the form.
 
-Three sides: `ours`, `tunix`, and `ours_stop_untrained`, which is ours with one thing of Tunix's: the
-token that ends a completion is left out of the loss. What else differs: the sampler's random
+Three sides: `ours`, `tunix`, and `ours_stop_untrained`, which is ours with one thing of Tunix's:
+the token that ends a completion is left out of the loss. What else differs: the sampler's random
 numbers (Tunix is given another seed each step), and that Tunix's mean over sequences is one of each
 prompt's group, averaged over groups, which is the same unless a completion has no token at all.
 

@@ -67,8 +67,5 @@ class Learner(ours.Side):
 if __name__ == "__main__":
     side = Learner()
     turns.serve(
-        {
-            name: getattr(side, name)
-            for name in ("load", "logits", "begin", "draw", "learn", "save")
-        }
+        {name: getattr(side, name) for name in ("load", "logits", "begin", "draw", "learn", "save")}
     )

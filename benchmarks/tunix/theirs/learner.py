@@ -1,4 +1,4 @@
-"""Tunix's side of a learning curve: `worker`'s learner, rewards from outside. Run by its own Python.
+"""Tunix's side of a learning curve: `worker`'s learner, paid from outside. Run by its own Python.
 
 Nothing is exchanged here: Tunix trains on what it drew. Its reward function hands the completions
 out and waits for what they are paid.
@@ -42,7 +42,8 @@ class Learner(worker.Side):
         return {}
 
     def draw(self, prompts: list[list[int]], number: int) -> dict:
-        """Step `number`'s rollout: completions without their stop token, and whether each had one."""
+        """Step `number`'s rollout: completions without their stop token, and whether each had
+        one."""
         self.rollout_config.seed = self.first_seed + number
         with turns.measured() as reading:
             texts = [" ".join(map(str, ids)) for ids in prompts]
@@ -82,8 +83,5 @@ class Learner(worker.Side):
 if __name__ == "__main__":
     side = Learner()
     turns.serve(
-        {
-            name: getattr(side, name)
-            for name in ("load", "logits", "begin", "draw", "learn", "save")
-        }
+        {name: getattr(side, name) for name in ("load", "logits", "begin", "draw", "learn", "save")}
     )
