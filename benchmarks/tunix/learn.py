@@ -123,16 +123,17 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
     }
     for side in sides:
         side.close()
+    of = lambda result: _rounded({name: result[name] for name in HELD_OUT})
     about = _about(options, run) | {
         "logits_apart": cpu.logits_apart(folder),
-        "held_out_before": {name: summary["stages"]["sft"][name] for name in HELD_OUT},
+        "held_out_before": of(summary["stages"]["sft"]),
     }
     return [
         about
         | {"side": name, "seed": seed, "versions": versions[name]}
         | {key: [step[key] for step in taken] for key in taken[0]}
-        | {"held_out": {key: measured[name][0][key] for key in HELD_OUT}}
-        | {"accuracy_over_tunix": compare(measured["tunix"][1], measured[name][1])}
+        | {"held_out": of(measured[name][0])}
+        | {"accuracy_over_tunix": _rounded(compare(measured["tunix"][1], measured[name][1]))}
         for name, taken in steps.items()
     ]
 
@@ -263,6 +264,10 @@ def _evaluate(
     result, rows = evaluator.run(params, problems)
     print(f"held out: {result['accuracy']}", file=sys.stderr, flush=True)
     return result, rows
+
+
+def _rounded(tree: dict) -> dict:
+    return jax.tree.map(lambda leaf: round(leaf, 4), tree)
 
 
 def _about(options: Options, run: RunConfig) -> dict:
