@@ -86,9 +86,11 @@ def row(side: str, seed: int, reward: float, cpu: float) -> dict:
         "side": side,
         "seed": seed,
         "reward": rising,
+        "accuracy": rising,
+        "format": [0.0] * 23 + [1.0, *[0.5] * 6],
         "cpu": [50.0] + [cpu] * 29,
         "wall": [50.0] + [cpu / 2] * 29,
-        "held_out": {"accuracy": reward},
+        "held_out": {"accuracy": reward, "pass_at_1": 0.5, "format_rate": 1.0},
     }
 
 
@@ -105,8 +107,13 @@ def test_the_difference_stands_against_what_one_seed_is_from_another():
     assert said["difference"] == [0.0, 0.0, 0.0]  # 0.6 and 0.6 on average
     # Variances with ddof 1: 0.2^2 / 2 and 0.4^2 / 2; the root of their mean, 0.05.
     assert said["seed_std"] == pytest.approx([0.0, 0.224, 0.235], abs=5e-4)
-    assert said["held_out_difference"] == 0.0
-    assert said["held_out_difference_error"] == pytest.approx(0.1)  # 0.1 and -0.1 by seed
+    # 0.1 and -0.1 by seed
+    assert said["held_out"]["accuracy"]["difference"] == {"mean": 0.0, "error": 0.1}
+
+
+def test_the_last_quarter_is_the_last_quarter():
+    (said,) = curves.summaries(curves.read(ROWS))
+    assert said["last_quarter"]["format"]["ours"] == pytest.approx((1.0 + 6 * 0.5) / 7, abs=5e-5)
 
 
 def test_a_side_that_is_behind_is_said_to_be_behind():
@@ -128,7 +135,14 @@ def test_the_same_steps_to_a_target_cost_each_side_its_own_seconds():
 
 def test_when_ours_ends_tunix_is_where_its_seconds_have_brought_it():
     (said,) = curves.summaries(curves.read(ROWS))
-    assert said["when_ours_ends"] == {"cpu": 30.0, "reward": {"ours": 0.63, "tunix": 0.0}}
+    assert said["when_side_ends"] == {"cpu": 30.0, "reward": {"ours": 0.63, "tunix": 0.0}}
+
+
+def test_each_two_sides_are_compared_once():
+    third = [dict(r, side="ours_stop_untrained") for r in ROWS if r["side"] == "ours"]
+    said = curves.summaries(curves.read([*ROWS[:2], *third, *ROWS[2:]]))
+    pairs = [("ours", "ours_stop_untrained"), ("ours", "tunix"), ("ours_stop_untrained", "tunix")]
+    assert [(r["side"], r["against"]) for r in said] == pairs
 
 
 def test_one_seed_is_no_measure_of_noise():

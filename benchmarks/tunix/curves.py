@@ -2,11 +2,12 @@
 
 python -m benchmarks.tunix.curves rows.jsonl [--chart docs/tunix-learning.png]
 
-The summary has a JSON line for each of our sides against Tunix. Rewards are compared in blocks of
-steps: `difference` is ours less Tunix's, the mean over seeds, and `seed_std` is what one seed is
-from another (ddof 1, the two sides' variances averaged). As both sides of a seed see the same
-problems from the same weights, the difference of a seed is less noisy than that:
-`mean_difference` is over all steps, with the standard error of its mean over seeds.
+The summary has a JSON line for each two sides. Rewards are compared in blocks of steps:
+`difference` is `side` less `against`, the mean over seeds, and `seed_std` is what one seed is from
+another (ddof 1, the two sides' variances averaged). As both sides of a seed see the same problems
+from the same weights, the difference of a seed is less noisy than that: `mean_difference` is over
+all steps, with the standard error of its mean over seeds. `last_quarter` has means over the last
+quarter of the steps.
 
 `target` is nine tenths of the way from the first block's reward to the last block's, of the side
 where that is lowest; `to_target` has the steps and seconds after which the mean over seeds of a
@@ -14,6 +15,7 @@ side's reward, itself a mean over the last block of steps, was first as high. A 
 and so counts as the median of the others.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,23 +30,35 @@ import numpy as np
 import tyro
 
 BLOCK = 10  # steps
-TUNIX = "tunix"
+DRAWN, HELD_OUT = ("reward", "accuracy", "format"), ("accuracy", "pass_at_1", "format_rate")
 STYLES = {
     "ours": ("ours", "tab:blue"),
     "ours_stop_untrained": ("ours, stop token left out of the loss as in Tunix", "tab:green"),
-    TUNIX: ("Tunix", "tab:red"),
+    "tunix": ("Tunix", "tab:red"),
 }
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A side's runs, [seeds, steps] each; the seconds are of a step."""
+    """A side's runs, one a seed.
 
-    reward: np.ndarray
+    Attributes:
+        drawn: of a step's completions, [seeds, steps] each.
+        cpu, wall: seconds of a step, [seeds, steps].
+        first_cpu: of the first step, which compiles.
+        held_out: what its weights are measured at in the end, [seeds] each.
+    """
+
+    drawn: dict[str, np.ndarray]
     cpu: np.ndarray
     wall: np.ndarray
     first_cpu: float
-    accuracy: list[float]
+    held_out: dict[str, np.ndarray]
+
+    @property
+    def reward(self) -> np.ndarray:
+        """[seeds, steps]."""
+        return self.drawn["reward"]
 
     @property
     def running(self) -> np.ndarray:
@@ -76,17 +90,17 @@ def read(rows: Sequence[dict]) -> dict[str, Curves]:
     for name in dict.fromkeys(row["side"] for row in found):
         own = sorted((row for row in found if row["side"] == name), key=lambda row: row["seed"])
         curves[name] = Curves(
-            reward=np.array([row["reward"] for row in own]),
+            drawn={key: np.array([row[key] for row in own]) for key in DRAWN},
             cpu=np.array([without_first(row["cpu"]) for row in own]),
             wall=np.array([without_first(row["wall"]) for row in own]),
             first_cpu=float(np.mean([row["cpu"][0] for row in own])),
-            accuracy=[row["held_out"]["accuracy"] for row in own],
+            held_out={key: np.array([row["held_out"][key] for row in own]) for key in HELD_OUT},
         )
     return curves
 
 
 def summaries(curves: dict[str, Curves]) -> list[dict]:
-    """A row for each of our sides against Tunix.
+    """A row for each two sides.
 
     Raises:
         SystemExit: fewer than two seeds, or a side that lacks one.
@@ -95,50 +109,58 @@ def summaries(curves: dict[str, Curves]) -> list[dict]:
     if len(seeds) > 1 or min(seeds) < 2:
         raise SystemExit("curves are compared over the same two seeds or more on each side")
     target = target_of([side.reward for side in curves.values()], BLOCK)
-    return [_against(name, curves[name], curves[TUNIX], target) for name in curves if name != TUNIX]
+    pairs = itertools.combinations(curves, 2)
+    return [_compared({name: curves[name] for name in pair}, target) for pair in pairs]
 
 
-def _against(name: str, ours: Curves, theirs: Curves, target: float) -> dict:
-    sides = {name: ours, TUNIX: theirs}
-    blocks = {key: block_means(side.reward, BLOCK) for key, side in sides.items()}
-    difference = (blocks[name] - blocks[TUNIX]).mean(axis=0)
-    std = np.sqrt(np.mean([blocks[key].var(axis=0, ddof=1) for key in sides], axis=0))
-    mean, error = mean_and_error((ours.reward - theirs.reward).mean(axis=1))
-    gained, gained_error = mean_and_error(np.subtract(ours.accuracy, theirs.accuracy))
-    total = ours.cpu.mean(axis=0).sum()
+def _compared(pair: dict[str, Curves], target: float) -> dict:
+    name, other = pair
+    one, two = pair.values()
+    blocks = [block_means(side.reward, BLOCK) for side in (one, two)]
+    difference = (blocks[0] - blocks[1]).mean(axis=0)
+    std = np.sqrt(np.mean([block.var(axis=0, ddof=1) for block in blocks], axis=0))
+    of_each = lambda figure: {key: figure(side) for key, side in pair.items()}
+    last = slice(-(one.reward.shape[1] // 4), None)
+    total = one.cpu.mean(axis=0).sum()
     return {
         "benchmark": "tunix/learn-summary",
         "side": name,
-        "seeds": len(ours.reward),
+        "against": other,
+        "seeds": len(one.reward),
         "block": BLOCK,
         "difference": np.round(difference, 3).tolist(),
         "seed_std": np.round(std, 3).tolist(),
         "blocks_within_seed_std": f"{int((np.abs(difference) <= std).sum())} of {len(std)}",
-        "mean_difference": round(mean, 4),
-        "mean_difference_error": round(error, 4),
-        "last_reward": {key: round(float(side.running[-1]), 3) for key, side in sides.items()},
-        "held_out_accuracy": {
-            key: round(float(np.mean(side.accuracy)), 4) for key, side in sides.items()
+        "mean_difference": mean_and_error((one.reward - two.reward).mean(axis=1)),
+        "last_quarter": {
+            key: of_each(lambda side, key=key: round(float(side.drawn[key][:, last].mean()), 4))
+            | {
+                "difference": mean_and_error(
+                    (one.drawn[key] - two.drawn[key])[:, last].mean(axis=1)
+                )
+            }
+            for key in DRAWN
         },
-        "held_out_difference": round(gained, 4),
-        "held_out_difference_error": round(gained_error, 4),
+        "held_out": {
+            key: of_each(lambda side, key=key: round(float(side.held_out[key].mean()), 4))
+            | {"difference": mean_and_error(one.held_out[key] - two.held_out[key])}
+            for key in HELD_OUT
+        },
         "target": round(target, 3),
-        "to_target": {key: _to_target(side, target) for key, side in sides.items()},
-        "when_ours_ends": {
+        "to_target": of_each(lambda side: _to_target(side, target)),
+        "when_side_ends": {
             "cpu": round(float(total), 1),
-            "reward": {
-                key: round(float(side.running[_steps_within(side.cpu, total) - 1]), 3)
-                for key, side in sides.items()
-            },
+            "reward": of_each(
+                lambda side: round(float(side.running[_steps_within(side.cpu, total) - 1]), 3)
+            ),
         },
-        "step": {
-            key: {
+        "step": of_each(
+            lambda side: {
                 "cpu": round(float(np.median(side.cpu)), 3),
                 "wall": round(float(np.median(side.wall)), 3),
                 "first_cpu": round(side.first_cpu, 1),
             }
-            for key, side in sides.items()
-        },
+        ),
     }
 
 
@@ -186,14 +208,17 @@ def without_first(seconds: Sequence[float]) -> list[float]:
     return [float(np.median(seconds[1:])), *seconds[1:]]
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean, and the standard error of it."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+def mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """The mean over seeds, and the standard error of it."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return {"mean": round(float(np.mean(values)), 4), "error": round(float(error), 4)}
 
 
 def draw(curves: dict[str, Curves], path: Path) -> None:
     """Reward by step and by CPU seconds: a thin line a seed, a thick one their mean."""
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
+    num_seeds = len(next(iter(curves.values())).reward)
+    figure.suptitle(f"GRPO on gemma3-nano: {num_seeds} seeds (thin) and their mean (thick)")
     for name, side in curves.items():
         label, colour = STYLES[name]
         for axes, clocks in zip(panels, (np.ones_like(side.cpu), side.cpu), strict=True):
