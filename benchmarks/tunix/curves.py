@@ -9,10 +9,10 @@ from the same weights, the difference of a seed is less noisy than that: `mean_d
 all steps, with the standard error of its mean over seeds. `last_quarter` has means over the last
 quarter of the steps.
 
-`target` is nine tenths of the way from the first block's reward to the last block's, of the side
-where that is lowest; `to_target` has the steps and seconds after which the mean over seeds of a
-side's reward, itself a mean over the last block of steps, was first as high. A first step compiles
-and so counts as the median of the others.
+`reached` has, for some shares of the way from the first block's reward to the last block's (of the
+side where that is lowest), the steps and seconds after which the mean over seeds of a side's
+reward, itself a mean over the last block of steps, was first as high. A first step compiles and so
+counts as the median of the others.
 """
 
 import itertools
@@ -30,6 +30,7 @@ import numpy as np
 import tyro
 
 BLOCK = 10  # steps
+SHARES = (0.5, 0.75, 0.9)  # of the rise
 DRAWN, HELD_OUT = ("reward", "accuracy", "format"), ("accuracy", "pass_at_1", "format_rate")
 STYLES = {
     "ours": ("ours", "tab:blue"),
@@ -108,12 +109,13 @@ def summaries(curves: dict[str, Curves]) -> list[dict]:
     seeds = {len(side.reward) for side in curves.values()}
     if len(seeds) > 1 or min(seeds) < 2:
         raise SystemExit("curves are compared over the same two seeds or more on each side")
-    target = target_of([side.reward for side in curves.values()], BLOCK)
+    rewards = [side.reward for side in curves.values()]
+    targets = [target_of(rewards, BLOCK, share) for share in SHARES]
     pairs = itertools.combinations(curves, 2)
-    return [_compared({name: curves[name] for name in pair}, target) for pair in pairs]
+    return [_compared({name: curves[name] for name in pair}, targets) for pair in pairs]
 
 
-def _compared(pair: dict[str, Curves], target: float) -> dict:
+def _compared(pair: dict[str, Curves], targets: list[float]) -> dict:
     name, other = pair
     one, two = pair.values()
     blocks = [block_means(side.reward, BLOCK) for side in (one, two)]
@@ -146,8 +148,11 @@ def _compared(pair: dict[str, Curves], target: float) -> dict:
             | {"difference": mean_and_error(one.held_out[key] - two.held_out[key])}
             for key in HELD_OUT
         },
-        "target": round(target, 3),
-        "to_target": of_each(lambda side: _to_target(side, target)),
+        "reached": [
+            {"reward": round(target, 3)}
+            | of_each(lambda side, target=target: _to_target(side, target))
+            for target in targets
+        ],
         "when_side_ends": {
             "cpu": round(float(total), 1),
             "reward": of_each(
@@ -196,11 +201,11 @@ def steps_to(values: np.ndarray, target: float) -> int | None:
     return int(reached[0]) + 1 if len(reached) else None
 
 
-def target_of(rewards: Sequence[np.ndarray], size: int) -> float:
-    """Nine tenths of the way up from the sides' first block to the lowest of their last blocks."""
+def target_of(rewards: Sequence[np.ndarray], size: int, share: float) -> float:
+    """A share of the way up from the sides' first block to the lowest of their last blocks."""
     blocks = [block_means(reward, size).mean(axis=0) for reward in rewards]
     start, end = np.mean([block[0] for block in blocks]), min(block[-1] for block in blocks)
-    return float(start + 0.9 * (end - start))
+    return float(start + share * (end - start))
 
 
 def without_first(seconds: Sequence[float]) -> list[float]:
