@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.tunix import convert, curves, learn, learn_ours
+from benchmarks.tunix import convert, curves, learn, learn_ours, replay
 from gemma_grpo import model, weights
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.rollout import Rollout
@@ -52,6 +52,12 @@ def test_the_update_of_the_untrained_stop_sees_what_tunix_keeps_of_a_completion(
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]], bool)
     drawn = Rollout(ids, mask, np.zeros((3, 4)), np.array([True, True, False]))
     assert side._without_stop(drawn).completion_mask.sum(axis=1).tolist() == [2, 1, 4]
+
+
+def test_a_distance_is_over_all_weights():
+    one = {"a": np.array([3.0, 0.0]), "b": {"c": np.array(4.0)}}
+    other = {"a": np.array([0.0, 0.0]), "b": {"c": np.array(0.0)}}
+    assert replay.distance(one, other) == pytest.approx(5.0)
 
 
 def test_blocks_are_means_of_steps_and_the_last_may_be_shorter():

@@ -107,7 +107,7 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
     sides, versions = open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
     steps = {side.name: [] for side in sides}
     for number in range(run.grpo.num_steps):
-        problems_P = _problems(run, task.train, number)
+        problems_P = problems_of(run, task.train, number)
         prompts = padding.encode_prompts(
             problems_P,
             tokenizer,
@@ -118,7 +118,7 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
             steps[side.name].append(_step(side, number, run, problems_P, prompts, tokenizer))
     evaluator = make_evaluator(run.evaluation, task.runtime)
     measured = {
-        side.name: _evaluate(evaluator, _weights(side, folder, task.base), task.test)
+        side.name: _evaluate(evaluator, weights_of(side, folder, task.base), task.test)
         for side in sides
     }
     for side in sides:
@@ -213,7 +213,7 @@ def score(
     return rewards.score(samples, PAID)
 
 
-def _problems(run: RunConfig, problems: Sequence[Problem], number: int) -> list[Problem]:
+def problems_of(run: RunConfig, problems: Sequence[Problem], number: int) -> list[Problem]:
     """Those of a step, as our training takes them without a curriculum."""
     taken = batches.batch_indices(number, run.grpo.prompts_per_step, len(problems), run.seed)
     return [problems[i] for i in taken]
@@ -245,7 +245,7 @@ def _step(
     }
 
 
-def _weights(side: SideProcess, folder: Path, like: Params) -> Params:
+def weights_of(side: SideProcess, folder: Path, like: Params) -> Params:
     """What a side has learned, as parameters of ours."""
     if side.name != "tunix":
         path = folder / f"{side.name}.safetensors"

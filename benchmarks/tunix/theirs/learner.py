@@ -1,9 +1,10 @@
 """Tunix's side of a learning curve: `worker`'s learner, paid from outside. Run by its own Python.
 
-Nothing is exchanged here: Tunix trains on what it drew. Its reward function hands the completions
-out and waits for what they are paid.
+Its reward function hands the completions out and waits for what they are paid. Tunix trains on what
+it drew, unless it is given other completions instead.
 """
 
+import dataclasses
 import queue
 
 import jax.numpy as jnp
@@ -41,9 +42,12 @@ class Learner(worker.Side):
         )
         return {}
 
-    def draw(self, prompts: list[list[int]], number: int) -> dict:
+    def draw(
+        self, prompts: list[list[int]], number: int, instead: list[list[int]] | None = None
+    ) -> dict:
         """Step `number`'s rollout: completions without their stop token, and whether each had
-        one."""
+        one; or those given instead."""
+        self.instead = instead
         self.rollout_config.seed = self.first_seed + number
         with turns.measured() as reading:
             texts = [" ".join(map(str, ids)) for ids in prompts]
@@ -74,7 +78,15 @@ class Learner(worker.Side):
         return self.paid.get()
 
     def _generate(self, generate):
-        return generate
+        def run(*args, **kwargs):
+            output = generate(*args, **kwargs)
+            if self.instead is None:
+                return output
+            texts = [" ".join(map(str, ids)) for ids in self.instead]
+            tokens = [np.array(ids, np.int32) for ids in self.instead]
+            return dataclasses.replace(output, tokens=tokens, text=texts)
+
+        return run
 
     def _update(self, update):
         return update
