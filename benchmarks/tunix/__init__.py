@@ -5,6 +5,9 @@
     gpu      the same on a GPU
     v5e      both sides through the TPU compiler for a v5e-8
     table    JSON lines to a Markdown table and a bar chart
+    learn    learning curves: GRPO from the same weights, step by step
+    curves   their summary and their chart
+    replay   whether both sides' updates are one: the same completions, step by step
 
 `theirs/` is all that Tunix's Python gets to see of this repository.
 """

@@ -1,4 +1,6 @@
-"""Our parameters under Tunix's names and in its shapes. Knows no file and no Tunix."""
+"""Our parameters under Tunix's names and in its shapes, and back. Knows no file and no Tunix."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -40,4 +42,31 @@ def to_tunix(params: Params) -> dict[str, np.ndarray]:
         f"layers/{layer}/{name}": np.asarray(leaf)[layer]
         for name, leaf in stacked.items()
         for layer in range(len(mlp["gate"]))
+    }
+
+
+def from_tunix(arrays: Mapping[str, np.ndarray]) -> Params:
+    """The inverse of `to_tunix`."""
+    num_layers = len({name.split("/")[1] for name in arrays if name.startswith("layers/")})
+    stacked = lambda name: np.stack([arrays[f"layers/{i}/{name}"] for i in range(num_layers)])
+    head_inside = lambda leaf: np.swapaxes(leaf, 1, 2)  # [layers N D H] -> [layers D N H]
+    kv = stacked("attn/kv_einsum/w")
+    return {
+        "embedding": arrays["embedder/input_embedding"],
+        "final_norm": {"scale": arrays["final_norm/scale"]},
+        "layers": {
+            "attention": {
+                "q_proj": head_inside(stacked("attn/q_einsum/w")),
+                "k_proj": head_inside(kv[:, 0]),
+                "v_proj": head_inside(kv[:, 1]),
+                "o_proj": stacked("attn/attn_vec_einsum/w"),
+                "q_norm": {"scale": stacked("attn/_query_norm/scale")},
+                "k_norm": {"scale": stacked("attn/_key_norm/scale")},
+            },
+            "mlp": {name: stacked(f"mlp/{name}_proj/kernel") for name in ("gate", "up", "down")},
+            "pre_attention_norm": {"scale": stacked("pre_attention_norm/scale")},
+            "post_attention_norm": {"scale": stacked("post_attention_norm/scale")},
+            "pre_mlp_norm": {"scale": stacked("pre_ffw_norm/scale")},
+            "post_mlp_norm": {"scale": stacked("post_ffw_norm/scale")},
+        },
     }

@@ -5,6 +5,7 @@ python -m benchmarks.tunix.ours, started by the benchmark.
 
 import dataclasses
 import importlib.metadata
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,9 @@ PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
 class Side:
     """The calls that the benchmark makes."""
 
-    def load(self, name: str, real: bool, out: str) -> dict:
-        """Make the parameters, real or random, and write them for Tunix."""
+    def load(self, name: str, real: bool, out: str, trained: str = "") -> dict:
+        """Make the parameters, real or random, or read what a run's stage has left of them, and
+        write them for Tunix."""
         if real:
             source = weights.open_source(name)
             self.config = source.config
@@ -45,6 +47,8 @@ class Side:
             self.config = model.CONFIGS[name]
             self.graphdef, _ = model.abstract(self.config)
             self.params = _random(self.config)
+        if trained:
+            self.params = weights.load(Path(trained), self.params)
         np.savez(out, **convert.to_tunix(self.params))
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {
@@ -80,7 +84,7 @@ class Side:
         with np.load(trace) as file:
             self.prompts, self.completions = file["prompt_ids"], file["completion_ids"]
             self.lengths, self.rewards = file["lengths"], file["rewards"]
-        self.stage = grpo.GRPOConfig(
+        stage = grpo.GRPOConfig(
             prompts_per_step=len(self.prompts),
             num_generations=generations,
             accumulation_steps=passes,
@@ -90,60 +94,18 @@ class Side:
             optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=0.0, decay="constant"),
             curriculum=False,
         )
-        self.mesh = mesh.data_mesh()
-        self.trainer = grpo.make_trainer(
-            self.stage, self.graphdef, self.mesh, dtype=dtype, remat=remat
-        )
-        self.dtype = dtype
-        self.rollout = make_rollout(
-            self.graphdef,
-            self.mesh,
-            num_generations=generations,
-            max_completion_length=self.completions.shape[1],
-            stop_ids=(),
-            pad_id=PAD,
-            temperature=1.0,
-        )
-        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
-        del self.params
+        budget = self.completions.shape[1]
+        self._open(stage, budget=budget, stop_ids=(), dtype=dtype, remat=remat)
         return {}
 
     def step(self, number: int) -> dict:
         """One whole GRPO step, as `grpo.train` takes it."""
+        mask_PS = np.ones_like(self.prompts, bool)
         with turns.measured(jax.devices()[0]) as rollout:
-            params = train_state.in_dtype(self.state.params, self.dtype)
-            params = jax.device_put(params, mesh.whole(self.mesh))
-            drawn = self.rollout(
-                params, self.prompts, np.ones_like(self.prompts, bool), jax.random.key(number)
-            )
-            drawn = jax.device_get(drawn)
-            del params
+            drawn = self._draw(self.prompts, mask_PS, jax.random.key(number))
             _ = [" ".join(map(str, row)) for row in drawn.completion_ids.tolist()]
         with turns.measured(jax.devices()[0]) as update:
-            rewards_PG = self.rewards.reshape(len(self.prompts), -1).astype(np.float32)
-            advantages_PG = advantages.sharded_group_advantages(
-                jnp.asarray(rewards_PG), self.mesh, scale=self.stage.scale, baseline="mean"
-            )
-            batch = grpo_update.make_batch(
-                self.prompts,
-                np.ones_like(self.prompts, bool),
-                self._traced(drawn),
-                np.asarray(advantages_PG).reshape(-1),
-                aggregation=self.stage.loss.aggregation,
-                mask_truncated=False,
-                prompt_bucket=self.stage.prompt_bucket,
-                length_bucket=self.stage.length_bucket,
-            )
-            batch = packing.pack(
-                batch,
-                num_devices=self.mesh.size,
-                passes=self.stage.accumulation_steps,
-                sizes=self.stage.packed_sizes,
-            )
-            batch = mesh.place_rows(self.mesh, batch)
-            self.state, metrics = self.trainer.update(self.state, {}, batch)
-            jax.device_get(metrics)
-            jax.block_until_ready(self.state)
+            self._update(self.prompts, mask_PS, self._traced(drawn), self.rewards)
         return {
             "rollout": rollout,
             "update": update,
@@ -161,6 +123,69 @@ class Side:
         ]
         np.save(out, found)
         return {}
+
+    def _open(
+        self,
+        stage: grpo.GRPOConfig,
+        *,
+        budget: int,
+        stop_ids: tuple[int, ...],
+        dtype: str,
+        remat: model.Remat,
+    ) -> None:
+        """The programs of a stage, and the state that it begins with; takes the parameters."""
+        self.stage, self.mesh, self.dtype = stage, mesh.data_mesh(), dtype
+        self.trainer = grpo.make_trainer(stage, self.graphdef, self.mesh, dtype=dtype, remat=remat)
+        self.rollout = make_rollout(
+            self.graphdef,
+            self.mesh,
+            num_generations=stage.num_generations,
+            max_completion_length=budget,
+            stop_ids=stop_ids,
+            pad_id=PAD,
+            temperature=stage.temperature,
+        )
+        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
+        del self.params
+
+    def _draw(self, prompt_ids_PS: np.ndarray, prompt_mask_PS: np.ndarray, key) -> Rollout:
+        """A rollout of the weights as they are, on the host."""
+        params = train_state.in_dtype(self.state.params, self.dtype)
+        params = jax.device_put(params, mesh.whole(self.mesh))
+        return jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
+
+    def _update(
+        self,
+        prompt_ids_PS: np.ndarray,
+        prompt_mask_PS: np.ndarray,
+        drawn: Rollout,
+        rewards_B: np.ndarray,
+    ) -> None:
+        """From rewards to moved weights."""
+        rewards_PG = rewards_B.reshape(len(prompt_ids_PS), -1).astype(np.float32)
+        advantages_PG = advantages.sharded_group_advantages(
+            jnp.asarray(rewards_PG), self.mesh, scale=self.stage.scale, baseline="mean"
+        )
+        batch = grpo_update.make_batch(
+            prompt_ids_PS,
+            prompt_mask_PS,
+            drawn,
+            np.asarray(advantages_PG).reshape(-1),
+            aggregation=self.stage.loss.aggregation,
+            mask_truncated=False,
+            prompt_bucket=self.stage.prompt_bucket,
+            length_bucket=self.stage.length_bucket,
+        )
+        batch = packing.pack(
+            batch,
+            num_devices=self.mesh.size,
+            passes=self.stage.accumulation_steps,
+            sizes=self.stage.packed_sizes,
+        )
+        batch = mesh.place_rows(self.mesh, batch)
+        self.state, metrics = self.trainer.update(self.state, {}, batch)
+        jax.device_get(metrics)
+        jax.block_until_ready(self.state)
 
     def _traced(self, drawn: Rollout) -> Rollout:
         """The trace's completions in the place of those drawn."""

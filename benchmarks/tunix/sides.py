@@ -67,24 +67,25 @@ class SideProcess:
         self.process.wait()
 
 
-def start_ours(platform: str, *, devices: int, folder: Path) -> SideProcess:
-    """Our side; it runs from the repository's root."""
-    command = [sys.executable, "-m", "benchmarks.tunix.ours"]
-    log = folder / "ours.log"
-    root = HERE.parent.parent
-    return SideProcess("ours", command, platform, devices=devices, log=log, cwd=root)
-
-
-def start_theirs(
-    environment: Path,
+def start_ours(
     platform: str = "cpu",
     *,
     devices: int,
     folder: Path,
-    script: str = "worker.py",
+    module: str = "ours",
+    name: str = "ours",
+) -> SideProcess:
+    """Our side; it runs from the repository's root."""
+    command = [sys.executable, "-m", f"benchmarks.tunix.{module}"]
+    log = folder / f"{name}.log"
+    root = HERE.parent.parent
+    return SideProcess(name, command, platform, devices=devices, log=log, cwd=root)
+
+
+def start_theirs(
+    environment: Path, *, devices: int, folder: Path, script: str = "worker.py"
 ) -> SideProcess:
     """Tunix's side; of this repository only `theirs/` is on its path."""
     python = install.check(environment)
     command = [str(python.absolute()), str(HERE / "theirs" / script)]
-    log = folder / "tunix.log"
-    return SideProcess("tunix", command, platform, devices=devices, log=log, cwd=folder)
+    return SideProcess("tunix", command, devices=devices, log=folder / "tunix.log", cwd=folder)

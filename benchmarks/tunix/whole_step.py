@@ -86,7 +86,7 @@ def run(options: Options, *, platform: str) -> None:
         "benchmark": f"tunix/{platform}",
         "model": options.model,
         "dtype": options.dtype,
-        "device": _processor() if platform == "cpu" else pair.device,
+        "device": processor() if platform == "cpu" else pair.device,
         "prompts": len(pair.batch["prompt_ids"]),
         "generations": options.generations,
         "prompt_length": options.prompt_length,
@@ -116,7 +116,7 @@ class Pair:
         side = start_ours(self.platform, devices=options.devices, folder=self.folder)
         real = options.model in REAL
         loaded = side.call("load", name=options.model, real=real, out=self._file("weights.npz"))
-        self.versions["ours"] = loaded["versions"] | {"commit": _commit()}
+        self.versions["ours"] = loaded["versions"] | {"commit": commit()}
         self._shape, self.device = loaded["shape"], loaded["device"]
         vocab_size = self._shape["vocab_size"]
         self.batch = trace.make_trace(
@@ -236,18 +236,29 @@ def compare(folder: Path, *, apart: float) -> dict[str, float]:
     Raises:
         SystemExit: it is not the same model, or not the same update.
     """
+    of_logits = logits_apart(folder, apart=apart)
+    ours, theirs = (np.load(folder / f"{name}-moment.npy") for name in ("ours", "tunix"))
+    of_gradient = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    print(f"apart: gradient {of_gradient:.1e}", file=sys.stderr)
+    if not of_gradient < apart:
+        raise SystemExit("the first gradients differ: not the same update")
+    return {"logits_apart": of_logits, "gradient_apart": of_gradient}
+
+
+def logits_apart(folder: Path, *, apart: float = APART["float32"]) -> float:
+    """How far apart both sides' logits of the padded rows are, as a share of their spread.
+
+    Raises:
+        SystemExit: it is not the same model.
+    """
     with np.load(folder / "rows.npz") as rows:
         mask = rows["mask"]
     ours, theirs = (np.load(folder / f"{name}-logits.npy")[mask] for name in ("ours", "tunix"))
-    logits_apart = float(np.abs(ours - theirs).max() / theirs.std())
-    ours, theirs = (np.load(folder / f"{name}-moment.npy") for name in ("ours", "tunix"))
-    gradient_apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    print(f"apart: logits {logits_apart:.1e}, gradient {gradient_apart:.1e}", file=sys.stderr)
-    if not logits_apart < apart:
+    found = float(np.abs(ours - theirs).max() / theirs.std())
+    print(f"apart: logits {found:.1e}", file=sys.stderr)
+    if not found < apart:
         raise SystemExit("the logits differ: not the same model")
-    if not gradient_apart < apart:
-        raise SystemExit("the first gradients differ: not the same update")
-    return {"logits_apart": logits_apart, "gradient_apart": gradient_apart}
+    return found
 
 
 def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) -> list[dict]:
@@ -281,12 +292,14 @@ def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) 
     return rows
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The machine's cores, in words."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """This repository's, short."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -87,7 +87,7 @@ def load_model(config: gemma3.ModelConfig, weights: str, mesh: Mesh) -> nnx.Modu
 class Side:
     """The calls that the benchmark makes."""
 
-    def load(self, shape: dict, weights: str, remat: str, dtype: str) -> dict:
+    def load(self, shape: dict, weights: str, remat: str, dtype: str = "float32") -> dict:
         """Build the model."""
         self.mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         config = model_config(shape, remat=remat, dtype=dtype)
@@ -113,8 +113,63 @@ class Side:
         with np.load(trace) as file:
             self.prompts, self.completions = file["prompt_ids"], file["completion_ids"]
             self.lengths, self.rewards = file["lengths"], file["rewards"]
-        num_prompts, prompt_length = self.prompts.shape
-        budget = self.completions.shape[1]
+        self._open(
+            num_prompts=len(self.prompts),
+            generations=generations,
+            prompt_length=self.prompts.shape[1],
+            budget=self.completions.shape[1],
+            micro_batch=micro_batch,
+            learning_rate=learning_rate,
+            eos_tokens=None,
+        )
+        return {}
+
+    def step(self, number: int) -> dict:
+        """One whole GRPO step: `learner.train` between two batches."""
+        self.rollout_config.seed = number
+        self.reading = {"rollout": None, "updates": []}
+        with turns.measured() as whole:
+            prompts = [" ".join(map(str, row)) for row in self.prompts]
+            self.requests.put({"prompts": np.array(prompts)})
+            self._outcome()
+        updates = self.reading["updates"]
+        return {
+            "rollout": self.reading["rollout"],
+            "update": {
+                "wall": sum(part["wall"] for part in updates),
+                "cpu": sum(part["cpu"] for part in updates),
+                "peak": max(part["peak"] for part in updates),
+                "device_peak": max(part.get("device_peak", 0) for part in updates),
+            },
+            "step": {"wall": whole["wall"], "cpu": whole["cpu"]},
+            "resident": turns.resident(),
+        }
+
+    def moment(self, out: str) -> dict:
+        """Adam's first moment of the final norm, to a file: the gradient, as the optimizer saw
+        it."""
+        state = nnx.to_pure_dict(nnx.state(self.cluster.actor_trainer.optimizer))
+        (found,) = [
+            leaf
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if "mu" in (keys := [str(getattr(key, "key", key)) for key in path])
+            and "final_norm" in keys
+        ]
+        np.save(out, np.asarray(found, np.float32))
+        return {}
+
+    def _open(
+        self,
+        *,
+        num_prompts: int,
+        generations: int,
+        prompt_length: int,
+        budget: int,
+        micro_batch: int,
+        learning_rate: float | optax.Schedule,
+        eos_tokens: list[int] | None,
+    ) -> None:
+        """Tunix's cluster and its learner, which waits in a thread for its first batch."""
         self.rollout_config = base_rollout.RolloutConfig(
             max_tokens_to_generate=budget,
             temperature=1.0,
@@ -122,6 +177,7 @@ class Side:
             max_prompt_length=prompt_length,
             kv_cache_size=prompt_length + budget,
             seed=0,
+            eos_tokens=eos_tokens,
         )
         optimizer = optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -150,48 +206,22 @@ class Side:
             algo_config=grpo_learner.GRPOConfig(
                 num_generations=generations, num_iterations=1, beta=0.0, epsilon=0.2
             ),
-            reward_fns=lambda prompts, completions, **_: self.rewards.tolist(),
+            reward_fns=self._reward,
         )
         self.requests, self.ended = queue.Queue(), queue.Queue()
         threading.Thread(target=self._train, args=(learner,), daemon=True).start()
-        self.ended.get()
-        return {}
+        self._outcome()
 
-    def step(self, number: int) -> dict:
-        """One whole GRPO step: `learner.train` between two batches."""
-        self.rollout_config.seed = number
-        self.reading = {"rollout": None, "updates": []}
-        with turns.measured() as whole:
-            prompts = [" ".join(map(str, row)) for row in self.prompts]
-            self.requests.put({"prompts": np.array(prompts)})
-            outcome = self.ended.get()
-        if outcome is not None:
+    def _outcome(self) -> object:
+        """What the thread says next; raises the error that ended it."""
+        outcome = self.ended.get()
+        if isinstance(outcome, Exception):
             raise outcome
-        updates = self.reading["updates"]
-        return {
-            "rollout": self.reading["rollout"],
-            "update": {
-                "wall": sum(part["wall"] for part in updates),
-                "cpu": sum(part["cpu"] for part in updates),
-                "peak": max(part["peak"] for part in updates),
-                "device_peak": max(part.get("device_peak", 0) for part in updates),
-            },
-            "step": {"wall": whole["wall"], "cpu": whole["cpu"]},
-            "resident": turns.resident(),
-        }
+        return outcome
 
-    def moment(self, out: str) -> dict:
-        """Adam's first moment of the final norm, to a file: the gradient, as the optimizer saw
-        it."""
-        state = nnx.to_pure_dict(nnx.state(self.cluster.actor_trainer.optimizer))
-        (found,) = [
-            leaf
-            for path, leaf in jax.tree.leaves_with_path(state)
-            if "mu" in (keys := [str(getattr(key, "key", key)) for key in path])
-            and "final_norm" in keys
-        ]
-        np.save(out, np.asarray(found, np.float32))
-        return {}
+    def _reward(self, prompts: list[str], completions: list[str], **_: object) -> list[float]:
+        """Tunix's reward function: the trace's rewards."""
+        return self.rewards.tolist()
 
     def _train(self, learner: grpo_learner.GRPOLearner) -> None:
         try:
