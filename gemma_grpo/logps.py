@@ -32,7 +32,7 @@ def completion_logps(
         prompt_ids_PS: left-padded.
         completion_ids_BT: right-padded, group-major; B is a multiple of P.
         temperature: of the distribution; the sampler's, so that both are of the same one.
-        remat, gather: see `model.forward`.
+        remat, gather: see `model.forward_groups`.
         dropout_keys_P: a key for each group, for adapters with dropout; None drops nothing.
         slots_X: all b*T + t that hold tokens, in order, and B*T to fill up: work is done for these
             alone. None works for all slots.

@@ -30,7 +30,7 @@ class Runtime:
         max_prompt_length: S, tokens.
         max_completion_length: T, tokens, stop token included.
         dtype: computed in; master weights are float32 regardless.
-        remat: see `model.forward`.
+        remat: see `model.forward_groups`.
         seed: that everything random in the run follows from.
         layout: of the weights while sampling.
     """

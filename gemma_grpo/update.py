@@ -25,7 +25,7 @@ Metrics = dict[str, jax.Array]
 
 class Computing(NamedTuple):
     """Parameters to compute with on one device: everything but the blocks whole, and what makes a
-    layer of those whole (`model.forward`'s argument)."""
+    layer of those whole (`model.forward_groups`' argument)."""
 
     params: Params
     gather: Gather

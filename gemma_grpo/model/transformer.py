@@ -135,9 +135,6 @@ def forward(
     ids_RL: Int[Array, "R L"],
     mask_BL: Bool[Array, "B L"],
     *,
-    remat: Remat = "none",
-    gather: Gather | None = None,
-    dropout_keys_B: Key[Array, " B"] | None = None,
     layout: Layout = WHOLE,
 ) -> tuple[Float[Array, "B L D"], KV]:
     """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
@@ -145,33 +142,26 @@ def forward(
     Args:
         ids_RL: tokens of all rows (see `Layout`); everything else is of the B own ones.
         mask_BL: True on tokens, False on padding. Tokens of a row stand together.
-        remat: what of a block the backward pass computes again rather than have it kept.
-        gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
-            pass under remat; None where they are whole already.
-        dropout_keys_B: a key for each row, for adapters with dropout; None drops nothing.
-        layout: how the weights lie. In slices nothing can be dropped.
+        layout: how the weights lie.
 
     Returns:
         Hidden states after the final norm, and every layer's keys and values.
     """
     config = model.config
     positions_BL = jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
-    B, L = mask_BL.shape
-    row_BL, _ = jnp.indices((B, L))
-    token_keys_BL = _token_keys(dropout_keys_B, row_BL, positions_BL)
     masks = [
-        attention.causal_mask(L, window=window) & mask_BL[:, None, :]
+        attention.causal_mask(mask_BL.shape[1], window=window) & mask_BL[:, None, :]
         for window in (config.sliding_window, None)
     ]
 
     def layer(x_BLD, scanned):
-        block, is_global, keys_BL = _block(model, scanned, token_keys_BL)
+        block, is_global, _ = _block(model, scanned, None)
         mask_BLL = jnp.where(is_global, masks[1], masks[0])
         attend = lambda q, k, v: attention.attend(q, k, v, mask_BLL, scale=_scale(config))
-        return block(x_BLD, _select_rope(ropes, is_global), attend, keys_BL, layout)
+        return block(x_BLD, _select_rope(ropes, is_global), attend, layout=layout)
 
     ropes = _ropes(config, positions_BL)
-    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), remat=remat, gather=gather)
+    x_BLD, kv = _scan(model, layer, model.embed(ids_RL, layout), remat="none", gather=None)
     return model.final_norm(x_BLD), kv
 
 
@@ -198,7 +188,9 @@ def forward_groups(
         prompt_mask_PS: True on prompt tokens.
         completion_ids_BT: tokens, right-padded, group-major.
         completion_mask_BT: True on tokens.
-        remat, gather: as in `forward`.
+        remat: what of a block the backward pass computes again rather than have it kept.
+        gather: makes a layer's parameters whole as the scan comes to it, and again in the backward
+            pass under remat; None where they are whole already.
         dropout_keys_P, dropout_keys_B: a key for each row, for adapters with dropout; None drops
             nothing.
         rows: the completions' slots that the layers run on, all or those that hold tokens; the
