@@ -103,7 +103,7 @@ def test_the_programs_do_no_more_than_the_formulas_say(preset):
         assert counted == pytest.approx(floor.flops + hidden(of_prompt + of_rows), rel=1e-3)
         steps = planning.attention_steps(program.name, run, ONE_B, devices.size)
         on_tpu = traced.matmul_flops(trace, platform="tpu", steps=steps) - hidden(of_prompt)
-        assert floor.flops < on_tpu < 1.04 * floor.flops, program.name
+        assert floor.flops < on_tpu < 1.06 * floor.flops, program.name
 
 
 def test_matmuls_are_counted_through_loops_branches_and_gradients():
