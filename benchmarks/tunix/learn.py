@@ -104,7 +104,7 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
     summary = pipeline.execute(run, run_dir)
     task = pipeline.load_task(run)
     tokenizer = task.runtime.tokenizer
-    sides, versions = open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
+    sides, versions, apart = open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
     steps = {side.name: [] for side in sides}
     for number in range(run.grpo.num_steps):
         problems_P = problems_of(run, task.train, number)
@@ -125,7 +125,7 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
         side.close()
     of = lambda result: _rounded({name: result[name] for name in HELD_OUT})
     about = _about(options, run) | {
-        "logits_apart": whole_step.logits_apart(folder),
+        "logits_apart": apart,
         "held_out_before": of(summary["stages"]["sft"]),
     }
     return [
@@ -140,13 +140,14 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
 
 def open_sides(
     options: Options, run: RunConfig, run_dir: Path, folder: Path, *, stop_ids: Sequence[int]
-) -> tuple[list[SideProcess], dict[str, dict]]:
-    """All sides with the weights that SFT has left, ready for their first step; their versions."""
+) -> tuple[list[SideProcess], dict[str, dict], float]:
+    """All sides with the weights that SFT has left, ready for their first step; their versions, and
+    how far apart their logits are."""
     file = lambda name: str(folder / name)
     grpo, model = run.grpo, run.model
     sides, versions = [], {}
     for name, trained_stop in (("ours", True), ("ours_stop_untrained", False)):
-        side = start_ours(devices=1, folder=folder, module="learn_ours", name=name)
+        side = start_ours("cpu", devices=1, folder=folder, module="learn_ours", name=name)
         loaded = side.call(
             "load",
             name=model.weights,
@@ -167,9 +168,11 @@ def open_sides(
             trained_stop=trained_stop,
         )
     side = start_theirs(options.environment, devices=1, folder=folder, script="learner.py")
-    loaded = side.call("load", shape=loaded["shape"], weights=file("weights.npz"), remat="NONE")
+    loaded = side.call(
+        "load", shape=loaded["shape"], weights=file("weights.npz"), remat="NONE", dtype=model.dtype
+    )
     side.call("logits", rows=file("rows.npz"), out=file("tunix-logits.npy"))
-    whole_step.logits_apart(folder)
+    apart = whole_step.logits_apart(folder, apart=whole_step.APART[model.dtype])
     schedule = train_state.make_schedule(grpo.optimizer, grpo.num_steps)
     side.call(
         "begin",
@@ -183,7 +186,7 @@ def open_sides(
         first_seed=grpo.num_steps * run.seed,
     )
     versions["tunix"] = loaded["versions"]
-    return [*sides, side], versions
+    return [*sides, side], versions, apart
 
 
 def score(

@@ -23,9 +23,13 @@ class Learner(ours.Side):
         completions go into the update without the token that ended them, as Tunix's do."""
         self.run, self.stop_ids = config.from_yaml(Path(run)), stop_ids
         self.trained_stop = trained_stop
-        budget = self.run.model.max_completion_length
+        settings = self.run.model
         self._open(
-            self.run.grpo, budget=budget, stop_ids=tuple(stop_ids), dtype="float32", remat="none"
+            self.run.grpo,
+            budget=settings.max_completion_length,
+            stop_ids=tuple(stop_ids),
+            dtype=settings.dtype,
+            remat=settings.remat,
         )
         return {}
 

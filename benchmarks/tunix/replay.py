@@ -40,7 +40,7 @@ def replay(options: learn.Options, seed: int, folder: Path) -> dict:
     (run_dir / "weights").mkdir()
     weights.save(run_dir / "weights" / "sft.safetensors", task.base)
     tokenizer = task.runtime.tokenizer
-    sides, _ = learn.open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
+    sides, *_ = learn.open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
     _, ours, theirs = sides
     rng = np.random.default_rng(seed)
     for number in range(run.grpo.num_steps):

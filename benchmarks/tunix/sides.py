@@ -68,12 +68,7 @@ class SideProcess:
 
 
 def start_ours(
-    platform: str = "cpu",
-    *,
-    devices: int,
-    folder: Path,
-    module: str = "ours",
-    name: str = "ours",
+    platform: str, *, devices: int, folder: Path, module: str = "ours", name: str = "ours"
 ) -> SideProcess:
     """Our side; it runs from the repository's root."""
     command = [sys.executable, "-m", f"benchmarks.tunix.{module}"]
@@ -83,9 +78,15 @@ def start_ours(
 
 
 def start_theirs(
-    environment: Path, *, devices: int, folder: Path, script: str = "worker.py"
+    environment: Path,
+    platform: str = "cpu",
+    *,
+    devices: int,
+    folder: Path,
+    script: str = "worker.py",
 ) -> SideProcess:
     """Tunix's side; of this repository only `theirs/` is on its path."""
     python = install.check(environment)
     command = [str(python.absolute()), str(HERE / "theirs" / script)]
-    return SideProcess("tunix", command, devices=devices, log=folder / "tunix.log", cwd=folder)
+    log = folder / "tunix.log"
+    return SideProcess("tunix", command, platform, devices=devices, log=log, cwd=folder)

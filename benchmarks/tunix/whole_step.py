@@ -236,16 +236,16 @@ def compare(folder: Path, *, apart: float) -> dict[str, float]:
     Raises:
         SystemExit: it is not the same model, or not the same update.
     """
-    of_logits = logits_apart(folder, apart=apart)
+    far = logits_apart(folder, apart=apart)
     ours, theirs = (np.load(folder / f"{name}-moment.npy") for name in ("ours", "tunix"))
-    of_gradient = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    print(f"apart: gradient {of_gradient:.1e}", file=sys.stderr)
-    if not of_gradient < apart:
+    gradient_apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    print(f"apart: gradient {gradient_apart:.1e}", file=sys.stderr)
+    if not gradient_apart < apart:
         raise SystemExit("the first gradients differ: not the same update")
-    return {"logits_apart": of_logits, "gradient_apart": of_gradient}
+    return {"logits_apart": far, "gradient_apart": gradient_apart}
 
 
-def logits_apart(folder: Path, *, apart: float = APART["float32"]) -> float:
+def logits_apart(folder: Path, *, apart: float) -> float:
     """How far apart both sides' logits of the padded rows are, as a share of their spread.
 
     Raises:
@@ -254,11 +254,11 @@ def logits_apart(folder: Path, *, apart: float = APART["float32"]) -> float:
     with np.load(folder / "rows.npz") as rows:
         mask = rows["mask"]
     ours, theirs = (np.load(folder / f"{name}-logits.npy")[mask] for name in ("ours", "tunix"))
-    found = float(np.abs(ours - theirs).max() / theirs.std())
-    print(f"apart: logits {found:.1e}", file=sys.stderr)
-    if not found < apart:
+    far = float(np.abs(ours - theirs).max() / theirs.std())
+    print(f"apart: logits {far:.1e}", file=sys.stderr)
+    if not far < apart:
         raise SystemExit("the logits differ: not the same model")
-    return found
+    return far
 
 
 def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) -> list[dict]:

@@ -87,7 +87,7 @@ def load_model(config: gemma3.ModelConfig, weights: str, mesh: Mesh) -> nnx.Modu
 class Side:
     """The calls that the benchmark makes."""
 
-    def load(self, shape: dict, weights: str, remat: str, dtype: str = "float32") -> dict:
+    def load(self, shape: dict, weights: str, remat: str, dtype: str) -> dict:
         """Build the model."""
         self.mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         config = model_config(shape, remat=remat, dtype=dtype)
