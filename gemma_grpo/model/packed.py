@@ -1,8 +1,8 @@
 """The tokens of [B, T] rows one behind another as one row [1, X], and back: with their padding
 (`Rows`) or without it (`Packed`). Knows no layer, loss or prompt.
 
-All that is done to each token alone (projections, MLP, norms, the head) is done to the packed row;
-attention alone sees [B, T] rows, and therefore cannot see across them. The idea is that of
+All that is done to each token alone (projections, MLP, norms, the head) is done to the packed row.
+Attention has a kernel for it on TPU (`kernels/packed_attention`); elsewhere it sees [B, T] rows. The idea is that of
 "unpadding": Zeng et al., "Boosting Distributed Training Performance of the Unpadded BERT Model",
 arXiv 2208.08124.
 """
