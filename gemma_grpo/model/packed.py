@@ -2,9 +2,9 @@
 (`Rows`) or without it (`Packed`). Knows no layer, loss or prompt.
 
 All that is done to each token alone (projections, MLP, norms, the head) is done to the packed row.
-Attention has a kernel for it on TPU (`kernels/packed_attention`); elsewhere it sees [B, T] rows. The idea is that of
-"unpadding": Zeng et al., "Boosting Distributed Training Performance of the Unpadded BERT Model",
-arXiv 2208.08124.
+Attention has a kernel for it on TPU (`kernels/packed_attention`); elsewhere it sees [B, T] rows.
+The idea is that of "unpadding": Zeng et al., "Boosting Distributed Training Performance of the
+Unpadded BERT Model", arXiv 2208.08124.
 """
 
 from collections.abc import Callable
