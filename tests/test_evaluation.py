@@ -168,7 +168,7 @@ def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
     drawn = dict(num_generations=4, temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
     tokenizer, devices = Tokenizer(assets.NANO_TOKENIZER), mesh.data_mesh()
     runtime = Runtime(
-        tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", False, 0
+        tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", "none", 0
     )
     settings = {name: value for name, value in drawn.items() if name != "num_generations"}
     evaluation.make_evaluator(evaluation.EvaluationConfig(num_samples=4, **settings), runtime)

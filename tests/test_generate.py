@@ -159,7 +159,7 @@ def spelled(text: str, *, budget: int, cut: int = 0):
         return Rollout(row[None], mask[None], np.where(mask, -0.5, 0.0)[None], stopped)
 
     runtime = Runtime(
-        tiny_model()[0], {}, NO_LORA, TOKENIZER, mesh.data_mesh(), "", budget, 9, "", False, 0
+        tiny_model()[0], {}, NO_LORA, TOKENIZER, mesh.data_mesh(), "", budget, 9, "", "none", 0
     )
     return generation.Generator(
         runtime,

@@ -133,7 +133,7 @@ def test_a_run_puts_what_it_samples_with_into_its_layout():
     graphdef, params = graph_and_params()
     devices = mesh.data_mesh()
     runtime = Runtime(
-        graphdef, {}, NO_LORA, TOKENIZER, devices, "", 8, T, "bfloat16", False, 0, layout=HYBRID
+        graphdef, {}, NO_LORA, TOKENIZER, devices, "", 8, T, "bfloat16", "none", 0, layout=HYBRID
     )
     full = runtime.full(jax.device_put(params, mesh.spread(devices, params)))
     for leaf, parts in (
