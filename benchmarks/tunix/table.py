@@ -41,7 +41,7 @@ def main(
         chart: PNG to write.
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    lines = cpu_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
+    lines = step_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
     print(markdown(lines))
     for setting in settings(rows):
         print(f"- {setting}")
@@ -49,13 +49,14 @@ def main(
         draw(lines, chart)
 
 
-def cpu_lines(rows: list[dict]) -> list[Line]:
+def step_lines(rows: list[dict]) -> list[Line]:
     """Wall and CPU seconds of each part, peaks, first steps."""
-    found = [row for row in rows if row["benchmark"] == "tunix/cpu"]
+    found = [row for row in rows if row["benchmark"] in ("tunix/cpu", "tunix/cuda")]
     runs: dict[tuple, dict] = {}
     for row in found:
         shape = f"{row['prompts']} x {row['generations']}, {row['prompt_length']}+{row['budget']}"
-        group = f"{row['model']}, {shape}, CPU"
+        device = "CPU" if row["benchmark"] == "tunix/cpu" else row["device"]
+        group = f"{row['model']}, {shape}, {device}"
         runs.setdefault((group, row["part"]), {})[row["side"]] = row
     lines = []
     for (group, part), sides in runs.items():
@@ -65,6 +66,7 @@ def cpu_lines(rows: list[dict]) -> list[Line]:
             ("cpu", f"{part}, CPU time", "s"),
             ("first_cpu", f"first {part}, compilation included, CPU time", "s"),
             ("peak", f"{part}, peak memory", "GB"),
+            ("device_peak", f"{part}, peak memory of the device", "GB"),
         ):
             if key in ours:
                 scale = GB if unit == "GB" else 1
