@@ -95,13 +95,6 @@ def packed_trace(run: RunConfig, *, num_devices: int, sizes: int) -> dict[str, n
     )
 
 
-def update_of_trace(
-    run: RunConfig, config: Gemma3Config, mesh: Mesh, *, sizes: int
-) -> programs.Program:
-    """The update of `run` on `packed_trace`."""
-    return update_on(packed_trace(run, num_devices=mesh.size, sizes=sizes), run, config, mesh)
-
-
 def update_on(
     batch: dict[str, np.ndarray], run: RunConfig, config: Gemma3Config, mesh: Mesh
 ) -> programs.Program:

@@ -121,7 +121,8 @@ def compile_ours(case: Case, text: Path) -> dict:
     settings = replace(_RUN.model, rollout_layout=case.layout, remat=case.remat)
     run, config = replace(_RUN, grpo=stage, model=settings), model.CONFIGS[MODEL]
     if case.packed:
-        program = packing.update_of_trace(run, config, mesh, sizes=stage.packed_sizes)
+        batch = packing.packed_trace(run, num_devices=mesh.size, sizes=stage.packed_sizes)
+        program = packing.update_on(batch, run, config, mesh)
     else:
         made = {one.name: one for one in programs.of_step(run, config, mesh)}
         program = made[OURS[case.program]]
