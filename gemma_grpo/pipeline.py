@@ -71,13 +71,14 @@ def load_model(
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
+    pieces = meshes.spread(mesh, trained_shapes)
     if trained is not None:
-        pieces = meshes.spread(mesh, trained_shapes)
         params = weights.load(trained, meshes.described(trained_shapes, pieces))
     elif settings.lora.rank:
-        params = model.init_adapter(source.config, settings.lora, seed=seed)
+        # On the mesh from birth: what a stage leaves is read back to where these lie.
+        fresh = model.init_adapter(source.config, settings.lora, seed=seed)
+        params = jax.tree.map(meshes.place, jax.device_get(fresh), pieces)
     else:
-        pieces = meshes.spread(mesh, base_shapes)
         params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
     frozen = {}
     if settings.lora.rank:

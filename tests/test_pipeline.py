@@ -200,6 +200,14 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_mended
     assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
 
 
+def test_adapters_go_through_both_stages_on_two_devices(runs):
+    arguments = ["--model.lora.rank", "2", "--model.cpu-devices", "2"]
+    status, output = finish("--run-dir", str(runs / "adapters"), *SMALL, *arguments)
+    assert status == 0, output
+    lines = metrics_without_times(runs / "adapters")
+    assert [line["stage"] for line in lines] == ["sft"] * 4 + ["grpo"] * 4
+
+
 # --- bad input: one line, a mend, nothing written -----------------------------------------------
 
 
