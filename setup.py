@@ -1,6 +1,6 @@
 """What is installed, and with what. Tool settings are in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 EXTRAS = {
     "test": ["beartype>=0.20", "chex>=0.1.91", "libtpu>=0.0.52", "pytest>=8", "ruff>=0.14"],
@@ -17,18 +17,7 @@ setup(
     description="Teach Gemma 3 to show its work: SFT, then GRPO, in JAX.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[
-        "gemma_grpo",
-        "gemma_grpo.data",
-        "gemma_grpo.gemma3_nano",
-        "gemma_grpo.kernels",
-        "gemma_grpo.kernels.fused_sampling",
-        "gemma_grpo.kernels.lm_head_logps",
-        "gemma_grpo.kernels.packed_attention",
-        "gemma_grpo.kernels.truncated_sampling",
-        "gemma_grpo.model",
-        "gemma_grpo.weights",
-    ],
+    packages=find_packages(include=["gemma_grpo", "gemma_grpo.*"]),
     package_data={"gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"]},
     install_requires=[
         "datasets>=4",

@@ -25,10 +25,10 @@ from benchmarks import lengths
 from benchmarks.executed_ops import Op
 from benchmarks.timing import print_row
 from benchmarks.tpu_schedule import Schedule, schedule
-from gemma_grpo import roofline, topology
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, sights
 from gemma_grpo.model import Packed, attention
+from gemma_grpo.planning import roofline, topology
 
 CASE = cases.GEMMA3_1B
 WINDOWS = {"local": CASE.window, "global": None}

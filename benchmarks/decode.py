@@ -56,8 +56,9 @@ def _ours(new_tokens: int) -> Callable[[], np.ndarray]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)
-    from gemma_grpo import mesh, model, weights
-    from gemma_grpo.rollout import make_rollout
+    from gemma_grpo import model, weights
+    from gemma_grpo.devices import mesh
+    from gemma_grpo.generation.rollout import make_rollout
 
     source = weights.open_source(WEIGHTS)
     graphdef, shapes = model.abstract(source.config)

@@ -1,7 +1,7 @@
 """The ops that a compiled TPU program executes, how often, and what each moves and multiplies.
 
-Knows no chip, kernel or schedule. Bytes are counted as in `gemma_grpo/hlo.py`; a Pallas call is
-opaque to XLA, and its own `cost_estimate` stands for it.
+Bytes are counted as in `gemma_grpo/planning/hlo.py`; a Pallas call is opaque to XLA, and its own
+`cost_estimate` stands for it.
 """
 
 import math
@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gemma_grpo import hlo
-from gemma_grpo.hlo import Computation, Instruction, Module
+from gemma_grpo.planning import hlo
+from gemma_grpo.planning.hlo import Computation, Instruction, Module
 
 _PRODUCTS = {"convolution", "dot"}
 _PALLAS = 'custom_call_target="tpu_custom_call"'

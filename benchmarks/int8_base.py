@@ -19,10 +19,10 @@ from flax import nnx
 
 from benchmarks.timing import print_row
 from gemma_grpo import model as gemma3
-from gemma_grpo import padding
 from gemma_grpo.data import curriculum
 from gemma_grpo.model import CONFIGS, Params
-from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.text import padding
+from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assemble, open_source, tokenizer_path
 from gemma_grpo.weights.names import by_path
 

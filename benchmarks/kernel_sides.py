@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma_grpo import topology
 from gemma_grpo.kernels.fused_sampling import fused_sampling
 from gemma_grpo.kernels.lm_head_logps import lm_head_logps
 from gemma_grpo.kernels.lm_head_logps import reference as logps_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
+from gemma_grpo.planning import topology
 
 OPS = ("fused_sampling", "truncated_sampling", "lm_head_logps")
 SIDES = ("ours", "plain")

@@ -25,12 +25,12 @@ from benchmarks.kernel_sides import OPS, SIDES, Shapes, lowered, sides_of
 from benchmarks.search_trips import search_trips
 from benchmarks.timing import print_row
 from benchmarks.tpu_schedule import Schedule, schedule
-from gemma_grpo import roofline
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.fused_sampling import cases as sampling_cases
 from gemma_grpo.kernels.lm_head_logps import cases as logps_cases
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
 from gemma_grpo.model import CONFIGS
+from gemma_grpo.planning import roofline
 
 SAMPLING = {"nano": sampling_cases.NANO, "270m": sampling_cases.GEMMA3_270M}
 SAMPLING["1b"] = sampling_cases.GEMMA3_1B

@@ -22,13 +22,15 @@ from jax.sharding import Mesh
 
 from benchmarks import lengths
 from benchmarks.timing import print_row
-from gemma_grpo import grpo, grpo_update, model, packing, planning, presets, programs
-from gemma_grpo import mesh as meshes
+from gemma_grpo import model, presets
 from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import CONFIGS, Gemma3Config
-from gemma_grpo.rollout import Rollout
-from gemma_grpo.traced import matmul_flops
-from gemma_grpo.train_state import init_train_state
+from gemma_grpo.planning import fit, programs
+from gemma_grpo.planning.traced import matmul_flops
+from gemma_grpo.training import grpo, grpo_update, packing
+from gemma_grpo.training.state import init_train_state
 
 DEVICES = 8
 
@@ -116,7 +118,7 @@ def pairs_of_devices(
     flat = batch["completion_mask"].reshape(num_devices, -1)
     padded = np.where(flat, np.arange(flat.shape[1]), flat.shape[1])
     return [
-        planning.mean_pairs(
+        fit.mean_pairs(
             config,
             slots_X,
             rows=rows,

@@ -13,8 +13,9 @@ import numpy as np
 import tyro
 
 from benchmarks.timing import median_seconds, print_row
-from gemma_grpo import mesh, model, weights
-from gemma_grpo.rollout import make_rollout
+from gemma_grpo import model, weights
+from gemma_grpo.devices import mesh
+from gemma_grpo.generation.rollout import make_rollout
 
 PROMPT_LENGTH, COMPLETION_LENGTH, GENERATIONS = 48, 60, 8
 

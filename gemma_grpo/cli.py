@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from gemma_grpo import assets, config
-from gemma_grpo.config import ModelConfig, RunConfig
-from gemma_grpo.errors import UserError
-from gemma_grpo.interrupt import InterruptedRunError
+from gemma_grpo import config
+from gemma_grpo.config import RunConfig
+from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.weights import assets
 
 
 def guarded(command: Callable[[], int]) -> int:

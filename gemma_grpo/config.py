@@ -10,48 +10,13 @@ from typing import Any, Literal
 import yaml
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation import EvaluationConfig
-from gemma_grpo.grpo import GRPOConfig, RewardConfig
-from gemma_grpo.model import NO_LORA, LoRAConfig, Remat
-from gemma_grpo.sft import SFTConfig
+from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.sft import SFTConfig
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What is trained, and how it is run."""
-
-    weights: str = "gemma3-nano"
-    """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
-    Kaggle's) or a file (.safetensors in such a folder, .gguf)."""
-    tokenizer: str = ""
-    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
-    lora: LoRAConfig = NO_LORA
-    """Adapters; off unless lora.rank is set."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computed in; master weights are float32 regardless."""
-    instruction: str = ""
-    """Put before every question, on a line of its own."""
-    max_prompt_length: int = 48
-    """Tokens a prompt may take, chat turns included."""
-    max_completion_length: int = 60
-    """Tokens a completion may take, stop token included."""
-    remat: Remat = "none"
-    """What the backward pass computes again, to need less memory: none; dots, all but the products
-    with weights; full, each block."""
-    rollout_layout: Literal["data", "hybrid"] = "data"
-    """Weights while sampling: data has them whole on every device; hybrid has the MLPs and the
-    embedding in slices, which is faster where few rows are decoded on each of several chips."""
-    cpu_devices: int = 0
-    """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
-    large model runs its products over all cores anyway and wants 1."""
-
-    def __post_init__(self):
-        if self.max_prompt_length < 1 or self.max_completion_length < 1:
-            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
-        if self.cpu_devices < 0:
-            raise UserError("model: cpu_devices must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,25 @@
-"""The one exception that means "the user can mend this". Knows nothing else of the library."""
+"""The two exceptions that the commands turn into one line, and text cut to one."""
+
+import signal
 
 
 class UserError(Exception):
-    """Bad input from outside. Its message is one line: what is wrong, where, and the mend.
+    """Bad input from outside. Its message is one line: what is wrong, where, and the fix.
 
     The command lines print it without a traceback and exit with status 2. It is no ValueError,
     since the flag parser would catch that and draw a frame around it.
     """
+
+
+class InterruptedRunError(Exception):
+    """Training stopped for a signal, after it saved what it had."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+def one_line(text: str, limit: int) -> str:
+    """The text without line breaks, cut to `limit` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

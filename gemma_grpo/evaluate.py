@@ -17,14 +17,18 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from gemma_grpo import cli, padding, pipeline, report
-from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
-from gemma_grpo.data import gsm8k_protocol, sources
+from gemma_grpo import cli, pipeline
+from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation import EvaluationConfig, evaluation_prompts, make_evaluator
-from gemma_grpo.runtime import Runtime
-from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_grpo.evaluation import gsm8k_protocol
+from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
+from gemma_grpo.records import report
+from gemma_grpo.runtime import ModelConfig, Runtime, load_model
+from gemma_grpo.text import padding
+from gemma_grpo.text.prompts import encode_prompts
+from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 # What a prompt looks like; the instruction's line is left out where there is none.
 TEMPLATE = (
@@ -104,12 +108,12 @@ def _evaluate(
         num = DataConfig().num_test if task.partition(":")[0] in GENERATED_TASKS else 0
     # The seed of the problems is fixed, as in training: all models are measured on the same ones.
     problems = sources.load(task, split="test", num=num, seed=0)
-    runtime, params = pipeline.load_model(model, seed=seed, trained=stage_weights)
+    runtime, params = load_model(model, seed=seed, trained=stage_weights)
     runtime.check_rows({"batch_size / num_samples": evaluation_prompts(evaluation)})
     if not max_prompt_length:
         max_prompt_length = _prompt_length(task, problems, runtime.tokenizer, model.instruction)
     runtime = replace(runtime, max_prompt_length=max_prompt_length)
-    padding.encode_prompts(  # a prompt that is too long is refused now, not after an hour
+    encode_prompts(  # a prompt that is too long is refused now, not after an hour
         problems,
         runtime.tokenizer,
         instruction=runtime.instruction,
@@ -192,7 +196,7 @@ def _prompt_length(
     one length share compiled programs."""
     if _is_gsm8k(task):
         return gsm8k_protocol.MAX_PROMPT_LENGTH
-    encoded = padding.encode_prompts(
+    encoded = encode_prompts(
         problems, tokenizer, instruction=instruction, max_prompt_length=sys.maxsize
     )
     return padding.bucket(max(map(len, encoded)), multiple=16, maximum=sys.maxsize)

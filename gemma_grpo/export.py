@@ -14,8 +14,10 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from gemma_grpo import cli, model, model_card, pipeline, weights
+from gemma_grpo import cli, model, weights
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import model_card
+from gemma_grpo.runtime import load_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def _export(
         raise UserError(f"{run} trained all weights and has no adapters; export without --adapter")
     # In float32 whatever it was trained over: adapters are merged before anything is rounded.
     settings = replace(config.model, dtype="float32", rollout_layout="data")
-    runtime, params = pipeline.load_model(settings, seed=config.seed, trained=trained)
+    runtime, params = load_model(settings, seed=config.seed, trained=trained)
     base = settings.weights
     if adapter:
         weights.write_adapter(out, params, lora, base=base)

@@ -17,10 +17,13 @@ from typing import Literal
 import jax
 import tyro
 
-from gemma_grpo import chat, cli, padding, pipeline
+from gemma_grpo import cli
 from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
-from gemma_grpo.generation import Generator, make_generator
+from gemma_grpo.generation import chat
+from gemma_grpo.generation.generator import Generator, make_generator
+from gemma_grpo.runtime import load_model
+from gemma_grpo.text.prompts import question
 
 MAX_COMPLETION_LENGTH = 512  # of a model that comes without a run's own budget
 
@@ -134,7 +137,7 @@ def _load(where: str, options: Options) -> Generator:
         dtype=options.dtype or run.model.dtype,
         rollout_layout="data",  # streaming runs on one device
     )
-    runtime, params = pipeline.load_model(model, seed=options.seed, trained=trained)
+    runtime, params = load_model(model, seed=options.seed, trained=trained)
     return make_generator(
         runtime,
         params,
@@ -162,7 +165,7 @@ def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
     runtime = generator.runtime
     if options.raw:
         return runtime.tokenizer.encode_raw(prompt)
-    return runtime.tokenizer.encode_prompt(padding.question(runtime.instruction, prompt))
+    return runtime.tokenizer.encode_prompt(question(runtime.instruction, prompt))
 
 
 def _answers(

@@ -16,20 +16,21 @@ from pathlib import Path
 
 import jax
 
-from gemma_grpo import compile_clock, config, grpo, model, padding, processes, report, sft, weights
-from gemma_grpo import mesh as meshes
-from gemma_grpo.config import ModelConfig, RunConfig
+from gemma_grpo import config, weights
+from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.interrupt import Interrupt
-from gemma_grpo.loop import RunFiles, stage_checkpoints
-from gemma_grpo.metrics import MetricsWriter
+from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.model import Params
-from gemma_grpo.rollout import LAYOUTS
-from gemma_grpo.runtime import Runtime
-from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.records import compile_clock, report
+from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.runtime import Runtime, load_model
+from gemma_grpo.text.prompts import encode_completions, encode_prompts
+from gemma_grpo.training import grpo, sft
+from gemma_grpo.training.interrupt import Interrupt
+from gemma_grpo.training.loop import RunFiles, stage_checkpoints
 
 
 @dataclass(frozen=True)
@@ -48,71 +49,6 @@ class Task:
     test: list[Problem]
 
 
-def load_model(
-    settings: ModelConfig, *, seed: int, trained: Path | None = None
-) -> tuple[Runtime, Params]:
-    """The runtime, and the parameters that are trained: all, or the adapters alone.
-
-    Args:
-        settings: the base model, the adapters, how it is run.
-        seed: of the runtime, and of fresh adapters.
-        trained: what a stage has left of the trained parameters; None takes the base's own, or
-            fresh adapters.
-
-    Raises:
-        UserError: files that are missing, damaged or of another model, or a model that does not
-            divide as its rollout's layout wants.
-    """
-    source = weights.open_source(settings.weights)
-    tokenizer = _tokenizer(settings, source)
-    graphdef, shapes = model.abstract(source.config, settings.lora)
-    adapter_shapes, base_shapes = model.partition(shapes)
-    mesh = meshes.data_mesh()
-    layout = LAYOUTS[settings.rollout_layout]
-    layout.check(source.config, mesh.size)
-    trained_shapes = adapter_shapes if settings.lora.rank else shapes
-    pieces = meshes.spread(mesh, trained_shapes)
-    if trained is not None:
-        params = weights.load(trained, meshes.described(trained_shapes, pieces))
-    elif settings.lora.rank:
-        # On the mesh from birth: what a stage leaves is read back to where these lie.
-        fresh = model.init_adapter(source.config, settings.lora, seed=seed)
-        params = jax.tree.map(meshes.place, jax.device_get(fresh), pieces)
-    else:
-        params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
-    frozen = {}
-    if settings.lora.rank:
-        frozen = weights.assemble(
-            source, base_shapes, dtype=settings.dtype, sharding=meshes.whole(mesh)
-        )
-    runtime = Runtime(
-        graphdef=graphdef,
-        frozen=frozen,
-        lora=settings.lora,
-        tokenizer=tokenizer,
-        mesh=mesh,
-        instruction=settings.instruction,
-        max_prompt_length=settings.max_prompt_length,
-        max_completion_length=settings.max_completion_length,
-        dtype=settings.dtype,
-        remat=settings.remat,
-        seed=seed,
-        layout=layout,
-    )
-    return runtime, params
-
-
-def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
-    """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
-    tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
-    if tokenizer.vocab_size > source.config.vocab_size:
-        raise UserError(
-            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {source.path} has "
-            f"{source.config.vocab_size}; use the model's own tokenizer"
-        )
-    return tokenizer
-
-
 def load_task(run: RunConfig) -> Task:
     """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
     runtime, base = load_model(run.model, seed=run.seed)
@@ -127,14 +63,14 @@ def load_task(run: RunConfig) -> Task:
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
     grpo.load_extra_rewards(run.reward.extra)
-    padding.encode_prompts(
+    encode_prompts(
         train + test,
         runtime.tokenizer,
         instruction=runtime.instruction,
         max_prompt_length=runtime.max_prompt_length,
     )
     if "sft" in run.stage_list:
-        padding.encode_completions(
+        encode_completions(
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
         )
     runtime.check_rows(batch_sizes(run))

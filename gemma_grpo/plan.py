@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 
 import jax
 
-from gemma_grpo import cli, planning, presets, roofline, topology
-from gemma_grpo import mesh as meshes
+from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
-from gemma_grpo.planning import Row
-from gemma_grpo.roofline import Chip
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.planning import fit, roofline, topology
+from gemma_grpo.planning.fit import Row
+from gemma_grpo.planning.roofline import Chip
 
 SESSION_HOURS = 9  # of Kaggle
 GSM8K_PROBLEMS = 7473  # in its training split
@@ -51,7 +52,7 @@ def _main(arguments: list[str]) -> int:
         command="plan",
         description="Compile a run for a TPU that is not there, and read off its memory.",
     )
-    architecture = planning.model_config(run.model.weights)
+    architecture = fit.model_config(run.model.weights)
     if not options.topology and topology.is_here():
         devices, where = jax.devices(), f"{jax.device_count()} chips of this host"
         chip = roofline.chip_here(devices[0])
@@ -61,11 +62,11 @@ def _main(arguments: list[str]) -> int:
         jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
         devices = topology.devices(where)
     mesh = meshes.data_mesh(devices)
-    rows = planning.plan(run, architecture, mesh, chip)
+    rows = fit.plan(run, architecture, mesh, chip)
     result = summary(run, rows, chip, mesh.size)
     if options.search:
         result["largest_prompts_per_step"] = (
-            planning.largest(run, architecture, mesh, chip) if result["fits"] else 0
+            fit.largest(run, architecture, mesh, chip) if result["fits"] else 0
         )
     print(json.dumps(result) if options.json else table(run, rows, result, chip, where))
     return 0 if result["fits"] else 1
@@ -83,7 +84,7 @@ def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict
         "model_step_seconds": step_seconds,
         "model_steps_per_session": int(steps),
         "model_gsm8k_epochs_per_session": steps * run.grpo.prompts_per_step / GSM8K_PROBLEMS,
-        "fits": not any(planning.excess(row, chip) for row in rows),
+        "fits": not any(fit.excess(row, chip) for row in rows),
     }
 
 
@@ -125,8 +126,8 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str)
     ]
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
-    if over := max(planning.excess(row, chip) for row in rows):
-        mend = planning.mend(run)
+    if over := max(fit.excess(row, chip) for row in rows):
+        mend = fit.mend(run)
         lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {mend}")
     return "\n".join(lines)
 

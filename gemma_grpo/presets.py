@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
+from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation import EvaluationConfig
-from gemma_grpo.grpo import GRPOConfig, RewardConfig
+from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
-from gemma_grpo.sft import SFTConfig
-from gemma_grpo.train_state import OptimizerConfig
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig
+from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.sft import SFTConfig
+from gemma_grpo.training.state import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
     sft=SFTConfig(

@@ -25,7 +25,7 @@ from flax import nnx
 
 from gemma_grpo import model, weights
 from gemma_grpo.data import curriculum
-from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 NUM_TOKENIZER_DOCUMENTS = 20_000
 REPORT_EVERY = 100  # steps between printed lines

@@ -1,18 +1,58 @@
-"""What both stages and evaluation share of a run: the model's graph, its frozen weights, the
-tokenizer, the devices, the budgets. Knows no stage."""
+"""The model of a run, loaded: its graph, its frozen weights, the tokenizer, the devices."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
-from gemma_grpo.model import WHOLE, Layout, LoRAConfig, Params, Remat
-from gemma_grpo.tokenizer import Tokenizer
-from gemma_grpo.train_state import in_dtype
+from gemma_grpo import weights
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import NO_LORA, WHOLE, Layout, LoRAConfig, Params, Remat, in_dtype
+from gemma_grpo.text.tokenizer import Tokenizer
+
+LAYOUTS = {"data": gemma3.WHOLE, "hybrid": gemma3.Sliced(meshes.DATA)}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained, and how it is run."""
+
+    weights: str = "gemma3-nano"
+    """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
+    Kaggle's) or a file (.safetensors in such a folder, .gguf)."""
+    tokenizer: str = ""
+    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
+    lora: LoRAConfig = NO_LORA
+    """Adapters; off unless lora.rank is set."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computed in; master weights are float32 regardless."""
+    instruction: str = ""
+    """Put before every question, on a line of its own."""
+    max_prompt_length: int = 48
+    """Tokens a prompt may take, chat turns included."""
+    max_completion_length: int = 60
+    """Tokens a completion may take, stop token included."""
+    remat: Remat = "none"
+    """What the backward pass computes again, to need less memory: none; dots, all but the products
+    with weights; full, each block."""
+    rollout_layout: Literal["data", "hybrid"] = "data"
+    """Weights while sampling: data has them whole on every device; hybrid has the MLPs and the
+    embedding in slices, which is faster where few rows are decoded on each of several chips."""
+    cpu_devices: int = 0
+    """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
+    large model runs its products over all cores anyway and wants 1."""
+
+    def __post_init__(self):
+        if self.max_prompt_length < 1 or self.max_completion_length < 1:
+            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
+        if self.cpu_devices < 0:
+            raise UserError("model: cpu_devices must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -68,3 +108,68 @@ class Runtime:
         """Raises UserError if one of the named sizes does not split over the devices."""
         for name, size in sizes.items():
             meshes.check_divisible(self.mesh, name=name, size=size)
+
+
+def load_model(
+    settings: ModelConfig, *, seed: int, trained: Path | None = None
+) -> tuple[Runtime, Params]:
+    """The runtime, and the parameters that are trained: all, or the adapters alone.
+
+    Args:
+        settings: the base model, the adapters, how it is run.
+        seed: of the runtime, and of fresh adapters.
+        trained: what a stage has left of the trained parameters; None takes the base's own, or
+            fresh adapters.
+
+    Raises:
+        UserError: files that are missing, damaged or of another model, or a model that does not
+            divide as its rollout's layout wants.
+    """
+    source = weights.open_source(settings.weights)
+    tokenizer = _tokenizer(settings, source)
+    graphdef, shapes = gemma3.abstract(source.config, settings.lora)
+    adapter_shapes, base_shapes = gemma3.partition(shapes)
+    mesh = meshes.data_mesh()
+    layout = LAYOUTS[settings.rollout_layout]
+    layout.check(source.config, mesh.size)
+    trained_shapes = adapter_shapes if settings.lora.rank else shapes
+    pieces = meshes.spread(mesh, trained_shapes)
+    if trained is not None:
+        params = weights.load(trained, meshes.described(trained_shapes, pieces))
+    elif settings.lora.rank:
+        # On the mesh from birth: what a stage leaves is read back to where these lie.
+        fresh = gemma3.init_adapter(source.config, settings.lora, seed=seed)
+        params = jax.tree.map(meshes.place, jax.device_get(fresh), pieces)
+    else:
+        params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
+    frozen = {}
+    if settings.lora.rank:
+        frozen = weights.assemble(
+            source, base_shapes, dtype=settings.dtype, sharding=meshes.whole(mesh)
+        )
+    runtime = Runtime(
+        graphdef=graphdef,
+        frozen=frozen,
+        lora=settings.lora,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        instruction=settings.instruction,
+        max_prompt_length=settings.max_prompt_length,
+        max_completion_length=settings.max_completion_length,
+        dtype=settings.dtype,
+        remat=settings.remat,
+        seed=seed,
+        layout=layout,
+    )
+    return runtime, params
+
+
+def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+    """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
+    tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {source.path} has "
+            f"{source.config.vocab_size}; use the model's own tokenizer"
+        )
+    return tokenizer

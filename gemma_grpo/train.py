@@ -14,20 +14,13 @@ from pathlib import Path
 import jax
 import tyro
 
-from gemma_grpo import (
-    cli,
-    config,
-    pipeline,
-    planning,
-    presets,
-    processes,
-    report,
-    roofline,
-    topology,
-)
-from gemma_grpo import mesh as meshes
+from gemma_grpo import cli, config, pipeline, presets
 from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
+from gemma_grpo.planning import fit, roofline, topology
+from gemma_grpo.records import report
 
 RUNS = Path("runs")
 
@@ -116,9 +109,9 @@ def _require_room(run: RunConfig) -> None:
     """Raises UserError if the run will not fit on the chips that are here. What is compiled for
     that stays in the compilation cache."""
     devices = jax.devices()
-    architecture = planning.model_config(run.model.weights)
+    architecture = fit.model_config(run.model.weights)
     chip = roofline.chip_here(devices[0])
-    planning.require_room(run, architecture, meshes.data_mesh(devices), chip)
+    fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
 
 
 def _newest_run() -> Path:

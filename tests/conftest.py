@@ -15,7 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def v5e():
     """Eight v5e chips in one host, to compile for without a TPU."""
     pytest.importorskip("libtpu", reason="the TPU's compiler: pip install libtpu")
-    from gemma_grpo import topology
+    from gemma_grpo.planning import topology
 
     return topology.devices("v5e:2x4")
 

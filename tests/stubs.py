@@ -4,8 +4,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gemma_grpo import model, padding
+from gemma_grpo import model
 from gemma_grpo.model import Gemma3Config
+from gemma_grpo.text import padding
 
 TINY = Gemma3Config(
     vocab_size=40,

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import cli, config, evaluate, pipeline, weights
-from gemma_grpo.config import DataConfig, ModelConfig, RunConfig
-from gemma_grpo.data import gsm8k_protocol
+from gemma_grpo import cli, config, evaluate, weights
+from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.evaluation import gsm8k_protocol
+from gemma_grpo.runtime import ModelConfig, load_model
 
 FEW = ["--num", "5", "--batch-size", "16", "--num-samples", "2"]
 
@@ -57,7 +58,7 @@ def finished_run(path, **model):
     path.mkdir()
     (path / "config.yaml").write_text(config.to_yaml(run))
     (path / "weights").mkdir()
-    _, params = pipeline.load_model(run.model, seed=0)
+    _, params = load_model(run.model, seed=0)
     weights.save(path / "weights" / "sft.safetensors", jax.tree.map(jnp.zeros_like, params))
     return path
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 from gemma_grpo import config, export, model, weights
 from gemma_grpo.model import LoRAConfig
+from gemma_grpo.runtime import ModelConfig
 
 LORA = LoRAConfig(rank=2, alpha=4.0, targets="q_proj|o_proj|down")
 SOURCE = weights.open_source(weights.NANO)
@@ -42,7 +43,7 @@ def write_run(run_dir, lora):
         full = model.join(trained, BASE)
     else:
         trained = full = jax.tree.map(lambda leaf: leaf * 1.01, BASE)
-    settings = config.RunConfig(stages="sft", model=config.ModelConfig(lora=lora))
+    settings = config.RunConfig(stages="sft", model=ModelConfig(lora=lora))
     (run_dir / "weights").mkdir(parents=True)
     (run_dir / "config.yaml").write_text(config.to_yaml(settings))
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
@@ -94,7 +95,7 @@ def test_transformers_loads_the_folder_and_gives_the_runs_logits(exported):
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     turns = [{"role": "user", "content": "What is 12 + 7?"}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
-    from gemma_grpo.tokenizer import Tokenizer
+    from gemma_grpo.text.tokenizer import Tokenizer
 
     assert ids == Tokenizer(SOURCE.tokenizer).encode_prompt("What is 12 + 7?")
 
@@ -108,7 +109,7 @@ def test_peft_loads_the_adapters_and_gives_the_runs_logits(exported, tmp_path):
     import torch
     import transformers
 
-    from gemma_grpo import assets
+    from gemma_grpo.weights import assets
 
     assert export.main([str(run_dir), str(tmp_path / "adapter"), "--adapter"]) == 0
     base = transformers.AutoModelForCausalLM.from_pretrained(assets.NANO)
@@ -130,7 +131,7 @@ def test_the_card_says_what_the_run_measured_and_how_it_was_set(exported):
 
 def test_a_model_made_from_gemma_carries_its_terms(tmp_path):
     write_run(tmp_path, LORA)
-    from gemma_grpo import model_card
+    from gemma_grpo.records import model_card
 
     card = model_card.model_card(tmp_path, "sft", base="gemma3-270m", of_gemma=True)
     assert "license: gemma" in card and "Gemma Terms of Use" in card

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from stubs import tiny_model
 
-from gemma_grpo import assets, chat, cli, generate, generation, mesh
+from gemma_grpo import cli, generate
+from gemma_grpo.devices import mesh
+from gemma_grpo.generation import chat, generator
+from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import NO_LORA
-from gemma_grpo.rollout import Rollout
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.weights import assets
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -94,9 +97,9 @@ def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(
 
     def complete(self, prompts, key):
         seen.extend(prompts)
-        return [[generation.Completion("", 0.0, 1, True)] for _ in prompts]
+        return [[generator.Completion("", 0.0, 1, True)] for _ in prompts]
 
-    monkeypatch.setattr(generation.Generator, "complete", complete)
+    monkeypatch.setattr(generator.Generator, "complete", complete)
     assert generate.main(["gemma3-nano", "--prompt", "2 +", "--raw"]) == 0
     assert generate.main(["gemma3-nano", "--prompt", "2 + 2?", "--instruction", "Think."]) == 0
     assert seen == [TOKENIZER.encode_raw("2 +"), TOKENIZER.encode_prompt("Think.\n2 + 2?")]
@@ -161,7 +164,7 @@ def spelled(text: str, *, budget: int, cut: int = 0):
     runtime = Runtime(
         tiny_model()[0], {}, NO_LORA, TOKENIZER, mesh.data_mesh(), "", budget, 9, "", "none", 0
     )
-    return generation.Generator(
+    return generator.Generator(
         runtime,
         {},
         1,
@@ -190,9 +193,9 @@ def test_what_the_budget_cuts_in_a_character_is_shown_as_broken_at_the_end_only(
 def test_prompts_are_padded_to_few_lengths(monkeypatch):
     widths = []
     generator = spelled("x", budget=300)
-    real = generation.padding.pad_left
+    real = generator.padding.pad_left
     monkeypatch.setattr(
-        generation.padding,
+        generator.padding,
         "pad_left",
         lambda rows, **kw: widths.append(kw["length"]) or real(rows, **kw),
     )

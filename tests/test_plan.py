@@ -8,23 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import (
-    cli,
-    compiled,
-    hlo,
-    mesh,
-    plan,
-    planning,
-    presets,
-    programs,
-    roofline,
-    topology,
-    train,
-)
+from gemma_grpo import cli, plan, presets, train
 from gemma_grpo import model as gemma3
+from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
+from gemma_grpo.generation.rollout import make_rollout
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.rollout import make_rollout
+from gemma_grpo.planning import compiled, fit, hlo, programs, roofline, topology
 
 V5E = roofline.CHIPS["v5e"]
 ONE_B = CONFIGS["gemma3-1b"]
@@ -131,7 +121,7 @@ def test_on_v5e_a_decode_step_moves_within_a_tenth_of_what_it_must(v5e, preset, 
     devices = mesh.data_mesh(v5e[:chips])
     rollout = programs.of_step(run, ONE_B, devices)[0]
     read = compiled.compile_and_read(rollout.trace().lower())
-    floor = planning.work_of("rollout", run, ONE_B, chips)[-1].bytes / 800
+    floor = fit.work_of("rollout", run, ONE_B, chips)[-1].bytes / 800
     assert floor <= read.loop_bytes <= 1.1 * floor
 
 
@@ -215,16 +205,14 @@ def test_on_v5e_the_largest_packed_update_takes_no_more_memory_than_the_padded_o
 
 def row(name, peak, *, resident=0, seconds=1.0):
     read = compiled.Compiled(1, 2, peak, [], 7e9, 0.0, 0.0, 5.0)
-    return planning.Row(
-        name, read, resident, 4 * 10**12, 3.3e9, 3e9, "HBM bytes", seconds, "memory"
-    )
+    return fit.Row(name, read, resident, 4 * 10**12, 3.3e9, 3e9, "HBM bytes", seconds, "memory")
 
 
 @pytest.mark.parametrize("peak, status", [(1_000_000_000, 0), (17_000_000_000, 1)])
 def test_the_command_prints_json_and_its_status_says_whether_it_fits(
     capsys, monkeypatch, v5e, peak, status
 ):
-    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", peak)])
+    monkeypatch.setattr(fit, "plan", lambda *_: [row("update", peak)])
     assert plan.main(["--json", "--search", "--grpo.prompts-per-step", "4096"]) == status
     result = json.loads(capsys.readouterr().out)
     assert result["chips"] == 8 and result["fits"] == (status == 0)
@@ -243,9 +231,9 @@ def test_the_largest_batch_is_searched_by_doubling_prompts_and_passes(monkeypatc
         seen.append((run.grpo.prompts_per_step, run.grpo.accumulation_steps))
         return [row("update", 200_000_000 * run.grpo.prompts_per_step)]
 
-    monkeypatch.setattr(planning, "plan", takes_200_mb_a_prompt)
+    monkeypatch.setattr(fit, "plan", takes_200_mb_a_prompt)
     run = presets.preset("gemma3-1b")
-    assert planning.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
+    assert fit.largest(run, ONE_B, mesh.data_mesh(), V5E) == 64
     assert seen == [(16, 2), (32, 4), (64, 8), (128, 16)]
 
 
@@ -266,12 +254,12 @@ def test_a_summary_adds_up():
 def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
     run = presets.preset("gemma3-1b")
     monkeypatch.setattr(
-        planning, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
+        fit, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
     )
     with pytest.raises(UserError, match="update does not fit, by 1.25 GB a chip; raise --grpo.acc"):
-        planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
-    monkeypatch.setattr(planning, "plan", lambda *_: [row("update", 15_000_000_000)])
-    planning.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+        fit.require_room(run, ONE_B, mesh.data_mesh(), V5E)
+    monkeypatch.setattr(fit, "plan", lambda *_: [row("update", 15_000_000_000)])
+    fit.require_room(run, ONE_B, mesh.data_mesh(), V5E)
 
 
 def test_mends_are_named_in_the_order_of_what_they_cost():
@@ -279,10 +267,10 @@ def test_mends_are_named_in_the_order_of_what_they_cost():
     without_remat = replace(run, model=replace(run.model, remat="none"))
     in_passes = replace(run, grpo=replace(run.grpo, accumulation_steps=8))
     some_remat = replace(run, model=replace(run.model, remat="dots"))
-    assert "remat dots" in planning.mend(without_remat)
-    assert "remat full" in planning.mend(some_remat)
-    assert "accumulation-steps" in planning.mend(run)
-    assert "lora.rank" in planning.mend(in_passes)
+    assert "remat dots" in fit.mend(without_remat)
+    assert "remat full" in fit.mend(some_remat)
+    assert "accumulation-steps" in fit.mend(run)
+    assert "lora.rank" in fit.mend(in_passes)
 
 
 def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp_path):
@@ -296,7 +284,7 @@ def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp
     monkeypatch.setattr(cli, "split_cpu", lambda *_: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda _: None)
     monkeypatch.setattr(roofline, "chip_here", lambda _: V5E)
-    monkeypatch.setattr(planning, "require_room", no_room)
+    monkeypatch.setattr(fit, "require_room", no_room)
     monkeypatch.setattr(train.pipeline, "execute", lambda *_: {"trained": True})
     where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
     assert train.main(where("a")) == 0 and not seen  # no TPU

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_grpo.assets import NANO_TOKENIZER
 from gemma_grpo.model import CONFIGS
+from gemma_grpo.weights.assets import NANO_TOKENIZER
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the extra [gemma3-270m]")
 proto = pytest.importorskip(

@@ -35,10 +35,11 @@ import tyro
 from benchmarks import lengths, packing
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import SideProcess, start_theirs
-from gemma_grpo import mesh as meshes
 from gemma_grpo import model as gemma3
-from gemma_grpo import presets, programs
-from gemma_grpo.traced import matmul_flops
+from gemma_grpo import presets
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.planning import programs
+from gemma_grpo.planning.traced import matmul_flops
 
 CHIPS = 8
 _RUN = presets.preset("gemma3-1b")

@@ -38,16 +38,18 @@ import tyro
 
 from benchmarks.tunix import convert, install, trace, whole_step
 from benchmarks.tunix.sides import SideProcess, start_ours, start_theirs
-from gemma_grpo import padding, pipeline, rewards, train_state, weights
+from gemma_grpo import pipeline, rewards, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.evaluation import Evaluator, compare, make_evaluator
-from gemma_grpo.grpo_update import LossConfig
+from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
 from gemma_grpo.model import Params
 from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.rewards import RewardWeights, Sample
-from gemma_grpo.tokenizer import Tokenizer
+from gemma_grpo.text.prompts import encode_prompts
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.training import state as train_state
+from gemma_grpo.training.grpo_update import LossConfig
 
 PAID = RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosity=0.0, format=0.1)
 HELD_OUT = (
@@ -108,7 +110,7 @@ def learn(options: Options, seed: int, folder: Path) -> list[dict]:
     steps = {side.name: [] for side in sides}
     for number in range(run.grpo.num_steps):
         problems_P = problems_of(run, task.train, number)
-        prompts = padding.encode_prompts(
+        prompts = encode_prompts(
             problems_P,
             tokenizer,
             instruction=run.model.instruction,

@@ -11,8 +11,9 @@ import numpy as np
 from benchmarks.tunix import ours
 from benchmarks.tunix.theirs import turns
 from benchmarks.tunix.trace import PAD
-from gemma_grpo import config, padding, weights
-from gemma_grpo.rollout import Rollout
+from gemma_grpo import config, weights
+from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.text import padding
 
 
 class Learner(ours.Side):

@@ -15,19 +15,14 @@ from flax import nnx
 from benchmarks.tunix import convert
 from benchmarks.tunix.theirs import turns
 from benchmarks.tunix.trace import PAD
-from gemma_grpo import (
-    advantages,
-    grpo,
-    grpo_update,
-    mesh,
-    model,
-    packing,
-    train_state,
-    weights,
-)
-from gemma_grpo.grpo_update import LossConfig
-from gemma_grpo.rollout import Rollout, make_rollout
-from gemma_grpo.train_state import OptimizerConfig
+from gemma_grpo import model, weights
+from gemma_grpo.devices import mesh
+from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.objective import advantages
+from gemma_grpo.training import grpo, grpo_update, packing
+from gemma_grpo.training import state as train_state
+from gemma_grpo.training.grpo_update import LossConfig
+from gemma_grpo.training.state import OptimizerConfig
 
 PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
 
@@ -150,7 +145,7 @@ class Side:
 
     def _draw(self, prompt_ids_PS: np.ndarray, prompt_mask_PS: np.ndarray, key) -> Rollout:
         """A rollout of the weights as they are, on the host."""
-        params = train_state.in_dtype(self.state.params, self.dtype)
+        params = model.in_dtype(self.state.params, self.dtype)
         params = jax.device_put(params, mesh.whole(self.mesh))
         return jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
 

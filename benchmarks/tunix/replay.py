@@ -20,8 +20,9 @@ import optax
 import tyro
 
 from benchmarks.tunix import install, learn, whole_step
-from gemma_grpo import padding, pipeline, weights
+from gemma_grpo import pipeline, weights
 from gemma_grpo.model import Params
+from gemma_grpo.text.prompts import encode_prompts
 
 
 def main(options: Annotated[learn.Options, tyro.conf.arg(name="")]) -> None:
@@ -44,7 +45,7 @@ def replay(options: learn.Options, seed: int, folder: Path) -> dict:
     _, ours, theirs = sides
     rng = np.random.default_rng(seed)
     for number in range(run.grpo.num_steps):
-        prompts = padding.encode_prompts(
+        prompts = encode_prompts(
             learn.problems_of(run, task.train, number),
             tokenizer,
             instruction=run.model.instruction,

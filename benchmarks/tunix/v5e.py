@@ -5,13 +5,14 @@ needs the environment of `python -m benchmarks.tunix.install`
 
 Gemma 3 1B, bfloat16, 512 + 800 tokens, for a v5e:2x4 that is not there: 64 sequences, 8 a chip, all
 weights trained, beta 0. Nothing is run, and nothing here is a time on a TPU. Ours are the programs
-that training jits (`gemma_grpo.programs`); theirs are `_train_step`, `compute_per_token_logps` and
-`_decode_fn` of the release, donated as it donates, its activations placed as on a TPU.
+that training jits (`gemma_grpo.planning.programs`); theirs are `_train_step`,
+`compute_per_token_logps` and `_decode_fn` of the release, donated as it donates, its activations
+placed as on a TPU.
 
-A decode row counts the body of the loop alone (`gemma_grpo/hlo.py`), the same instrument on both
-sides; its peak and compile time are of the whole program, which with us is prefill and loop in one;
-`floor` is what a step must read at the least, the weights that lie on a chip and its cache, less
-`on_chip`, what the compiler keeps in on-chip memory from step to step.
+A decode row counts the body of the loop alone (`gemma_grpo/planning/hlo.py`), the same instrument
+on both sides; its peak and compile time are of the whole program, which with us is prefill and
+loop in one; `floor` is what a step must read at the least, the weights that lie on a chip and its
+cache, less `on_chip`, what the compiler keeps in on-chip memory from step to step.
 Ours keeps float32 master weights and moments, Tunix bfloat16 ones: that is 0.75 GB a chip against
 us in the update. The packed update is of the trace of `benchmarks.lengths`. A case takes minutes,
 Tunix's updates the most; a row is printed when it is done.
@@ -31,8 +32,9 @@ import tyro
 from benchmarks import packing
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import start_theirs
-from gemma_grpo import hlo, model, presets, programs, topology
-from gemma_grpo import mesh as meshes
+from gemma_grpo import model, presets
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.planning import hlo, programs, topology
 
 TOPOLOGY, MODEL = "v5e:2x4", "gemma3-1b"
 OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called

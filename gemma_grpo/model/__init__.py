@@ -2,8 +2,9 @@
 
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
 from gemma_grpo.model.layout import WHOLE, Layout, Sliced
-from gemma_grpo.model.lora import NO_LORA, LoRAConfig, join, merge_adapter, partition
+from gemma_grpo.model.lora import NO_LORA, LoRAConfig, merge_adapter
 from gemma_grpo.model.packed import Packed, Rows
+from gemma_grpo.model.params import in_dtype, join, partition
 from gemma_grpo.model.transformer import (
     KV,
     Gather,
@@ -40,6 +41,7 @@ __all__ = [
     "empty_cache",
     "forward",
     "forward_groups",
+    "in_dtype",
     "init_adapter",
     "join",
     "merge_adapter",

@@ -110,29 +110,6 @@ def make(in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rng
     return LoRA(in_dim, out_dim, name, config, rngs) if name in config.chosen else None
 
 
-def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree as two: the adapters alone, and the base alone. `join` undoes it."""
-    adapter, base = {}, {}
-    for name, value in params.items():
-        if name.endswith(SUFFIX):
-            adapter[name] = value
-        elif isinstance(value, dict):
-            inner, base[name] = partition(value)
-            if inner:
-                adapter[name] = inner
-        else:
-            base[name] = value
-    return adapter, base
-
-
-def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two trees without a common leaf as one."""
-    joined = dict(second)
-    for name, value in first.items():
-        joined[name] = join(value, second[name]) if name in second else value
-    return joined
-
-
 def merge_adapter(adapter: dict[str, Any], base: dict[str, Any], *, scale: float) -> dict[str, Any]:
     """The base with the adapters added into its weights: W + scale * a b, in float32, then in W's
     dtype. A tree without adapters, with which the model computes the same.

@@ -23,8 +23,9 @@ from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
 from gemma_grpo.model.layout import WHOLE, Layout
-from gemma_grpo.model.lora import NO_LORA, LoRAConfig, partition
+from gemma_grpo.model.lora import NO_LORA, LoRAConfig
 from gemma_grpo.model.packed import Rows
+from gemma_grpo.model.params import partition
 
 Params = dict[str, Any]
 # Keys and values of every layer, [layer, row, slot, K, H] each.

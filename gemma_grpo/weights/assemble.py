@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from gemma_grpo import mesh as meshes
+from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Params
 from gemma_grpo.weights import buffers

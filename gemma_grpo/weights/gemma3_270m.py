@@ -10,10 +10,9 @@ from types import ModuleType
 
 import numpy as np
 
-from gemma_grpo import assets
 from gemma_grpo.errors import UserError
-from gemma_grpo.tokenizer import Tokenizer
-from gemma_grpo.weights import sentencepiece_model
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.weights import assets, sentencepiece_model
 from gemma_grpo.weights.gguf_file import open_gguf
 from gemma_grpo.weights.hf_write import write_folder
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.hf_config import config_to_hf
 from gemma_grpo.weights.names import their_shapes

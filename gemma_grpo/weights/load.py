@@ -5,10 +5,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from gemma_grpo import assets
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.weights import gemma3_270m, gguf_file, hf_folder, orbax_flax, sentencepiece_model
+from gemma_grpo.weights import (
+    assets,
+    gemma3_270m,
+    gguf_file,
+    hf_folder,
+    orbax_flax,
+    sentencepiece_model,
+)
 from gemma_grpo.weights.source import Source
 
 NANO = "gemma3-nano"

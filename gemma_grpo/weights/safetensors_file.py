@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gemma_grpo import mesh as meshes
-from gemma_grpo import processes
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 from gemma_grpo.weights.names import by_path

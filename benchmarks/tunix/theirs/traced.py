@@ -1,1 +1,1 @@
-../../../gemma_grpo/traced.py
+../../../gemma_grpo/planning/traced.py

@@ -1,0 +1,153 @@
+"""From problems to scored groups: prompts, one rollout, samples, rewards. Knows no loss."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gemma_grpo import rewards
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.devices import processes
+from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.model import Params
+from gemma_grpo.rewards import samples as scoring
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.text import padding
+from gemma_grpo.text.prompts import encode_prompts
+from gemma_grpo.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Scored groups on the host; every field has a leading axis of P (or P * G) rows.
+
+    Attributes:
+        problems: P problems.
+        prompt_ids, prompt_mask: [P, S].
+        rollout: its arrays as numpy, B rows.
+        samples: B samples.
+        scores: of the B samples.
+    """
+
+    problems: list[Problem]
+    prompt_ids: np.ndarray
+    prompt_mask: np.ndarray
+    rollout: Rollout
+    samples: list[rewards.Sample]
+    scores: rewards.Scores
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What it takes to turn problems into scored groups.
+
+    Attributes:
+        rollout: (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
+        mesh: that it runs on.
+        tokenizer: for prompts and for the text of completions.
+        instruction: put before every question.
+        max_prompt_length: S.
+        num_generations: G.
+    """
+
+    rollout: Callable[..., Rollout]
+    mesh: Mesh
+    tokenizer: Tokenizer
+    instruction: str
+    max_prompt_length: int
+    num_generations: int
+
+    def collect(
+        self,
+        params: Params,
+        problems_P: Sequence[Problem],
+        key: jax.Array,
+        weights: rewards.RewardWeights,
+        extra: Sequence[tuple[str, rewards.Reward, float]],
+    ) -> Groups:
+        """One rollout of the problems, scored. The devices are waited for once.
+
+        Every process encodes, decodes and scores the rows that live on its devices, and gets those
+        of the others.
+        """
+        own = problems_P[meshes.own_slice(self.mesh, len(problems_P))]
+        prompts = encode_prompts(
+            own,
+            self.tokenizer,
+            instruction=self.instruction,
+            max_prompt_length=self.max_prompt_length,
+        )
+        prompt_ids_PS, prompt_mask_PS = padding.pad_left(
+            prompts, length=self.max_prompt_length, pad_id=self.tokenizer.pad_id
+        )
+        prompts = meshes.place_own_rows(self.mesh, (prompt_ids_PS, prompt_mask_PS))
+        rollout = meshes.own_rows(self.rollout(params, *prompts, key))
+
+        def score() -> Groups:
+            samples = scoring.make_samples(
+                [problem for problem in own for _ in range(self.num_generations)],
+                rollout.completion_ids,
+                rollout.completion_mask,
+                rollout.sampler_logps,
+                rollout.stopped,
+                self.tokenizer,
+            )
+            scores = rewards.score(samples, weights, extra)
+            return Groups(list(own), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+
+        return joined(processes.from_all(score))
+
+
+def make_sampler(
+    runtime: Runtime,
+    *,
+    num_generations: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> Sampler:
+    """The sampler of a run with these settings; see `sampling.sample`."""
+    tokenizer = runtime.tokenizer
+    rollout = make_rollout(
+        runtime.graphdef,
+        runtime.mesh,
+        num_generations=num_generations,
+        max_completion_length=runtime.max_completion_length,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        layout=runtime.layout,
+    )
+    return Sampler(
+        rollout,
+        runtime.mesh,
+        tokenizer,
+        runtime.instruction,
+        runtime.max_prompt_length,
+        num_generations,
+    )
+
+
+def joined(parts: Sequence[Groups]) -> Groups:
+    """The groups of all parts, in order."""
+    listed = lambda lists: list(itertools.chain.from_iterable(lists))
+    components = [part.scores.components for part in parts]
+    return Groups(
+        listed(part.problems for part in parts),
+        np.concatenate([part.prompt_ids for part in parts]),
+        np.concatenate([part.prompt_mask for part in parts]),
+        jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.rollout for part in parts]),
+        listed(part.samples for part in parts),
+        rewards.Scores(
+            {name: listed(values[name] for values in components) for name in components[0]},
+            listed(part.scores.totals for part in parts),
+        ),
+    )

@@ -1,0 +1,35 @@
+"""Trees of parameters: adapters and base apart and together, and in the dtype computed in."""
+
+from typing import Any, Literal
+
+import jax
+
+from gemma_grpo.model.lora import SUFFIX
+
+
+def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tree as two: the adapters alone, and the base alone. `join` undoes it."""
+    adapter, base = {}, {}
+    for name, value in params.items():
+        if name.endswith(SUFFIX):
+            adapter[name] = value
+        elif isinstance(value, dict):
+            inner, base[name] = partition(value)
+            if inner:
+                adapter[name] = inner
+        else:
+            base[name] = value
+    return adapter, base
+
+
+def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two trees without a common leaf as one."""
+    joined = dict(second)
+    for name, value in first.items():
+        joined[name] = join(value, second[name]) if name in second else value
+    return joined
+
+
+def in_dtype(params: dict[str, Any], dtype: Literal["float32", "bfloat16"]) -> dict[str, Any]:
+    """The parameters to compute with: a cast copy of the master weights, or themselves."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

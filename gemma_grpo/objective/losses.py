@@ -1,0 +1,341 @@
+"""Per-token policy losses that compose: log-probs and advantages in, a scalar out.
+
+Knows no model, config, optimizer or text, and not where log-probs or advantages come from.
+
+Everything here is *minimised*: a loss is minus the paper's objective. Names: `logps` carries the
+gradient, `old_logps` is the policy that the rollout began with as the trainer computes it,
+`sampler_logps` is the same policy as the sampler computed it, `ref_logps` the frozen reference.
+Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
+tokens that count, the stop token included, and 0 elsewhere; what stands under a 0 may be NaN.
+
+How one loss is put together (`policy_loss`), each step a function below:
+
+    ratio_BT     importance_ratio            token, GSPO or GSPO-token
+    policy_BT    clipped_surrogate | cispo   clip, clip-higher, dual clip | CISPO
+    x weight     truncated_importance_weights  sampler against trainer, detached
+    + beta * kl  kl                          k2, k3, k3 with k2's gradient, unbiased k3
+    sum          token_weights               GRPO, DAPO or Dr.GRPO
+
+The way of averaging is a matrix of weights, computed once from the mask of the *whole* batch, all
+micro-batches and devices together. Accumulation is then a plain sum of losses and gradients, and
+cannot depend on how the batch was cut.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.objective import checks as loss_checks
+
+Objective = Literal["clip", "cispo"]
+Level = Literal["token", "sequence", "sequence_token"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+KlEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "k3_unbiased"]
+TisLevel = Literal["token", "sequence"]
+
+MAX_LOG_SEQUENCE_RATIO = 10.0  # as verl does: a geometric mean ratio of e^10 is a broken policy
+MAX_LOG_RHO = 20.0  # keeps exp finite in float32; any sensible cap is reached long before
+
+
+def token_weights(
+    mask_BT: Float[Array, "B T"], *, aggregation: Aggregation, max_completion_length: int
+) -> Float[Array, "B T"]:
+    """The share of each token in the loss, float32, zero where the mask is: loss = sum(w * loss).
+
+    With L_i tokens counted in row i and R rows that count at all (L_i > 0):
+
+        token_mean      1 / sum_i L_i    DAPO, 2503.14476: long completions weigh more
+        sequence_mean   1 / (R * L_i)    GRPO, 2402.03300: each completion weighs the same
+        constant        1 / (B * max_completion_length)    Dr.GRPO, 2503.20783
+
+    Rows masked out whole (truncated completions, say) leave the first two averages as if they had
+    never been sampled. They stay in B: Dr.GRPO's normaliser is a constant of the run, so that a
+    token's gradient never depends on what else was sampled. `max_completion_length` is the budget
+    in tokens, not the longest row nor the padded width T.
+    """
+    keep_BT = (mask_BT > 0).astype(jnp.float32)
+    lengths_B1 = keep_BT.sum(axis=1, keepdims=True)
+    if aggregation == "token_mean":
+        return keep_BT / jnp.maximum(lengths_B1.sum(), 1)
+    if aggregation == "sequence_mean":
+        num_rows = jnp.maximum((lengths_B1 > 0).sum(), 1)
+        return keep_BT / (num_rows * jnp.maximum(lengths_B1, 1))
+    if aggregation == "constant":
+        return keep_BT / (mask_BT.shape[0] * max_completion_length)
+    raise _unknown("aggregation", aggregation, Aggregation)
+
+
+def importance_ratio(
+    logps_BT: Float[Array, "B T"],
+    old_logps_BT: Float[Array, "B T"],
+    mask_BT: Float[Array, "B T"],
+    *,
+    level: Level,
+) -> Float[Array, "B T"]:
+    """pi / pi_old for each token, with its gradient; exactly 1, without gradient, in padding.
+
+        token            r_it = exp(logps - old_logps)                    PPO, 1707.06347
+        sequence         s_i  = exp(mean_t (logps - old_logps))           GSPO, 2507.18071
+        sequence_token   s_it = sg[s_i] * pi_it / sg[pi_it]               GSPO-token, same paper
+
+    s_i stands at each token of its row (padding excepted). s_it has the value of s_i, but token t's
+    own gradient: d s_it = s_i * d logps_it, where d s_i spreads evenly, s_i/L_i * d logps_it each.
+
+    log s is held at 10 from above, where it gets no gradient; the token ratio is not clamped.
+    """
+    log_ratio_BT = _zero_padding(logps_BT, mask_BT) - _zero_padding(old_logps_BT, mask_BT)
+    if level == "token":
+        return jnp.exp(log_ratio_BT)
+    lengths_B1 = (mask_BT > 0).sum(axis=1, keepdims=True)
+    log_s_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / jnp.maximum(lengths_B1, 1)
+    if level == "sequence":
+        log_s_BT = jnp.broadcast_to(log_s_B1, logps_BT.shape)
+    elif level == "sequence_token":
+        own_BT = _zero_padding(logps_BT, mask_BT)  # own - sg(own) is 0, with the token's gradient
+        log_s_BT = own_BT - jax.lax.stop_gradient(own_BT) + jax.lax.stop_gradient(log_s_B1)
+    else:
+        raise _unknown("level", level, Level)
+    return jnp.exp(_zero_padding(jnp.minimum(log_s_BT, MAX_LOG_SEQUENCE_RATIO), mask_BT))
+
+
+def clipped_surrogate(
+    ratio_BT: Float[Array, "B T"],
+    advantages_B: Float[Array, "B"],
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    dual_clip: float | None,
+) -> Float[Array, "B T"]:
+    """PPO's pessimistic loss per token (1707.06347), with two widths and a floor.
+
+        J = min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A)
+        J = max(J, c A)   where A < 0, if dual_clip = c is given
+
+    What the min does: it stops a step that has already gone far enough in the direction A asks
+    for, and never one that has gone the wrong way. The gradient is
+
+                  r < 1 - epsilon     inside     r > 1 + epsilon_high      r > c
+        A > 0     A dr                A dr       0                         0
+        A < 0     0                   A dr       A dr                      0 with dual clip
+
+    epsilon_high > epsilon is DAPO's clip-higher (2503.14476). Dual clip is 1912.09729: without it
+    the loss of a bad token that became likely has no bound.
+    """
+    advantages_B1 = advantages_B[:, None]
+    clipped_BT = jnp.clip(ratio_BT, 1 - epsilon, 1 + epsilon_high)
+    surrogate_BT = jnp.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+    if dual_clip is not None:
+        floored_BT = jnp.maximum(surrogate_BT, dual_clip * advantages_B1)
+        surrogate_BT = jnp.where(advantages_B1 < 0, floored_BT, surrogate_BT)
+    return -surrogate_BT
+
+
+def cispo(
+    logps_BT: Float[Array, "B T"],
+    ratio_BT: Float[Array, "B T"],
+    advantages_B: Float[Array, "B"],
+    *,
+    epsilon: float,
+    epsilon_high: float,
+) -> Float[Array, "B T"]:
+    """CISPO's loss per token (MiniMax-M1, 2506.13585): clips the weight, keeps the gradient.
+
+        J = sg[clip(r, 1 - epsilon, 1 + epsilon_high)] * A * logps
+
+    REINFORCE with a bounded importance weight: no token is ever dropped. epsilon=1 gives the
+    paper's form without a lower bound. Both are widths about 1; TRL's `epsilon_high` is the cap.
+    """
+    weight_BT = jax.lax.stop_gradient(jnp.clip(ratio_BT, 1 - epsilon, 1 + epsilon_high))
+    return -weight_BT * advantages_B[:, None] * logps_BT
+
+
+def kl(
+    logps_BT: Float[Array, "B T"],
+    ref_logps_BT: Float[Array, "B T"],
+    ratio_BT: Float[Array, "B T"] | None = None,
+    *,
+    estimator: KlEstimator,
+) -> Float[Array, "B T"]:
+    """An estimate of KL(pi || ref) from each sampled token, in nats; zero where the two agree.
+
+    With x = ref_logps - logps (Schulman, "Approximating KL divergence", 2020), and the gradient
+    that each has *as a loss*, in expectation over tokens sampled from pi:
+
+        k1            -x                      0: noise and no pull. A metric only
+        k2            x^2 / 2                 grad KL(pi || ref); its value is biased
+        k3            e^x - x - 1             grad KL(ref || pi), the other way round. GRPO's own
+        k3_k2grad     k3, straight through    grad KL(pi || ref), and an unbiased value
+        k3_unbiased   r * k3                  grad KL(pi || ref), even if tokens come from pi_old
+
+    `ratio_BT` is the unclipped token ratio pi / pi_old, gradient and all; the last needs it
+    (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value.
+    """
+    x_BT = ref_logps_BT - logps_BT
+    k2_BT = jnp.square(x_BT) / 2
+    k3_BT = jnp.expm1(x_BT) - x_BT  # expm1: near the reference e^x - 1 cancels to nothing in f32
+    if estimator == "k1":
+        return -x_BT
+    if estimator == "k2":
+        return k2_BT
+    if estimator == "k3":
+        return k3_BT
+    if estimator == "k3_k2grad":
+        return k2_BT + jax.lax.stop_gradient(k3_BT - k2_BT)
+    if estimator == "k3_unbiased":
+        return ratio_BT * k3_BT
+    raise _unknown("kl_estimator", estimator, KlEstimator)
+
+
+def truncated_importance_weights(
+    trainer_logps_BT: Float[Array, "B T"],
+    sampler_logps_BT: Float[Array, "B T"],
+    mask_BT: Float[Array, "B T"],
+    *,
+    cap: float,
+    level: TisLevel,
+) -> Float[Array, "B T"]:
+    """min(rho, cap) with rho = pi_old as the trainer sees it / as the sampler saw it; no gradient.
+
+    Corrects for two graphs that disagree about one policy (Yao et al. 2025, "Your Efficient RL
+    Framework Secretly Brings You Off-Policy RL Training"). At level "sequence" rho is the product
+    over the row's tokens and stands at each of them. Padding has weight 1. |log rho| is held at 20.
+    """
+    gap_BT = _zero_padding(trainer_logps_BT, mask_BT) - _zero_padding(sampler_logps_BT, mask_BT)
+    if level == "sequence":
+        row_gap_B1 = gap_BT.sum(axis=1, keepdims=True)
+        gap_BT = _zero_padding(jnp.broadcast_to(row_gap_B1, gap_BT.shape), mask_BT)
+    elif level != "token":
+        raise _unknown("tis_level", level, TisLevel)
+    rho_BT = jnp.exp(jnp.clip(gap_BT, -MAX_LOG_RHO, MAX_LOG_RHO))
+    return jax.lax.stop_gradient(jnp.minimum(rho_BT, cap))
+
+
+def policy_loss(
+    logps_BT: Float[Array, "B T"],
+    old_logps_BT: Float[Array, "B T"] | None,
+    ref_logps_BT: Float[Array, "B T"] | None,
+    sampler_logps_BT: Float[Array, "B T"] | None,
+    advantages_B: Float[Array, "B"],
+    mask_BT: Float[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    *,
+    objective: Objective,
+    level: Level,
+    epsilon: float,
+    epsilon_high: float,
+    dual_clip: float | None,
+    beta: float,
+    kl_estimator: KlEstimator,
+    tis_cap: float | None,
+    tis_level: TisLevel,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of one micro-batch, to be summed over all of them and all devices; metrics likewise.
+
+        loss = sum_BT weights * (min(rho, tis_cap) * policy + beta * kl)
+
+    `weights_BT` are this micro-batch's rows of `token_weights` of the whole batch.
+    `old_logps_BT=None` says that `logps_BT` is pi_old itself (first update on a rollout): the ratio
+    is 1 and has a gradient. `ref_logps_BT` is needed when beta > 0, `sampler_logps_BT` when
+    `tis_cap` is not None; either may be None otherwise. A reference at beta=0 is measured only. The
+    KL's ratio is the token's at every level. Numbers are Python's, static under jit.
+
+    Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss` and
+    `kl_loss` (before beta) are weighted as the loss is; `tokens` counts tokens; `clipped_tokens`,
+    `kl_sum` (k3, whatever the estimator), `tis_weight_sum` and `tis_capped_tokens` are sums
+    over them. `metric_means` divides. What was not measured is not there.
+
+    Raises UserError for k1 as a loss, and for missing log-probs.
+    """
+    loss_checks.refuse_kl_loss(beta=beta, kl_estimator=kl_estimator)
+    if beta > 0 and ref_logps_BT is None:
+        raise UserError(f"beta={beta} needs ref_logps: score the batch with the reference first")
+    if tis_cap is not None and sampler_logps_BT is None:
+        raise UserError(f"tis_cap={tis_cap} needs sampler_logps: keep them from the rollout")
+    logps_BT = _zero_padding(logps_BT, mask_BT)
+    if old_logps_BT is None:
+        old_logps_BT = jax.lax.stop_gradient(logps_BT)
+    ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level=level)
+    policy_BT, clipped_BT = _policy_term(
+        logps_BT,
+        ratio_BT,
+        advantages_B,
+        objective=objective,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        dual_clip=dual_clip,
+    )
+    metrics = {"tokens": _count(True, mask_BT), "clipped_tokens": _count(clipped_BT, mask_BT)}
+    if tis_cap is not None:
+        rho_BT = truncated_importance_weights(
+            old_logps_BT, sampler_logps_BT, mask_BT, cap=tis_cap, level=tis_level
+        )
+        policy_BT = rho_BT * policy_BT
+        metrics["tis_weight_sum"] = _zero_padding(rho_BT, mask_BT).sum()
+        metrics["tis_capped_tokens"] = _count(rho_BT >= tis_cap, mask_BT)
+    loss = metrics["policy_loss"] = (weights_BT * policy_BT).sum()
+    if ref_logps_BT is not None:
+        ref_logps_BT = _zero_padding(ref_logps_BT, mask_BT)
+        token_ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level="token")
+        kl_BT = kl(logps_BT, ref_logps_BT, token_ratio_BT, estimator=kl_estimator)
+        metrics["kl_loss"] = (weights_BT * kl_BT).sum()
+        metrics["kl_sum"] = kl(logps_BT, ref_logps_BT, estimator="k3").sum()
+        loss = loss + beta * metrics["kl_loss"]
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def metric_means(sums: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
+    """The metrics of a whole update from `policy_loss`'s, added over its micro-batches.
+
+    `policy_loss`, `kl_loss`: as they went into the loss. Means over counted tokens:
+    `clip_fraction`; `kl`, in nats per token; `tis_weight`; `tis_capped_fraction`.
+    """
+    tokens = jnp.maximum(sums["tokens"], 1)
+    means = {name: sums[name] for name in ("policy_loss", "kl_loss") if name in sums}
+    over_tokens = {
+        "clip_fraction": "clipped_tokens",
+        "kl": "kl_sum",
+        "tis_weight": "tis_weight_sum",
+        "tis_capped_fraction": "tis_capped_tokens",
+    }
+    return means | {name: sums[key] / tokens for name, key in over_tokens.items() if key in sums}
+
+
+def _policy_term(logps_BT, ratio_BT, advantages_B, *, objective, epsilon, epsilon_high, dual_clip):
+    """Policy loss of each token, and whether clipping acts on it."""
+    if objective == "clip":
+        policy_BT = clipped_surrogate(
+            ratio_BT, advantages_B, epsilon=epsilon, epsilon_high=epsilon_high, dual_clip=dual_clip
+        )
+        return policy_BT, _clip_binds(ratio_BT, advantages_B, epsilon, epsilon_high)
+    if objective == "cispo":
+        policy_BT = cispo(
+            logps_BT, ratio_BT, advantages_B, epsilon=epsilon, epsilon_high=epsilon_high
+        )
+        return policy_BT, (ratio_BT < 1 - epsilon) | (ratio_BT > 1 + epsilon_high)
+    raise _unknown("objective", objective, Objective)
+
+
+def _clip_binds(ratio_BT, advantages_B, epsilon, epsilon_high):
+    """Where the min of `clipped_surrogate` takes its constant branch."""
+    advantages_B1 = advantages_B[:, None]
+    too_high_BT = (advantages_B1 > 0) & (ratio_BT > 1 + epsilon_high)
+    too_low_BT = (advantages_B1 < 0) & (ratio_BT < 1 - epsilon)
+    return too_high_BT | too_low_BT
+
+
+def _zero_padding(values_BT, mask_BT):
+    """Zero where the mask is, in value and gradient, whatever stood there: 0 * NaN is NaN."""
+    return jnp.where(mask_BT > 0, values_BT, 0)
+
+
+def _count(true_BT, mask_BT):
+    """How many counted tokens are true, as float32 like the other metrics; exact to 2^24."""
+    return (true_BT & (mask_BT > 0)).sum(dtype=jnp.float32)
+
+
+def _unknown(name, value, names):
+    """The error for a name outside of a Literal, where no type checker stood in the way."""
+    return UserError(f"{name}={value!r} is unknown: use one of {get_args(names)}")

@@ -1,0 +1,215 @@
+"""Will this run fit on those chips, and what does a step cost there? Parses and prints nothing.
+
+Compiles the programs of a GRPO step for the mesh's devices. Memory, collectives and the bytes of a
+decode step are the compiler's, per chip; FLOPs are those of the program as traced; floors and times
+are a roofline model's, from stated formulas (`roofline.py`), at the full token budgets.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from gemma_grpo import model, weights
+from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import packed_attention
+from gemma_grpo.model import Gemma3Config
+from gemma_grpo.planning import compiled, programs, roofline, traced
+from gemma_grpo.planning.compiled import Compiled
+from gemma_grpo.planning.roofline import Chip, Work
+from gemma_grpo.runtime import LAYOUTS
+
+MOST_PROMPTS = 4096  # a step; the search for the largest batch ends there
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program of a step.
+
+    Attributes:
+        compiled: the compiler's figures.
+        flops: of its matmuls, as traced, at the full budgets.
+        resident: bytes of a chip that are no arguments of it and yet in memory.
+        counted, floor: what sets its time, in `unit`, and what no program could do without: of a
+            rollout the HBM bytes of a decode step (the floor leaves out what the compiler keeps on
+            chip from step to step), else matmul FLOPs.
+        model_seconds, bound: by the roofline, and which limit sets them.
+    """
+
+    name: str
+    compiled: Compiled
+    resident: int
+    flops: int
+    counted: float
+    floor: float
+    unit: str
+    model_seconds: float
+    bound: str
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a chip at the worst moment."""
+        return self.compiled.peak + self.resident
+
+
+def model_config(where: str) -> Gemma3Config:
+    """The architecture by its own name, or that of weights at hand."""
+    return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
+
+
+def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> list[Row]:
+    """Compile each program of a step. Raises UserError where XLA itself finds no room."""
+    meshes.check_divisible(
+        mesh,
+        name="grpo.prompts_per_step / accumulation_steps",
+        size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
+    )
+    LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
+    return [
+        _row(program, run, architecture, mesh, chip)
+        for program in programs.of_step(run, architecture, mesh)
+    ]
+
+
+def _row(
+    program: programs.Program, run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip
+) -> Row:
+    trace = program.trace()
+    try:
+        read = compiled.compile_and_read(trace.lower())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
+    work = work_of(program.name, run, architecture, mesh.size)
+    budget = run.model.max_completion_length
+    steps = attention_steps(program.name, run, architecture, mesh.size)
+    platform = mesh.devices.flat[0].platform
+    flops = traced.matmul_flops(trace, turns=budget, platform=platform, steps=steps)
+    if program.name == "rollout":
+        needed = work[-1].bytes / budget - read.kept_on_chip
+        cost = read.loop_bytes, needed, "HBM bytes a decode step"
+    else:
+        cost = flops, work[0].flops, "matmul FLOPs"
+    longest = max(work, key=lambda part: part.seconds(chip))
+    seconds = sum(part.seconds(chip) for part in work)
+    return Row(program.name, read, program.resident, flops, *cost, seconds, longest.bound(chip))
+
+
+def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> list[Work]:
+    """One chip's share of a program at the full budgets, in parts that follow one another."""
+    S, T = run.model.max_prompt_length, run.model.max_completion_length
+    P = run.grpo.prompts_per_step / num_chips
+    B = P * run.grpo.num_generations
+    if name == "rollout":
+        shapes = {
+            "num_prompts": P,
+            "prompt_length": S,
+            "slices": num_chips if run.model.rollout_layout == "hybrid" else 1,
+        }
+        step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
+        return [
+            roofline.prefill(architecture, **shapes),
+            Work(T * step.flops, T * step.bytes, T * step.collectives),
+        ]
+    adapters, _ = model.partition(model.abstract(architecture, run.model.lora)[1])
+    sizes = {
+        "block_tokens": P * S + B * T,
+        "head_tokens": B * T,
+        "attended": P * roofline.seen_pairs(architecture, before=0, tokens=S)
+        + B * roofline.seen_pairs(architecture, before=S, tokens=T),
+        "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapters)),
+    }
+    if name in ("reference", "old"):
+        return [roofline.log_probs(architecture, **sizes)]
+    return [roofline.update(architecture, **sizes, remat=run.model.remat)] * run.grpo.num_iterations
+
+
+def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
+    """`mean_pairs` of a program's call where every row takes its whole budget."""
+    passes = run.grpo.accumulation_steps if name == "update" else 1
+    prompts = run.grpo.prompts_per_step // num_chips // passes
+    rows = prompts * run.grpo.num_generations, run.model.max_completion_length
+    return mean_pairs(
+        architecture,
+        np.arange(rows[0] * rows[1]),
+        rows=rows,
+        num_prompts=prompts,
+        prompt_length=run.model.max_prompt_length,
+    )
+
+
+def mean_pairs(
+    architecture: Gemma3Config,
+    slots_X: Int[np.ndarray, " X"],
+    *,
+    rows: tuple[int, int],
+    num_prompts: int,
+    prompt_length: int,
+) -> float:
+    """Pairs of blocks that packed attention goes through in a layer, the mean of all layers.
+
+    Args:
+        slots_X: b*T + t of each token, B*T where there is none (`packing.pack`).
+        rows: (B, T).
+        num_prompts: whose rows these are, all of `prompt_length`.
+    """
+    B, T = rows
+    who = slots_X // T, slots_X % T, slots_X < B * T, np.full(num_prompts, prompt_length)
+    count = lambda window: int(
+        packed_attention.sight(
+            *map(jnp.asarray, who), num_rows=B, num_prompt_slots=prompt_length, window=window
+        ).count
+    )
+    near, far = count(architecture.sliding_window), count(None)
+    return near + (far - near) * sum(architecture.is_global) / architecture.num_layers
+
+
+def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
+    """The most prompts a step at which all programs fit, by doubling those of `run`, which fits.
+    The prompts of a pass stay as they are: more are taken in more passes."""
+    while run.grpo.prompts_per_step < MOST_PROMPTS:
+        bigger = replace(
+            run.grpo,
+            prompts_per_step=2 * run.grpo.prompts_per_step,
+            accumulation_steps=2 * run.grpo.accumulation_steps,
+        )
+        doubled = replace(run, grpo=bigger)
+        try:
+            rows = plan(doubled, architecture, mesh, chip)
+        except UserError:
+            break
+        if any(row.memory > chip.memory for row in rows):
+            break
+        run = doubled
+    return run.grpo.prompts_per_step
+
+
+def require_room(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> None:
+    """Raises UserError if a program of `run` does not fit: by how much, and what to change."""
+    for row in plan(run, architecture, mesh, chip):
+        if over := excess(row, chip):
+            raise UserError(
+                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {mend(run)}, or insist "
+                "with --ignore-plan"
+            )
+
+
+def excess(row: Row, chip: Chip) -> float:
+    """Bytes that a program needs beyond a chip's memory; 0 if it fits."""
+    return max(row.memory - chip.memory, 0.0)
+
+
+def mend(run: RunConfig) -> str:
+    """Which setting to change, the cheapest first."""
+    if run.model.remat != "full":
+        return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"
+    if run.grpo.accumulation_steps < run.grpo.prompts_per_step:
+        return "raise --grpo.accumulation-steps"
+    return "set --model.lora.rank 16, or take fewer --grpo.num-generations"

@@ -1,0 +1,140 @@
+"""The programs of one GRPO step as shapes: what training jits, lowered before any weight is there.
+
+Knows no weights, problem or text, and compiles nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gemma_grpo import model as gemma3
+from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.generation.rollout import make_rollout
+from gemma_grpo.model import Gemma3Config
+from gemma_grpo.runtime import LAYOUTS
+from gemma_grpo.text import padding
+from gemma_grpo.training import grpo
+from gemma_grpo.training import state as train_state
+
+STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its padding
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function and the arguments of a step, each with its place on the mesh.
+
+    Attributes:
+        resident: bytes on each device that are no arguments of it and yet alive while it runs.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    resident: int
+
+    def trace(self) -> jax.stages.Traced:
+        """Traced for the mesh's devices; `.lower()` and `.compile()` are the next steps."""
+        return self.function.trace(*self.arguments)
+
+
+def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
+    """What one GRPO step of `run` executes on the devices, in order, at its full budgets:
+    `rollout`; `reference` and `old`, if the step needs those log-probs; `update`."""
+    settings, grpo_config = run.model, run.grpo
+    layout = LAYOUTS[settings.rollout_layout]
+    graphdef, shapes = gemma3.abstract(config, settings.lora)
+    adapter, base = gemma3.partition(shapes)
+    trained, frozen = (adapter, base) if settings.lora.rank else (shapes, {})
+    trainer = grpo.make_trainer(
+        grpo_config, graphdef, mesh, dtype=settings.dtype, remat=settings.remat
+    )
+    rollout = make_rollout(
+        graphdef,
+        mesh,
+        num_generations=grpo_config.num_generations,
+        max_completion_length=settings.max_completion_length,
+        stop_ids=STOP_IDS,
+        pad_id=PAD_ID,
+        temperature=grpo_config.temperature,
+        layout=layout,
+    )
+
+    frozen = _whole(mesh, _cast(frozen, settings.dtype))
+    sampling = _cast(trained, settings.dtype)
+    sampling = meshes.described(sampling, meshes.places(mesh, layout.specs(sampling)))
+    master = _cast(trained, "float32")
+    fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
+    state = _spread(mesh, jax.eval_shape(fresh, master))
+    reference = _spread(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
+    batch = _batch(run, meshes.rows(mesh))
+    key = _whole(mesh, jax.eval_shape(lambda: jax.random.key(0)))
+
+    # The pipeline holds what the run and what the stage began with, in float32.
+    held = 2 * _bytes_on_each(_spread(mesh, master))
+    of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
+    arguments = (gemma3.join(sampling, frozen), batch["prompt_ids"], batch["prompt_mask"], key)
+    programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
+    if grpo_config.loss.beta > 0:
+        arguments = (reference, frozen, batch)
+        programs.append(Program("reference", trainer.score, arguments, held + of_state))
+        batch = batch | {"ref_logps": batch["sampler_logps"]}
+    if grpo_config.num_iterations > 1:
+        arguments = (state.params, frozen, batch)
+        moments = of_state - _bytes_on_each(state.params)
+        programs.append(Program("old", trainer.score, arguments, held + moments + of_reference))
+        batch = batch | {"old_logps": batch["sampler_logps"]}
+    arguments = (state, frozen, batch)
+    programs.append(Program("update", trainer.update, arguments, held + of_reference))
+    return programs
+
+
+def _whole(mesh: Mesh, tree: Any) -> Any:
+    return meshes.described(tree, jax.tree.map(lambda _: meshes.whole(mesh), tree))
+
+
+def _spread(mesh: Mesh, tree: Any) -> Any:
+    return meshes.described(tree, meshes.spread(mesh, tree))
+
+
+def _bytes_on_each(tree: Any) -> int:
+    """Bytes of one device's pieces."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
+
+
+def _batch(run: RunConfig, rows: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """`grpo_update.make_batch`'s arrays where every completion takes its whole budget. Nothing is
+    left to pack then; smaller, packed batches take less memory (a test compiles one)."""
+    P = run.grpo.prompts_per_step
+    B = P * run.grpo.num_generations
+    S, budget = run.model.max_prompt_length, run.model.max_completion_length
+    T = padding.bucket(budget, multiple=run.grpo.length_bucket, maximum=budget)
+    shapes = {
+        "prompt_ids": ((P, S), jnp.int32),
+        "prompt_mask": ((P, S), jnp.bool_),
+        "completion_ids": ((B, T), jnp.int32),
+        "completion_mask": ((B, T), jnp.bool_),
+        "loss_mask": ((B, T), jnp.bool_),
+        "weights": ((B, T), jnp.float32),
+        "sampler_logps": ((B, T), jnp.float32),
+        "advantages": ((B,), jnp.float32),
+    }
+    if run.model.lora.rank and run.model.lora.dropout:
+        shapes["dropout_keys"] = ((P, 2), jnp.uint32)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in shapes.items()
+    }

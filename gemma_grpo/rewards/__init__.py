@@ -1,0 +1,62 @@
+"""Rewards: one completion in, one float per component out. Does not import jax.
+
+A reward is any `Callable[[Sample], float]`. Five are built in, each in [0, 1]:
+
+    correctness  the answer block holds the gold answer                       weight 0.40->0.60
+    trace        enough reasoning steps for the difficulty                    weight 0.45->0.25
+    confidence   a proper score of the sampler's probability of its answer    weight 0.15
+    verbosity    tokens used beyond a free share of the budget (a penalty)    weight -0.05
+    format       well formed and ended on its own stop token                  weight 0
+
+The total is the weighted sum. Weights anneal linearly over the run, from paying for the trace to
+paying for the answer. Format has no weight by default, because structure already pays through the
+trace (no reasoning block, no trace) and through correctness (no answer block, no answer).
+
+Completions are text from a policy that is paid to find holes, so every reading here is strict: what
+can be read in two ways pays nothing.
+"""
+
+from gemma_grpo.rewards.components import (
+    COMPONENTS,
+    FREE_SHARE,
+    STEPS_NEEDED,
+    confidence,
+    correctness,
+    format_ok,
+    reasoning_steps,
+    trace,
+    verbosity,
+)
+from gemma_grpo.rewards.custom import load_extra_rewards, load_reward
+from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.scores import Scores, score
+from gemma_grpo.rewards.weights import (
+    END_WEIGHTS,
+    START_WEIGHTS,
+    RewardConfig,
+    RewardWeights,
+    weights_at,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "END_WEIGHTS",
+    "FREE_SHARE",
+    "Reward",
+    "RewardConfig",
+    "RewardWeights",
+    "STEPS_NEEDED",
+    "START_WEIGHTS",
+    "Sample",
+    "Scores",
+    "confidence",
+    "correctness",
+    "format_ok",
+    "load_extra_rewards",
+    "load_reward",
+    "reasoning_steps",
+    "score",
+    "trace",
+    "verbosity",
+    "weights_at",
+]

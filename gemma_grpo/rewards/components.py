@@ -1,0 +1,114 @@
+"""The built-in reward components: one completion in, one float in [0, 1] out.
+
+Completions are text from a policy that is paid to find holes, so every reading here is strict: what
+can be read in two ways pays nothing.
+"""
+
+import math
+import re
+
+from gemma_grpo.rewards import answers
+from gemma_grpo.rewards.sample import Reward, Sample
+
+STEPS_NEEDED = {"easy": 1, "medium": 2, "hard": 3}  # reasoning steps for a full trace score
+FREE_SHARE = {"easy": 0.5, "medium": 0.65, "hard": 0.8}  # of max_tokens: this share costs nothing
+
+
+def correctness(sample: Sample) -> float:
+    """1 if the one answer block says what the gold answer says, else 0. Nothing else is read."""
+    return float(answers.answers_match(answers.parse(sample.completion).answer, sample.answer))
+
+
+def trace(sample: Sample) -> float:
+    """Share of the reasoning steps this difficulty asks for, in [0, 1].
+
+    min(1, reasoning_steps / STEPS_NEEDED[difficulty]); 0 without a reasoning block. It looks at
+    structure only: a wrong calculation is a step as well, and correctness is what pays for truth.
+    """
+    reasoning = answers.parse(sample.completion).reasoning
+    if reasoning is None:
+        return 0.0
+    return min(1.0, reasoning_steps(reasoning) / STEPS_NEEDED[sample.difficulty])
+
+
+def confidence(sample: Sample) -> float:
+    """Calibrated confidence in [0, 1]: a proper score of the sampler's probability of its answer.
+
+    c = exp(mean(answer_logps)), the geometric mean over the answer's tokens, so that a long answer
+    is not taken for an unsure one. With y = 1 if the answer is right, else 0 (Brier 1950):
+
+        score = 1/2 (1 - (y - c)^2) + y/2
+              = 1 - (1-c)^2 / 2   if right: 0.5 at c=0, 1 at c=1
+              = (1 - c^2) / 2     if wrong: 0.5 at c=0, 0 at c=1
+
+    The term y/2 does not contain c: the rule stays proper (expected score is highest at
+    c = P(right)), and no wrong answer scores above a right one, as it does under plain Brier.
+    Without an answer, or without log-probs of one, the score is the lowest, 0.
+    """
+    answer = answers.parse(sample.completion).answer
+    if answer is None or not sample.answer_logps:
+        return 0.0
+    mean_logp = sum(sample.answer_logps) / len(sample.answer_logps)
+    c = math.exp(min(mean_logp, 0.0))  # rounding may leave a log-prob just above 0; NaN stays NaN
+    if answers.answers_match(answer, sample.answer):
+        return 1.0 - (1.0 - c) ** 2 / 2.0
+    return (1.0 - c**2) / 2.0
+
+
+def verbosity(sample: Sample) -> float:
+    """Penalty in [0, 1] for length in tokens; its weight is negative.
+
+    0 up to FREE_SHARE[difficulty] of max_tokens, then linear to 1 at max_tokens; 1 if truncated.
+    The shape is DAPO's soft overlong punishment (arXiv 2503.14476, section 3.4) with a free share
+    that depends on the difficulty.
+    """
+    if not sample.stopped:
+        return 1.0
+    free = FREE_SHARE[sample.difficulty] * sample.max_tokens
+    return min(1.0, max(0.0, (sample.num_tokens - free) / (sample.max_tokens - free)))
+
+
+def format_ok(sample: Sample) -> float:
+    """1 if the completion is well formed (`answers.Parsed`) and stopped by itself, else 0."""
+    return float(sample.stopped and answers.parse(sample.completion).well_formed)
+
+
+# --- reasoning steps ------------------------------------------------------------------------------
+
+_LABEL = re.compile(r"^(?:[-*•]\s+|\(?\d{1,3}[.)]\s+|step\b\s*\d*\s*[:.)–-]*\s*)+", re.IGNORECASE)
+_NUMBER = r"[-$€£]?\.?\d[\d,.]*%?"
+_CALCULATION = re.compile(
+    rf"{_NUMBER}\s*(?:[-+*/×÷·^−–]|x\b|of\b|times\b|plus\b|minus\b)\s*\(?{_NUMBER}"
+    r".*?(?:[=≈→]|\b(?:is|are|gives|makes|equals|leaves)\b).*?\d",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W_]+")
+_NOT_IN_KEY = re.compile(r"[^\w+*/×÷^=<>%−–.-]|\.(?!\d)")
+MAX_LINE_CHARS = 500  # so much of a line is looked at: enough to see a step
+
+
+def reasoning_steps(reasoning: str) -> int:
+    """The number of different real steps in `reasoning`, one a line at most.
+
+    A line is a step if it holds a calculation (two numbers, an operator between them, a result) or
+    a sentence (three different words or numbers, and two words among them). Labels such as
+    "Step 2:", "3." or "-" are not part of a step. Lines that differ only in label, case, white
+    space or punctuation count once.
+    """
+    steps = set()
+    for line in reasoning.splitlines():
+        line = _LABEL.sub("", line.strip().strip("*#").strip()).lstrip("* ")[:MAX_LINE_CHARS]
+        words = _WORD.findall(line.casefold())
+        is_sentence = len(set(words)) >= 3 and sum(not word.isdigit() for word in words) >= 2
+        if is_sentence or _CALCULATION.search(line):
+            steps.add(_NOT_IN_KEY.sub("", line.casefold()))
+    return len(steps)
+
+
+COMPONENTS: dict[str, Reward] = {  # the fields of RewardWeights, in their order
+    "correctness": correctness,
+    "trace": trace,
+    "confidence": confidence,
+    "verbosity": verbosity,
+    "format": format_ok,
+}

@@ -1,0 +1,49 @@
+"""What a reward may look at of one completion, and what a reward is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gemma_grpo.data.problem import DIFFICULTIES
+from gemma_grpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything a reward may look at, for one completion.
+
+    Attributes:
+        prompt: the question as the person wrote it.
+        completion: decoded text, the stop token removed.
+        answer: the gold answer.
+        difficulty: "easy", "medium" or "hard".
+        num_tokens: completion tokens, the stop token included.
+        max_tokens: the completion's token budget.
+        answer_logps: the sampler's log-probs (natural log, Python floats) of the tokens between
+            `<answer>` and `</answer>`; empty if there are none.
+        stopped: it ended on its own stop token; False means it was truncated.
+
+    Raises:
+        UserError: unknown difficulty, negative num_tokens, or no token budget.
+    """
+
+    prompt: str
+    completion: str
+    answer: str
+    difficulty: str
+    num_tokens: int
+    max_tokens: int
+    answer_logps: tuple[float, ...]
+    stopped: bool
+
+    def __post_init__(self):
+        if self.difficulty not in DIFFICULTIES:
+            known = ", ".join(DIFFICULTIES)
+            raise UserError(f"difficulty {self.difficulty!r} is unknown: use one of {known}")
+        if self.num_tokens < 0 or self.max_tokens < 1:
+            raise UserError(
+                f"num_tokens must be >= 0 and max_tokens >= 1,"
+                f" got {self.num_tokens} and {self.max_tokens}"
+            )
+
+
+Reward = Callable[[Sample], float]

@@ -1,0 +1,90 @@
+"""Scores of a batch of samples: every component and the weighted total."""
+
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import SupportsFloat
+
+from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.rewards.components import COMPONENTS
+from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.weights import RewardWeights
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of B samples, rows in the order they came.
+
+    Attributes:
+        components: reward name -> B unweighted values; the built-in five, then the extras.
+        totals: B weighted sums.
+    """
+
+    components: dict[str, list[float]]
+    totals: list[float]
+
+
+def score(
+    samples: Sequence[Sample],
+    weights: RewardWeights,
+    extra: Sequence[tuple[str, Reward, float]] = (),
+) -> Scores:
+    """Every component and the weighted total of each sample.
+
+    Args:
+        samples: B samples.
+        weights: of the built-in components.
+        extra: (name, reward, weight) of the user's own rewards.
+
+    Raises:
+        UserError: an extra whose name is taken or whose weight is not finite; a reward that raises,
+            or returns anything but a finite number. It names the reward and the row.
+    """
+    rewards, weight_of = dict(COMPONENTS), weights.named()
+    for name, reward, weight in extra:
+        if name in rewards:
+            raise UserError(f"two rewards are named {name!r}: rename one of them")
+        if not math.isfinite(weight):
+            raise UserError(f"reward {name!r} has weight {weight}: give a finite number")
+        rewards[name], weight_of[name] = reward, weight
+    components = {
+        name: [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
+        for name, reward in rewards.items()
+    }
+    totals = [
+        sum(weight_of[name] * values[row] for name, values in components.items())
+        for row in range(len(samples))
+    ]
+    return Scores(components, totals)
+
+
+def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
+    """`reward(sample)` as a finite float, or the one line that says why not and where."""
+    where = f"on row {row} (prompt {one_line(sample.prompt, 40)!r})"
+    try:
+        value = reward(sample)
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} raised {_described(error)} {where}: mend it or return 0.0 there"
+        ) from error
+    try:
+        # SupportsFloat takes 0-d arrays and Fractions too; a str has float() but no __float__.
+        number = float(value) if isinstance(value, SupportsFloat) else None
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} returned a {type(value).__name__} {where} that is no single number"
+            f" ({one_line(str(error), 80)}): return one finite float"
+        ) from error
+    if number is None or not math.isfinite(number):
+        shown = one_line(repr(value), 40)
+        raise UserError(f"reward {name!r} returned {shown} {where}: return one finite float")
+    return number
+
+
+def _described(error: Exception) -> str:
+    """Type, message and innermost place of `error`, in one line."""
+    message = f"{type(error).__name__}: {one_line(str(error), 120)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{message} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"

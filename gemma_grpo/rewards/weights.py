@@ -1,0 +1,77 @@
+"""What each reward component is worth, and how that changes over a run."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from gemma_grpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """What each component is worth. The defaults are those at the start of the run.
+
+    Raises:
+        UserError: a weight that is not finite, a negative reward, a positive penalty, or weights
+            whose sum is negative (then saying nothing would be the best completion).
+    """
+
+    correctness: float = 0.40
+    trace: float = 0.45
+    confidence: float = 0.15
+    verbosity: float = -0.05
+    format: float = 0.0
+
+    def __post_init__(self):
+        for name, weight in self.named().items():
+            if not math.isfinite(weight):
+                raise UserError(f"reward weight {name} is {weight}: give a finite number")
+            if name == "verbosity" and weight > 0:
+                raise UserError(
+                    f"reward weight verbosity is {weight}, which would pay for length:"
+                    f" it is a penalty, give {-weight}"
+                )
+            if name != "verbosity" and weight < 0:
+                raise UserError(
+                    f"reward weight {name} is {weight}, which would punish it: give 0 or more"
+                )
+        if sum(self.named().values()) < 0:
+            raise UserError(
+                f"reward weights sum to {sum(self.named().values()):g}: the sum must not be"
+                " negative, give a reward some weight or set verbosity to 0"
+            )
+
+    def named(self) -> dict[str, float]:
+        """Component name -> weight, in the order of the components."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+START_WEIGHTS = RewardWeights()
+END_WEIGHTS = replace(START_WEIGHTS, correctness=0.60, trace=0.25)
+
+
+def weights_at(start: RewardWeights, end: RewardWeights, progress: float) -> RewardWeights:
+    """Weights at `progress` in [0, 1] of the run: linear, and exactly `start` and `end` there.
+
+    Raises:
+        UserError: progress outside [0, 1] or NaN.
+    """
+    if not 0.0 <= progress <= 1.0:
+        raise UserError(f"annealing progress is {progress}: it must lie in [0, 1]")
+    if progress == 1.0:
+        return end  # start + 1 * (end - start) may differ from it in the last bit
+    last = end.named()
+    return RewardWeights(
+        **{name: first + progress * (last[name] - first) for name, first in start.named().items()}
+    )
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What a completion is paid for; the weights go linearly from `start` to `end`."""
+
+    start: RewardWeights = START_WEIGHTS
+    """Weights at the first step."""
+    end: RewardWeights = END_WEIGHTS
+    """Weights at the last step."""
+    extra: tuple[str, ...] = ()
+    """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""

@@ -1,0 +1,168 @@
+"""GRPO's update: a scored batch in, moved weights out. Knows no problem, text or reward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.model import Params, Remat
+from gemma_grpo.objective import losses
+from gemma_grpo.text import padding
+from gemma_grpo.training import update
+from gemma_grpo.training.logps import batch_logps
+from gemma_grpo.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective. `loss_checks.check_combination` refuses what makes no sense together."""
+
+    objective: losses.Objective = "clip"
+    """clip: PPO's clipped surrogate; cispo: clipped weights, unclipped gradient."""
+    level: losses.Level = "token"
+    """Ratio of each token, or GSPO's of the sequence."""
+    aggregation: losses.Aggregation = "token_mean"
+    """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
+    epsilon: float = 0.2
+    """Lower clip width."""
+    epsilon_high: float = 0.28
+    """Upper clip width."""
+    dual_clip: float | None = None
+    """Bound on the loss of bad tokens, above 1; none is off."""
+    beta: float = 0.0
+    """Weight of the KL to the reference, the model that the stage began with; 0 loads none."""
+    kl_estimator: losses.KlEstimator = "k3_unbiased"
+    """Per-token estimate of that KL."""
+    tis_cap: float | None = None
+    """Cap of the sampler-trainer importance weight; none is off."""
+    tis_level: losses.TisLevel = "token"
+    """Importance weight of each token, or of the sequence."""
+    mask_truncated: bool = False
+    """Leave completions that ran out of budget out of the loss."""
+
+
+def make_batch(
+    prompt_ids_PS: np.ndarray,
+    prompt_mask_PS: np.ndarray,
+    rollout: Rollout,
+    advantages_B: Float[np.ndarray, " B"],
+    *,
+    aggregation: losses.Aggregation,
+    mask_truncated: bool,
+    prompt_bucket: int,
+    length_bucket: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of an update. Prompts and completions are cut to the bucket of the longest one.
+
+    `loss_mask` is the completion mask, without truncated completions if they are to be left out;
+    `weights` is each token's share in the loss of the whole batch.
+    """
+    S, T = prompt_ids_PS.shape[1], rollout.completion_ids.shape[1]
+    longest = lambda mask: int(mask.sum(axis=1).max())
+    prompt_length = padding.bucket(longest(prompt_mask_PS), multiple=prompt_bucket, maximum=S)
+    prompt_cut = slice(S - prompt_length, S)
+    cut = slice(
+        0, padding.bucket(longest(rollout.completion_mask), multiple=length_bucket, maximum=T)
+    )
+    mask_BT = rollout.completion_mask[:, cut]
+    loss_mask_BT = mask_BT & rollout.stopped[:, None] if mask_truncated else mask_BT
+    weights_BT = losses.token_weights(
+        jnp.asarray(loss_mask_BT, jnp.float32), aggregation=aggregation, max_completion_length=T
+    )
+    return {
+        "prompt_ids": prompt_ids_PS[:, prompt_cut],
+        "prompt_mask": prompt_mask_PS[:, prompt_cut],
+        "completion_ids": rollout.completion_ids[:, cut],
+        "completion_mask": mask_BT,
+        "loss_mask": loss_mask_BT,
+        "weights": np.asarray(weights_BT),
+        "sampler_logps": rollout.sampler_logps[:, cut],
+        "advantages": np.asarray(advantages_B, np.float32),
+    }
+
+
+def make_score(
+    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str
+) -> Callable[[Params, Params, dict], jax.Array]:
+    """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
+
+    def values(computing: update.Computing, rows: dict) -> jax.Array:
+        model = nnx.merge(graphdef, computing.params)
+        return batch_logps(model, rows, temperature=temperature, gather=computing.gather)[0]
+
+    return update.make_score(values, mesh, dtype=dtype)
+
+
+def make_update(
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    loss: LossConfig,
+    *,
+    temperature: float,
+    accumulation_steps: int,
+    dtype: str,
+    remat: Remat,
+) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
+
+    `frozen` are the parameters that are not trained, in the dtype computed in. The batch may hold
+    `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
+    Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
+    `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
+    says something about the code on the first update of a rollout only; `grad_norm`, before
+    clipping.
+    """
+
+    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, computing.params)
+        logps_BT, entropy_BT = batch_logps(
+            model, batch, temperature=temperature, remat=remat, gather=computing.gather
+        )
+        total, sums = losses.policy_loss(
+            logps_BT,
+            batch.get("old_logps"),
+            batch.get("ref_logps"),
+            batch["sampler_logps"],
+            batch["advantages"],
+            batch["loss_mask"].astype(jnp.float32),
+            batch["weights"],
+            objective=loss.objective,
+            level=loss.level,
+            epsilon=loss.epsilon,
+            epsilon_high=loss.epsilon_high,
+            dual_clip=loss.dual_clip,
+            beta=loss.beta,
+            kl_estimator=loss.kl_estimator,
+            tis_cap=loss.tis_cap,
+            tis_level=loss.tis_level,
+        )
+        mask_BT = batch["completion_mask"]
+        gap_BT = jnp.where(mask_BT, jnp.abs(logps_BT - batch["sampler_logps"]), 0.0)
+        sums |= {
+            "loss": total,
+            "sampled_tokens": mask_BT.sum().astype(jnp.float32),
+            "entropy_sum": jnp.where(mask_BT, entropy_BT, 0.0).sum(),
+            "gap_sum": gap_BT.sum(),
+            "gap_square_sum": jnp.square(gap_BT).sum(),
+        }
+        return total, jax.tree.map(jax.lax.stop_gradient, sums)
+
+    def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return losses.metric_means(sums) | {
+            "loss": sums["loss"],
+            "entropy": sums["entropy_sum"] / sums["sampled_tokens"],
+            "logp_gap/mean": sums["gap_sum"] / sums["sampled_tokens"],
+            "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
+        }
+
+    return update.make_update(
+        loss_fn, means, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
+    )

@@ -1,0 +1,30 @@
+"""SIGTERM and SIGINT turned into a question that a loop asks between steps. Knows no loop."""
+
+import signal
+from types import FrameType
+
+
+class Interrupt:
+    """While entered, the first signal is only noted; a second SIGINT stops at once, unsaved.
+
+    Attributes:
+        signal_number: of the signal that came, or None.
+    """
+
+    def __init__(self):
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number

@@ -1,0 +1,190 @@
+"""Stage one, supervised fine-tuning: imitate worked solutions. Knows no reward, flag or file."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from gemma_grpo.data import batches
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import Params, Remat
+from gemma_grpo.objective import losses
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.text import padding
+from gemma_grpo.text.prompts import encode_completions, encode_prompts
+from gemma_grpo.training import packing, update
+from gemma_grpo.training.logps import batch_logps
+from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
+from gemma_grpo.training.state import (
+    OptimizerConfig,
+    TrainState,
+    init_train_state,
+    make_optimizer,
+)
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Stage one."""
+
+    num_steps: int = 100
+    """Optimizer updates."""
+    batch_size: int = 32
+    """Demonstrations an update."""
+    accumulation_steps: int = 1
+    """Passes that an update's demonstrations are taken in; more need less memory."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
+    )
+    """How the weights move."""
+    length_bucket: int = 32
+    """Batches are padded to a multiple of so many tokens."""
+    packed_sizes: int = 8
+    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
+    their tokens; each size is compiled once. 1 works on all of it."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+
+    def __post_init__(self):
+        if self.num_steps < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
+            raise UserError("sft: num_steps, batch_size and checkpoint_every must be at least 1")
+        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"sft: batch_size={self.batch_size} must be a multiple of "
+                f"accumulation_steps={self.accumulation_steps}"
+            )
+        packing.check_sizes("sft", self.packed_sizes)
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    max_prompt_length: int,
+    max_completion_length: int,
+    length_bucket: int,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of one update, padded to the bucket of the longest row on each side.
+
+    Every completion token counts the same, its stop token included, prompt tokens not at all.
+    """
+    S = padding.bucket(max(map(len, prompts)), multiple=length_bucket, maximum=max_prompt_length)
+    T = padding.bucket(
+        max(map(len, completions)), multiple=length_bucket, maximum=max_completion_length
+    )
+    prompt_ids_PS, prompt_mask_PS = padding.pad_left(prompts, length=S, pad_id=pad_id)
+    ids_BT, mask_BT = padding.pad_right(completions, length=T, pad_id=pad_id)
+    weights_BT = losses.token_weights(
+        jnp.asarray(mask_BT, jnp.float32), aggregation="token_mean", max_completion_length=T
+    )
+    return {
+        "prompt_ids": prompt_ids_PS,
+        "prompt_mask": prompt_mask_PS,
+        "completion_ids": ids_BT,
+        "completion_mask": mask_BT,
+        "weights": np.asarray(weights_BT),
+    }
+
+
+def make_update(
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int,
+    dtype: str,
+    remat: Remat,
+) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
+
+    `frozen` are the parameters that are not trained, in the dtype computed in. Metrics: `loss`,
+    nats per completion token; `grad_norm`, before clipping.
+    """
+
+    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, computing.params)
+        logps_BT, _ = batch_logps(model, batch, remat=remat, gather=computing.gather)
+        loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
+        return loss, {"loss": loss}
+
+    return update.make_update(
+        loss_fn, dict, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
+    )
+
+
+def train(
+    config: SFTConfig,
+    runtime: Runtime,
+    problems: Sequence[Problem],
+    params: Params,
+    files: RunFiles,
+) -> Params:
+    """Run the stage from `params`, or from where its checkpoints stand, and return its weights.
+
+    Raises:
+        UserError: a problem without a completion, or one over the budget.
+        InterruptedRunError: a signal came; everything is saved.
+    """
+    prompts = encode_prompts(
+        problems,
+        runtime.tokenizer,
+        instruction=runtime.instruction,
+        max_prompt_length=runtime.max_prompt_length,
+    )
+    completions = encode_completions(
+        problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
+    )
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    update_state = make_update(
+        runtime.graphdef,
+        runtime.mesh,
+        optimizer,
+        accumulation_steps=config.accumulation_steps,
+        dtype=runtime.dtype,
+        remat=runtime.remat,
+    )
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        started = time.monotonic()
+        taken = batches.batch_indices(step, config.batch_size, len(problems), runtime.seed)
+        batch = make_batch(
+            [prompts[i] for i in taken],
+            [completions[i] for i in taken],
+            max_prompt_length=runtime.max_prompt_length,
+            max_completion_length=runtime.max_completion_length,
+            length_bucket=config.length_bucket,
+            pad_id=runtime.tokenizer.pad_id,
+        )
+        batch = packing.pack(
+            batch | runtime.dropout_keys(step, config.batch_size),
+            num_devices=runtime.mesh.size,
+            passes=config.accumulation_steps,
+            sizes=config.packed_sizes,
+        )
+        batch = meshes.place_rows(runtime.mesh, batch)
+        state, metrics = update_state(state, runtime.frozen, batch)
+        metrics = jax.device_get(metrics)
+        seconds = time.monotonic() - started
+        tokens = float(batch["completion_mask"].sum())
+        times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
+        return state, StepResult(metrics | times)
+
+    state = init_train_state(params, optimizer, runtime.mesh)
+    state = run_steps(
+        "sft",
+        step_fn,
+        state,
+        files,
+        num_steps=config.num_steps,
+        checkpoint_every=config.checkpoint_every,
+    )
+    return state.params

@@ -1,0 +1,110 @@
+"""What training carries from step to step, and the optimizer that moves it. Knows no loss."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.errors import UserError
+from gemma_grpo.model import Params
+
+
+class TrainState(NamedTuple):
+    """Master weights, optimizer moments, and the number of optimizer updates so far.
+
+    Attributes:
+        params: float32, whatever dtype is computed in: in bfloat16 a step of 1e-6 is lost.
+        opt_state: optax's, float32 moments.
+        num_updates: optimizer updates made.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    num_updates: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a clipped gradient and a schedule."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the updates over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the rate after the warm-up."""
+    final_rate: float = 0.1
+    """Rate at the last update, as a share of the peak (linear and cosine)."""
+    b1: float = 0.9
+    """Adam's decay of the first moment."""
+    b2: float = 0.95
+    """Adam's decay of the second moment."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self):
+        if self.learning_rate < 0 or not 0 <= self.warmup <= 1 or self.max_grad_norm <= 0:
+            raise UserError(
+                f"optimizer: learning_rate={self.learning_rate} must be >= 0, warmup={self.warmup} "
+                f"in [0, 1], max_grad_norm={self.max_grad_norm} > 0"
+            )
+
+
+def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+    """Learning rate as a function of the update, for a run of `num_updates`."""
+    warmup = round(config.warmup * num_updates)
+    rest = max(num_updates - warmup, 1)
+    peak, final = config.learning_rate, config.learning_rate * config.final_rate
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, final, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_rate),
+    }[config.decay]
+    # The first update already moves: it gets 1/warmup of the peak rather than 0.
+    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    """The optax chain for a run of `num_updates`."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            make_schedule(config, num_updates),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at update 0 with float32 master weights, a copy that updates may donate."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def init_train_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """`fresh_state`, born in the layout it is kept in (`mesh.spread`): no device ever holds all."""
+    make = partial(fresh_state, optimizer=optimizer)
+    layout = meshes.spread(mesh, jax.eval_shape(make, params))
+    return jax.jit(make, out_shardings=layout)(params)
+
+
+def apply_gradients(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after one optimizer update."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.num_updates + 1)

@@ -1,0 +1,14 @@
+"""Where files are: the embedded model in the installed package, and the user's cache. Knows no
+format."""
+
+import os
+from pathlib import Path
+
+NANO = Path(__file__).parents[1] / "gemma3_nano"
+NANO_TOKENIZER = NANO / "tokenizer.model"
+CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
+
+
+def cache() -> Path:
+    """The folder for what can be made again: the environment's, or one in the user's home."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "gemma_grpo")

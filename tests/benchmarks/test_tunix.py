@@ -1,0 +1,327 @@
+"""Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
+
+import ast
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from benchmarks.tunix import convert, flops, largest, sides, table, trace
+from gemma_grpo import model
+from gemma_grpo.planning import hlo
+
+LOOP = """HloModule step
+
+%body (arg: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
+  %arg = (s32[], bf16[64,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %cache = bf16[64,64]{1,0} get-tuple-element(%arg), index=1
+  %row = bf16[1,64]{1,0:S(1)} custom-call(), custom_call_target="rows"
+  %zero = s32[] constant(0)
+  %new = bf16[64,64]{1,0} dynamic-update-slice(%cache, %row, %i, %zero)
+  %all = bf16[64,64]{1,0} all-reduce-start(%new), to_apply=%add
+  %sum = bf16[64,64]{1,0} all-reduce-done(%all)
+  %one = s32[] constant(1)
+  %next = s32[]{:S(1)} add(%i, %one)
+  ROOT %out = (s32[], bf16[64,64]{1,0}) tuple(%next, %sum)
+}
+
+%condition (arg: (s32[], bf16[64,64])) -> pred[] {
+  %arg = (s32[], bf16[64,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %limit = s32[] constant(10)
+  ROOT %less = pred[]{:S(1)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (start: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
+  %start = (s32[], bf16[64,64]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[64,64]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def module_of(body: str, fused: str = "") -> hlo.Module:
+    """A module whose entry is `body`, and a fused computation before it."""
+    return hlo.parse(f"HloModule one\n\n{fused}\n\nENTRY %main () -> f32[] {{\n{body}\n}}\n")
+
+
+def moved(body: str, fused: str = "") -> float:
+    return hlo.program(module_of(body, fused)).bytes
+
+
+PARAMETER = "  %x = f32[1024,8]{1,0} parameter(0)\n"
+
+
+def test_an_operation_reads_its_operands_and_writes_its_result():
+    assert moved(PARAMETER + "  ROOT %y = f32[1024,8]{1,0} negate(%x)") == 2 * 1024 * 8 * 4
+
+
+def test_what_is_on_chip_is_no_traffic():
+    assert moved(PARAMETER + "  ROOT %y = f32[1024,8]{1,0:T(8,128)S(1)} negate(%x)") == 32768
+
+
+def test_a_prefetch_counts_once():
+    pair = (
+        "  %s = (f32[1024,8]{1,0:S(1)}, f32[1024,8]{1,0}, u32[]) copy-start(%x)\n"
+        "  ROOT %y = f32[1024,8]{1,0:S(1)} copy-done(%s)"
+    )
+    assert moved(PARAMETER + pair) == 32768
+
+
+def test_a_slice_reads_what_it_yields():
+    assert moved(PARAMETER + "  ROOT %y = f32[2,8]{1,0} slice(%x), slice={[0:2], [0:8]}") == 128
+
+
+FUSED_SLICE = """%fused (p: f32[1024,8]) -> f32[1,8] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %b = f32[1024,8]{1,0} bitcast(%p)
+  %s = f32[1,8]{1,0} slice(%b), slice={[0:1], [0:8]}
+  ROOT %n = f32[1,8]{1,0} negate(%s)
+}"""
+
+FUSED_UPDATE = """%fused (p: f32[1024,8], u: f32[1,8]) -> f32[1024,8] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %u = f32[1,8]{1,0} parameter(1)
+  %z = s32[] constant(0)
+  ROOT %d = f32[1024,8]{1,0} dynamic-update-slice(%p, %u, %z, %z)
+}"""
+
+
+def test_a_slice_within_a_fusion_reads_what_it_yields():
+    call = "  ROOT %y = f32[1,8]{1,0} fusion(%x), kind=kLoop, calls=%fused"
+    assert moved(PARAMETER + call, FUSED_SLICE) == 32 + 32
+
+
+FUSED_HANDED_ON = """%inner (q: f32[1024,8]) -> f32[8192] {
+  %q = f32[1024,8]{1,0} parameter(0)
+  ROOT %b = f32[8192]{0} bitcast(%q)
+}
+
+%fused (p: f32[1024,8]) -> f32[] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %f = f32[8192]{0} fusion(%p), kind=kLoop, calls=%inner
+  ROOT %s = f32[]{:S(1)} reduce(%f), to_apply=%add
+}"""
+
+
+def test_what_a_fusion_within_a_fusion_hands_on_is_read_whole():
+    call = "  ROOT %y = f32[]{:S(1)} fusion(%x), kind=kLoop, calls=%fused"
+    assert moved(PARAMETER + call, FUSED_HANDED_ON) == 32768
+
+
+def test_a_fused_update_in_place_moves_the_update_alone():
+    body = (
+        PARAMETER
+        + "  %u = f32[1,8]{1,0} parameter(1)\n"
+        + "  ROOT %y = f32[1024,8]{1,0} fusion(%x, %u), kind=kLoop, calls=%fused"
+    )
+    assert moved(body, FUSED_UPDATE) == 32 + 32
+
+
+def test_a_loop_counts_as_often_as_its_condition_says():
+    # One turn: 128 bytes of cache written, 8192 of the collective's result, 8 to count on.
+    assert hlo.loop_body(hlo.parse(LOOP)).bytes == 128 + 8192 + 8
+    assert hlo.program(hlo.parse(LOOP)).bytes == 10 * (128 + 8192 + 8)
+
+
+def test_an_asynchronous_collective_counts_once():
+    assert hlo.loop_body(hlo.parse(LOOP)).collectives == {"all-reduce": 1}
+    assert hlo.program(hlo.parse(LOOP)).collectives == {"all-reduce": 10}
+
+
+FUSED_FLIGHT = """%async_collective_fusion (p: f32[1024,8], q: f32[8]) -> (f32[1024,8], f32[8]) {
+  %p = f32[1024,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %a = f32[1024,8]{1,0} all-gather(%p), dimensions={0}
+  %n = f32[8]{0} negate(%q)
+  ROOT %out = (f32[1024,8]{1,0}, f32[8]{0}) tuple(%a, %n)
+}"""
+
+
+def test_a_collective_in_flight_in_a_fusion_is_neither_its_traffic_nor_counted_again():
+    body = (
+        PARAMETER
+        + "  %q = f32[8]{0} parameter(1)\n"
+        + "  ROOT %y = (f32[1024,8]{1,0}, f32[8]{0}) fusion(%x, %q), kind=kCustom, "
+        + "output_to_operand_aliasing={{0}: (0, {})}, calls=%async_collective_fusion"
+    )
+    assert hlo.program(module_of(body, FUSED_FLIGHT)) == hlo.Moved(64.0, {})
+
+
+def test_what_a_loop_keeps_on_chip_is_told():
+    kept = LOOP.replace("bf16[64,64]{1,0}) while", "bf16[64,64]{1,0:S(1)}) while")
+    assert hlo.carried_on_chip(hlo.parse(LOOP)) == 0
+    assert hlo.carried_on_chip(hlo.parse(kept)) == 8192
+
+
+def test_a_program_without_a_loop_has_no_body():
+    module = module_of(PARAMETER + "  ROOT %y = f32[1024,8]{1,0} negate(%x)")
+    assert hlo.loop_body(module) == hlo.Moved(0.0, {})
+
+
+def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
+    """Against arithmetic: a bf16 matrix too large for on-chip memory is read once a turn."""
+    size, turns = 16384, 8
+    place = jax.sharding.SingleDeviceSharding(v5e[0])
+    matrix = jax.ShapeDtypeStruct((size, size), "bfloat16", sharding=place)
+    vector = jax.ShapeDtypeStruct((8, size), "bfloat16", sharding=place)
+
+    def loop(weights, x):
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weights), x)
+
+    compiled = jax.jit(loop).lower(matrix, vector).compile()
+    module = hlo.parse(compiled.as_text())
+    assert 1.0 <= hlo.loop_body(module).bytes / (2 * size**2) < 1.02
+    assert 1.0 <= hlo.program(module).bytes / (2 * size**2 * turns) < 1.02
+
+
+def test_completions_have_the_traces_lengths_and_no_padding_within():
+    made = trace.make_trace(vocab_size=512, rows=32, generations=8, prompt_length=16, budget=64)
+    ids, lengths = made["completion_ids"], made["lengths"]
+    assert ((ids != trace.PAD).sum(axis=1) == lengths).all()
+    assert lengths.max() == 64 and len(made["prompt_ids"]) == 4
+
+
+def test_every_parameter_reaches_tunix_once():
+    config = model.CONFIGS["gemma3-nano"]
+    _, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(0)))
+    theirs = convert.to_tunix(params)
+    assert sum(leaf.size for leaf in theirs.values()) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    q_proj = params["layers"]["attention"]["q_proj"]  # layer, embedding axis, head, head_dim
+    q_einsum = theirs["layers/3/attn/q_einsum/w"]  # head, embedding axis, head_dim
+    assert q_einsum[1, 5, 7] == q_proj[3, 5, 1, 7]
+    v_proj = params["layers"]["attention"]["v_proj"]
+    assert theirs["layers/2/attn/kv_einsum/w"][1, 0, 5, 7] == v_proj[2, 5, 0, 7]
+
+
+def test_a_row_that_tunix_wins_stays_in_the_table(tmp_path, capsys):
+    common = {
+        "benchmark": "tunix/cpu",
+        "model": "gemma3-nano",
+        "prompts": 4,
+        "generations": 8,
+        "prompt_length": 128,
+        "budget": 128,
+        "part": "step",
+    }
+    rows = [
+        common | {"side": "ours", "wall": 2.0, "cpu": 4.0, "first_cpu": 9.0},
+        common | {"side": "tunix", "wall": 1.0, "cpu": 8.0, "first_cpu": 9.0},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    table.main((path,), chart=tmp_path / "chart.png")
+    printed = capsys.readouterr().out
+    assert "| step, wall | 2 s | 1 s | 0.50 |" in printed
+    assert "| step, CPU time | 4 s | 8 s | 2.00 |" in printed
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_the_largest_batch_that_fits_is_found_by_whole_steps():
+    for limit in (64, 95, 96, 160, 383, 384, 1000):
+        for step in (32, 64):
+            found = largest.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
+            assert found <= limit < found + step and (found - 64) % step == 0
+
+
+def test_the_larger_batch_is_the_better_one(tmp_path, capsys):
+    common = {"benchmark": "tunix/largest", "model": "gemma3-1b", "remat": "BLOCK"}
+    rows = [
+        common | {"side": "ours", "sequences": 384},
+        common | {"side": "tunix", "sequences": 96, "remat": "DECODER"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    table.main((path,))
+    assert "| 384 | 96 | 4.00 |" in capsys.readouterr().out
+
+
+def test_a_loop_turns_until_its_own_longest_row_has_ended():
+    assert flops.longest((3, 1, 2, 5, 4, 4), 3) == [3, 5, 4]
+    assert flops.longest((3, 1, 2, 5, 4, 4), 1) == [5]
+
+
+def test_tunix_draws_a_loops_first_token_before_it():
+    """By hand: rows of at most 3 tokens need 2 turns more; at the budget it makes one too many."""
+    assert flops.decode_turns(3) == 2
+    assert flops.decode_turns(1) == 0
+    assert flops.decode_turns(800) == 800
+
+
+def test_tunix_turns_are_counted_loop_by_loop():
+    """With programs of one operation a row, the trace's groups by hand."""
+    one_each = lambda program, rows, remat: rows
+    most = (498, 800, 429, 531, 497, 632, 504, 800)  # of each group
+    by_group = flops.count_theirs(flops.Case(tunix_prompts=1), one_each)
+    turns = sum(tokens - 1 for tokens in most if tokens < 800) + 2 * 800
+    assert by_group["rollout"] == 8 * (8 + turns)
+    assert flops.count_theirs(flops.Case(), one_each)["rollout"] == 64 * (1 + 800)
+
+
+def test_chips_with_loops_of_their_own_do_no_more_than_one_loop_for_all():
+    """Ours, of one nano layer: at full lengths the same on one chip and on eight, in either layout;
+    on the trace less where a chip's loop is its own, and less in a packed update."""
+    nano = model.CONFIGS["gemma3-nano"]
+    config = dataclasses.replace(nano, vocab_size=4096, num_layers=1, scan_unroll=1)
+    count = lambda **case: flops.count_ours(flops.Case(**case), config)
+    one = count(full=True, chips=1)
+    assert count(full=True) == one
+    assert count(full=True, layout="hybrid") == one
+    trace, hybrid = count(), count(layout="hybrid")
+    assert trace["rollout"] < hybrid["rollout"] == one["rollout"]
+    assert trace["update"] == hybrid["update"] < one["update"]
+
+
+STUB = """import sys
+sys.path.insert(0, {folder!r})
+import turns
+
+def grow(megabytes):
+    with turns.measured() as reading:
+        bytearray(b"x" * (megabytes << 20))
+    print("a library talks")
+    return reading
+
+turns.serve({{"grow": grow}})
+"""
+
+
+@pytest.fixture
+def side(tmp_path):
+    folder = Path(sides.__file__).parent / "theirs"
+    script = tmp_path / "stub.py"
+    script.write_text(STUB.format(folder=str(folder)))
+    log = tmp_path / "log"
+    command = [sys.executable, str(script)]
+    process = sides.SideProcess("stub", command, devices=1, log=log, cwd=tmp_path)
+    yield process
+    process.close()
+
+
+def test_a_peak_is_of_its_own_part_and_outlives_what_was_freed(side):
+    large = side.call("grow", megabytes=200)["peak"]
+    small = side.call("grow", megabytes=1)["peak"]
+    assert 200 << 20 < large < 600 << 20
+    assert small < large - (150 << 20)
+
+
+def test_what_a_side_says_of_its_failure_ends_the_benchmark(side):
+    with pytest.raises(SystemExit, match="stub, grow: TypeError"):
+        side.call("grow", megabytes="many")
+
+
+def test_tunix_sees_of_this_repository_its_own_folder_alone():
+    """Else it would find `kernels/`, or ours in the place of its own packages."""
+    theirs = Path(sides.__file__).parent / "theirs"
+    for path in theirs.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & {"gemma_grpo", "benchmarks", "kernels"}

@@ -1,0 +1,103 @@
+"""Laws of layout: what is split and what is whole, and that it changes no result."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tolerances
+from fake_batches import T, batch_of, fake_rollout
+from jax.sharding import PartitionSpec
+from stubs import tiny_model
+
+from gemma_grpo import weights
+from gemma_grpo.devices import mesh
+from gemma_grpo.training import grpo_update
+from gemma_grpo.training import state as train_state
+
+GRAPHDEF, PARAMS = tiny_model(scale=1.5)
+
+
+def spec(shape, num_devices=8):
+    devices = mesh.data_mesh(jax.devices()[:num_devices])
+    return mesh.spread(devices, jax.ShapeDtypeStruct(shape, jnp.float32)).spec
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((26, 1152, 6912), PartitionSpec(None, None, "data")),
+        ((26, 6912, 1152), PartitionSpec(None, "data")),
+        ((26, 1152, 4, 256), PartitionSpec(None, "data")),
+        ((262_144, 1152), PartitionSpec("data")),
+        ((1031, 2048), PartitionSpec(None, "data")),  # the longest axis that divides
+        ((2048, 2048), PartitionSpec("data")),  # the first of equals
+        ((2048, 64, 32), PartitionSpec(None, "data")),  # never the axis of layers
+        ((26, 1152), PartitionSpec()),  # small
+        ((1031, 1031), PartitionSpec()),  # nothing divides
+    ],
+)
+def test_a_large_array_is_split_along_its_longest_axis_that_divides(shape, expected):
+    assert spec(shape) == expected
+
+
+@pytest.fixture
+def everything_is_spread(monkeypatch):
+    """The tiny model has no array that is large enough by itself."""
+    monkeypatch.setattr(mesh, "SPREAD_FROM", 1)
+
+
+def updated(num_devices, *, passes=1, beta=0.0):
+    """State and metrics after two updates of the tiny model."""
+    devices = mesh.data_mesh(jax.devices()[:num_devices])
+    optimizer = optax.sgd(0.1, momentum=0.9)  # a moment, and linear: rounding stays rounding
+    update = grpo_update.make_update(
+        GRAPHDEF,
+        devices,
+        optimizer,
+        grpo_update.LossConfig(beta=beta),
+        temperature=1.0,
+        accumulation_steps=passes,
+        dtype="float32",
+        remat="full",
+    )
+    state = train_state.init_train_state(PARAMS, optimizer, devices)
+    for seed in (3, 4):
+        batch = batch_of(fake_rollout(seed))
+        if beta:
+            batch["ref_logps"] = np.full((len(batch["weights"]), T), -3.0, np.float32)
+        state, metrics = update(state, {}, mesh.place_rows(devices, batch))
+    return state, metrics
+
+
+@pytest.mark.usefixtures("compile_quickly", "everything_is_spread")
+@pytest.mark.parametrize("passes, beta", [(1, 0.0), (1, 0.1), (2, 0.0)])
+def test_an_update_spread_over_eight_devices_is_that_of_one(passes, beta):
+    one, metrics_of_one = updated(1, passes=passes, beta=beta)
+    eight, metrics_of_eight = updated(4 if passes == 2 else 8, passes=passes, beta=beta)
+    chex.assert_trees_all_close(
+        jax.device_get(one.params), jax.device_get(eight.params), atol=tolerances.MODEL_GRAD
+    )
+    chex.assert_trees_all_close(
+        jax.device_get(metrics_of_one), jax.device_get(metrics_of_eight), atol=tolerances.MODEL_GRAD
+    )
+
+
+@pytest.mark.usefixtures("compile_quickly", "everything_is_spread")
+def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
+    state, _ = updated(8)
+    layout = mesh.spread(mesh.data_mesh(), state)
+    jax.tree.map(lambda leaf, place: chex.assert_equal(leaf.sharding, place), state, layout)
+    embedding, gate = state.params["embedding"], state.params["layers"]["mlp"]["gate"]
+    for leaf in (embedding, gate, state.opt_state[0].trace["embedding"]):
+        assert leaf.addressable_shards[0].data.size == leaf.size // 8
+
+
+@pytest.mark.usefixtures("everything_is_spread")
+def test_saved_weights_come_back_into_their_pieces(tmp_path):
+    layout = mesh.spread(mesh.data_mesh(), PARAMS)
+    weights.save(tmp_path / "w.safetensors", jax.device_put(PARAMS, layout))
+    loaded = weights.load(tmp_path / "w.safetensors", mesh.described(PARAMS, layout))
+    jax.tree.map(lambda leaf, place: chex.assert_equal(leaf.sharding, place), loaded, layout)
+    chex.assert_trees_all_equal(jax.device_get(loaded), jax.device_get(PARAMS))

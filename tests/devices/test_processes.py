@@ -1,0 +1,269 @@
+"""Laws of a job of many processes: it computes what one process does, and ends together.
+
+Real processes on this machine, which talk over the loopback (gloo).
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tolerances
+
+from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
+
+# The embedded model is so small that its arrays would be whole on every device, and be packed.
+TRAIN = """
+import sys
+from gemma_grpo import checkpoint, mesh, train
+mesh.SPREAD_FROM = 1
+checkpoint.PACK_BELOW = 1 << 14
+sys.exit(train.main(sys.argv[1:]))
+"""
+SMALL = [
+    "--sft.num-steps", "2", "--sft.batch-size", "4",
+    "--grpo.num-steps", "4", "--grpo.prompts-per-step", "4", "--grpo.num-generations", "4",
+    "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.scale", "batch",
+    "--data.num-train", "60", "--data.num-test", "6",
+    "--evaluation.batch-size", "4", "--evaluation.num-samples", "0",
+]  # fmt: skip
+
+
+class Job:
+    """Processes that run one program together; their number is that of `--process-id`s."""
+
+    def __init__(self, program, num_processes, *arguments):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, *arguments]
+                + ["--coordinator", address, "--num-processes", str(num_processes)]
+                + ["--process-id", str(process_id)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            )
+            for process_id in range(num_processes)
+        ]
+
+    def finish(self, *, within=500):
+        """(exit status, output) of every process."""
+        deadline = time.monotonic() + within
+        try:
+            outputs = [
+                process.communicate(timeout=deadline - time.monotonic())[0]
+                for process in self.processes
+            ]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [
+            (process.returncode, output)
+            for process, output in zip(self.processes, outputs, strict=True)
+        ]
+
+
+def trained(num_processes, run_dir, *arguments):
+    job = Job(TRAIN, num_processes, "--run-dir", str(run_dir), *arguments)
+    for status, output in job.finish():
+        assert status == 0, output
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(runs):
+    """One process with four devices."""
+    arguments = ["--run-dir", str(runs / "alone"), "--model.cpu-devices", "4", *SMALL]
+    subprocess.run(
+        [sys.executable, "-c", TRAIN, *arguments],
+        check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    return runs / "alone"
+
+
+@pytest.fixture(scope="module")
+def two(runs):
+    """Two processes with two devices each."""
+    return trained(2, runs / "two", "--model.cpu-devices", "2", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def killed(runs):
+    """What is left of a job of two, one of which was killed in the third GRPO step; how the other
+    one ended."""
+    run_dir = runs / "killed"
+    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *SMALL)
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:  # two SFT, two GRPO
+        assert job.processes[1].poll() is None, job.finish()
+        time.sleep(0.02)
+    while not (run_dir / "checkpoints" / "grpo" / "000002" / "SHA256SUMS").exists():
+        time.sleep(0.02)
+    job.processes[1].kill()
+    started = time.monotonic()
+    (status, output), _ = job.finish(within=2 * processes.SILENCE_SECONDS)
+    return run_dir, status, output, time.monotonic() - started
+
+
+def steps_of(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not name.startswith(("time/", "tokens_per_s"))
+        }
+        for line in lines
+    ]
+
+
+def assert_like(run_dir, other):
+    """The same samples, and the same numbers but for the order of sums."""
+    for ours, theirs in zip(steps_of(run_dir), steps_of(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(value, theirs[name], **tolerances.METRICS, err_msg=name)
+            else:
+                assert value == theirs[name], name
+    files = sorted((other / "rollouts").iterdir())
+    assert [f.name for f in sorted((run_dir / "rollouts").iterdir())] == [f.name for f in files]
+    for file in files:
+        texts = [
+            [json.loads(line)["completion"] for line in path.read_text().splitlines()]
+            for path in (file, run_dir / "rollouts" / file.name)
+        ]
+        assert texts[0] == texts[1] and len(texts[0]) == 16
+
+
+def test_two_processes_train_as_one_does(alone, two):
+    assert_like(two, alone)
+
+
+def test_every_file_is_written_once(alone, two):
+    names = [sorted(p.relative_to(d).as_posix() for p in d.rglob("*.json*")) for d in (two, alone)]
+    assert names[0] == names[1]
+    for stage in ("base", "sft", "grpo"):
+        of = [
+            [
+                json.loads(line)["completion"]
+                for line in (d / "evaluations" / f"{stage}.jsonl").open()
+            ]
+            for d in (two, alone)
+        ]
+        assert of[0] == of[1] and len(of[0]) == 6
+
+
+def test_when_a_process_is_killed_the_others_end_in_time_and_say_so(killed):
+    _, status, output, seconds = killed
+    assert status != 0
+    assert "start all of them again, with --resume" in output
+    assert seconds < processes.SILENCE_SECONDS + 30
+
+
+def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
+    run_dir = shutil.copytree(killed[0], runs / "resumed")
+    trained(2, run_dir, "--resume")
+    assert steps_of(run_dir) == steps_of(two)
+    for stage in ("sft", "grpo"):
+        weights = f"weights/{stage}.safetensors"
+        assert (run_dir / weights).read_bytes() == (two / weights).read_bytes()
+
+
+def test_four_processes_go_on_with_what_two_have_saved(killed, alone, runs):
+    run_dir = shutil.copytree(killed[0], runs / "four")
+    settings = run_dir / "config.yaml"
+    settings.write_text(settings.read_text().replace("cpu_devices: 2", "cpu_devices: 1"))
+    trained(4, run_dir, "--resume")
+    assert_like(run_dir, alone)
+
+
+AGREE = """
+import argparse, sys
+import jax
+from gemma_grpo import cli, processes
+from gemma_grpo.errors import UserError
+
+flags = argparse.ArgumentParser()
+for name, kind in (("coordinator", str), ("num-processes", int), ("process-id", int)):
+    flags.add_argument(f"--{name}", type=kind)
+flags = flags.parse_args()
+processes.join(flags.coordinator, flags.num_processes, flags.process_id)
+own = jax.process_index()
+assert processes.from_all(lambda: "x" * own * 5000) == ["", "x" * 5000, "x" * 10_000]
+assert processes.from_first(lambda: {"of": own}) == {"of": 0}
+assert processes.on_first(lambda: print) == (print if own == 0 else None)
+
+def fails_on(number):
+    if own == number:
+        raise UserError(f"only process {number} fails")
+
+def main():
+    try:
+        processes.on_first(lambda: fails_on(0))
+    except UserError as error:
+        assert str(error) == "only process 0 fails"
+    processes.from_all(lambda: fails_on(2))
+
+sys.exit(cli.guarded(main))
+"""
+
+
+def test_processes_agree_on_values_and_stop_together_with_the_first_error():
+    for status, output in Job(AGREE, 3).finish(within=100):
+        assert status == 2 and "error: only process 2 fails" in output, output
+
+
+def test_a_process_alone_just_calls():
+    calls = []
+    assert processes.from_all(lambda: calls.append(1) or 7) == [7]
+    assert processes.from_first(lambda: 8) == 8
+    assert processes.on_first(lambda: 9) == 9
+    assert processes.is_first() and calls == [1]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (("", 2, 0), "give --coordinator host:port too"),
+        (("somewhere", 2, 0), "write host:port, or auto"),
+        (("localhost:1", None, 0), "give --coordinator host:port, --num-processes"),
+    ],
+)
+def test_half_of_a_job_s_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        processes.join(*settings)
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        ({}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_a_job_is_joined_where_the_environment_tells_of_one(monkeypatch, variables, told):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_ID", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes._told_by_environment() == told

@@ -1,0 +1,213 @@
+"""What an evaluation reports, worked out by hand on four problems."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from stubs import tiny_model
+
+from gemma_grpo import rewards
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import mesh
+from gemma_grpo.errors import UserError
+from gemma_grpo.evaluation import evaluator, statistics
+from gemma_grpo.generation import collect
+from gemma_grpo.model import NO_LORA
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.weights import assets
+
+
+def answered(problem, answer, *, steps=2, stopped=True, well_formed=True):
+    reasoning = "\n".join(f"{i} + 1 = {i + 1}" for i in range(steps))
+    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+    if not well_formed:
+        text = f"It is {answer}"
+    return rewards.Sample(
+        problem.prompt, text, problem.answer, problem.difficulty, 20, 60, (-0.1,), stopped
+    )
+
+
+PROBLEMS = [
+    Problem("a", "1", difficulty="easy", domain="x"),
+    Problem("b", "2", difficulty="medium", domain="x"),
+    Problem("c", "3", difficulty="medium", domain="y"),
+    Problem("d", "4", difficulty="hard", domain="y"),
+]
+GREEDY = [
+    answered(PROBLEMS[0], "1"),
+    answered(PROBLEMS[1], "9"),
+    answered(PROBLEMS[2], "3", well_formed=False),
+    answered(PROBLEMS[3], "4", steps=1, stopped=False),
+]
+
+
+def test_greedy_figures_are_those_of_hand_counting():
+    result = evaluator.summarize(PROBLEMS, GREEDY, None)
+    assert result["accuracy"] == 0.5  # a and d; c is right in prose only
+    assert result["lenient_accuracy"] == 0.75
+    assert result["format_rate"] == 0.5  # c has none, d ran out of budget
+    assert result["truncation_rate"] == 0.25
+    # Steps needed 1, 2, 2, 3; steps shown 2, 2, none, 1.
+    assert result["trace_score"] == pytest.approx((1 + 1 + 0 + 1 / 3) / 4)
+    assert result["by_difficulty"] == {
+        "easy": {"accuracy": 1.0, "n": 1},
+        "medium": {"accuracy": 0.0, "n": 2},
+        "hard": {"accuracy": 1.0, "n": 1},
+    }
+    assert result["by_domain"] == {
+        "x": {"accuracy": 0.5, "n": 2},
+        "y": {"accuracy": 0.5, "n": 2},
+    }
+    # Wilson's interval for 2 of 4 by hand: centre 1/2, half width z sqrt(n/4 + z^2/4) / (n + z^2).
+    z = 1.959964
+    half = z * math.sqrt(4 / 4 + z * z / 4) / (4 + z * z)
+    wilson_of_two = pytest.approx([0.5 - half, 0.5 + half], abs=1e-6)
+    assert result["accuracy_ci95"] == wilson_of_two == result["format_rate_ci95"]
+    # Of 1 of 4: centre (1/4 + z^2/8) / (1 + z^2/4), half width z sqrt(3/64 + z^2/64) / (1 + z^2/4).
+    scale = 1 + z * z / 4
+    middle, half = (1 / 4 + z * z / 8) / scale, z * math.sqrt(3 / 64 + z * z / 64) / scale
+    low, high = result["truncation_rate_ci95"]
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    # Three of four found leniently is the mirror image.
+    assert result["lenient_accuracy_ci95"] == pytest.approx([1 - high, 1 - low], abs=1e-6)
+
+
+def test_pass_at_k_and_maj_at_k_count_problems_not_samples():
+    given = [["1", "9", "9", "9"], ["2", "2", "9", "8"], ["9", "9", "9", "9"], ["4", "4", "4", "4"]]
+    sampled = [
+        answered(problem, answer)
+        for problem, answers in zip(PROBLEMS, given, strict=True)
+        for answer in answers
+    ]
+    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    assert result["k"] == 4
+    assert result["pass_at_k"] == 0.75
+    assert result["maj_at_k"] == 0.5
+    assert result["pass_at_1"] == (1 + 2 + 0 + 4) / 16
+    assert result["sampled_truncation_rate"] == 0
+    # Two of four drawn without replacement: 1 of 4 right is hit by 3 of the 6 pairs, 2 of 4 by 5.
+    pass_at_2 = (3 / 6 + 5 / 6 + 0 + 1) / 4
+    assert result["pass_at"] == {"1": 7 / 16, "2": pytest.approx(pass_at_2), "4": 0.75}
+    # pass@4 and maj@4 are 0 or 1 for each problem, so their intervals are Wilson's.
+    wilson = statistics.wilson_interval
+    assert result["pass_at_k_ci95"] == list(wilson(3, 4)) == result["pass_at_ci95"]["4"]
+    assert result["maj_at_k_ci95"] == list(wilson(2, 4))
+    # pass@1 is 1/4, 1/2, 0, 1: deviations from 7/16 are -3, 1, -7, 9 sixteenths.
+    deviation = math.sqrt((9 + 1 + 49 + 81) / 16**2 / 3)
+    half = 1.959964 * deviation / 2
+    assert result["pass_at_1_ci95"] == pytest.approx([7 / 16 - half, 7 / 16 + half], abs=1e-6)
+    assert result["pass_at_ci95"]["1"] == result["pass_at_1_ci95"]
+
+
+def test_pass_at_is_reported_at_powers_of_two_and_at_k():
+    sampled = [answered(problem, "1") for problem in PROBLEMS for _ in range(6)]
+    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    assert list(result["pass_at"]) == list(result["pass_at_ci95"]) == ["1", "2", "4", "6"]
+
+
+def test_an_answer_outside_the_format_counts_for_the_lenient_figures_only():
+    sampled = [answered(problem, problem.answer, well_formed=False) for problem in PROBLEMS]
+    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    assert result["pass_at_k"] == result["pass_at_1"] == result["maj_at_k"] == 0
+    assert result["lenient_pass_at_k"] == result["lenient_maj_at_k"] == 1
+    assert result["lenient_pass_at_1"] == 1
+
+
+def test_a_majority_is_one_vote_a_sample_by_the_reader_in_use():
+    votes = [("9", True), ("1", True), ("1", False), ("1", False)]
+    sampled = [answered(PROBLEMS[0], answer, well_formed=formed) for answer, formed in votes]
+    result = evaluator.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    assert result["maj_at_k"] == 0  # 9 and 1 once each; the first one given wins
+    assert result["lenient_maj_at_k"] == 1
+
+
+def test_truncation_of_samples_is_counted_over_all_of_them():
+    sampled = [answered(PROBLEMS[0], "1", stopped=stopped) for stopped in (True, False, True, True)]
+    result = evaluator.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    assert result["sampled_truncation_rate"] == 0.25
+    low, high = result["sampled_truncation_rate_ci95"]
+    assert 0 < low < 0.25 < high < 1  # one problem says little about others
+
+
+def test_a_row_says_what_was_asked_said_read_and_judged():
+    sampled = [answered(problem, answer) for problem in PROBLEMS[:2] for answer in "29"]
+    rows = evaluator.rows(PROBLEMS[:2], sampled, [-1.0, -2.0, -3.0, -4.0], greedy=False)
+    place = [(row["problem"], row["sample"], row["prompt"]) for row in rows]
+    assert place == [(0, 0, "a"), (0, 1, "a"), (1, 0, "b"), (1, 1, "b")]
+    assert [row["logp"] for row in rows] == [-1, -2, -3, -4]
+    assert [row["correctness"] for row in rows] == [0, 0, 1, 0]
+    assert not any(row["greedy"] for row in rows)
+    (row,) = evaluator.rows(PROBLEMS[2:3], GREEDY[2:3], [-1.0], greedy=True)
+    assert row["greedy"] and row["answer"] == "3" and row["completion"] == "It is 3"
+    assert (row["strict_answer"], row["correctness"]) == (None, 0)
+    assert (row["lenient_answer"], row["lenient_correctness"]) == ("3", 1)
+    assert (row["stopped"], row["num_tokens"]) == (True, 20)
+    assert (row["difficulty"], row["domain"], row["format"]) == ("medium", "y", 0)
+
+
+def test_a_comparison_is_paired_by_problem():
+    row = lambda right, greedy=True: {"correctness": float(right), "greedy": greedy}
+    before = [row(right) for right in (1, 0, 0, 0, 0, 0, 1, 0)]
+    after = [row(right) for right in (1, 1, 1, 1, 1, 1, 0, 0)]
+    before += [row(1, greedy=False)] * 3  # samples are no part of it
+    result = evaluator.compare(before, after)
+    assert (result["gained"], result["lost"], result["n"]) == (5, 1, 8)
+    assert result["difference"] == 0.5
+    assert result["p_value"] == pytest.approx(2 * (1 + 6) / 2**6)
+    low, high = result["ci95"]
+    assert -1 < low < 0.5 < high < 1
+
+
+def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
+    made = []
+
+    def make_rollout(graphdef, mesh, **settings):
+        made.append({name: settings[name] for name in drawn})
+        return lambda: None
+
+    monkeypatch.setattr(collect, "make_rollout", make_rollout)
+    drawn = dict(num_generations=4, temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
+    tokenizer, devices = Tokenizer(assets.NANO_TOKENIZER), mesh.data_mesh()
+    runtime = Runtime(
+        tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", "none", 0
+    )
+    settings = {name: value for name, value in drawn.items() if name != "num_generations"}
+    evaluator.make_evaluator(evaluator.EvaluationConfig(num_samples=4, **settings), runtime)
+    greedy = dict(num_generations=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+    assert made == [drawn, greedy]
+
+
+def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
+    seen = []
+
+    def fake_collect(self, params, problems, key, weights, extra):
+        seen.append([problem.prompt for problem in problems])
+        samples = [answered(p, str(g)) for p in problems for g in range(2)]
+        drawn = SimpleNamespace(
+            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+            completion_mask=np.array([[True, True, False]] * 4),
+        )
+        return SimpleNamespace(samples=samples, rollout=drawn)
+
+    monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
+    sampler = collect.Sampler(
+        lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
+    )
+    samples, logps = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
+    assert seen == [["a", "b"], ["c", "c"]]
+    assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
+    assert logps == [-1, -2] * 3  # of the tokens that count
+
+
+@pytest.mark.parametrize("change", [dict(batch_size=0), dict(num_samples=-1), dict(num_samples=7)])
+def test_a_senseless_setting_is_refused(change):
+    with pytest.raises(UserError, match="evaluation"):
+        evaluator.EvaluationConfig(**change)
+
+
+def test_shares_are_reported_in_order_of_appearance():
+    shares = evaluator._shares(np.array([True, False, True]), ["z", "a", "z"])
+    assert list(shares) == ["z", "a"] and shares["z"] == {"accuracy": 1.0, "n": 2}

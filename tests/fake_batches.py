@@ -1,0 +1,45 @@
+"""Batches of random completions that no model drew, for the tests of the update."""
+
+import numpy as np
+from stubs import PAD, TINY, tiny_prompts
+
+from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.training import grpo_update
+
+P, G, T = 8, 2, 6
+STOP = 7
+
+
+def fake_rollout(seed=3):
+    """Completions of random lengths that end in STOP where there is room."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, T + 1, P * G)
+    mask = np.arange(T) < lengths[:, None]
+    ids = np.where(mask, rng.integers(8, TINY.vocab_size, (P * G, T)), PAD).astype(np.int32)
+    stopped = lengths < T
+    ids[np.flatnonzero(stopped), lengths[stopped] - 1] = STOP
+    return Rollout(ids, mask, np.zeros((P * G, T), np.float32), stopped)
+
+
+PROMPTS = tiny_prompts(P)
+ADVANTAGES = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
+
+
+def batch_of(
+    rollout,
+    *,
+    aggregation="token_mean",
+    mask_truncated=False,
+    prompts=PROMPTS,
+    prompt_bucket=8,
+    length_bucket=1,
+):
+    return grpo_update.make_batch(
+        *prompts,
+        rollout,
+        ADVANTAGES,
+        aggregation=aggregation,
+        mask_truncated=mask_truncated,
+        prompt_bucket=prompt_bucket,
+        length_bucket=length_bucket,
+    )

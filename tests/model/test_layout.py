@@ -1,0 +1,182 @@
+"""Laws of the layouts: slices change no row, and on v5e what crosses chips is rows alone."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tolerances
+from flax import nnx
+from jax.sharding import PartitionSpec
+from stubs import PAD, TINY, host, tiny_prompts
+
+from gemma_grpo import model, presets
+from gemma_grpo.config import ModelConfig
+from gemma_grpo.devices import mesh
+from gemma_grpo.errors import UserError
+from gemma_grpo.generation import rollout, sampling
+from gemma_grpo.model import CONFIGS, NO_LORA, LoRAConfig
+from gemma_grpo.planning import compiled, fit, programs, roofline
+from gemma_grpo.runtime import LAYOUTS, Runtime, load_model
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.weights import assets
+
+G, T, P = 3, 9, 8
+DIVIDES = replace(TINY, vocab_size=8 * 512, hidden_dim=32, num_layers=2, pattern=2)
+STOPS = tuple(range(0, DIVIDES.vocab_size, 7))  # so that rows end at different slots
+LORA = LoRAConfig(rank=2, alpha=8.0)
+TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
+HYBRID = LAYOUTS["hybrid"]
+ONE_B = CONFIGS["gemma3-1b"]
+
+
+@functools.cache
+def graph_and_params(lora_config=NO_LORA):
+    """A model that divides over eight; adapters are not zero."""
+    graphdef, params = model.split(model.Gemma3(DIVIDES, rngs=nnx.Rngs(0), lora_config=lora_config))
+    adapter, base = model.partition(params)
+    rng = np.random.default_rng(2)
+    drawn = lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
+    return graphdef, model.join(jax.tree.map(drawn, adapter), base)
+
+
+def prompts():
+    """Of ragged lengths, their words in all slices."""
+    ids, mask = tiny_prompts(P)
+    return np.where(mask, ids * 101 % DIVIDES.vocab_size, PAD), mask
+
+
+def program(layout, num_devices, *, lora=NO_LORA, stop_ids=STOPS, temperature=1.0, **truncation):
+    return rollout.make_rollout(
+        graph_and_params(lora)[0],
+        mesh.data_mesh(jax.devices()[:num_devices]),
+        num_generations=G,
+        max_completion_length=T,
+        stop_ids=stop_ids,
+        pad_id=PAD,
+        temperature=temperature,
+        layout=LAYOUTS[layout],
+        **truncation,
+    )
+
+
+def roll(layout, num_devices, *, lora=NO_LORA, **settings):
+    run = program(layout, num_devices, lora=lora, **settings)
+    return host(run(graph_and_params(lora)[1], *prompts(), jax.random.key(0)))
+
+
+@pytest.mark.usefixtures("compile_quickly")
+@pytest.mark.parametrize(
+    "num_devices, settings",
+    [
+        (8, {"lora": LORA}),
+        (2, {"temperature": 0.0}),
+        (4, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}),
+    ],
+)
+def test_slices_draw_the_rows_that_one_device_with_whole_weights_draws(num_devices, settings):
+    sliced, whole = roll("hybrid", num_devices, **settings), roll("data", 1, **settings)
+    assert len(set(whole.completion_mask.sum(axis=1))) > 1
+    np.testing.assert_array_equal(sliced.completion_ids, whole.completion_ids)
+    np.testing.assert_array_equal(sliced.completion_mask, whole.completion_mask)
+    np.testing.assert_array_equal(sliced.stopped, whole.stopped)
+    np.testing.assert_allclose(sliced.sampler_logps, whole.sampler_logps, atol=tolerances.LOGP_GAP)
+
+
+@pytest.mark.usefixtures("compile_quickly")
+def test_every_device_decodes_until_the_longest_row_has_ended(monkeypatch):
+    steps, sample = [], sampling.sample
+
+    def counted(*arguments, **settings):
+        jax.debug.callback(lambda: steps.append(1))
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(sampling, "sample", counted)
+    many = tuple(range(0, DIVIDES.vocab_size, 2))
+    drawn = roll("hybrid", 8, stop_ids=many)
+    jax.effects_barrier()
+    longest = drawn.completion_mask.sum(axis=1).max()
+    assert 1 < longest < T and drawn.stopped.all()
+    assert len(steps) == 8 * longest
+
+
+def test_the_slices_of_the_rollout_are_the_pieces_that_training_keeps():
+    """So only attention's weights cross devices between an update and the next rollout."""
+    _, shapes = model.abstract(ONE_B)
+    sliced = HYBRID.specs(shapes)
+    kept = mesh.specs(mesh.data_mesh(), shapes)
+    layers, of_training = sliced["layers"], kept["layers"]
+    assert sliced["embedding"] == kept["embedding"] == PartitionSpec("data")
+    assert layers["mlp"] == of_training["mlp"]
+    assert layers["mlp"]["down"] == PartitionSpec(None, "data")
+    assert set(jax.tree.leaves(layers["attention"])) == {PartitionSpec()}
+
+
+def test_adapters_are_sliced_along_the_hidden_units_only():
+    _, shapes = model.abstract(ONE_B, LORA)
+    mlp = HYBRID.specs(shapes)["layers"]["mlp"]
+    hidden, whole = PartitionSpec(None, None, "data"), PartitionSpec()
+    assert mlp["gate_lora"] == mlp["up_lora"] == {"a": whole, "b": hidden}
+    assert mlp["down_lora"] == {"a": PartitionSpec(None, "data"), "b": whole}
+
+
+def test_a_run_puts_what_it_samples_with_into_its_layout():
+    graphdef, params = graph_and_params()
+    devices = mesh.data_mesh()
+    runtime = Runtime(
+        graphdef, {}, NO_LORA, TOKENIZER, devices, "", 8, T, "bfloat16", "none", 0, layout=HYBRID
+    )
+    full = runtime.full(jax.device_put(params, mesh.spread(devices, params)))
+    for leaf, parts in (
+        (full["embedding"], 8),
+        (full["layers"]["mlp"]["gate"], 8),
+        (full["layers"]["mlp"]["down"], 8),
+        (full["layers"]["attention"]["q_proj"], 1),
+    ):
+        assert leaf.dtype == "bfloat16"
+        assert leaf.addressable_shards[0].data.size * parts == leaf.size
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"hidden_dim": 36}, "hidden_dim=36 is no multiple of 8"),
+        ({"vocab_size": 4097}, "vocab_size=4097 is no multiple of 4096"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused_in_one_line(change, named):
+    HYBRID.check(DIVIDES, 8)
+    HYBRID.check(replace(DIVIDES, **change), 1)
+    with pytest.raises(
+        UserError, match=f"rollout_layout=hybrid: {named}, as 8 devices need; use data"
+    ):
+        HYBRID.check(replace(DIVIDES, **change), 8)
+
+
+def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
+    settings = ModelConfig(weights="gemma3-nano", rollout_layout="hybrid")
+    with pytest.raises(UserError, match="vocab_size=512"):
+        load_model(settings, seed=0)
+    run = presets.preset("gemma3-1b")
+    run = replace(run, model=replace(run.model, rollout_layout="hybrid"))
+    with pytest.raises(UserError, match="vocab_size=262208"):
+        fit.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
+
+
+@pytest.mark.parametrize(
+    "num_layers", [2, pytest.param(26, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
+)
+def test_on_v5e_nothing_but_rows_crosses_chips_in_the_decode_loop(v5e, num_layers):
+    """A slice of a matrix is 2 MB in bfloat16, of 64 rows' logits 8 MB; 64 rows are 147 kB. Prompts
+    are short, so that their rows, which the prefill's scan gathers, are not as large as either."""
+    run = presets.preset("gemma3-1b")
+    run = replace(run, model=replace(run.model, rollout_layout="hybrid", max_prompt_length=64))
+    program = programs.of_step(run, replace(ONE_B, num_layers=num_layers), mesh.data_mesh(v5e))[0]
+    read = compiled.compile_and_read(program.trace().lower())
+    in_loops = [found for found in read.collectives if found.in_loop]
+    assert max(found.largest for found in read.collectives) <= 8 * 64 * 1152 * 2 < 1152 * 864 * 2
+    # Two in the prefill's scan. In a decode step: two a layer, the embedding, the head, the draw.
+    assert sum(found.count for found in in_loops) == 2 + 2 * num_layers + 3, in_loops
+    # The compiler makes all-reduces of the small reduce-scatters.
+    assert {found.kind for found in in_loops} == {"all-gather", "all-reduce", "reduce-scatter"}

@@ -1,0 +1,333 @@
+"""What a run writes survives kills and full disks, and reads the same whether it was resumed."""
+
+import io
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.records import metrics
+from gemma_grpo.records.metrics import MetricsWriter, Progress, truncate_after
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_steps(writer, stage, steps):
+    for step in steps:
+        writer.write(stage, step, {"loss": 1 / step, "phase": "easy"})
+        writer.write_rollouts(stage, step, [{"completion": f"{step} ½", "reward": step}])
+
+
+def contents(run_dir):
+    """Every file of the run but TensorBoard's, whose names and times differ by nature."""
+    files = [run_dir / "metrics.jsonl", *(run_dir / "rollouts").iterdir()]
+    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files}
+
+
+def masked_crc(data):
+    """TFRecord's check sum: CRC-32C (polynomial 0x82F63B78, bit by bit), rotated and shifted."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+
+def events(directory):
+    """The events of a TensorBoard directory in the order TensorBoard reads them.
+
+    TFRecord: length (8 bytes), its check sum (4), the event, its check sum (4).
+    """
+    for file in sorted(directory.iterdir()):
+        data = file.read_bytes()
+        while data:
+            length, length_crc = struct.unpack("<QI", data[:12])
+            event, event_crc = data[12 : 12 + length], data[12 + length : 16 + length]
+            assert length_crc == masked_crc(data[:8])
+            assert struct.unpack("<I", event_crc) == (masked_crc(event),)
+            yield Event.FromString(event)
+            data = data[16 + length :]
+
+
+def scalars(directory):
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events(directory)
+        for value in event.summary.value
+    ]
+
+
+def test_a_line_holds_stage_step_and_the_metrics_in_order(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    values = {
+        "loss": jnp.float32(0.5),
+        "reward/mean": np.float64(0.25),
+        "zero_signal_groups": np.int64(3),
+        "phase": "hard",
+        "kl": None,
+        "truncated": jnp.array(2),
+    }
+    writer.write("grpo", 7, values)
+    # Read before close: the line does not wait in a buffer that a kill would empty.
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"stage": "grpo", "step": 7, "loss": 0.5, "reward/mean": 0.25, "zero_signal_groups": 3, '
+        '"phase": "hard", "kl": null, "truncated": 2}\n'
+    )
+    writer.close()
+
+
+@pytest.mark.parametrize("broken, word", [(np.nan, "nan"), (jnp.inf, "inf"), (-np.inf, "-inf")])
+def test_a_broken_metric_is_written_as_null_and_then_named(tmp_path, broken, word):
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(UserError, match=rf"^grad_norm is {word} at sft step 3; lower the learning"):
+        writer.write("sft", 3, {"loss": 1.5, "grad_norm": jnp.float32(broken)})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"stage": "sft", "step": 3, "loss": 1.5, "grad_norm": None}
+    writer.close()
+
+
+def test_rollouts_are_one_file_a_step_and_valid_json(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    rows = [{"completion": "½ < 1", "logps": [np.float32(-0.5), -np.inf]}, {"reward": np.int64(1)}]
+    writer.write_rollouts("grpo", 12, rows)
+    writer.close()
+    (file,) = (tmp_path / "rollouts").iterdir()
+    assert file.name == "grpo-000012.jsonl"
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in file.read_text("utf-8").split("\n")[:-1]
+    ]
+    assert lines == [{"completion": "½ < 1", "logps": [-0.5, None]}, {"reward": 1}]
+
+
+@pytest.mark.parametrize(
+    "stage, step, written",  # how far the killed run had come beyond its checkpoint
+    [
+        ("sft", 2, ("sft", 4)),
+        ("sft", 5, ("grpo", 3)),
+        ("grpo", 2, ("grpo", 4)),
+        ("sft", 0, ("grpo", 1)),
+    ],
+)
+def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(tmp_path, stage, step, written):
+    plan = [("sft", n) for n in range(1, 6)] + [("grpo", n) for n in range(1, 6)]
+    straight = MetricsWriter(tmp_path / "straight")
+    for at in plan:
+        write_steps(straight, at[0], [at[1]])
+    straight.close()
+    killed = MetricsWriter(tmp_path / "killed")
+    for at in plan[: plan.index(written) + 1]:
+        write_steps(killed, at[0], [at[1]])
+    killed.close()
+    resumed = MetricsWriter(tmp_path / "killed", {"stage": stage, "step": step})
+    for at in plan[plan.index((stage, step)) + 1 if step else 0 :]:
+        write_steps(resumed, at[0], [at[1]])
+    resumed.close()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
+
+
+def test_a_checkpoint_at_the_start_of_a_stage_keeps_the_stage_before(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    write_steps(writer, "sft", [1, 2])
+    kept = contents(tmp_path)
+    write_steps(writer, "grpo", [1])
+    writer.close()
+    MetricsWriter(tmp_path, {"stage": "grpo", "step": 0}).close()
+    assert contents(tmp_path) == kept
+    assert (tmp_path / "tensorboard" / "sft").exists()
+    assert not (tmp_path / "tensorboard" / "grpo").exists()
+
+
+def test_without_a_checkpoint_to_resume_from_the_run_begins_anew(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    write_steps(writer, "sft", [1, 2])
+    writer.close()
+    MetricsWriter(tmp_path).close()
+    assert contents(tmp_path) == {"metrics.jsonl": b""}
+    assert list((tmp_path / "tensorboard").iterdir()) == []
+
+
+def test_a_torn_last_line_and_half_written_rollouts_are_dropped(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    write_steps(writer, "sft", [1, 2])
+    writer.close()
+    whole = contents(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "step": 2, "lo')
+    (tmp_path / "rollouts" / "sft-000002.jsonl.tmp").write_text("{")
+    truncate_after(tmp_path, "sft", 2)
+    assert contents(tmp_path) == whole
+
+
+def test_a_line_that_is_not_ours_is_named_by_file_and_number(tmp_path):
+    MetricsWriter(tmp_path).close()
+    good = '{"stage": "sft", "step": 1}\n'
+    for bad in ("not json\n", '{"step": 1}\n', '{"stage": "eval", "step": 1}\n', "[]\n"):
+        (tmp_path / "metrics.jsonl").write_text(good + bad)
+        with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no metrics line; delete it"):
+            MetricsWriter(tmp_path, {"stage": "sft", "step": 9})
+
+
+def test_files_of_other_makers_stay(tmp_path):
+    MetricsWriter(tmp_path).close()
+    (tmp_path / "rollouts" / "notes-000001.jsonl").write_text("mine")
+    MetricsWriter(tmp_path).close()
+    assert (tmp_path / "rollouts" / "notes-000001.jsonl").read_text() == "mine"
+
+
+def test_an_unknown_stage_is_refused(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(ValueError, match="stage='eval' is not one of"):
+        writer.write("eval", 1, {})
+    writer.close()
+
+
+def test_tensorboard_gets_the_numbers_of_each_line_at_once(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write("sft", 1, {"loss": 0.5, "phase": "easy", "kl": None})
+    writer.write("grpo", 1, {"loss": 0.25, "truncated": 3})
+    board = tmp_path / "tensorboard"
+    assert scalars(board / "sft") == [(1, "loss", 0.5)]
+    assert scalars(board / "grpo") == [(1, "loss", 0.25), (1, "truncated", 3.0)]
+    writer.close()
+
+
+def test_a_resumed_run_tells_tensorboard_which_steps_to_forget(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    write_steps(writer, "sft", [1, 2])
+    write_steps(writer, "grpo", [1, 2, 3])
+    writer.close()
+    resumed = MetricsWriter(tmp_path, {"stage": "grpo", "step": 2})
+    write_steps(resumed, "grpo", [3])
+    resumed.close()
+    board = tmp_path / "tensorboard"
+    assert len(list((board / "grpo").iterdir())) == 2
+    starts = [event.step for event in events(board / "grpo") if event.HasField("session_log")]
+    assert starts == [3]  # TensorBoard drops older events from this step on
+    assert [step for step, *_ in scalars(board / "grpo")] == [1, 2, 3, 3]
+    assert all(
+        event.session_log.status == SessionLog.START
+        for event in events(board / "grpo")
+        if event.HasField("session_log")
+    )
+    assert [step for step, *_ in scalars(board / "sft")] == [1, 2]
+
+
+def test_a_stage_that_begins_after_the_resume_has_nothing_to_forget(tmp_path):
+    MetricsWriter(tmp_path).close()
+    resumed = MetricsWriter(tmp_path, {"stage": "sft", "step": 2})
+    write_steps(resumed, "grpo", [1])
+    resumed.close()
+    assert not any(
+        event.HasField("session_log") for event in events(tmp_path / "tensorboard" / "grpo")
+    )
+
+
+def test_a_line_taken_only_in_part_is_a_full_disk():
+    class AlmostFull(io.RawIOBase):
+        def write(self, data):
+            return len(data) - 1
+
+    with pytest.raises(UserError, match="disk full while writing metrics.jsonl"):
+        metrics._append(AlmostFull(), Path("metrics.jsonl"), b"line")
+
+
+FULL_DISK = """
+from gemma_grpo.errors import UserError
+from gemma_grpo.records.metrics import MetricsWriter
+writer = MetricsWriter("DIRECTORY/run")
+try:
+    for step in range(1, 10_000):
+        if LINES:
+            writer.write("sft", step, {"loss": 0.5, "text": "x" * 999})
+        else:
+            writer.write_rollouts("sft", step, [{"completion": "x" * 9999}])
+except UserError as error:
+    print(error)
+MetricsWriter("DIRECTORY/run", {"stage": "sft", "step": 20}).close()
+print(len(open("DIRECTORY/run/metrics.jsonl").readlines()))
+"""
+
+
+@pytest.mark.parametrize(
+    "lines, named", [(True, r"metrics\.jsonl|sft"), (False, r"sft-\d+\.jsonl")]
+)
+def test_a_full_disk_is_named_and_what_was_written_can_be_resumed(tmp_path, lines, named):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not shutil.which("unshare"):
+        pytest.skip("no unshare on this machine: no way to make a small disk")
+    script = FULL_DISK.replace("DIRECTORY", str(disk)).replace("LINES", str(lines))
+    mount = f'mount -t tmpfs -o size=512k tmpfs "{disk}" || exit 77; exec "$0" -c "$1"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, sys.executable, script]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if child.returncode == 77 or "unshare" in child.stderr:
+        pytest.skip(f"this machine does not let us mount a small disk: {child.stderr.strip()}")
+    message, kept = child.stdout.splitlines()
+    assert re.match(
+        rf"disk full while writing .*({named}); free some space, then --resume", message
+    )
+    assert kept == ("20" if lines else "0")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_bar_shows_reward_speed_and_time_left(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(4, "grpo", done=1)
+    progress.update(reward=0.41234, tokens_per_s=21034.4)
+    progress.update(reward=0.5, tokens_per_s=22000)
+    progress.close()
+    last = screen.getvalue().split("\r")[-1]
+    assert "grpo" in last and "3/4" in last
+    assert "reward=0.500" in last and "tokens/s=22,000" in last
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone < time left
+
+
+def test_elsewhere_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 2))  # each look at the clock finds it 2 s later
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress(200, "grpo")
+    for step in range(1, 201):
+        progress.update(reward=step / 1000, tokens_per_s=20000 + step)
+    progress.close()
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 10 and captured.out == ""
+    # After 20 of 200 steps and 2 s: 180 steps of 0.1 s are left.
+    assert lines[0] == "grpo 20/200 (10 %), reward 0.020, tokens/s 20,020, 0:18 left"
+    assert lines[-1].startswith("grpo 200/200 (100 %), reward 0.200, tokens/s 20,200, 0:00 left")
+
+
+def test_a_resumed_stage_counts_time_from_where_it_went_on(monkeypatch, capsys):
+    clock = iter([0, 60])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress(20, "sft", done=15)
+    progress.update()
+    # One step took 60 s, and four are left.
+    assert capsys.readouterr().err == "sft 16/20 (80 %), 4:00 left\n"
+
+
+def test_importing_metrics_loads_neither_tensorboard_nor_tqdm():
+    heavy = "{'tensorboardX', 'tqdm', 'matplotlib', 'orbax'}"
+    script = (
+        "import sys; from gemma_grpo.records import checkpoint, metrics, report; "
+        f"print({heavy} & {{name.split('.')[0] for name in sys.modules}})"
+    )
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert child.stdout == "set()\n", child.stderr

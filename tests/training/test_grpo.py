@@ -1,0 +1,295 @@
+"""Laws of the update and of a step: what gets gradient, what adds up, what a rollout is worth."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tolerances
+from fake_batches import ADVANTAGES, STOP, G, P, T, batch_of, fake_rollout
+from flax import nnx
+from stubs import PAD, host, tiny_model, tiny_prompts
+
+from gemma_grpo import rewards
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import mesh
+from gemma_grpo.errors import UserError
+from gemma_grpo.generation import collect
+from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.training import grpo, grpo_update, logps, resample, sft
+from gemma_grpo.training import state as train_state
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+GRAPHDEF, PARAMS = tiny_model(scale=1.5)
+SGD = optax.sgd(1.0)
+
+
+@jax.jit
+def exact_logps(params, rollout):
+    arrays = map(jnp.asarray, (*tiny_prompts(P), rollout.completion_ids, rollout.completion_mask))
+    return logps.completion_logps(nnx.merge(GRAPHDEF, params), *arrays)[0]
+
+
+def on(num_devices=1):
+    return mesh.data_mesh(jax.devices()[:num_devices])
+
+
+@functools.cache
+def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # noqa: B008 (frozen)
+    return grpo_update.make_update(
+        GRAPHDEF,
+        on(num_devices),
+        SGD,
+        loss,
+        temperature=1.0,
+        accumulation_steps=passes,
+        dtype="float32",
+        remat="none",
+    )
+
+
+def gradient(batch, **settings):
+    """With SGD at rate 1 the gradient is what the weights moved by."""
+    state = train_state.init_train_state(PARAMS, SGD, on(settings.get("num_devices", 1)))
+    moved, metrics = update_program(**settings)(state, {}, batch)
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), PARAMS, moved.params), metrics
+
+
+def assert_trees_close(a, b, atol):
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)  # the next one is blind to dtypes
+    chex.assert_trees_all_close(a, b, atol=atol, rtol=0)
+
+
+def test_on_policy_the_gradient_is_reinforce_with_the_stop_token_in_it():
+    rollout = fake_rollout()
+    batch = batch_of(rollout)
+    actual, _ = gradient(batch)
+
+    def reinforce(params):
+        values = exact_logps(params, rollout)
+        counted = jnp.where(rollout.completion_mask, values, 0.0)
+        return -(counted * ADVANTAGES[:, None]).sum() / rollout.completion_mask.sum()
+
+    assert_trees_close(actual, host(jax.jit(jax.grad(reinforce))(PARAMS)), tolerances.MODEL_GRAD)
+
+
+def test_nothing_in_the_padding_reaches_loss_or_gradient():
+    rollout = fake_rollout()
+    batch = batch_of(rollout)
+    poison = lambda x: np.where(rollout.completion_mask, x, np.nan).astype(np.float32)
+    garbage = np.where(rollout.completion_mask, rollout.completion_ids, 39).astype(np.int32)
+    poisoned = batch | {"completion_ids": garbage, "sampler_logps": poison(batch["sampler_logps"])}
+    clean, dirty = gradient(batch), gradient(poisoned)
+    chex.assert_tree_all_finite(dirty)
+    assert_trees_close(clean, dirty, tolerances.MODEL_GRAD)
+
+
+def test_an_update_is_traced_once_for_all_steps_of_one_shape():
+    chex.clear_trace_counter()
+    update = update_program.__wrapped__()
+    once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
+    state = train_state.init_train_state(PARAMS, SGD, on())
+    for seed in (3, 4):
+        state, _ = once(state, {}, batch_of(fake_rollout(seed)))
+
+
+def test_the_stop_token_gets_gradient():
+    rollout = fake_rollout()
+    before_stop = rollout.completion_mask & (rollout.completion_ids != STOP)
+    with_stop = gradient(batch_of(rollout))[0]
+    weights = batch_of(rollout)["weights"]
+    without = gradient(batch_of(rollout) | {"weights": weights * before_stop})[0]
+    assert np.abs(with_stop["embedding"][STOP] - without["embedding"][STOP]).max() > 1e-3
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+@pytest.mark.parametrize("passes", [2, 8])
+def test_the_gradient_does_not_depend_on_the_number_of_passes(passes, aggregation):
+    batch = batch_of(fake_rollout(), aggregation=aggregation)
+    (one, metrics_one), (many, metrics_many) = gradient(batch), gradient(batch, passes=passes)
+    assert_trees_close(one, many, tolerances.MODEL_GRAD)
+    for name, value in metrics_one.items():
+        np.testing.assert_allclose(metrics_many[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_gradient_does_not_depend_on_the_number_of_devices():
+    batch = batch_of(fake_rollout())
+    assert_trees_close(gradient(batch)[0], gradient(batch, num_devices=8)[0], tolerances.MODEL_GRAD)
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss():
+    rollout = fake_rollout()
+    batch = batch_of(rollout, mask_truncated=True)
+    assert (batch["loss_mask"].any(axis=1) == rollout.stopped).all()
+    assert batch["weights"][~rollout.stopped].sum() == 0
+    np.testing.assert_allclose(batch["weights"].sum(), 1.0, rtol=1e-6)
+
+
+def test_padding_beyond_the_longest_completion_is_cut_to_the_bucket():
+    rollout = fake_rollout()
+    short = rollout._replace(completion_mask=rollout.completion_mask & (np.arange(T) < 3))
+    assert batch_of(short, length_bucket=2)["completion_ids"].shape[1] == 4
+    assert batch_of(short, length_bucket=4)["completion_ids"].shape[1] == 4
+    assert batch_of(rollout, length_bucket=4)["completion_ids"].shape[1] == T
+
+
+def test_padding_before_the_longest_prompt_is_cut_to_the_bucket_and_the_gradient_stays():
+    padded = [np.pad(array, ((0, 0), (9, 0))) for array in tiny_prompts(P)]
+    longest = int(padded[1].sum(axis=1).max())
+    rollout = fake_rollout()
+    whole = batch_of(rollout, prompts=padded, prompt_bucket=17)
+    cut = batch_of(rollout, prompts=padded, prompt_bucket=longest)
+    np.testing.assert_array_equal(whole["prompt_ids"], padded[0])
+    np.testing.assert_array_equal(cut["prompt_ids"], padded[0][:, -longest:])
+    np.testing.assert_array_equal(cut["prompt_mask"], padded[1][:, -longest:])
+    assert_trees_close(gradient(cut)[0], gradient(whole)[0], tolerances.MODEL_GRAD)
+
+
+def test_at_a_rate_of_1e_6_every_weight_with_a_gradient_moves():
+    optimizer = optax.adam(1e-6)
+    state = train_state.init_train_state(
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS), optimizer, on()
+    )
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    moved = train_state.apply_gradients(state, grads, optimizer)
+    for old, new in zip(jax.tree.leaves(state.params), jax.tree.leaves(moved.params), strict=True):
+        assert new.dtype == jnp.float32
+        # A weight of 8 or more has a float32 neighbour farther than 1e-6 / 2 away.
+        assert (np.asarray(old) != np.asarray(new))[np.abs(np.asarray(old)) < 8].all()
+
+
+def test_the_reported_gap_is_the_mean_and_root_mean_square_over_completion_tokens():
+    rollout = fake_rollout()
+    batch = batch_of(rollout)
+    exact = exact_logps(PARAMS, rollout)
+    off = np.where(np.arange(T) % 2, 0.3, -0.1).astype(np.float32)[None]
+    _, metrics = gradient(batch | {"sampler_logps": np.asarray(exact) + off})
+    gaps = np.broadcast_to(np.abs(off), (P * G, T))[rollout.completion_mask]
+    np.testing.assert_allclose(metrics["logp_gap/mean"], gaps.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["logp_gap/rms"], np.sqrt((gaps**2).mean()), rtol=1e-4)
+
+
+def test_a_toy_reward_rises_within_a_few_steps():
+    """The reward is the share of one token, at chance 1 in 40 to begin with."""
+    roll = make_rollout(
+        GRAPHDEF, on(), num_generations=G * 4, max_completion_length=T, stop_ids=(),
+        pad_id=PAD, temperature=1.0,
+    )  # fmt: skip
+    optimizer = optax.adam(3e-2)
+    update = grpo_update.make_update(
+        GRAPHDEF, on(), optimizer, grpo_update.LossConfig(), temperature=1.0,
+        accumulation_steps=1, dtype="float32", remat="none",
+    )  # fmt: skip
+    state = train_state.init_train_state(PARAMS, optimizer, on())
+    shares = []
+    for step in range(20):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        drawn = host(roll(state.params, *tiny_prompts(P), key))
+        reward = (drawn.completion_ids == 33).mean(axis=1)
+        centred = reward.reshape(P, -1) - reward.reshape(P, -1).mean(axis=1, keepdims=True)
+        batch = grpo_update.make_batch(
+            *tiny_prompts(P), drawn, centred.reshape(-1).astype(np.float32),
+            aggregation="token_mean", mask_truncated=False, prompt_bucket=8, length_bucket=1,
+        )  # fmt: skip
+        state, _ = update(state, {}, batch)
+        shares.append(reward.mean())
+    assert np.mean(shares[:3]) < 0.2 < 0.8 < np.mean(shares[-3:])
+
+
+def test_sft_counts_completion_tokens_alike_and_prompt_tokens_not_at_all():
+    prompts = [[2, 9, 9], [2, 9]]
+    completions = [[10, 11, STOP], [12, STOP]]
+    batch = sft.make_batch(
+        prompts, completions, max_prompt_length=4, max_completion_length=5, length_bucket=8,
+        pad_id=PAD,
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch["prompt_ids"], [[0, 2, 9, 9], [0, 0, 2, 9]])
+    np.testing.assert_array_equal(
+        batch["completion_ids"], [[10, 11, STOP, 0, 0], [12, STOP, 0, 0, 0]]
+    )
+    expected = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]) / 5
+    np.testing.assert_allclose(batch["weights"], expected, rtol=1e-6)
+
+
+# --- dynamic sampling, with groups made by hand -----------------------------------------------
+
+
+def groups_of(correct_PG, mark):
+    """Groups whose correctness is given; `mark` tells which draw they came from."""
+    P, G = np.shape(correct_PG)
+    B = P * G
+    ids = np.full((B, 2), mark, np.int32) + 100 * np.arange(B, dtype=np.int32)[:, None]
+    return collect.Groups(
+        problems=[Problem(f"{mark}-{p}", "1") for p in range(P)],
+        prompt_ids=np.full((P, 3), mark),
+        prompt_mask=np.ones((P, 3), bool),
+        rollout=Rollout(ids, np.ones((B, 2), bool), np.zeros((B, 2)), np.ones(B, bool)),
+        samples=[rewards.Sample(f"{mark}-{b}", "", "1", "easy", 1, 2, (), True) for b in range(B)],
+        scores=rewards.Scores(
+            {"correctness": np.ravel(correct_PG).astype(float).tolist()}, [float(mark)] * B
+        ),
+    )
+
+
+def collect_from(draws, resample_rounds):
+    keys = []
+
+    def collect_one(problems, key):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return groups_of(draws[len(keys) - 1], len(keys) - 1)
+
+    groups, rounds = resample.collect_mixed(
+        collect_one, lambda sampling_round: [], jax.random.key(0), resample_rounds=resample_rounds
+    )
+    assert len(set(keys)) == len(keys)  # every round draws with a key of its own
+    return groups, rounds
+
+
+ALL_RIGHT, ALL_WRONG, MIXED = [1, 1], [0, 0], [0, 1]
+
+
+def test_groups_all_right_or_all_wrong_are_replaced_by_mixed_ones_of_a_later_draw():
+    draws = [[ALL_RIGHT, MIXED, ALL_WRONG], [ALL_WRONG, MIXED, MIXED]]
+    groups, rounds = collect_from(draws, resample_rounds=3)
+    assert [problem.prompt for problem in groups.problems] == ["1-1", "0-1", "1-2"]
+    rows = [sample.prompt for sample in groups.samples]
+    assert rows == ["1-2", "1-3", "0-2", "0-3", "1-4", "1-5"]
+    np.testing.assert_array_equal(
+        groups.rollout.completion_ids[:, 0], [201, 301, 200, 300, 401, 501]
+    )
+    np.testing.assert_array_equal(groups.prompt_ids[:, 0], [1, 0, 1])
+    assert groups.scores.totals == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert rounds == 1
+
+
+def test_resampling_stops_at_its_bound_and_keeps_what_is_left():
+    groups, rounds = collect_from([[ALL_RIGHT, MIXED]] + [[ALL_WRONG, ALL_WRONG]] * 2, 2)
+    assert [problem.prompt for problem in groups.problems] == ["0-0", "0-1"]
+    assert rounds == 2
+
+
+def test_without_rounds_nothing_is_resampled():
+    groups, rounds = collect_from([[ALL_RIGHT, ALL_WRONG]], 0)
+    assert rounds == 0 and not resample.mixed_groups(groups).any()
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(num_generations=1), "num_generations"),
+        (dict(temperature=0.0), "temperature"),
+        (dict(prompts_per_step=6, accumulation_steps=4), "accumulation_steps"),
+        (dict(prompt_bucket=0), "prompt_bucket"),
+        (dict(length_bucket=0), "length_bucket"),
+        (dict(resample_rounds=-1), "resample_rounds"),
+        (dict(loss=grpo_update.LossConfig(level="sequence")), "aggregation"),
+        (dict(loss=grpo_update.LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
+    ],
+)
+def test_a_senseless_setting_is_refused_by_name(change, named):
+    with pytest.raises(UserError, match=named):
+        grpo.GRPOConfig(**change)
