@@ -103,7 +103,7 @@ def update_on(
     """The update of `run` on a batch of these shapes."""
     update = programs.of_step(run, config, mesh)[-1]
     shapes = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.rows(mesh))
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.batch_sharding(mesh))
         for name, array in batch.items()
     }
     return replace(update, arguments=(*update.arguments[:2], shapes))

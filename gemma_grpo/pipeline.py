@@ -99,9 +99,9 @@ def execute(run: RunConfig, run_dir: Path) -> dict:
     """
     with compile_clock.running() as clock:
         _run_stages(run, run_dir)
-    processes.on_first(lambda: _record_seconds(run_dir, "compile", clock.seconds))
+    processes.run_on_primary(lambda: _record_seconds(run_dir, "compile", clock.seconds))
     stages = ["base", *run.stage_list]
-    return processes.from_first(lambda: _summarize(run, stages, run_dir))
+    return processes.broadcast_from_primary(lambda: _summarize(run, stages, run_dir))
 
 
 def _run_stages(run: RunConfig, run_dir: Path) -> None:
@@ -118,11 +118,11 @@ def _run_stages(run: RunConfig, run_dir: Path) -> None:
     }
     for stage in run.stage_list:
         path = run_dir / "weights" / f"{stage}.safetensors"
-        if not processes.from_first(path.exists):
+        if not processes.broadcast_from_primary(path.exists):
             started = time.monotonic()
             params = _train_stage(stage, train[stage], params, run_dir)
             seconds = time.monotonic() - started
-            processes.on_first(partial(_record_seconds, run_dir, stage, seconds))
+            processes.run_on_primary(partial(_record_seconds, run_dir, stage, seconds))
             path.parent.mkdir(exist_ok=True)
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.
@@ -146,7 +146,7 @@ def _train_stage(
         return MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
 
     with Interrupt() as interrupt:
-        writer = processes.on_first(open_writer)
+        writer = processes.run_on_primary(open_writer)
         try:
             return train(params, RunFiles(run_dir, writer, interrupt))
         finally:
@@ -159,7 +159,7 @@ def _evaluate(
 ) -> None:
     """Measures a stage's model unless that is on file already."""
     folder = run_dir / "evaluations"
-    if processes.from_first((folder / f"{stage}.json").exists):
+    if processes.broadcast_from_primary((folder / f"{stage}.json").exists):
         return
     started = time.monotonic()
     result, rows = evaluator.run(params, problems)
@@ -171,7 +171,7 @@ def _evaluate(
         _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
         write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
 
-    processes.on_first(write)
+    processes.run_on_primary(write)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:

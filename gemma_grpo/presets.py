@@ -76,7 +76,7 @@ GEMMA3_1B = RunConfig(
         max_completion_length=800,
         remat="full",
         # A chip decodes eight rows: it would wait for its weights. README.md, "On a TPU v5e-8".
-        rollout_layout="hybrid",
+        rollout_layout="tensor_parallel",
     ),
     data=DataConfig(source="gsm8k", num_train=0, num_test=0),
     sft=SFTConfig(num_steps=200, batch_size=64, optimizer=OptimizerConfig(learning_rate=1e-5)),

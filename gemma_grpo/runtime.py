@@ -13,10 +13,10 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import NO_LORA, WHOLE, Layout, LoRAConfig, Params, Remat, in_dtype
+from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat, in_dtype
 from gemma_grpo.text.tokenizer import Tokenizer
 
-LAYOUTS = {"data": gemma3.WHOLE, "hybrid": gemma3.Sliced(meshes.DATA)}
+LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ModelConfig:
     remat: Remat = "none"
     """What the backward pass computes again, to need less memory: none; dots, all but the products
     with weights; full, each block."""
-    rollout_layout: Literal["data", "hybrid"] = "data"
-    """Weights while sampling: data has them whole on every device; hybrid has the MLPs and the
-    embedding in slices, which is faster where few rows are decoded on each of several chips."""
+    rollout_layout: Literal["data", "tensor_parallel"] = "data"
+    """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
+    sharded over the devices, faster where few rows are decoded on each of several chips."""
     cpu_devices: int = 0
     """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
     large model runs its products over all cores anyway and wants 1."""
@@ -86,14 +86,14 @@ class Runtime:
     dtype: str
     remat: Remat
     seed: int
-    layout: Layout = WHOLE
+    layout: Layout = REPLICATED
 
-    def full(self, params: Params) -> Params:
+    def sampling_params(self, params: Params) -> Params:
         """All parameters to sample with, in the dtype computed in: what is trained in its layout,
         each array moved once, and only where it does not lie so already; the frozen ones beside it
         (not copied)."""
         computing = in_dtype(params, self.dtype)
-        places = meshes.places(self.mesh, self.layout.specs(computing))
+        places = meshes.named_shardings(self.mesh, self.layout.specs(computing))
         return gemma3.join(jax.device_put(computing, places), self.frozen)
 
     def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
@@ -133,9 +133,9 @@ def load_model(
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
-    pieces = meshes.spread(mesh, trained_shapes)
+    pieces = meshes.fsdp_shardings(mesh, trained_shapes)
     if trained is not None:
-        params = weights.load(trained, meshes.described(trained_shapes, pieces))
+        params = weights.load(trained, meshes.with_shardings(trained_shapes, pieces))
     elif settings.lora.rank:
         # On the mesh from birth: what a stage leaves is read back to where these lie.
         fresh = gemma3.init_adapter(source.config, settings.lora, seed=seed)
@@ -145,7 +145,7 @@ def load_model(
     frozen = {}
     if settings.lora.rank:
         frozen = weights.assemble(
-            source, base_shapes, dtype=settings.dtype, sharding=meshes.whole(mesh)
+            source, base_shapes, dtype=settings.dtype, sharding=meshes.replicated(mesh)
         )
     runtime = Runtime(
         graphdef=graphdef,

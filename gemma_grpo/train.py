@@ -79,8 +79,8 @@ def _main(arguments: list[str]) -> int:
         run = config.from_yaml((options.run_dir or _newest_run()) / "config.yaml")
     processes.join(options.coordinator, options.num_processes, options.process_id)
     cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
-    run_dir = processes.from_first(lambda: _run_dir(options))
-    say = print if processes.is_first() else lambda *_, **__: None
+    run_dir = processes.broadcast_from_primary(lambda: _run_dir(options))
+    say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
         say(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
@@ -90,7 +90,7 @@ def _main(arguments: list[str]) -> int:
     if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
         _require_room(run)
     if not options.resume:
-        processes.on_first(lambda: pipeline.new_run_dir(run_dir, run))
+        processes.run_on_primary(lambda: pipeline.new_run_dir(run_dir, run))
     say(f"run directory: {run_dir}", file=sys.stderr)
     summary = pipeline.execute(run, run_dir)
     say(json.dumps(summary) if options.json else report.before_after_table(summary))

@@ -14,6 +14,7 @@ from gemma_grpo.generation import chat, generator
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import NO_LORA
 from gemma_grpo.runtime import Runtime
+from gemma_grpo.text import padding
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
 
@@ -193,9 +194,9 @@ def test_what_the_budget_cuts_in_a_character_is_shown_as_broken_at_the_end_only(
 def test_prompts_are_padded_to_few_lengths(monkeypatch):
     widths = []
     generator = spelled("x", budget=300)
-    real = generator.padding.pad_left
+    real = padding.pad_left
     monkeypatch.setattr(
-        generator.padding,
+        padding,
         "pad_left",
         lambda rows, **kw: widths.append(kw["length"]) or real(rows, **kw),
     )

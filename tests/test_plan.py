@@ -61,7 +61,7 @@ def test_collectives_are_counted_by_kind_and_by_whether_they_stand_in_a_loop():
 
 def test_a_program_is_read_as_a_device_sees_it():
     devices = mesh.data_mesh()
-    x = jax.ShapeDtypeStruct((8, 1024), jnp.float32, sharding=mesh.rows(devices))
+    x = jax.ShapeDtypeStruct((8, 1024), jnp.float32, sharding=mesh.batch_sharding(devices))
     read = compiled.compile_and_read(jax.jit(lambda x: x.sum()).lower(x))
     assert read.arguments == 1024 * 4
     assert [found.kind for found in read.collectives] == ["all-reduce"]
@@ -140,13 +140,13 @@ def test_on_v5e_a_truncated_rollout_draws_by_its_kernel_and_keeps_logits_in_vmem
         top_k=50,
         top_p=0.95,
     )
-    whole, rows = mesh.whole(devices), mesh.rows(devices)
+    whole, rows = mesh.replicated(devices), mesh.batch_sharding(devices)
     place = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
     lowered = rollout.lower(
         jax.tree.map(lambda leaf: place(leaf.shape, jnp.bfloat16, whole), shapes),
         place((8, 64), jnp.int32, rows),
         place((8, 64), jnp.bool_, rows),
-        mesh.described(jax.eval_shape(lambda: jax.random.key(0)), whole),
+        mesh.with_shardings(jax.eval_shape(lambda: jax.random.key(0)), whole),
     )
     text = lowered.compile().as_text()
     (kernel,) = re.findall(r"%(\S+) = .*custom_call_target=\"tpu_custom_call\"", text)
@@ -195,7 +195,7 @@ def test_on_v5e_the_largest_packed_update_takes_no_more_memory_than_the_padded_o
     state, frozen, batch = padded.arguments
     parts = run.grpo.packed_sizes
     room = (parts - 1) * batch["weights"].size // (8 * parts)
-    slots = jax.ShapeDtypeStruct((8, room), jnp.int32, sharding=mesh.rows(devices))
+    slots = jax.ShapeDtypeStruct((8, room), jnp.int32, sharding=mesh.batch_sharding(devices))
     packed = replace(padded, arguments=(state, frozen, batch | {"slots": slots}))
     whole, part = (
         compiled.compile_and_read(each.trace().lower()).peak for each in (padded, packed)

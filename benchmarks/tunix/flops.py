@@ -8,8 +8,8 @@ written for TPUs. Parts: the rollout (prefill and decode loop) and the update. L
 `benchmarks.lengths`:
 
     a loop goes on until the longest of its rows has ended. With us a chip of the data layout has a
-    loop of its own; the hybrid layout, one chip, and Tunix have one for all rows. Tunix can take
-    its rollout some prompts at a time (rollout_micro_batch_size), one loop after another.
+    loop of its own; the tensor_parallel layout, one chip, and Tunix have one for all rows. Tunix
+    can take its rollout some prompts at a time (rollout_micro_batch_size), one loop after another.
     our update is packed as the pipeline packs it. Tunix's takes every completion at its whole
     budget, to which it pads them. Its option to pack sequences, max_seq_token_per_tpu, fails with
     its Gemma 3 in 0.1.7: packing leaves out the attention mask, and the model takes no segments
@@ -70,10 +70,10 @@ CASES = {
     "full lengths": Case(full=True, chips=1),
     "on one chip": Case(chips=1),
     "on 8 chips": Case(),
-    "on 8 chips, hybrid": Case(layout="hybrid"),
+    "on 8 chips, tensor_parallel": Case(layout="tensor_parallel"),
     "on 8 chips, Tunix a prompt a rollout": Case(tunix_prompts=1),
     "on 8 chips, remat": Case(**_REMAT),
-    "on 8 chips, hybrid, remat": Case(layout="hybrid", **_REMAT),
+    "on 8 chips, tensor_parallel, remat": Case(layout="tensor_parallel", **_REMAT),
 }
 
 
@@ -132,7 +132,7 @@ def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
     mesh = meshes.data_mesh(jax.devices()[: case.chips])
     rollout = programs.of_step(run, config, mesh)[0].trace()
     turns = longest(lengths_of(case), case.chips)
-    if case.layout == "hybrid":  # all chips take part in every row
+    if case.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * case.chips
     sizes = 1 if case.full else run.grpo.packed_sizes
     batch = packing.packed_trace(run, num_devices=case.chips, sizes=sizes)

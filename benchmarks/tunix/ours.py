@@ -146,7 +146,7 @@ class Side:
     def _draw(self, prompt_ids_PS: np.ndarray, prompt_mask_PS: np.ndarray, key) -> Rollout:
         """A rollout of the weights as they are, on the host."""
         params = model.in_dtype(self.state.params, self.dtype)
-        params = jax.device_put(params, mesh.whole(self.mesh))
+        params = jax.device_put(params, mesh.replicated(self.mesh))
         return jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
 
     def _update(

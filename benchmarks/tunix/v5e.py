@@ -58,7 +58,7 @@ class Case:
 
 
 CASES = {
-    "ours-decode": Case("ours", "decode", layout="hybrid"),
+    "ours-decode": Case("ours", "decode", layout="tensor_parallel"),
     "ours-decode-data": Case("ours", "decode"),
     "ours-logps": Case("ours", "logps"),
     "ours-update": Case("ours", "update", remat="full"),  # as the preset has it
@@ -188,8 +188,8 @@ def decode_figures(text: str) -> dict:
 def floor(case: Case) -> int:
     """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
-    Tensor parallelism spreads all of Tunix's weights, the hybrid layout our MLPs and embedding. The
-    cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it;
+    Tensor parallelism spreads all of Tunix's weights, the tensor_parallel layout our MLPs and
+    embedding. The cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it;
     ours has the prompt's part once for each group, and rings for local layers.
     """
     config, chips = model.CONFIGS[MODEL], 8
@@ -201,7 +201,7 @@ def floor(case: Case) -> int:
     a_slot, layers = 2 * 2 * config.num_kv_heads * config.head_dim, config.num_layers
     if case.side == "tunix":
         return round(whole / case.tp + a_slot * layers * case.sequences / case.fsdp * (_S + _T))
-    weights = whole - sliced + sliced / chips if case.layout == "hybrid" else whole
+    weights = whole - sliced + sliced / chips if case.layout == "tensor_parallel" else whole
     ring = min(_T, config.sliding_window)
     own = sum(_T if is_global else ring for is_global in config.is_global)
     rows = case.sequences / chips

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from gemma_grpo.errors import UserError
 
 DATA = "data"
-SPREAD_FROM = 1 << 20  # elements; smaller arrays are whole, as gathering them saves no memory
+FSDP_FROM = 1 << 20  # elements; smaller arrays are whole, as gathering them saves no memory
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,46 +32,46 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(ordered), (DATA,))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh, tree: PyTree) -> PyTree:
+def fsdp_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
     """The layout of what training keeps: a tree of shardings for `tree` (arrays or shapes).
 
     An array is split along its longest axis that divides evenly, the first of several, and never
     along the axis of layers that blocks' matrices are stacked by: layers are used one at a time.
-    Arrays of fewer than `SPREAD_FROM` elements, and those with no such axis, are whole.
+    Arrays of fewer than `FSDP_FROM` elements, and those with no such axis, are whole.
     """
 
     def layout(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         first = 1 if leaf.ndim > 2 else 0
         axes = [axis for axis in range(first, leaf.ndim) if leaf.shape[axis] % mesh.size == 0]
-        if leaf.size < SPREAD_FROM or not axes:
-            return whole(mesh)
+        if leaf.size < FSDP_FROM or not axes:
+            return replicated(mesh)
         longest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
 
     return jax.tree.map(layout, tree)
 
 
-def specs(mesh: Mesh, tree: PyTree) -> PyTree:
-    """`spread` as `PartitionSpec`s, which `shard_map` wants."""
-    return jax.tree.map(lambda place: place.spec, spread(mesh, tree))
+def fsdp_specs(mesh: Mesh, tree: PyTree) -> PyTree:
+    """`fsdp_shardings` as `PartitionSpec`s, which `shard_map` wants."""
+    return jax.tree.map(lambda place: place.spec, fsdp_shardings(mesh, tree))
 
 
-def places(mesh: Mesh, specs: PyTree) -> PyTree:
+def named_shardings(mesh: Mesh, specs: PyTree) -> PyTree:
     """Shardings from `PartitionSpec`s."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
-def described(shapes: PyTree, layout: PyTree) -> PyTree:
+def with_shardings(shapes: PyTree, layout: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct`s that also say where each array lies."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -80,7 +80,7 @@ def described(shapes: PyTree, layout: PyTree) -> PyTree:
     )
 
 
-def place_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
+def sharding_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
     """Where a counterpart of `leaf` shall live; None is the default device, as for a fresh array.
 
     An uncommitted array must stay so: jit may compile another program for a committed one, and
@@ -107,7 +107,7 @@ def place(array: np.ndarray, sharding: Sharding | None, *, may_alias: bool = Fal
 
 def place_rows(mesh: Mesh, batch: PyTree) -> PyTree:
     """A host batch on the devices, split by rows."""
-    return jax.tree.map(lambda leaf: place(leaf, rows(mesh)), batch)
+    return jax.tree.map(lambda leaf: place(leaf, batch_sharding(mesh)), batch)
 
 
 def own_slice(mesh: Mesh, num_rows: int) -> slice:
@@ -121,7 +121,7 @@ def own_slice(mesh: Mesh, num_rows: int) -> slice:
 def place_own_rows(mesh: Mesh, batch: PyTree) -> PyTree:
     """A batch split by rows, of which every process gives its own (`own_slice`)."""
     make = jax.make_array_from_process_local_data
-    return jax.tree.map(lambda leaf: make(rows(mesh), leaf), batch)
+    return jax.tree.map(lambda leaf: make(batch_sharding(mesh), leaf), batch)
 
 
 def own_rows(batch: PyTree) -> PyTree:

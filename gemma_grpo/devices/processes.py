@@ -62,12 +62,12 @@ def join(
         ) from error
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes and speaks."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def from_all(make: Callable[[], Value]) -> list[Value]:
+def gather_from_all(make: Callable[[], Value]) -> list[Value]:
     """What `make` returns in each process, in their order; it must pickle.
 
     Raises:
@@ -86,16 +86,19 @@ def from_all(make: Callable[[], Value]) -> list[Value]:
     return [value for value, _ in outcomes]
 
 
-def from_first(make: Callable[[], Value]) -> Value:
-    """What `make` returns in the first process, which alone calls it. Raises as `from_all`."""
-    return from_all(lambda: make() if is_first() else None)[0]
+def broadcast_from_primary(make: Callable[[], Value]) -> Value:
+    """What `make` returns in the primary process, the only one that calls it.
+
+    Raises as `gather_from_all`.
+    """
+    return gather_from_all(lambda: make() if is_primary() else None)[0]
 
 
-def on_first(make: Callable[[], Value]) -> Value | None:
+def run_on_primary(make: Callable[[], Value]) -> Value | None:
     """What `make` returns, in the first process, which alone calls it; None in the others. The
-    others wait for it. Raises as `from_all`, everywhere."""
+    others wait for it. Raises as `gather_from_all`, everywhere."""
     kept = []
-    from_first(lambda: kept.append(make()))
+    broadcast_from_primary(lambda: kept.append(make()))
     return kept[0] if kept else None
 
 

@@ -67,7 +67,7 @@ class Evaluator:
             The result, ready for JSON (see `summarize`), and a row for every generation (see
             `rows`): the greedy ones, then the sampled ones.
         """
-        params = self.runtime.full(params)
+        params = self.runtime.sampling_params(params)
         key = jax.random.key(self.runtime.seed)
         greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
         sampled = None

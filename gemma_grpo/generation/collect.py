@@ -99,7 +99,7 @@ class Sampler:
             scores = rewards.score(samples, weights, extra)
             return Groups(list(own), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
 
-        return joined(processes.from_all(score))
+        return joined(processes.gather_from_all(score))
 
 
 def make_sampler(

@@ -126,7 +126,7 @@ def make_generator(
     )
     return Generator(
         runtime=runtime,
-        params=runtime.full(params),
+        params=runtime.sampling_params(params),
         num=num,
         rollout=make_rollout(runtime.graphdef, runtime.mesh, **settings),
         growing=make_stream(runtime.graphdef, **settings),

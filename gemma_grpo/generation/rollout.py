@@ -6,11 +6,12 @@
 In a rollout every device prefills its own prompts, once per prompt, and decodes their groups;
 nothing goes to the host before the end. How the weights lie is a choice (`LAYOUTS`):
 
-    data    whole on every device: a loop of its own that ends when its own rows have, and no
-            collective
-    hybrid  MLPs and embedding in slices (`model/layout.py`): two collectives a layer, and 1/n of
-            the bytes of these weights. Every device draws all rows, each from its words, so all
-            know when all have ended: one loop, and no collective to end it
+    data             replicated: each device has a loop of its own that ends when its own rows
+                     have, and no collective
+    tensor_parallel  MLPs and embedding sharded (`model/layout.py`): two collectives a layer, and
+                     1/n of the bytes of these weights. Every device draws all rows, each from its
+                     shard of the vocabulary, so all know when all have ended: one loop, and no
+                     collective to end it
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def make_rollout(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    layout: gemma3.Layout = gemma3.WHOLE,
+    layout: gemma3.Layout = gemma3.REPLICATED,
 ) -> Callable[..., Rollout]:
     """The jitted function (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
 
@@ -132,12 +133,12 @@ def make_stream(
     """
     T = max_completion_length
     prefill = jax.jit(
-        partial(_prefill, graphdef, gemma3.WHOLE, G=num_generations, T=T, pad_id=pad_id)
+        partial(_prefill, graphdef, gemma3.REPLICATED, G=num_generations, T=T, pad_id=pad_id)
     )
     decode = jax.jit(
         _decoder(
             graphdef,
-            gemma3.WHOLE,
+            gemma3.REPLICATED,
             stop_ids=stop_ids,
             pad_id=pad_id,
             temperature=temperature,

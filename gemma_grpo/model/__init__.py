@@ -1,7 +1,7 @@
 """Gemma 3 text as a Flax NNX module: config, layers, attention, packed rows, transformer."""
 
 from gemma_grpo.model.config import CONFIGS, Gemma3Config
-from gemma_grpo.model.layout import WHOLE, Layout, Sliced
+from gemma_grpo.model.layout import REPLICATED, Layout, TensorParallel
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, merge_adapter
 from gemma_grpo.model.packed import Packed, Rows
 from gemma_grpo.model.params import in_dtype, join, partition
@@ -34,8 +34,8 @@ __all__ = [
     "Params",
     "Remat",
     "Rows",
-    "Sliced",
-    "WHOLE",
+    "TensorParallel",
+    "REPLICATED",
     "abstract",
     "decode",
     "empty_cache",

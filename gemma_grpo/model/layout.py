@@ -22,7 +22,7 @@ from gemma_grpo.model.config import Gemma3Config
 
 # The axis of each array that is sliced. Blocks' matrices are [layer, in, out]. Adapters are sliced
 # as their weights are, where they meet the hidden units.
-_SLICED_AXIS = {
+_SHARDED_AXIS = {
     "embedding": 0,
     "layers.mlp.gate": 2,
     "layers.mlp.gate_lora.b": 2,
@@ -72,11 +72,11 @@ class Layout:
         """Raises UserError where a model of this shape does not divide."""
 
 
-WHOLE = Layout()
+REPLICATED = Layout()
 
 
 @dataclass(frozen=True)
-class Sliced(Layout):
+class TensorParallel(Layout):
     """MLPs and embedding in slices. All but `specs` and `check` is for use inside `shard_map`."""
 
     axis_name: str
@@ -100,7 +100,7 @@ class Sliced(Layout):
 
     def specs(self, params):
         def spec(path, _):
-            axis = _SLICED_AXIS.get(jax.tree_util.keystr(path, simple=True, separator="."))
+            axis = _SHARDED_AXIS.get(jax.tree_util.keystr(path, simple=True, separator="."))
             return (
                 PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.axis_name)
             )
@@ -116,6 +116,6 @@ class Sliced(Layout):
         ):
             if size % (num_devices * unit):
                 raise UserError(
-                    f"model.rollout_layout=hybrid: {name}={size} is no multiple of "
+                    f"model.rollout_layout=tensor_parallel: {name}={size} is no multiple of "
                     f"{num_devices * unit}, as {num_devices} devices need; use data"
                 )

@@ -22,7 +22,7 @@ from gemma_grpo.kernels import head, packed_attention
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm, rope_table
-from gemma_grpo.model.layout import WHOLE, Layout
+from gemma_grpo.model.layout import REPLICATED, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig
 from gemma_grpo.model.packed import Rows
 from gemma_grpo.model.params import partition
@@ -69,7 +69,7 @@ class Block(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         attend: Attend,
         keys_BL: jax.Array | None = None,
-        layout: Layout = WHOLE,
+        layout: Layout = REPLICATED,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output and this layer's new keys and values."""
         q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_BL)
@@ -95,7 +95,9 @@ class Gemma3(nnx.Module):
         self.layers = make_block(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
 
-    def embed(self, ids_RL: Int[Array, "R L"], layout: Layout = WHOLE) -> Float[Array, "B L D"]:
+    def embed(
+        self, ids_RL: Int[Array, "R L"], layout: Layout = REPLICATED
+    ) -> Float[Array, "B L D"]:
         """Embedding rows times sqrt(D), the factor rounded to the weights' dtype as Gemma does."""
         embedding_VD = self.embedding[...]
         factor = jnp.asarray(self.config.embed_dim**0.5, embedding_VD.dtype)
@@ -136,7 +138,7 @@ def forward(
     ids_RL: Int[Array, "R L"],
     mask_BL: Bool[Array, "B L"],
     *,
-    layout: Layout = WHOLE,
+    layout: Layout = REPLICATED,
 ) -> tuple[Float[Array, "B L D"], KV]:
     """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
 
@@ -295,7 +297,7 @@ def decode(
     cache: Cache,
     prompt_kv: KV,
     prompt_mask_PS: Bool[Array, "P S"],
-    layout: Layout = WHOLE,
+    layout: Layout = REPLICATED,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Run one token of each row, at completion slot `slot`, and write its keys and values there.
 

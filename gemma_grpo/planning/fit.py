@@ -111,7 +111,7 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
         shapes = {
             "num_prompts": P,
             "prompt_length": S,
-            "slices": num_chips if run.model.rollout_layout == "hybrid" else 1,
+            "slices": num_chips if run.model.rollout_layout == "tensor_parallel" else 1,
         }
         step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
         return [

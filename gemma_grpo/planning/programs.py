@@ -68,12 +68,12 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
 
     frozen = _whole(mesh, _cast(frozen, settings.dtype))
     sampling = _cast(trained, settings.dtype)
-    sampling = meshes.described(sampling, meshes.places(mesh, layout.specs(sampling)))
+    sampling = meshes.with_shardings(sampling, meshes.named_shardings(mesh, layout.specs(sampling)))
     master = _cast(trained, "float32")
     fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
     state = _spread(mesh, jax.eval_shape(fresh, master))
     reference = _spread(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
-    batch = _batch(run, meshes.rows(mesh))
+    batch = _batch(run, meshes.batch_sharding(mesh))
     key = _whole(mesh, jax.eval_shape(lambda: jax.random.key(0)))
 
     # The pipeline holds what the run and what the stage began with, in float32.
@@ -96,11 +96,11 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
 
 
 def _whole(mesh: Mesh, tree: Any) -> Any:
-    return meshes.described(tree, jax.tree.map(lambda _: meshes.whole(mesh), tree))
+    return meshes.with_shardings(tree, jax.tree.map(lambda _: meshes.replicated(mesh), tree))
 
 
 def _spread(mesh: Mesh, tree: Any) -> Any:
-    return meshes.described(tree, meshes.spread(mesh, tree))
+    return meshes.with_shardings(tree, meshes.fsdp_shardings(mesh, tree))
 
 
 def _bytes_on_each(tree: Any) -> int:

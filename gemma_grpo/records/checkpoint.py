@@ -128,15 +128,15 @@ class Checkpoints:
             return replaced
 
         try:
-            processes.on_first(begin)
+            processes.run_on_primary(begin)
             _write(unfinished / "arrays", arrays)
-            replaced = processes.on_first(finish)
+            replaced = processes.run_on_primary(finish)
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if code := _os_error_code(error):
                 raise UserError(self._cannot_write(unfinished, code)) from error
             raise
-        processes.on_first(lambda: self._tidy(step, replaced))
+        processes.run_on_primary(lambda: self._tidy(step, replaced))
 
     def restore(self, step: int, like: PyTree, *, partial: bool = False) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.
@@ -155,7 +155,7 @@ class Checkpoints:
         path = self._path(step)
         if step not in self.steps():
             raise UserError(f"{self.directory} has no finished checkpoint of step {step}")
-        if damage := processes.from_first(lambda: _damage(path)):
+        if damage := processes.broadcast_from_primary(lambda: _damage(path)):
             raise UserError(
                 f"checkpoint {path} is damaged ({damage}); delete it to go on from the one before"
             )
@@ -247,7 +247,7 @@ def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[st
     import orbax.checkpoint as ocp
 
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    placement = {name: meshes.place_of(leaf) for name, leaf in wanted.items()}
+    placement = {name: meshes.sharding_of(leaf) for name, leaf in wanted.items()}
     large = {
         name: ocp.ArrayRestoreArgs(sharding=placement[name]) if placement[name] else as_numpy
         for name in wanted

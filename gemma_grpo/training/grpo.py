@@ -216,7 +216,7 @@ def _step(
     started = time.monotonic()
     sample = partial(
         sampler.collect,
-        runtime.full(state.params),
+        runtime.sampling_params(state.params),
         weights=weights,
         extra=extra,
     )

@@ -93,9 +93,9 @@ def make_score(
 ) -> Callable[[Params, Params, dict], jax.Array]:
     """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
 
-    def values(computing: update.Computing, rows: dict) -> jax.Array:
-        model = nnx.merge(graphdef, computing.params)
-        return batch_logps(model, rows, temperature=temperature, gather=computing.gather)[0]
+    def values(gathered: update.GatheredParams, rows: dict) -> jax.Array:
+        model = nnx.merge(graphdef, gathered.params)
+        return batch_logps(model, rows, temperature=temperature, gather=gathered.gather)[0]
 
     return update.make_score(values, mesh, dtype=dtype)
 
@@ -121,10 +121,10 @@ def make_update(
     clipping.
     """
 
-    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, computing.params)
+    def loss_fn(gathered: update.GatheredParams, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, gathered.params)
         logps_BT, entropy_BT = batch_logps(
-            model, batch, temperature=temperature, remat=remat, gather=computing.gather
+            model, batch, temperature=temperature, remat=remat, gather=gathered.gather
         )
         total, sums = losses.policy_loss(
             logps_BT,

@@ -68,14 +68,14 @@ def run_steps(
         InterruptedRunError: a signal came; the step under way was finished and saved.
     """
     checkpoints = files.checkpoints(stage)
-    done = processes.from_first(checkpoints.latest) or 0
+    done = processes.broadcast_from_primary(checkpoints.latest) or 0
     if done:
         state, _ = checkpoints.restore(done, like=state)
-    progress = processes.on_first(lambda: Progress(num_steps, stage, done))
+    progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
 
     def record(step: int, result: StepResult) -> int:
         """The first process writes; each says which signal has come to it."""
-        if processes.is_first():
+        if processes.is_primary():
             if result.rollouts:
                 files.writer.write_rollouts(stage, step, result.rollouts)
             files.writer.write(stage, step, result.metrics)
@@ -92,12 +92,12 @@ def run_steps(
             if step > done:
                 checkpoints.save(step, state, {"stage": stage, "step": step})
             raise
-        stopping = max(processes.from_all(partial(record, step + 1, result)))
+        stopping = max(processes.gather_from_all(partial(record, step + 1, result)))
         if stopping or (step + 1) % checkpoint_every == 0 or step + 1 == num_steps:
             host = {"stage": stage, "step": step + 1, "phase": result.metrics.get("phase")}
             checkpoints.save(step + 1, state, host)
         if stopping:
-            processes.on_first(lambda: progress.close())
+            processes.run_on_primary(lambda: progress.close())
             raise InterruptedRunError(stopping)
-    processes.on_first(lambda: progress.close())
+    processes.run_on_primary(lambda: progress.close())
     return state

@@ -110,9 +110,9 @@ def make_update(
     nats per completion token; `grad_norm`, before clipping.
     """
 
-    def loss_fn(computing: update.Computing, batch: dict) -> tuple[jax.Array, dict]:
-        model = nnx.merge(graphdef, computing.params)
-        logps_BT, _ = batch_logps(model, batch, remat=remat, gather=computing.gather)
+    def loss_fn(gathered: update.GatheredParams, batch: dict) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, gathered.params)
+        logps_BT, _ = batch_logps(model, batch, remat=remat, gather=gathered.gather)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 

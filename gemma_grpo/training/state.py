@@ -95,9 +95,9 @@ def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> Trai
 def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """`fresh_state`, born in the layout it is kept in (`mesh.spread`): no device ever holds all."""
+    """`fresh_state`, made where it is kept (`mesh.fsdp_shardings`): no device ever holds all."""
     make = partial(fresh_state, optimizer=optimizer)
-    layout = meshes.spread(mesh, jax.eval_shape(make, params))
+    layout = meshes.fsdp_shardings(mesh, jax.eval_shape(make, params))
     return jax.jit(make, out_shardings=layout)(params)
 
 

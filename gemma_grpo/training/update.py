@@ -19,12 +19,12 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.model import Gather, Params, in_dtype, join
 from gemma_grpo.training.state import TrainState, apply_gradients
 
-ROWS, WHOLE = PartitionSpec(meshes.DATA), PartitionSpec()
+BATCH, REPLICATED = PartitionSpec(meshes.DATA), PartitionSpec()
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-class Computing(NamedTuple):
+class GatheredParams(NamedTuple):
     """Parameters to compute with on one device: everything but the blocks whole, and what makes a
     layer of those whole (`model.forward_groups`' argument)."""
 
@@ -32,25 +32,25 @@ class Computing(NamedTuple):
     gather: Gather
 
 
-LossFn = Callable[[Computing, Batch], tuple[jax.Array, Metrics]]
+LossFn = Callable[[GatheredParams, Batch], tuple[jax.Array, Metrics]]
 
 
 def make_score(
-    values: Callable[[Computing, Batch], jax.Array], mesh: Mesh, *, dtype: str
+    values: Callable[[GatheredParams, Batch], jax.Array], mesh: Mesh, *, dtype: str
 ) -> Callable[[Params, Params, Batch], jax.Array]:
-    """The jitted (params, frozen, batch) -> values(computing, rows) of every device's rows."""
+    """The jitted (params, frozen, batch) -> values(gathered, rows) of every device's rows."""
 
     def score(params: Params, frozen: Params, batch: Batch) -> jax.Array:
-        layout = meshes.specs(mesh, params)
+        layout = meshes.fsdp_specs(mesh, params)
 
         def on_device(params, frozen, rows):
-            return values(_computing(params, frozen, layout, dtype), rows)
+            return values(_gather_params(params, frozen, layout, dtype), rows)
 
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(layout, WHOLE, ROWS),
-            out_specs=ROWS,
+            in_specs=(layout, REPLICATED, BATCH),
+            out_specs=BATCH,
             check_vma=False,
         )(params, frozen, batch)
 
@@ -68,10 +68,10 @@ def make_update(
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The jitted (state, frozen, batch) -> (state, metrics), which donates the state.
 
-    The state comes and goes in `mesh.spread`'s layout, the batch comes split by rows.
+    The state comes and goes in `mesh.fsdp_shardings`'s layout, the batch comes split by rows.
 
     Args:
-        loss_fn: (computing, rows) -> (loss, sums), both of which add over rows.
+        loss_fn: (gathered, rows) -> (loss, sums), both of which add over rows.
         means: from the sums over the whole batch to metrics.
         accumulation_steps: passes that a batch's prompts are taken in.
         dtype: computed in.
@@ -80,35 +80,37 @@ def make_update(
     """
 
     def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-        layout = meshes.specs(mesh, state.params)
+        layout = meshes.fsdp_specs(mesh, state.params)
 
         def on_device(params, frozen, rows):
             grads, sums = accumulate(
-                lambda params, rows: loss_fn(_computing(params, frozen, layout, dtype), rows),
+                lambda params, rows: loss_fn(_gather_params(params, frozen, layout, dtype), rows),
                 params,
                 rows,
                 num_prompts=rows["prompt_ids"].shape[0],
                 passes=accumulation_steps,
             )
-            in_all = lambda spec, grad: jax.lax.psum(grad, meshes.DATA) if spec == WHOLE else grad
+            in_all = lambda spec, grad: (
+                jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
+            )
             return jax.tree.map(in_all, layout, grads), jax.lax.psum(sums, meshes.DATA)
 
         grads, sums = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(layout, WHOLE, ROWS),
-            out_specs=(layout, WHOLE),
+            in_specs=(layout, REPLICATED, BATCH),
+            out_specs=(layout, REPLICATED),
             check_vma=False,
         )(state.params, frozen, batch)
         metrics = means(sums) | {"grad_norm": optax.tree.norm(grads)}
         state = apply_gradients(state, grads, optimizer)
-        state = jax.lax.with_sharding_constraint(state, meshes.spread(mesh, state))
-        return state, jax.lax.with_sharding_constraint(metrics, meshes.whole(mesh))
+        state = jax.lax.with_sharding_constraint(state, meshes.fsdp_shardings(mesh, state))
+        return state, jax.lax.with_sharding_constraint(metrics, meshes.replicated(mesh))
 
     return jax.jit(update, donate_argnums=0)
 
 
-def _computing(params: Params, frozen: Params, layout: Any, dtype: str) -> Computing:
+def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:
     """From this device's pieces; `layout` has the trained parameters' `PartitionSpec`s."""
     pieces = in_dtype(params, dtype)
     others = {name: value for name, value in pieces.items() if name != "layers"}
@@ -117,7 +119,7 @@ def _computing(params: Params, frozen: Params, layout: Any, dtype: str) -> Compu
     layer_axes = {
         path: tuple(spec).index(meshes.DATA) - 1
         for path, spec in jax.tree.leaves_with_path(layout.get("layers", {}))
-        if spec != WHOLE
+        if spec != REPLICATED
     }
 
     def gather(layer):
@@ -128,11 +130,11 @@ def _computing(params: Params, frozen: Params, layout: Any, dtype: str) -> Compu
 
         return jax.tree.map_with_path(whole, layer)
 
-    return Computing(join(pieces | others, frozen), gather)
+    return GatheredParams(join(pieces | others, frozen), gather)
 
 
 def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-    return leaf if spec == WHOLE else _all_gather(leaf, tuple(spec).index(meshes.DATA))
+    return leaf if spec == REPLICATED else _all_gather(leaf, tuple(spec).index(meshes.DATA))
 
 
 def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:

@@ -24,7 +24,7 @@ def save(path: Path, params: Params) -> None:
         UserError: the disk is full or cannot be written.
     """
     tensors = {name: meshes.to_host(leaf) for name, leaf in by_path(params).items()}
-    processes.on_first(lambda: _write(path, tensors))
+    processes.run_on_primary(lambda: _write(path, tensors))
 
 
 def load(path: Path, like: Params) -> Params:

@@ -273,10 +273,10 @@ def test_chips_with_loops_of_their_own_do_no_more_than_one_loop_for_all():
     count = lambda **case: flops.count_ours(flops.Case(**case), config)
     one = count(full=True, chips=1)
     assert count(full=True) == one
-    assert count(full=True, layout="hybrid") == one
-    trace, hybrid = count(), count(layout="hybrid")
-    assert trace["rollout"] < hybrid["rollout"] == one["rollout"]
-    assert trace["update"] == hybrid["update"] < one["update"]
+    assert count(full=True, layout="tensor_parallel") == one
+    trace, tensor_parallel = count(), count(layout="tensor_parallel")
+    assert trace["rollout"] < tensor_parallel["rollout"] == one["rollout"]
+    assert trace["update"] == tensor_parallel["update"] < one["update"]
 
 
 STUB = """import sys

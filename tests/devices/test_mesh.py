@@ -21,7 +21,7 @@ GRAPHDEF, PARAMS = tiny_model(scale=1.5)
 
 def spec(shape, num_devices=8):
     devices = mesh.data_mesh(jax.devices()[:num_devices])
-    return mesh.spread(devices, jax.ShapeDtypeStruct(shape, jnp.float32)).spec
+    return mesh.fsdp_shardings(devices, jax.ShapeDtypeStruct(shape, jnp.float32)).spec
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_an_update_spread_over_eight_devices_is_that_of_one(passes, beta):
 @pytest.mark.usefixtures("compile_quickly", "everything_is_spread")
 def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
     state, _ = updated(8)
-    layout = mesh.spread(mesh.data_mesh(), state)
+    layout = mesh.fsdp_shardings(mesh.data_mesh(), state)
     jax.tree.map(lambda leaf, place: chex.assert_equal(leaf.sharding, place), state, layout)
     embedding, gate = state.params["embedding"], state.params["layers"]["mlp"]["gate"]
     for leaf in (embedding, gate, state.opt_state[0].trace["embedding"]):
@@ -96,8 +96,8 @@ def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
 
 @pytest.mark.usefixtures("everything_is_spread")
 def test_saved_weights_come_back_into_their_pieces(tmp_path):
-    layout = mesh.spread(mesh.data_mesh(), PARAMS)
+    layout = mesh.fsdp_shardings(mesh.data_mesh(), PARAMS)
     weights.save(tmp_path / "w.safetensors", jax.device_put(PARAMS, layout))
-    loaded = weights.load(tmp_path / "w.safetensors", mesh.described(PARAMS, layout))
+    loaded = weights.load(tmp_path / "w.safetensors", mesh.with_shardings(PARAMS, layout))
     jax.tree.map(lambda leaf, place: chex.assert_equal(leaf.sharding, place), loaded, layout)
     chex.assert_trees_all_equal(jax.device_get(loaded), jax.device_get(PARAMS))

@@ -205,9 +205,9 @@ for name, kind in (("coordinator", str), ("num-processes", int), ("process-id", 
 flags = flags.parse_args()
 processes.join(flags.coordinator, flags.num_processes, flags.process_id)
 own = jax.process_index()
-assert processes.from_all(lambda: "x" * own * 5000) == ["", "x" * 5000, "x" * 10_000]
-assert processes.from_first(lambda: {"of": own}) == {"of": 0}
-assert processes.on_first(lambda: print) == (print if own == 0 else None)
+assert processes.gather_from_all(lambda: "x" * own * 5000) == ["", "x" * 5000, "x" * 10_000]
+assert processes.broadcast_from_primary(lambda: {"of": own}) == {"of": 0}
+assert processes.run_on_primary(lambda: print) == (print if own == 0 else None)
 
 def fails_on(number):
     if own == number:
@@ -215,10 +215,10 @@ def fails_on(number):
 
 def main():
     try:
-        processes.on_first(lambda: fails_on(0))
+        processes.run_on_primary(lambda: fails_on(0))
     except UserError as error:
         assert str(error) == "only process 0 fails"
-    processes.from_all(lambda: fails_on(2))
+    processes.gather_from_all(lambda: fails_on(2))
 
 sys.exit(cli.guarded(main))
 """
@@ -231,10 +231,10 @@ def test_processes_agree_on_values_and_stop_together_with_the_first_error():
 
 def test_a_process_alone_just_calls():
     calls = []
-    assert processes.from_all(lambda: calls.append(1) or 7) == [7]
-    assert processes.from_first(lambda: 8) == 8
-    assert processes.on_first(lambda: 9) == 9
-    assert processes.is_first() and calls == [1]
+    assert processes.gather_from_all(lambda: calls.append(1) or 7) == [7]
+    assert processes.broadcast_from_primary(lambda: 8) == 8
+    assert processes.run_on_primary(lambda: 9) == 9
+    assert processes.is_primary() and calls == [1]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ DIVIDES = replace(TINY, vocab_size=8 * 512, hidden_dim=32, num_layers=2, pattern
 STOPS = tuple(range(0, DIVIDES.vocab_size, 7))  # so that rows end at different slots
 LORA = LoRAConfig(rank=2, alpha=8.0)
 TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
-HYBRID = LAYOUTS["hybrid"]
+TENSOR_PARALLEL = LAYOUTS["tensor_parallel"]
 ONE_B = CONFIGS["gemma3-1b"]
 
 
@@ -76,7 +76,7 @@ def roll(layout, num_devices, *, lora=NO_LORA, **settings):
     ],
 )
 def test_slices_draw_the_rows_that_one_device_with_whole_weights_draws(num_devices, settings):
-    sliced, whole = roll("hybrid", num_devices, **settings), roll("data", 1, **settings)
+    sliced, whole = roll("tensor_parallel", num_devices, **settings), roll("data", 1, **settings)
     assert len(set(whole.completion_mask.sum(axis=1))) > 1
     np.testing.assert_array_equal(sliced.completion_ids, whole.completion_ids)
     np.testing.assert_array_equal(sliced.completion_mask, whole.completion_mask)
@@ -94,7 +94,7 @@ def test_every_device_decodes_until_the_longest_row_has_ended(monkeypatch):
 
     monkeypatch.setattr(sampling, "sample", counted)
     many = tuple(range(0, DIVIDES.vocab_size, 2))
-    drawn = roll("hybrid", 8, stop_ids=many)
+    drawn = roll("tensor_parallel", 8, stop_ids=many)
     jax.effects_barrier()
     longest = drawn.completion_mask.sum(axis=1).max()
     assert 1 < longest < T and drawn.stopped.all()
@@ -104,8 +104,8 @@ def test_every_device_decodes_until_the_longest_row_has_ended(monkeypatch):
 def test_the_slices_of_the_rollout_are_the_pieces_that_training_keeps():
     """So only attention's weights cross devices between an update and the next rollout."""
     _, shapes = model.abstract(ONE_B)
-    sliced = HYBRID.specs(shapes)
-    kept = mesh.specs(mesh.data_mesh(), shapes)
+    sliced = TENSOR_PARALLEL.specs(shapes)
+    kept = mesh.fsdp_specs(mesh.data_mesh(), shapes)
     layers, of_training = sliced["layers"], kept["layers"]
     assert sliced["embedding"] == kept["embedding"] == PartitionSpec("data")
     assert layers["mlp"] == of_training["mlp"]
@@ -115,7 +115,7 @@ def test_the_slices_of_the_rollout_are_the_pieces_that_training_keeps():
 
 def test_adapters_are_sliced_along_the_hidden_units_only():
     _, shapes = model.abstract(ONE_B, LORA)
-    mlp = HYBRID.specs(shapes)["layers"]["mlp"]
+    mlp = TENSOR_PARALLEL.specs(shapes)["layers"]["mlp"]
     hidden, whole = PartitionSpec(None, None, "data"), PartitionSpec()
     assert mlp["gate_lora"] == mlp["up_lora"] == {"a": whole, "b": hidden}
     assert mlp["down_lora"] == {"a": PartitionSpec(None, "data"), "b": whole}
@@ -125,9 +125,20 @@ def test_a_run_puts_what_it_samples_with_into_its_layout():
     graphdef, params = graph_and_params()
     devices = mesh.data_mesh()
     runtime = Runtime(
-        graphdef, {}, NO_LORA, TOKENIZER, devices, "", 8, T, "bfloat16", "none", 0, layout=HYBRID
+        graphdef,
+        {},
+        NO_LORA,
+        TOKENIZER,
+        devices,
+        "",
+        8,
+        T,
+        "bfloat16",
+        "none",
+        0,
+        layout=TENSOR_PARALLEL,
     )
-    full = runtime.full(jax.device_put(params, mesh.spread(devices, params)))
+    full = runtime.sampling_params(jax.device_put(params, mesh.fsdp_shardings(devices, params)))
     for leaf, parts in (
         (full["embedding"], 8),
         (full["layers"]["mlp"]["gate"], 8),
@@ -146,20 +157,20 @@ def test_a_run_puts_what_it_samples_with_into_its_layout():
     ],
 )
 def test_a_model_that_does_not_divide_is_refused_in_one_line(change, named):
-    HYBRID.check(DIVIDES, 8)
-    HYBRID.check(replace(DIVIDES, **change), 1)
+    TENSOR_PARALLEL.check(DIVIDES, 8)
+    TENSOR_PARALLEL.check(replace(DIVIDES, **change), 1)
     with pytest.raises(
-        UserError, match=f"rollout_layout=hybrid: {named}, as 8 devices need; use data"
+        UserError, match=f"rollout_layout=tensor_parallel: {named}, as 8 devices need; use data"
     ):
-        HYBRID.check(replace(DIVIDES, **change), 8)
+        TENSOR_PARALLEL.check(replace(DIVIDES, **change), 8)
 
 
 def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
-    settings = ModelConfig(weights="gemma3-nano", rollout_layout="hybrid")
+    settings = ModelConfig(weights="gemma3-nano", rollout_layout="tensor_parallel")
     with pytest.raises(UserError, match="vocab_size=512"):
         load_model(settings, seed=0)
     run = presets.preset("gemma3-1b")
-    run = replace(run, model=replace(run.model, rollout_layout="hybrid"))
+    run = replace(run, model=replace(run.model, rollout_layout="tensor_parallel"))
     with pytest.raises(UserError, match="vocab_size=262208"):
         fit.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
 
@@ -171,7 +182,9 @@ def test_on_v5e_nothing_but_rows_crosses_chips_in_the_decode_loop(v5e, num_layer
     """A slice of a matrix is 2 MB in bfloat16, of 64 rows' logits 8 MB; 64 rows are 147 kB. Prompts
     are short, so that their rows, which the prefill's scan gathers, are not as large as either."""
     run = presets.preset("gemma3-1b")
-    run = replace(run, model=replace(run.model, rollout_layout="hybrid", max_prompt_length=64))
+    run = replace(
+        run, model=replace(run.model, rollout_layout="tensor_parallel", max_prompt_length=64)
+    )
     program = programs.of_step(run, replace(ONE_B, num_layers=num_layers), mesh.data_mesh(v5e))[0]
     read = compiled.compile_and_read(program.trace().lower())
     in_loops = [found for found in read.collectives if found.in_loop]

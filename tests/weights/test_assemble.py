@@ -78,7 +78,7 @@ def test_values_are_rounded_once_to_the_dtype_asked_for(stored, wanted):
 
 def test_leaves_go_where_they_are_told_to_and_stay_uncommitted_if_told_nothing():
     source, mesh = source_of(draw_weights(GQA)), meshes.data_mesh(jax.devices()[:2])
-    whole = meshes.whole(mesh)
+    whole = meshes.replicated(mesh)
     everywhere = assemble(source, LIKE, dtype=jnp.float32, sharding=whole)
     assert {leaf.sharding for leaf in jax.tree.leaves(everywhere)} == {whole}
     by_layer = NamedSharding(mesh, PartitionSpec("data"))
