@@ -189,8 +189,8 @@ def floor(case: Case) -> int:
     """Bytes of a chip's weights and of its rows' keys and values, each read once in a step.
 
     Tensor parallelism spreads all of Tunix's weights, the tensor_parallel layout our MLPs and
-    embedding. The cache counts in full for Tunix, whose loop reads all slots of it on every chip that holds it;
-    ours has the prompt's part once for each group, and rings for local layers.
+    embedding. The cache counts in full for Tunix, whose loop reads all slots of it on every chip
+    that holds it; ours has the prompt's part once for each group, and rings for local layers.
     """
     config, chips = model.CONFIGS[MODEL], 8
     _, shapes = model.abstract(config)
