@@ -45,7 +45,7 @@ def test_a_large_array_is_split_along_its_longest_axis_that_divides(shape, expec
 @pytest.fixture
 def everything_is_spread(monkeypatch):
     """The tiny model has no array that is large enough by itself."""
-    monkeypatch.setattr(mesh, "SPREAD_FROM", 1)
+    monkeypatch.setattr(mesh, "FSDP_FROM", 1)
 
 
 def updated(num_devices, *, passes=1, beta=0.0):
