@@ -13,7 +13,7 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat, in_dtype
+from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
 from gemma_grpo.text.tokenizer import Tokenizer
 
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
@@ -89,12 +89,10 @@ class Runtime:
     layout: Layout = REPLICATED
 
     def sampling_params(self, params: Params) -> Params:
-        """All parameters to sample with, in the dtype computed in: what is trained in its layout,
-        each array moved once, and only where it does not lie so already; the frozen ones beside it
-        (not copied)."""
-        computing = in_dtype(params, self.dtype)
-        places = meshes.named_shardings(self.mesh, self.layout.specs(computing))
-        return gemma3.join(jax.device_put(computing, places), self.frozen)
+        """All parameters to sample with, in the dtype computed in: the trained ones resharded to
+        the layout by a program on the devices, the frozen ones beside them (not copied)."""
+        shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
+        return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
 
     def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
         """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:

@@ -11,6 +11,7 @@ The devices may be those of many processes. Each then holds the pieces, and the 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -103,6 +104,33 @@ def place(array: np.ndarray, sharding: Sharding | None, *, may_alias: bool = Fal
         return jax.device_put(array, sharding, may_alias=may_alias or None)
     # jax.device_put would first compare the array among all processes.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def reshard(tree: PyTree, shardings: PyTree, dtype: str) -> PyTree:
+    """The arrays in `dtype` and in the given shardings of the same devices.
+
+    They move by a compiled program, between the devices: `jax.device_put` between two shardings of
+    one process's devices goes through the host. Arrays that are so already are not copied.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    wanted = structure.flatten_up_to(shardings)
+    is_so = lambda leaf, sharding: (
+        leaf.dtype == dtype and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    )
+    moving = [n for n in range(len(leaves)) if not is_so(leaves[n], wanted[n])]
+    moved = _resharded(
+        [leaves[n] for n in moving], dtype=dtype, shardings=tuple(wanted[n] for n in moving)
+    )
+    for n, leaf in zip(moving, moved, strict=True):
+        leaves[n] = leaf
+    return structure.unflatten(leaves)
+
+
+@partial(jax.jit, static_argnames=("dtype", "shardings"))
+def _resharded(leaves: list[jax.Array], *, dtype: str, shardings: tuple) -> list[jax.Array]:
+    # Cast first: in bfloat16 half the bytes cross between the devices.
+    cast = [leaf.astype(dtype) for leaf in leaves]
+    return jax.lax.with_sharding_constraint(cast, list(shardings))
 
 
 def place_rows(mesh: Mesh, batch: PyTree) -> PyTree:

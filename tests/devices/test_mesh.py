@@ -101,3 +101,18 @@ def test_saved_weights_come_back_into_their_pieces(tmp_path):
     loaded = weights.load(tmp_path / "w.safetensors", mesh.with_shardings(PARAMS, layout))
     jax.tree.map(lambda leaf, place: chex.assert_equal(leaf.sharding, place), loaded, layout)
     chex.assert_trees_all_equal(jax.device_get(loaded), jax.device_get(PARAMS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resharding_moves_nothing_through_the_host(dtype):
+    devices = mesh.data_mesh()
+    array = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
+    rows = jax.device_put(array, mesh.batch_sharding(devices))
+    tree, other = {"a": rows, "b": rows}, PartitionSpec(None, "data")
+    wanted = mesh.named_shardings(devices, {"a": PartitionSpec(), "b": other})
+    with jax.transfer_guard("disallow_explicit"):
+        moved = mesh.reshard(tree, wanted, dtype)
+    for name, leaf in moved.items():
+        assert leaf.sharding.is_equivalent_to(wanted[name], 2) and leaf.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(leaf), array.astype(dtype))
+    assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
