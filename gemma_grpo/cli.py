@@ -66,7 +66,12 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
 
 
 def use_compilation_cache(folder: Path) -> None:
-    """Keep compiled programs in `folder`, so that the next run there need not compile them."""
+    """Keep compiled programs in `folder`, so that the next run there need not compile them.
+
+    JAX's own variable, JAX_COMPILATION_CACHE_DIR, names another folder for them.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -1,14 +1,27 @@
 """Strictness for the whole suite: eight fake CPU devices, and no silent rank promotion."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also of child processes; libtpu is here only to compile with
+# One cache of compiled programs for the session: its tests, its workers (pytest -n), its commands.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+IS_OURS = CACHE not in os.environ
+if IS_OURS:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="gemma_grpo-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionfinish():
+    if IS_OURS:
+        shutil.rmtree(os.environ[CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
