@@ -58,20 +58,20 @@ def _ours(new_tokens: int) -> Callable[[], np.ndarray]:
     jax.config.update("jax_num_cpu_devices", 1)
     from gemma_grpo import model, weights
     from gemma_grpo.devices import mesh
-    from gemma_grpo.generation.rollout import make_rollout
+    from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
+    from gemma_grpo.generation.sampling import GREEDY
 
     source = weights.open_source(WEIGHTS)
     graphdef, shapes = model.abstract(source.config)
     params = weights.assemble(source, shapes, dtype=np.float32, sharding=None)
-    rollout = make_rollout(
-        graphdef,
-        mesh.data_mesh(),
+    config = RolloutConfig(
         num_generations=1,
         max_completion_length=new_tokens,
         stop_ids=(),
         pad_id=0,
-        temperature=0.0,
+        sampling=GREEDY,
     )
+    rollout = make_rollout(graphdef, mesh.data_mesh(), config)
     ids, key = _prompts(), jax.random.key(0)
     mask = np.ones_like(ids, bool)
     return lambda: np.asarray(rollout(params, ids, mask, key).completion_ids)

@@ -193,10 +193,8 @@ def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
         np.ones((P, S), bool),
         Rollout(draw(B, T), mask_BT, np.zeros((B, T), np.float32), lengths_B < T),
         rng.normal(size=B).astype(np.float32),
-        aggregation="token_mean",
-        mask_truncated=False,
-        prompt_bucket=run.grpo.prompt_bucket,
-        length_bucket=run.grpo.length_bucket,
+        run.grpo.loss,
+        grpo_update.Buckets(run.grpo.prompt_bucket, run.grpo.length_bucket),
     )
 
 

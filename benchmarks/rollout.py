@@ -15,7 +15,7 @@ import tyro
 from benchmarks.timing import median_seconds, print_row
 from gemma_grpo import model, weights
 from gemma_grpo.devices import mesh
-from gemma_grpo.generation.rollout import make_rollout
+from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 
 PROMPT_LENGTH, COMPLETION_LENGTH, GENERATIONS = 48, 60, 8
 
@@ -38,15 +38,13 @@ def main(devices: int = os.cpu_count() or 1, repeats: int = 20) -> None:
         mask = np.ones_like(ids, bool)
         baseline = None
         for count in dict.fromkeys((1, devices)):
-            rollout = make_rollout(
-                graphdef,
-                mesh.data_mesh(jax.devices()[:count]),
+            config = RolloutConfig(
                 num_generations=GENERATIONS,
                 max_completion_length=COMPLETION_LENGTH,
                 stop_ids=(),
                 pad_id=0,
-                temperature=1.0,
             )
+            rollout = make_rollout(graphdef, mesh.data_mesh(jax.devices()[:count]), config)
             run = lambda program=rollout, ids=ids, mask=mask: program(
                 params, ids, mask, jax.random.key(0)
             )

@@ -22,6 +22,7 @@ from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat
 from gemma_grpo.generation.generator import Generator, make_generator
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.runtime import load_model
 from gemma_grpo.text.prompts import question
 
@@ -142,10 +143,7 @@ def _load(where: str, options: Options) -> Generator:
         runtime,
         params,
         num=options.num,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
+        sampling=SamplingConfig(options.temperature, options.top_k, options.top_p, options.min_p),
     )
 
 
@@ -216,11 +214,13 @@ def _converse(generator: Generator, key: jax.Array) -> None:
     chat.converse(
         _typed(),
         reply,
+        chat.Screen(
+            write=lambda text: print(text, end="", flush=True),
+            note=lambda text: print(f"({text})", file=sys.stderr, flush=True),
+        ),
         generator.runtime.tokenizer,
         instruction=generator.runtime.instruction,
         max_prompt_length=generator.runtime.max_prompt_length,
-        write=lambda text: print(text, end="", flush=True),
-        note=lambda text: print(f"({text})", file=sys.stderr, flush=True),
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from stubs import PAD, TINY, tiny_prompts
 
 from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo_update
 
 P, G, T = 8, 2, 6
@@ -25,21 +26,8 @@ PROMPTS = tiny_prompts(P)
 ADVANTAGES = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
 
 
-def batch_of(
-    rollout,
-    *,
-    aggregation="token_mean",
-    mask_truncated=False,
-    prompts=PROMPTS,
-    prompt_bucket=8,
-    length_bucket=1,
-):
-    return grpo_update.make_batch(
-        *prompts,
-        rollout,
-        ADVANTAGES,
-        aggregation=aggregation,
-        mask_truncated=mask_truncated,
-        prompt_bucket=prompt_bucket,
-        length_bucket=length_bucket,
-    )
+BUCKETS = grpo_update.Buckets(prompt=8, completion=1)
+
+
+def batch_of(rollout, *, prompts=PROMPTS, buckets=BUCKETS, **loss):
+    return grpo_update.make_batch(*prompts, rollout, ADVANTAGES, LossConfig(**loss), buckets)

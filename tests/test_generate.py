@@ -224,11 +224,10 @@ class Talk:
         chat.converse(
             lines,
             reply,
+            chat.Screen(write=written.write, note=self.notes.append),
             TOKENIZER,
             instruction=instruction,
             max_prompt_length=budget,
-            write=written.write,
-            note=self.notes.append,
         )
         self.text = written.getvalue()
 

@@ -12,7 +12,8 @@ from gemma_grpo import cli, plan, presets, train
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
-from gemma_grpo.generation.rollout import make_rollout
+from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.planning import compiled, fit, hlo, programs, roofline, topology
 
@@ -132,13 +133,13 @@ def test_on_v5e_a_truncated_rollout_draws_by_its_kernel_and_keeps_logits_in_vmem
     rollout = make_rollout(
         graphdef,
         devices,
-        num_generations=8,
-        max_completion_length=32,
-        stop_ids=programs.STOP_IDS,
-        pad_id=programs.PAD_ID,
-        temperature=1.0,
-        top_k=50,
-        top_p=0.95,
+        RolloutConfig(
+            num_generations=8,
+            max_completion_length=32,
+            stop_ids=programs.STOP_IDS,
+            pad_id=programs.PAD_ID,
+            sampling=SamplingConfig(top_k=50, top_p=0.95),
+        ),
     )
     whole, rows = mesh.replicated(devices), mesh.batch_sharding(devices)
     place = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)

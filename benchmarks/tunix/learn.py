@@ -44,12 +44,12 @@ from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
 from gemma_grpo.model import Params
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.rewards import RewardWeights, Sample
 from gemma_grpo.text.prompts import encode_prompts
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.grpo_update import LossConfig
 
 PAID = RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosity=0.0, format=0.1)
 HELD_OUT = (

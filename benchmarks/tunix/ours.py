@@ -17,11 +17,12 @@ from benchmarks.tunix.theirs import turns
 from benchmarks.tunix.trace import PAD
 from gemma_grpo import model, weights
 from gemma_grpo.devices import mesh
-from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.objective import advantages
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, packing
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.grpo_update import LossConfig
 from gemma_grpo.training.state import OptimizerConfig
 
 PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
@@ -131,15 +132,14 @@ class Side:
         """The programs of a stage, and the state that it begins with; takes the parameters."""
         self.stage, self.mesh, self.dtype = stage, mesh.data_mesh(), dtype
         self.trainer = grpo.make_trainer(stage, self.graphdef, self.mesh, dtype=dtype, remat=remat)
-        self.rollout = make_rollout(
-            self.graphdef,
-            self.mesh,
+        config = RolloutConfig(
             num_generations=stage.num_generations,
             max_completion_length=budget,
             stop_ids=stop_ids,
             pad_id=PAD,
-            temperature=stage.temperature,
+            sampling=SamplingConfig(temperature=stage.temperature),
         )
+        self.rollout = make_rollout(self.graphdef, self.mesh, config)
         self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
         del self.params
 
@@ -166,10 +166,8 @@ class Side:
             prompt_mask_PS,
             drawn,
             np.asarray(advantages_PG).reshape(-1),
-            aggregation=self.stage.loss.aggregation,
-            mask_truncated=False,
-            prompt_bucket=self.stage.prompt_bucket,
-            length_bucket=self.stage.length_bucket,
+            self.stage.loss,
+            grpo_update.Buckets(self.stage.prompt_bucket, self.stage.length_bucket),
         )
         batch = packing.pack(
             batch,

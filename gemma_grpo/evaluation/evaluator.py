@@ -12,6 +12,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.rewards import answers
 from gemma_grpo.runtime import Runtime
@@ -28,7 +29,7 @@ class EvaluationConfig:
     temperature: float = 1.0
     """Of those k samples."""
     top_k: int = 0
-    """Sample from the so many likeliest tokens; 0 from all."""
+    """Sample from this many likeliest tokens; 0 from all."""
     top_p: float = 1.0
     """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
     min_p: float = 0.0
@@ -42,6 +43,12 @@ class EvaluationConfig:
                 f"evaluation: batch_size={self.batch_size} must be a multiple of "
                 f"num_samples={self.num_samples}"
             )
+        _ = self.sampling  # refuses a value out of range
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the k samples are drawn."""
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,9 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     sampled = None
     if config.num_samples:
         sampled = collect.make_sampler(
-            runtime,
-            num_generations=config.num_samples,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
+            runtime, num_generations=config.num_samples, sampling=config.sampling
         )
-    greedy = collect.make_sampler(runtime, num_generations=1, temperature=0.0)
+    greedy = collect.make_sampler(runtime, num_generations=1, sampling=GREEDY)
     return Evaluator(config, greedy, sampled, runtime)
 
 
@@ -136,8 +138,8 @@ def summarize(
         `accuracy` (strict: the one answer block is right), `lenient_accuracy` (the answer found by
         a forgiving parser), `format_rate`, `truncation_rate`, each with its 95 % interval under
         its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (at
-        the end weights of the seed's annealing), `completion_length`, `n`; accuracy
-        `by_difficulty` and `by_domain`; the figures of `_of_samples` if sampled.
+        the end weights of the original design document's annealing), `completion_length`, `n`;
+        accuracy `by_difficulty` and `by_domain`; the figures of `_of_samples` if sampled.
     """
     scores = rewards.score(greedy, rewards.END_WEIGHTS)
     correct = np.asarray(scores.components["correctness"]) > 0

@@ -1,6 +1,7 @@
-"""A conversation in Gemma's turns, kept within the prompt budget. Knows no flags and no device."""
+"""A conversation in Gemma's turns, kept within the prompt budget."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from gemma_grpo.text.prompts import question
 from gemma_grpo.text.tokenizer import Tokenizer
@@ -8,30 +9,35 @@ from gemma_grpo.text.tokenizer import Tokenizer
 HELP = "/reset forgets the conversation, /exit or the end of input leaves, Ctrl-C stops a reply"
 
 
+class Screen(NamedTuple):
+    """Where a conversation is shown: `write` takes the model's text, `note` a line of ours."""
+
+    write: Callable[[str], object]
+    note: Callable[[str], object]
+
+
 def converse(
     lines: Iterable[str],
     reply: Callable[[list[int]], Iterator[str]],
+    screen: Screen,
     tokenizer: Tokenizer,
     *,
     instruction: str,
     max_prompt_length: int,
-    write: Callable[[str], object],
-    note: Callable[[str], object],
 ) -> None:
     """Answers line after line until `/exit` or the last one.
 
-    The whole conversation is the prompt of each reply. Where it outgrows the budget, its oldest
-    turns are dropped, and that is said.
+    The whole conversation is the prompt of each reply. When it outgrows the budget, its oldest
+    turns are dropped and a note says so.
 
     Args:
         lines: what the user types; blank ones are skipped.
-        reply: a prompt's ids -> the pieces of the model's text, as they come.
+        reply: a prompt's ids -> the model's text in parts, as it is generated.
         instruction: put before the first turn that is kept, on a line of its own.
         max_prompt_length: tokens the conversation may take.
-        write: takes the model's text.
-        note: takes what is not the model's, a line at a time.
     """
     turns: list[str] = []
+    note = screen.note
     note(HELP)
     for line in lines:
         line = line.strip()
@@ -52,13 +58,13 @@ def converse(
                 continue
             if dropped := (len(turns) + 1 - len(kept)) // 2:
                 note(f"the oldest {dropped} exchanges were dropped to stay within the budget")
-            turns = [*kept, _reply(reply(ids), write, note)]
+            turns = [*kept, _reply(reply(ids), screen)]
 
 
 def _within(
     budget: int, turns: list[str], tokenizer: Tokenizer, instruction: str
 ) -> tuple[list[int] | None, list[str]]:
-    """The ids of the longest end of the conversation that fits, and its turns; None if none."""
+    """The ids of the most recent turns that fit, and those turns; None if not even one fits."""
     while turns:
         asked = [question(instruction, turns[0]), *turns[1:]]
         if len(ids := tokenizer.encode_turns(asked)) <= budget:
@@ -67,16 +73,16 @@ def _within(
     return None, turns
 
 
-def _reply(pieces: Iterator[str], write: Callable, note: Callable) -> str:
-    """The text that was written, all of it or as far as the user let it come."""
+def _reply(parts: Iterator[str], screen: Screen) -> str:
+    """The text that was written: the whole reply, or what came before the user stopped it."""
     text = ""
     try:
-        for piece in pieces:
-            text += piece
-            write(piece)
+        for part in parts:
+            text += part
+            screen.write(part)
     except KeyboardInterrupt:
-        write("\n")
-        note("stopped; the conversation goes on")
+        screen.write("\n")
+        screen.note("stopped; the conversation goes on")
     else:
-        write("\n")
+        screen.write("\n")
     return text

@@ -1,4 +1,4 @@
-"""From problems to scored groups: prompts, one rollout, samples, rewards. Knows no loss."""
+"""From problems to scored groups: prompts, one rollout, samples, rewards."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,7 +12,8 @@ from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
-from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.rewards import samples as scoring
 from gemma_grpo.runtime import Runtime
@@ -43,7 +44,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What it takes to turn problems into scored groups.
+    """Turns problems into scored groups.
 
     Attributes:
         rollout: (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
@@ -69,10 +70,10 @@ class Sampler:
         weights: rewards.RewardWeights,
         extra: Sequence[tuple[str, rewards.Reward, float]],
     ) -> Groups:
-        """One rollout of the problems, scored. The devices are waited for once.
+        """One rollout of the problems, scored. The host waits for the devices once.
 
-        Every process encodes, decodes and scores the rows that live on its devices, and gets those
-        of the others.
+        Every process encodes, decodes and scores the rows of its own devices, and receives those
+        of the other processes.
         """
         own = problems_P[meshes.own_slice(self.mesh, len(problems_P))]
         prompts = encode_prompts(
@@ -102,32 +103,18 @@ class Sampler:
         return joined(processes.gather_from_all(score))
 
 
-def make_sampler(
-    runtime: Runtime,
-    *,
-    num_generations: int,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> Sampler:
-    """The sampler of a run with these settings; see `sampling.sample`."""
+def make_sampler(runtime: Runtime, *, num_generations: int, sampling: SamplingConfig) -> Sampler:
+    """The sampler of a run: `num_generations` completions of each problem."""
     tokenizer = runtime.tokenizer
-    rollout = make_rollout(
-        runtime.graphdef,
-        runtime.mesh,
+    config = RolloutConfig(
         num_generations=num_generations,
         max_completion_length=runtime.max_completion_length,
         stop_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        layout=runtime.layout,
+        sampling=sampling,
     )
     return Sampler(
-        rollout,
+        make_rollout(runtime.graphdef, runtime.mesh, config, layout=runtime.layout),
         runtime.mesh,
         tokenizer,
         runtime.instruction,

@@ -1,4 +1,4 @@
-"""Completions of prompts as text: whole, in batches, or while they are drawn. Knows no terminal.
+"""Completions of prompts as text: whole, in batches, or while they are drawn.
 
 The engine is the rollout of training, in one program (`complete`) or read as it grows (`stream`).
 """
@@ -11,17 +11,18 @@ import jax
 import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.generation.rollout import Rollout, make_rollout, make_stream
+from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout, make_stream
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
 
-CHUNK = 4  # tokens between two looks at a stream: smooth to read, and the host hardly in the way
+CHUNK = 4  # tokens between two updates of a stream: smooth to read, little host overhead
 SHORTEST = 64  # slots for prompts: 64, 128, 256, ... so that few shapes are compiled
 
 
 class Completion(NamedTuple):
-    """One completion, or what there is of it.
+    """One completion, whole or so far.
 
     Attributes:
         text: decoded, stop token and an unfinished last character left out.
@@ -49,7 +50,7 @@ class Generator:
     def complete(self, prompts: Sequence[Sequence[int]], key: jax.Array) -> list[list[Completion]]:
         """`num` completions of each prompt, in one batch.
 
-        The batch is filled up to split over the devices.
+        The batch is padded with copies of the last prompt to divide over the devices.
 
         Raises:
             UserError: a prompt is longer than the budget.
@@ -63,7 +64,7 @@ class Generator:
     def stream(self, prompt: Sequence[int], key: jax.Array) -> Iterator[list[Completion]]:
         """The `num` completions of one prompt as they grow; the last yielded are `complete`'s.
 
-        Of a text yielded earlier nothing is taken back: it is the beginning of the later ones.
+        A text yielded earlier is a prefix of every later one.
 
         Raises:
             UserError: the prompt is longer than the budget.
@@ -94,40 +95,26 @@ class Generator:
 
 
 def make_generator(
-    runtime: Runtime,
-    params: Params,
-    *,
-    num: int,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    runtime: Runtime, params: Params, *, num: int, sampling: SamplingConfig
 ) -> Generator:
-    """The generator of a model; prompts may fill the runtime's budget of tokens, and so may
-    completions.
+    """The generator of a model. Prompts and completions may be as long as the runtime's maxima.
 
     Args:
-        params: what of the model's parameters is trained, as `load_model` gives them.
+        params: the model's trained parameters, as `load_model` gives them.
         num: completions of each prompt.
-        temperature, top_k, top_p, min_p: see `sampling.sample`.
-
-    Raises:
-        UserError: a sampling setting has no meaning.
+        sampling: the distribution that tokens are drawn from.
     """
-    settings = dict(
+    config = RolloutConfig(
         num_generations=num,
         max_completion_length=runtime.max_completion_length,
         stop_ids=runtime.tokenizer.stop_ids,
         pad_id=runtime.tokenizer.pad_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
+        sampling=sampling,
     )
     return Generator(
         runtime=runtime,
         params=runtime.sampling_params(params),
         num=num,
-        rollout=make_rollout(runtime.graphdef, runtime.mesh, **settings),
-        growing=make_stream(runtime.graphdef, **settings),
+        rollout=make_rollout(runtime.graphdef, runtime.mesh, config),
+        growing=make_stream(runtime.graphdef, config),
     )

@@ -1,15 +1,16 @@
-"""Group-relative advantages: rewards in, advantages out. Knows no model, config, loss or text.
+"""Group-relative advantages: rewards in, advantages out.
 
-A group is the G completions of one prompt; `rewards_PG` has a group in each row. The gain over the
-group's mean says which completions did better than their siblings, so no value network is needed.
+A group is the G completions of one prompt; `rewards_PG` has a group in each row. A completion is
+compared with the mean of its group, so no value network is needed.
 
 Departures from the papers:
 
 1. The standard deviation has ddof=1, as in every large implementation; DeepSeekMath (2402.03300)
    does not say. At G=2 the choice is a factor of 1.41, at G=8 of 1.07.
-2. Rewards are taken relative to the group's first before anything else. The float mean of G equal
-   numbers need not be that number (three times 0.1 is not 0.3), and dividing what is left by a
-   tiny std would make noise a signal. Taken so, equal rewards give exactly zero.
+2. The group's first reward is subtracted from all of its rewards before anything else. The float
+   mean of G equal numbers need not be that number (three times 0.1 is not 0.3), and dividing the
+   rounding error by a tiny std would make noise a signal. With the subtraction, equal rewards give
+   exactly zero.
 """
 
 import functools
@@ -26,6 +27,24 @@ Scale = Literal["group", "batch", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
 _STD_EPS = 1e-6  # damps groups whose rewards differ only by rounding; far below any real reward
+
+
+def check(*, num_generations: int, scale: str, baseline: str) -> None:
+    """Raises UserError for an unknown name, G = 1, and leave_one_out with the group's std."""
+    if scale not in get_args(Scale):
+        raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
+    if baseline not in get_args(Baseline):
+        raise UserError(f"baseline={baseline!r} is unknown: use one of {get_args(Baseline)}")
+    if num_generations < 2:
+        raise UserError(
+            f"num_generations={num_generations} leaves nothing to compare a completion with: "
+            "use at least 2, better 8"
+        )
+    if baseline == "leave_one_out" and scale == "group":
+        raise UserError(
+            "baseline='leave_one_out' with scale='group': the group's std contains the reward that "
+            "leave-one-out leaves out; use scale='batch' or 'none'"
+        )
 
 
 def group_advantages(
@@ -51,7 +70,7 @@ def group_advantages(
     Raises UserError for G=1 and for leave_one_out with scale="group".
     """
     num_generations = rewards_PG.shape[1]
-    _refuse(num_generations=num_generations, scale=scale, baseline=baseline)
+    check(num_generations=num_generations, scale=scale, baseline=baseline)
     relative_PG = rewards_PG - rewards_PG[:, :1]
     centred_PG = relative_PG - relative_PG.mean(axis=1, keepdims=True)
     advantages_PG = centred_PG
@@ -90,7 +109,7 @@ def sharded_group_advantages(
 
 
 def zero_signal_groups(rewards_PG: Float[Array, "P G"]) -> Bool[Array, "P"]:
-    """True for groups whose rewards are all equal: they teach nothing, whatever the scale.
+    """True for groups whose rewards are all equal: they give no gradient, whatever the scale.
 
     DAPO (2503.14476) resamples them.
     """
@@ -103,21 +122,3 @@ def _batch_std(centred_PG: Float[Array, "P G"], *, axis_name: str | None) -> Flo
     if axis_name is not None:
         sum_of_squares, count = jax.lax.psum((sum_of_squares, count), axis_name)
     return jnp.sqrt(sum_of_squares / (count - 1))
-
-
-def _refuse(*, num_generations: int, scale: str, baseline: str) -> None:
-    """Raise UserError for what has no meaning; a typo must not fall through to some default."""
-    if scale not in get_args(Scale):
-        raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
-    if baseline not in get_args(Baseline):
-        raise UserError(f"baseline={baseline!r} is unknown: use one of {get_args(Baseline)}")
-    if num_generations < 2:
-        raise UserError(
-            f"num_generations={num_generations} leaves nothing to compare a completion with: "
-            "use at least 2, better 8"
-        )
-    if baseline == "leave_one_out" and scale == "group":
-        raise UserError(
-            "baseline='leave_one_out' with scale='group': the group's std contains the very reward "
-            "that leave-one-out takes care to leave out; use scale='batch' or 'none'"
-        )

@@ -1,127 +1,100 @@
-"""Which loss settings go together: refusals and warnings, by field name. Computes nothing."""
+"""Which settings of loss and advantages go together: refusals and warnings, by field name."""
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.objective import advantages
+from gemma_grpo.objective.config import LossConfig
 
 
 def check_combination(
+    loss: LossConfig,
     *,
     num_generations: int,
-    scale: str,
-    baseline: str,
-    objective: str,
-    level: str,
-    aggregation: str,
-    epsilon: float,
-    epsilon_high: float,
-    dual_clip: float | None,
-    beta: float,
-    kl_estimator: str,
-    tis_cap: float | None,
+    scale: advantages.Scale,
+    baseline: advantages.Baseline,
     num_iterations: int,
 ) -> list[str]:
-    """Refuse settings that make no sense together; return a line for each that is only unwise.
+    """A warning for each setting that works but surprises. `num_iterations` is mu.
 
-    Names are those of the config's fields. Raises UserError, naming the fields and the mend.
+    Raises:
+        UserError: settings that make no sense, alone or together; it names the fields and the fix.
     """
-    _refuse_numbers(
-        num_generations=num_generations,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        dual_clip=dual_clip,
-        beta=beta,
-        tis_cap=tis_cap,
-        num_iterations=num_iterations,
-    )
-    if baseline == "leave_one_out" and scale == "group":
-        raise UserError(
-            "baseline='leave_one_out' with scale='group': the group's std contains the very reward "
-            "that leave-one-out takes care to leave out; use scale='batch' or 'none'"
-        )
-    if level != "token" and objective == "cispo":
-        raise UserError(
-            f"objective='cispo' with level={level!r}: CISPO weighs each token's own log-prob by "
-            "that token's ratio; use level='token'"
-        )
-    if level != "token" and aggregation != "sequence_mean":
-        raise UserError(
-            f"level={level!r} with aggregation={aggregation!r}: a sequence's ratio would count "
-            "once for each of its tokens; GSPO needs aggregation='sequence_mean'"
-        )
-    if dual_clip is not None and objective == "cispo":
-        raise UserError(
-            "dual_clip with objective='cispo': CISPO's weights are bounded already; "
-            "set dual_clip to none"
-        )
-    refuse_kl_loss(beta=beta, kl_estimator=kl_estimator)
-    return _warnings(num_generations, scale, objective, dual_clip, num_iterations)
+    if num_iterations < 1:
+        raise UserError(f"num_iterations={num_iterations}: a rollout is trained on at least once")
+    _refuse_numbers(loss)
+    advantages.check(num_generations=num_generations, scale=scale, baseline=baseline)
+    _refuse_combinations(loss)
+    refuse_kl_loss(loss)
+    return _warnings(loss, num_generations, scale, num_iterations)
 
 
-def refuse_kl_loss(*, beta: float, kl_estimator: str) -> None:
-    """Raise UserError for k1 as a loss; it is fine where beta=0 only measures."""
-    if beta > 0 and kl_estimator == "k1":
+def refuse_kl_loss(loss: LossConfig) -> None:
+    """Raise UserError for k1 as a loss; at beta=0 it is only measured, which is fine."""
+    if loss.beta > 0 and loss.kl_estimator == "k1":
         raise UserError(
             "kl_estimator='k1' as a loss: its expected gradient is zero, so it adds noise and "
             "holds nothing; use 'k2', 'k3_k2grad' or 'k3_unbiased'"
         )
 
 
-def _refuse_numbers(
-    *,
-    num_generations: int,
-    epsilon: float,
-    epsilon_high: float,
-    dual_clip: float | None,
-    beta: float,
-    tis_cap: float | None,
-    num_iterations: int,
-) -> None:
+def _refuse_numbers(loss: LossConfig) -> None:
     """Raise UserError for a number out of range. Written as `not (x > low)`, so NaN is refused."""
-    if num_generations < 2:
-        raise UserError(
-            f"num_generations={num_generations} leaves nothing to compare a completion with: "
-            "use at least 2, better 8"
-        )
-    if num_iterations < 1:
-        raise UserError(f"num_iterations={num_iterations}: a rollout is trained on at least once")
-    for name, width in (("epsilon", epsilon), ("epsilon_high", epsilon_high)):
+    for name, width in (("epsilon", loss.epsilon), ("epsilon_high", loss.epsilon_high)):
         if not width > 0:
             raise UserError(
-                f"{name}={width} must be above 0: the first update stands at ratio 1, which "
-                "would be on the clip's edge; 0.2 is usual"
+                f"{name}={width} must be above 0: the first update has ratio 1, which would be "
+                "on the clip's edge; 0.2 is usual"
             )
-    if not beta >= 0:
-        raise UserError(f"beta={beta} would reward distance from the reference: use 0 or more")
-    if dual_clip is not None and not dual_clip > 1:
+    if not loss.beta >= 0:
+        raise UserError(f"beta={loss.beta} would reward distance from the reference: use 0 or more")
+    if loss.dual_clip is not None and not loss.dual_clip > 1:
         raise UserError(
-            f"dual_clip={dual_clip} must be above 1, or it stops every completion that did "
+            f"dual_clip={loss.dual_clip} must be above 1, or it stops every completion that did "
             "worse than its group; 3 is usual"
         )
-    if tis_cap is not None and not tis_cap >= 1:
+    if loss.tis_cap is not None and not loss.tis_cap >= 1:
         raise UserError(
-            f"tis_cap={tis_cap} must be at least 1, or it scales down tokens on which sampler "
-            "and trainer agree; 2 is usual"
+            f"tis_cap={loss.tis_cap} must be at least 1, or it scales down tokens on which "
+            "sampler and trainer agree; 2 is usual"
+        )
+
+
+def _refuse_combinations(loss: LossConfig) -> None:
+    if loss.level != "token" and loss.objective == "cispo":
+        raise UserError(
+            f"objective='cispo' with level={loss.level!r}: CISPO weighs each token's own log-prob "
+            "by that token's ratio; use level='token'"
+        )
+    if loss.level != "token" and loss.aggregation != "sequence_mean":
+        raise UserError(
+            f"level={loss.level!r} with aggregation={loss.aggregation!r}: a sequence's ratio would "
+            "count once for each of its tokens; GSPO needs aggregation='sequence_mean'"
+        )
+    if loss.dual_clip is not None and loss.objective == "cispo":
+        raise UserError(
+            "dual_clip with objective='cispo': CISPO's weights are bounded already; "
+            "set dual_clip to none"
         )
 
 
 def _warnings(
-    num_generations: int, scale: str, objective: str, dual_clip: float | None, num_iterations: int
+    loss: LossConfig, num_generations: int, scale: advantages.Scale, num_iterations: int
 ) -> list[str]:
     """One line for each choice that works but surprises."""
     warnings = []
     if num_generations < 4 and scale == "group":
         warnings.append(
-            f"num_generations={num_generations} with scale='group': a std from so few rewards "
+            f"num_generations={num_generations} with scale='group': a std of this few rewards "
             "hides how large they are (with 2, an advantage is always 0 or 0.71 in size); "
             "use 4 or more, or scale='none'"
         )
-    if num_iterations == 1 and dual_clip is not None:
+    if num_iterations == 1 and loss.dual_clip is not None:
         warnings.append(
             "dual_clip with num_iterations=1: on the first update of a rollout every ratio is 1, "
-            "so it never acts unless a rollout is cut into several updates"
+            "so dual_clip has no effect"
         )
-    if num_iterations == 1 and objective == "cispo":
+    if num_iterations == 1 and loss.objective == "cispo":
         warnings.append(
             "objective='cispo' with num_iterations=1: on the first update of a rollout every ratio "
-            "is 1, so this is plain REINFORCE unless a rollout is cut into several updates"
+            "is 1, so this is plain REINFORCE"
         )
     return warnings

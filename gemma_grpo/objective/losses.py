@@ -1,14 +1,12 @@
 """Per-token policy losses that compose: log-probs and advantages in, a scalar out.
 
-Knows no model, config, optimizer or text, and not where log-probs or advantages come from.
-
 Everything here is *minimised*: a loss is minus the paper's objective. Names: `logps` carries the
-gradient, `old_logps` is the policy that the rollout began with as the trainer computes it,
+gradient, `old_logps` is the policy that sampled the rollout, as the trainer computes it;
 `sampler_logps` is the same policy as the sampler computed it, `ref_logps` the frozen reference.
 Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
-tokens that count, the stop token included, and 0 elsewhere; what stands under a 0 may be NaN.
+tokens that count, the stop token included, and 0 elsewhere; values where it is 0 may be NaN.
 
-How one loss is put together (`policy_loss`), each step a function below:
+How a loss is composed (`policy_loss`), each step a function below:
 
     ratio_BT     importance_ratio            token, GSPO or GSPO-token
     policy_BT    clipped_surrogate | cispo   clip, clip-higher, dual clip | CISPO
@@ -16,12 +14,12 @@ How one loss is put together (`policy_loss`), each step a function below:
     + beta * kl  kl                          k2, k3, k3 with k2's gradient, unbiased k3
     sum          token_weights               GRPO, DAPO or Dr.GRPO
 
-The way of averaging is a matrix of weights, computed once from the mask of the *whole* batch, all
-micro-batches and devices together. Accumulation is then a plain sum of losses and gradients, and
-cannot depend on how the batch was cut.
+Averaging is a matrix of weights, computed once from the mask of the *whole* batch, over all
+micro-batches and devices. Accumulation is then a plain sum of losses and gradients, and does not
+depend on how the batch was split.
 """
 
-from typing import Literal, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +27,14 @@ from jaxtyping import Array, Float
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.objective import checks as loss_checks
-
-Objective = Literal["clip", "cispo"]
-Level = Literal["token", "sequence", "sequence_token"]
-Aggregation = Literal["token_mean", "sequence_mean", "constant"]
-KlEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "k3_unbiased"]
-TisLevel = Literal["token", "sequence"]
+from gemma_grpo.objective.config import (
+    Aggregation,
+    KlEstimator,
+    Level,
+    LossConfig,
+    Objective,
+    TisLevel,
+)
 
 MAX_LOG_SEQUENCE_RATIO = 10.0  # as verl does: a geometric mean ratio of e^10 is a broken policy
 MAX_LOG_RHO = 20.0  # keeps exp finite in float32; any sensible cap is reached long before
@@ -51,9 +51,9 @@ def token_weights(
         sequence_mean   1 / (R * L_i)    GRPO, 2402.03300: each completion weighs the same
         constant        1 / (B * max_completion_length)    Dr.GRPO, 2503.20783
 
-    Rows masked out whole (truncated completions, say) leave the first two averages as if they had
-    never been sampled. They stay in B: Dr.GRPO's normaliser is a constant of the run, so that a
-    token's gradient never depends on what else was sampled. `max_completion_length` is the budget
+    Rows that are fully masked (truncated completions, say) do not count in the first two averages.
+    They do count in B: Dr.GRPO's normaliser is a constant of the run, so that a token's gradient
+    never depends on what else was sampled. `max_completion_length` is the budget
     in tokens, not the longest row nor the padded width T.
     """
     keep_BT = (mask_BT > 0).astype(jnp.float32)
@@ -82,9 +82,9 @@ def importance_ratio(
         sequence_token   s_it = sg[s_i] * pi_it / sg[pi_it]               GSPO-token, same paper
 
     s_i stands at each token of its row (padding excepted). s_it has the value of s_i, but token t's
-    own gradient: d s_it = s_i * d logps_it, where d s_i spreads evenly, s_i/L_i * d logps_it each.
+    own gradient: d s_it = s_i * d logps_it, where d s_i gives each token s_i/L_i * d logps_it.
 
-    log s is held at 10 from above, where it gets no gradient; the token ratio is not clamped.
+    log s is clamped to at most 10, without gradient there; the token ratio is not clamped.
     """
     log_ratio_BT = _zero_padding(logps_BT, mask_BT) - _zero_padding(old_logps_BT, mask_BT)
     if level == "token":
@@ -114,15 +114,15 @@ def clipped_surrogate(
         J = min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A)
         J = max(J, c A)   where A < 0, if dual_clip = c is given
 
-    What the min does: it stops a step that has already gone far enough in the direction A asks
-    for, and never one that has gone the wrong way. The gradient is
+    The min removes the gradient of tokens that have already moved far enough in the direction of A,
+    and never of tokens that have moved against it. The gradient is
 
                   r < 1 - epsilon     inside     r > 1 + epsilon_high      r > c
         A > 0     A dr                A dr       0                         0
         A < 0     0                   A dr       A dr                      0 with dual clip
 
     epsilon_high > epsilon is DAPO's clip-higher (2503.14476). Dual clip is 1912.09729: without it
-    the loss of a bad token that became likely has no bound.
+    the loss of a token with A < 0 that became likely is unbounded.
     """
     advantages_B1 = advantages_B[:, None]
     clipped_BT = jnp.clip(ratio_BT, 1 - epsilon, 1 + epsilon_high)
@@ -164,9 +164,9 @@ def kl(
     With x = ref_logps - logps (Schulman, "Approximating KL divergence", 2020), and the gradient
     that each has *as a loss*, in expectation over tokens sampled from pi:
 
-        k1            -x                      0: noise and no pull. A metric only
+        k1            -x                      0: only noise. A metric only
         k2            x^2 / 2                 grad KL(pi || ref); its value is biased
-        k3            e^x - x - 1             grad KL(ref || pi), the other way round. GRPO's own
+        k3            e^x - x - 1             grad KL(ref || pi), the reverse. GRPO's own
         k3_k2grad     k3, straight through    grad KL(pi || ref), and an unbiased value
         k3_unbiased   r * k3                  grad KL(pi || ref), even if tokens come from pi_old
 
@@ -201,7 +201,7 @@ def truncated_importance_weights(
 
     Corrects for two graphs that disagree about one policy (Yao et al. 2025, "Your Efficient RL
     Framework Secretly Brings You Off-Policy RL Training"). At level "sequence" rho is the product
-    over the row's tokens and stands at each of them. Padding has weight 1. |log rho| is held at 20.
+    over the row's tokens, at each of them. Padding has weight 1. |log rho| is clamped to 20.
     """
     gap_BT = _zero_padding(trainer_logps_BT, mask_BT) - _zero_padding(sampler_logps_BT, mask_BT)
     if level == "sequence":
@@ -213,74 +213,68 @@ def truncated_importance_weights(
     return jax.lax.stop_gradient(jnp.minimum(rho_BT, cap))
 
 
+class LossInputs(NamedTuple):
+    """What the loss of a micro-batch takes besides the log-probs that are trained.
+
+    Attributes:
+        advantages: one a row.
+        mask: 1 on completion tokens that count, else 0.
+        weights: this micro-batch's rows of `token_weights` of the whole batch.
+        old_logps: None if the trained log-probs are pi_old's own (the first update on a rollout):
+            the ratio is then 1, and has a gradient.
+        ref_logps: needed when beta > 0; at beta = 0 the KL is only measured.
+        sampler_logps: needed when `tis_cap` is not None.
+    """
+
+    advantages: Float[Array, " B"]
+    mask: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+    old_logps: Float[Array, "B T"] | None = None
+    ref_logps: Float[Array, "B T"] | None = None
+    sampler_logps: Float[Array, "B T"] | None = None
+
+
 def policy_loss(
-    logps_BT: Float[Array, "B T"],
-    old_logps_BT: Float[Array, "B T"] | None,
-    ref_logps_BT: Float[Array, "B T"] | None,
-    sampler_logps_BT: Float[Array, "B T"] | None,
-    advantages_B: Float[Array, "B"],
-    mask_BT: Float[Array, "B T"],
-    weights_BT: Float[Array, "B T"],
-    *,
-    objective: Objective,
-    level: Level,
-    epsilon: float,
-    epsilon_high: float,
-    dual_clip: float | None,
-    beta: float,
-    kl_estimator: KlEstimator,
-    tis_cap: float | None,
-    tis_level: TisLevel,
+    logps_BT: Float[Array, "B T"], inputs: LossInputs, config: LossConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of one micro-batch, to be summed over all of them and all devices; metrics likewise.
 
         loss = sum_BT weights * (min(rho, tis_cap) * policy + beta * kl)
 
-    `weights_BT` are this micro-batch's rows of `token_weights` of the whole batch.
-    `old_logps_BT=None` says that `logps_BT` is pi_old itself (first update on a rollout): the ratio
-    is 1 and has a gradient. `ref_logps_BT` is needed when beta > 0, `sampler_logps_BT` when
-    `tis_cap` is not None; either may be None otherwise. A reference at beta=0 is measured only. The
-    KL's ratio is the token's at every level. Numbers are Python's, static under jit.
+    The KL's ratio is the token's at every level. `config` is static under jit.
 
     Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss` and
     `kl_loss` (before beta) are weighted as the loss is; `tokens` counts tokens; `clipped_tokens`,
     `kl_sum` (k3, whatever the estimator), `tis_weight_sum` and `tis_capped_tokens` are sums
-    over them. `metric_means` divides. What was not measured is not there.
+    over them. `metric_means` divides. A metric that was not measured is absent.
 
     Raises UserError for k1 as a loss, and for missing log-probs.
     """
-    loss_checks.refuse_kl_loss(beta=beta, kl_estimator=kl_estimator)
-    if beta > 0 and ref_logps_BT is None:
+    loss_checks.refuse_kl_loss(config)
+    beta, tis_cap, mask_BT = config.beta, config.tis_cap, inputs.mask
+    if beta > 0 and inputs.ref_logps is None:
         raise UserError(f"beta={beta} needs ref_logps: score the batch with the reference first")
-    if tis_cap is not None and sampler_logps_BT is None:
+    if tis_cap is not None and inputs.sampler_logps is None:
         raise UserError(f"tis_cap={tis_cap} needs sampler_logps: keep them from the rollout")
-    logps_BT = _zero_padding(logps_BT, mask_BT)
+    logps_BT, old_logps_BT = _zero_padding(logps_BT, mask_BT), inputs.old_logps
     if old_logps_BT is None:
         old_logps_BT = jax.lax.stop_gradient(logps_BT)
-    ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level=level)
-    policy_BT, clipped_BT = _policy_term(
-        logps_BT,
-        ratio_BT,
-        advantages_B,
-        objective=objective,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        dual_clip=dual_clip,
-    )
+    ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level=config.level)
+    policy_BT, clipped_BT = _policy_term(logps_BT, ratio_BT, inputs.advantages, config)
     metrics = {"tokens": _count(True, mask_BT), "clipped_tokens": _count(clipped_BT, mask_BT)}
     if tis_cap is not None:
         rho_BT = truncated_importance_weights(
-            old_logps_BT, sampler_logps_BT, mask_BT, cap=tis_cap, level=tis_level
+            old_logps_BT, inputs.sampler_logps, mask_BT, cap=tis_cap, level=config.tis_level
         )
         policy_BT = rho_BT * policy_BT
         metrics["tis_weight_sum"] = _zero_padding(rho_BT, mask_BT).sum()
         metrics["tis_capped_tokens"] = _count(rho_BT >= tis_cap, mask_BT)
-    loss = metrics["policy_loss"] = (weights_BT * policy_BT).sum()
-    if ref_logps_BT is not None:
-        ref_logps_BT = _zero_padding(ref_logps_BT, mask_BT)
+    loss = metrics["policy_loss"] = (inputs.weights * policy_BT).sum()
+    if inputs.ref_logps is not None:
+        ref_logps_BT = _zero_padding(inputs.ref_logps, mask_BT)
         token_ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level="token")
-        kl_BT = kl(logps_BT, ref_logps_BT, token_ratio_BT, estimator=kl_estimator)
-        metrics["kl_loss"] = (weights_BT * kl_BT).sum()
+        kl_BT = kl(logps_BT, ref_logps_BT, token_ratio_BT, estimator=config.kl_estimator)
+        metrics["kl_loss"] = (inputs.weights * kl_BT).sum()
         metrics["kl_sum"] = kl(logps_BT, ref_logps_BT, estimator="k3").sum()
         loss = loss + beta * metrics["kl_loss"]
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
@@ -303,31 +297,23 @@ def metric_means(sums: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""
     return means | {name: sums[key] / tokens for name, key in over_tokens.items() if key in sums}
 
 
-def _policy_term(logps_BT, ratio_BT, advantages_B, *, objective, epsilon, epsilon_high, dual_clip):
+def _policy_term(logps_BT, ratio_BT, advantages_B, config):
     """Policy loss of each token, and whether clipping acts on it."""
-    if objective == "clip":
-        policy_BT = clipped_surrogate(
-            ratio_BT, advantages_B, epsilon=epsilon, epsilon_high=epsilon_high, dual_clip=dual_clip
-        )
-        return policy_BT, _clip_binds(ratio_BT, advantages_B, epsilon, epsilon_high)
-    if objective == "cispo":
-        policy_BT = cispo(
-            logps_BT, ratio_BT, advantages_B, epsilon=epsilon, epsilon_high=epsilon_high
-        )
-        return policy_BT, (ratio_BT < 1 - epsilon) | (ratio_BT > 1 + epsilon_high)
-    raise _unknown("objective", objective, Objective)
-
-
-def _clip_binds(ratio_BT, advantages_B, epsilon, epsilon_high):
-    """Where the min of `clipped_surrogate` takes its constant branch."""
-    advantages_B1 = advantages_B[:, None]
-    too_high_BT = (advantages_B1 > 0) & (ratio_BT > 1 + epsilon_high)
-    too_low_BT = (advantages_B1 < 0) & (ratio_BT < 1 - epsilon)
-    return too_high_BT | too_low_BT
+    widths = dict(epsilon=config.epsilon, epsilon_high=config.epsilon_high)
+    too_low_BT, too_high_BT = ratio_BT < 1 - config.epsilon, ratio_BT > 1 + config.epsilon_high
+    if config.objective == "clip":
+        policy_BT = clipped_surrogate(ratio_BT, advantages_B, **widths, dual_clip=config.dual_clip)
+        # Where the min of `clipped_surrogate` takes its constant branch.
+        advantages_B1 = advantages_B[:, None]
+        clipped_BT = ((advantages_B1 > 0) & too_high_BT) | ((advantages_B1 < 0) & too_low_BT)
+        return policy_BT, clipped_BT
+    if config.objective == "cispo":
+        return cispo(logps_BT, ratio_BT, advantages_B, **widths), too_low_BT | too_high_BT
+    raise _unknown("objective", config.objective, Objective)
 
 
 def _zero_padding(values_BT, mask_BT):
-    """Zero where the mask is, in value and gradient, whatever stood there: 0 * NaN is NaN."""
+    """Zero where the mask is, in value and gradient, even for NaN (0 * NaN is NaN)."""
     return jnp.where(mask_BT > 0, values_BT, 0)
 
 
@@ -337,5 +323,5 @@ def _count(true_BT, mask_BT):
 
 
 def _unknown(name, value, names):
-    """The error for a name outside of a Literal, where no type checker stood in the way."""
+    """The error for a name outside of a Literal, for callers without a type checker."""
     return UserError(f"{name}={value!r} is unknown: use one of {get_args(names)}")

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from gemma_grpo import model as gemma3
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.generation.rollout import make_rollout
+from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.runtime import LAYOUTS
 from gemma_grpo.text import padding
@@ -55,16 +56,14 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     trainer = grpo.make_trainer(
         grpo_config, graphdef, mesh, dtype=settings.dtype, remat=settings.remat
     )
-    rollout = make_rollout(
-        graphdef,
-        mesh,
+    rollout_config = RolloutConfig(
         num_generations=grpo_config.num_generations,
         max_completion_length=settings.max_completion_length,
         stop_ids=STOP_IDS,
         pad_id=PAD_ID,
-        temperature=grpo_config.temperature,
-        layout=layout,
+        sampling=SamplingConfig(temperature=grpo_config.temperature),
     )
+    rollout = make_rollout(graphdef, mesh, rollout_config, layout=layout)
 
     frozen = _whole(mesh, _cast(frozen, settings.dtype))
     sampling = _cast(trained, settings.dtype)

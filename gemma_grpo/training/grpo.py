@@ -1,7 +1,7 @@
-"""Stage two, GRPO: sample, score, compare within the group, update. Knows no flag, file or preset.
+"""Stage two, GRPO: sample, score, compare within the group, update.
 
-Group Relative Policy Optimization, Shao et al., arXiv 2402.03300, section 4. As the config's
-defaults stand it departs from the paper in these points:
+Group Relative Policy Optimization, Shao et al., arXiv 2402.03300, section 4. With the default
+config it departs from the paper in these points:
 
 1. The loss averages over all tokens of the batch (DAPO), not over completions first.
 2. The ratio is clipped asymmetrically (DAPO's clip-higher).
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from gemma_grpo import rewards
 from gemma_grpo.data import batches
@@ -26,13 +27,14 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.rewards import RewardConfig, load_extra_rewards
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import grpo_update, packing, resample
-from gemma_grpo.training.grpo_update import LossConfig
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
     OptimizerConfig,
@@ -40,6 +42,7 @@ from gemma_grpo.training.state import (
     init_train_state,
     make_optimizer,
 )
+from gemma_grpo.training.update import UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,23 @@ class GRPOConfig:
     scale: advantages.Scale = "group"
     """What advantages are divided by: the group's std, the batch's, or nothing."""
     baseline: advantages.Baseline = "mean"
-    """What is subtracted from a reward: its group's mean, or that of the others (leave_one_out)."""
+    """What is subtracted from a reward: the mean of its group, or of the group's other rewards
+    (leave_one_out)."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The objective."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How the weights move."""
+    """How the weights are updated."""
     resample_rounds: int = 0
     """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
     curriculum: bool = True
-    """Easy problems first, then medium, then hard ones; false draws from all alike."""
+    """Easy problems first, then medium, then hard ones; false draws from all of them."""
     prompt_bucket: int = 128
-    """Prompts are padded to a multiple of so many tokens in the update."""
+    """Prompts are padded to a multiple of this many tokens in the update."""
     length_bucket: int = 32
-    """Completions are padded to a multiple of so many tokens in the update."""
+    """Completions are padded to a multiple of this many tokens in the update."""
     packed_sizes: int = 8
-    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
-    their tokens; each size is compiled once. 1 works on all of it."""
+    """The update computes the smallest n/packed_sizes of a padded batch's completions that holds
+    their tokens; each size is compiled once. 1 computes all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -101,20 +105,11 @@ class GRPOConfig:
 
     def check(self) -> list[str]:
         """Warnings about unwise settings; UserError for senseless ones."""
-        loss = self.loss
         return loss_checks.check_combination(
+            self.loss,
             num_generations=self.num_generations,
             scale=self.scale,
             baseline=self.baseline,
-            objective=loss.objective,
-            level=loss.level,
-            aggregation=loss.aggregation,
-            epsilon=loss.epsilon,
-            epsilon_high=loss.epsilon_high,
-            dual_clip=loss.dual_clip,
-            beta=loss.beta,
-            kl_estimator=loss.kl_estimator,
-            tis_cap=loss.tis_cap,
             num_iterations=self.num_iterations,
         )
 
@@ -139,12 +134,173 @@ def make_trainer(
         mesh,
         optimizer,
         config.loss,
+        UpdateConfig(dtype, remat, config.accumulation_steps),
         temperature=config.temperature,
-        accumulation_steps=config.accumulation_steps,
-        dtype=dtype,
-        remat=remat,
     )
     return Trainer(optimizer, score, update)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A step's rollout, scored: what training and the step's record take from it.
+
+    Attributes:
+        groups: P groups on the host.
+        weights: of the rewards at this step.
+        extra_rounds: rollouts beyond the first.
+        seconds: that sampling and scoring took.
+    """
+
+    groups: collect.Groups
+    weights: rewards.RewardWeights
+    extra_rounds: int
+    seconds: float
+
+    @property
+    def totals(self) -> Float[np.ndarray, "P G"]:
+        """The total rewards, float32, a group in each row."""
+        totals = self.groups.scores.totals
+        return np.reshape(totals, (len(self.groups.problems), -1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the steps of the stage share.
+
+    Attributes:
+        problems: by difficulty.
+        extra: the user's rewards: name, function, weight.
+        reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
+    """
+
+    config: GRPOConfig
+    reward: RewardConfig
+    runtime: Runtime
+    problems: dict[str, list[Problem]]
+    extra: list[tuple[str, rewards.Reward, float]]
+    sampler: collect.Sampler
+    trainer: Trainer
+    reference: Params | None
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        """One step. A function of its arguments alone."""
+        started = time.monotonic()
+        collected = self._collect(state.params, step)
+        advantages_PG = self._advantages(collected.totals)
+        batch = self._batch(collected.groups, advantages_PG, step)
+        batch = self._score(state.params, batch)
+        state, metrics = self._update(state, batch)
+        return state, self._record(step, started, collected, advantages_PG, metrics)
+
+    def _collect(self, params: Params, step: int) -> Collected:
+        """The step's rollouts, scored. The sampler's copy of the weights is freed on return."""
+        started = time.monotonic()
+        progress = step / max(self.config.num_steps - 1, 1)
+        weights = rewards.weights_at(self.reward.start, self.reward.end, progress)
+        groups, extra_rounds = resample.collect_mixed(
+            partial(
+                self.sampler.collect,
+                self.runtime.sampling_params(params),
+                weights=weights,
+                extra=self.extra,
+            ),
+            partial(self._draw, step),
+            jax.random.fold_in(jax.random.key(self.runtime.seed), step),
+            resample_rounds=self.config.resample_rounds,
+        )
+        return Collected(groups, weights, extra_rounds, time.monotonic() - started)
+
+    def _draw(self, step: int, sampling_round: int) -> list[Problem]:
+        """The problems of one sampling round: a function of (seed, step, round) alone."""
+        config = self.config
+        round_seed = self.runtime.seed + 1_000_003 * sampling_round
+        if config.curriculum:
+            return batches.phase_batch(
+                self.problems,
+                step=step,
+                num_steps=config.num_steps,
+                batch_size=config.prompts_per_step,
+                seed=round_seed,
+            )
+        problems = sum(self.problems.values(), [])
+        taken = batches.batch_indices(step, config.prompts_per_step, len(problems), round_seed)
+        return [problems[i] for i in taken]
+
+    def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
+        """Computed on the devices, returned on the host: advantages_PG."""
+        mesh = self.runtime.mesh
+        advantages_PG = advantages.sharded_group_advantages(
+            meshes.place_rows(mesh, rewards_PG),
+            mesh,
+            scale=self.config.scale,
+            baseline=self.config.baseline,
+        )
+        return meshes.to_host(advantages_PG)
+
+    def _batch(
+        self, groups: collect.Groups, advantages_PG: np.ndarray, step: int
+    ) -> dict[str, jax.Array]:
+        """The arrays of the step's updates, packed and on the devices."""
+        config, runtime = self.config, self.runtime
+        batch = grpo_update.make_batch(
+            groups.prompt_ids,
+            groups.prompt_mask,
+            groups.rollout,
+            advantages_PG.reshape(-1),
+            config.loss,
+            grpo_update.Buckets(config.prompt_bucket, config.length_bucket),
+        )
+        batch = packing.pack(
+            batch | runtime.dropout_keys(step, config.prompts_per_step),
+            num_devices=runtime.mesh.size,
+            passes=config.accumulation_steps,
+            sizes=config.packed_sizes,
+        )
+        return meshes.place_rows(runtime.mesh, batch)
+
+    def _score(self, params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The batch with the log-probs that its updates need: the reference's, the old policy's."""
+        frozen, scored = self.runtime.frozen, {}
+        if self.reference is not None:
+            scored["ref_logps"] = self.trainer.score(self.reference, frozen, batch)
+        if self.config.num_iterations > 1:
+            scored["old_logps"] = self.trainer.score(params, frozen, batch)
+        return batch | scored
+
+    def _update(
+        self, state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """All updates on the batch; metrics of the last, and the first one's log-prob gap."""
+        frozen = self.runtime.frozen
+        state, first = self.trainer.update(state, frozen, batch)
+        last = first
+        for _ in range(self.config.num_iterations - 1):
+            state, last = self.trainer.update(state, frozen, batch)
+        gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
+        return state, last | gap
+
+    def _record(
+        self,
+        step: int,
+        started: float,
+        collected: Collected,
+        advantages_PG: np.ndarray,
+        metrics: dict[str, jax.Array],
+    ) -> StepResult:
+        """What is kept of the step. Waits for the devices after the host's part is done."""
+        rollouts = _rollout_rows(collected.groups, advantages_PG)
+        of_rollout = _rollout_metrics(collected)
+        metrics = jax.device_get(metrics) | of_rollout
+        config = self.config
+        progress = step / config.num_steps
+        metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
+        seconds = time.monotonic() - started
+        metrics |= {
+            "time/step_s": seconds,
+            "time/rollout_s": collected.seconds,
+            "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
+        }
+        return StepResult(metrics, rollouts)
 
 
 def train(
@@ -155,40 +311,32 @@ def train(
     params: Params,
     files: RunFiles,
 ) -> Params:
-    """Run the stage from `params`, or from where its checkpoints stand, and return its weights.
+    """Run the stage from `params`, or from its last checkpoint, and return its weights.
 
     Raises:
         UserError: senseless settings, a reward that fails, a prompt over the budget.
         InterruptedRunError: a signal came; everything is saved.
     """
-    extra = load_extra_rewards(reward.extra)
-    trainer = make_trainer(
-        config,
-        runtime.graphdef,
-        runtime.mesh,
-        dtype=runtime.dtype,
-        remat=runtime.remat,
-    )
-    sampler = collect.make_sampler(
-        runtime, num_generations=config.num_generations, temperature=config.temperature
-    )
-    reference = in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None
-    step_fn = partial(
-        _step,
+    stage = Stage(
         config,
         reward,
         runtime,
         batches.by_difficulty(problems),
-        extra,
-        sampler,
-        trainer,
-        reference,
+        load_extra_rewards(reward.extra),
+        collect.make_sampler(
+            runtime,
+            num_generations=config.num_generations,
+            sampling=SamplingConfig(temperature=config.temperature),
+        ),
+        make_trainer(
+            config, runtime.graphdef, runtime.mesh, dtype=runtime.dtype, remat=runtime.remat
+        ),
+        in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
     )
-    state = init_train_state(params, trainer.optimizer, runtime.mesh)
     state = run_steps(
         "grpo",
-        step_fn,
-        state,
+        stage.step,
+        init_train_state(params, stage.trainer.optimizer, runtime.mesh),
         files,
         num_steps=config.num_steps,
         checkpoint_every=config.checkpoint_every,
@@ -196,116 +344,8 @@ def train(
     return state.params
 
 
-def _step(
-    config: GRPOConfig,
-    reward: RewardConfig,
-    runtime: Runtime,
-    by_difficulty: dict[str, list[Problem]],
-    extra: list[tuple[str, rewards.Reward, float]],
-    sampler: collect.Sampler,
-    trainer: Trainer,
-    reference: Params | None,
-    state: TrainState,
-    step: int,
-) -> tuple[TrainState, StepResult]:
-    """One step: rollout -> rewards -> advantages -> log-probs where needed -> updates."""
-    progress = step / max(config.num_steps - 1, 1)
-    weights = rewards.weights_at(reward.start, reward.end, progress)
-    draw = partial(_draw_problems, config, by_difficulty, runtime.seed, step)
-    key = jax.random.fold_in(jax.random.key(runtime.seed), step)
-    started = time.monotonic()
-    sample = partial(
-        sampler.collect,
-        runtime.sampling_params(state.params),
-        weights=weights,
-        extra=extra,
-    )
-    groups, extra_rounds = resample.collect_mixed(
-        sample, draw, key, resample_rounds=config.resample_rounds
-    )
-    del sample  # with the rollout's copy of the weights: the update needs the memory
-    rollout_seconds = time.monotonic() - started
-    rewards_PG = np.reshape(groups.scores.totals, (config.prompts_per_step, -1)).astype(np.float32)
-    advantages_PG = advantages.sharded_group_advantages(
-        meshes.place_rows(runtime.mesh, rewards_PG),
-        runtime.mesh,
-        scale=config.scale,
-        baseline=config.baseline,
-    )
-    advantages_PG = meshes.to_host(advantages_PG)
-    batch = grpo_update.make_batch(
-        groups.prompt_ids,
-        groups.prompt_mask,
-        groups.rollout,
-        advantages_PG.reshape(-1),
-        aggregation=config.loss.aggregation,
-        mask_truncated=config.loss.mask_truncated,
-        prompt_bucket=config.prompt_bucket,
-        length_bucket=config.length_bucket,
-    )
-    frozen = runtime.frozen
-    batch = packing.pack(
-        batch | runtime.dropout_keys(step, config.prompts_per_step),
-        num_devices=runtime.mesh.size,
-        passes=config.accumulation_steps,
-        sizes=config.packed_sizes,
-    )
-    batch = meshes.place_rows(runtime.mesh, batch)
-    if reference is not None:
-        batch["ref_logps"] = trainer.score(reference, frozen, batch)
-    if config.num_iterations > 1:
-        batch["old_logps"] = trainer.score(state.params, frozen, batch)
-    state, first = trainer.update(state, frozen, batch)
-    last = first
-    for _ in range(config.num_iterations - 1):
-        state, last = trainer.update(state, frozen, batch)
-    # The host's part while the devices are at theirs.
-    of_rollout = _rollout_metrics(groups, rewards_PG, weights, extra_rounds)
-    rollout_rows = _rollout_rows(groups, advantages_PG)
-    gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-    metrics = jax.device_get(last | gap) | of_rollout
-    metrics["phase"] = _phase(config, step)
-    seconds = time.monotonic() - started
-    metrics |= {
-        "time/step_s": seconds,
-        "time/rollout_s": rollout_seconds,
-        "tokens_per_s": float(groups.rollout.completion_mask.sum()) / seconds,
-    }
-    return state, StepResult(metrics, rollout_rows)
-
-
-def _phase(config: GRPOConfig, step: int) -> str:
-    return batches.curriculum_phase(step / config.num_steps) if config.curriculum else "all"
-
-
-def _draw_problems(
-    config: GRPOConfig,
-    by_difficulty: dict[str, list[Problem]],
-    seed: int,
-    step: int,
-    sampling_round: int,
-) -> list[Problem]:
-    """The problems of one sampling round: a function of (seed, step, round) alone."""
-    round_seed = seed + 1_000_003 * sampling_round
-    if config.curriculum:
-        return batches.phase_batch(
-            by_difficulty,
-            step=step,
-            num_steps=config.num_steps,
-            batch_size=config.prompts_per_step,
-            seed=round_seed,
-        )
-    problems = sum(by_difficulty.values(), [])
-    taken = batches.batch_indices(step, config.prompts_per_step, len(problems), round_seed)
-    return [problems[i] for i in taken]
-
-
-def _rollout_metrics(
-    groups: collect.Groups,
-    rewards_PG: np.ndarray,
-    weights: rewards.RewardWeights,
-    extra_rounds: int,
-) -> dict[str, float]:
+def _rollout_metrics(collected: Collected) -> dict[str, float]:
+    groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
     components = {
         f"reward/{name}": float(np.mean(values))
@@ -314,10 +354,10 @@ def _rollout_metrics(
     return components | {
         "reward/mean": float(rewards_PG.mean()),
         "reward/std": float(rewards_PG.std(axis=1).mean()),
-        **{f"weight/{name}": value for name, value in weights.named().items()},
+        **{f"weight/{name}": value for name, value in collected.weights.named().items()},
         "zero_signal_groups": int(np.asarray(advantages.zero_signal_groups(rewards_PG)).sum()),
         "mixed_groups": int(mixed_P.sum()),
-        "resample_rounds": extra_rounds,
+        "resample_rounds": collected.extra_rounds,
         "completion_length/mean": float(groups.rollout.completion_mask.sum(axis=1).mean()),
         "truncated": float(1 - groups.rollout.stopped.mean()),
     }

@@ -1,7 +1,7 @@
-"""GRPO's update: a scored batch in, moved weights out. Knows no problem, text or reward."""
+"""GRPO's update: a scored batch in, updated weights out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +12,21 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from gemma_grpo.generation.rollout import Rollout
-from gemma_grpo.model import Params, Remat
+from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.text import padding
 from gemma_grpo.training import update
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.state import TrainState
+from gemma_grpo.training.update import UpdateConfig
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """The objective. `loss_checks.check_combination` refuses what makes no sense together."""
+class Buckets(NamedTuple):
+    """A batch's prompts and completions are padded to multiples of these, in tokens."""
 
-    objective: losses.Objective = "clip"
-    """clip: PPO's clipped surrogate; cispo: clipped weights, unclipped gradient."""
-    level: losses.Level = "token"
-    """Ratio of each token, or GSPO's of the sequence."""
-    aggregation: losses.Aggregation = "token_mean"
-    """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
-    epsilon: float = 0.2
-    """Lower clip width."""
-    epsilon_high: float = 0.28
-    """Upper clip width."""
-    dual_clip: float | None = None
-    """Bound on the loss of bad tokens, above 1; none is off."""
-    beta: float = 0.0
-    """Weight of the KL to the reference, the model that the stage began with; 0 loads none."""
-    kl_estimator: losses.KlEstimator = "k3_unbiased"
-    """Per-token estimate of that KL."""
-    tis_cap: float | None = None
-    """Cap of the sampler-trainer importance weight; none is off."""
-    tis_level: losses.TisLevel = "token"
-    """Importance weight of each token, or of the sequence."""
-    mask_truncated: bool = False
-    """Leave completions that ran out of budget out of the loss."""
+    prompt: int
+    completion: int
 
 
 def make_batch(
@@ -53,11 +34,8 @@ def make_batch(
     prompt_mask_PS: np.ndarray,
     rollout: Rollout,
     advantages_B: Float[np.ndarray, " B"],
-    *,
-    aggregation: losses.Aggregation,
-    mask_truncated: bool,
-    prompt_bucket: int,
-    length_bucket: int,
+    loss: LossConfig,
+    buckets: Buckets,
 ) -> dict[str, np.ndarray]:
     """The arrays of an update. Prompts and completions are cut to the bucket of the longest one.
 
@@ -66,15 +44,17 @@ def make_batch(
     """
     S, T = prompt_ids_PS.shape[1], rollout.completion_ids.shape[1]
     longest = lambda mask: int(mask.sum(axis=1).max())
-    prompt_length = padding.bucket(longest(prompt_mask_PS), multiple=prompt_bucket, maximum=S)
+    prompt_length = padding.bucket(longest(prompt_mask_PS), multiple=buckets.prompt, maximum=S)
     prompt_cut = slice(S - prompt_length, S)
     cut = slice(
-        0, padding.bucket(longest(rollout.completion_mask), multiple=length_bucket, maximum=T)
+        0, padding.bucket(longest(rollout.completion_mask), multiple=buckets.completion, maximum=T)
     )
     mask_BT = rollout.completion_mask[:, cut]
-    loss_mask_BT = mask_BT & rollout.stopped[:, None] if mask_truncated else mask_BT
+    loss_mask_BT = mask_BT & rollout.stopped[:, None] if loss.mask_truncated else mask_BT
     weights_BT = losses.token_weights(
-        jnp.asarray(loss_mask_BT, jnp.float32), aggregation=aggregation, max_completion_length=T
+        jnp.asarray(loss_mask_BT, jnp.float32),
+        aggregation=loss.aggregation,
+        max_completion_length=T,
     )
     return {
         "prompt_ids": prompt_ids_PS[:, prompt_cut],
@@ -105,45 +85,36 @@ def make_update(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     loss: LossConfig,
+    config: UpdateConfig,
     *,
     temperature: float,
-    accumulation_steps: int,
-    dtype: str,
-    remat: Remat,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
 
-    `frozen` are the parameters that are not trained, in the dtype computed in. The batch may hold
+    `frozen` are the parameters that are not trained, in the compute dtype. The batch may hold
     `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
-    says something about the code on the first update of a rollout only; `grad_norm`, before
-    clipping.
+    measures numerical error on the first update of a rollout only; `grad_norm`, before clipping.
+
+    Args:
+        temperature: the sampler's.
     """
 
     def loss_fn(gathered: update.GatheredParams, batch: dict) -> tuple[jax.Array, dict]:
         model = nnx.merge(graphdef, gathered.params)
         logps_BT, entropy_BT = batch_logps(
-            model, batch, temperature=temperature, remat=remat, gather=gathered.gather
+            model, batch, temperature=temperature, remat=config.remat, gather=gathered.gather
         )
-        total, sums = losses.policy_loss(
-            logps_BT,
-            batch.get("old_logps"),
-            batch.get("ref_logps"),
-            batch["sampler_logps"],
-            batch["advantages"],
-            batch["loss_mask"].astype(jnp.float32),
-            batch["weights"],
-            objective=loss.objective,
-            level=loss.level,
-            epsilon=loss.epsilon,
-            epsilon_high=loss.epsilon_high,
-            dual_clip=loss.dual_clip,
-            beta=loss.beta,
-            kl_estimator=loss.kl_estimator,
-            tis_cap=loss.tis_cap,
-            tis_level=loss.tis_level,
+        inputs = losses.LossInputs(
+            advantages=batch["advantages"],
+            mask=batch["loss_mask"].astype(jnp.float32),
+            weights=batch["weights"],
+            old_logps=batch.get("old_logps"),
+            ref_logps=batch.get("ref_logps"),
+            sampler_logps=batch["sampler_logps"],
         )
+        total, sums = losses.policy_loss(logps_BT, inputs, loss)
         mask_BT = batch["completion_mask"]
         gap_BT = jnp.where(mask_BT, jnp.abs(logps_BT - batch["sampler_logps"]), 0.0)
         sums |= {
@@ -163,6 +134,4 @@ def make_update(
             "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
         }
 
-    return update.make_update(
-        loss_fn, means, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
-    )
+    return update.make_update(loss_fn, means, mesh, optimizer, config)

@@ -1,4 +1,4 @@
-"""Stage one, supervised fine-tuning: imitate worked solutions. Knows no reward, flag or file."""
+"""Stage one, supervised fine-tuning: imitate worked solutions."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import Params, Remat
+from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
@@ -29,6 +29,7 @@ from gemma_grpo.training.state import (
     init_train_state,
     make_optimizer,
 )
+from gemma_grpo.training.update import UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class SFTConfig:
     )
     """How the weights move."""
     length_bucket: int = 32
-    """Batches are padded to a multiple of so many tokens."""
+    """Batches are padded to a multiple of this many tokens."""
     packed_sizes: int = 8
-    """Of a padded batch's completions the update works on the smallest n/packed_sizes that holds
-    their tokens; each size is compiled once. 1 works on all of it."""
+    """The update computes the smallest n/packed_sizes of a padded batch's completions that holds
+    their tokens; each size is compiled once. 1 computes all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -99,26 +100,68 @@ def make_update(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
-    *,
-    accumulation_steps: int,
-    dtype: str,
-    remat: Remat,
+    config: UpdateConfig,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
 
-    `frozen` are the parameters that are not trained, in the dtype computed in. Metrics: `loss`,
+    `frozen` are the parameters that are not trained, in the compute dtype. Metrics: `loss`,
     nats per completion token; `grad_norm`, before clipping.
     """
 
     def loss_fn(gathered: update.GatheredParams, batch: dict) -> tuple[jax.Array, dict]:
         model = nnx.merge(graphdef, gathered.params)
-        logps_BT, _ = batch_logps(model, batch, remat=remat, gather=gathered.gather)
+        logps_BT, _ = batch_logps(model, batch, remat=config.remat, gather=gathered.gather)
         loss = -jnp.sum(jnp.where(batch["completion_mask"], logps_BT, 0.0) * batch["weights"])
         return loss, {"loss": loss}
 
-    return update.make_update(
-        loss_fn, dict, mesh, optimizer, accumulation_steps=accumulation_steps, dtype=dtype
-    )
+    return update.make_update(loss_fn, dict, mesh, optimizer, config)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the steps of the stage share.
+
+    Attributes:
+        prompts, completions: token ids of each problem, encoded.
+        update: see `make_update`.
+    """
+
+    config: SFTConfig
+    runtime: Runtime
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        """One step: batch, update, metrics. A function of its arguments alone."""
+        started = time.monotonic()
+        batch = self._batch(step)
+        state, metrics = self.update(state, self.runtime.frozen, batch)
+        metrics = jax.device_get(metrics)
+        seconds = time.monotonic() - started
+        tokens = float(batch["completion_mask"].sum())
+        times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
+        return state, StepResult(metrics | times)
+
+    def _batch(self, step: int) -> dict[str, jax.Array]:
+        """The step's demonstrations, packed and on the devices."""
+        config, runtime = self.config, self.runtime
+        taken = batches.batch_indices(step, config.batch_size, len(self.prompts), runtime.seed)
+        batch = make_batch(
+            [self.prompts[i] for i in taken],
+            [self.completions[i] for i in taken],
+            max_prompt_length=runtime.max_prompt_length,
+            max_completion_length=runtime.max_completion_length,
+            length_bucket=config.length_bucket,
+            pad_id=runtime.tokenizer.pad_id,
+        )
+        batch = packing.pack(
+            batch | runtime.dropout_keys(step, config.batch_size),
+            num_devices=runtime.mesh.size,
+            passes=config.accumulation_steps,
+            sizes=config.packed_sizes,
+        )
+        return meshes.place_rows(runtime.mesh, batch)
 
 
 def train(
@@ -128,7 +171,7 @@ def train(
     params: Params,
     files: RunFiles,
 ) -> Params:
-    """Run the stage from `params`, or from where its checkpoints stand, and return its weights.
+    """Run the stage from `params`, or from its last checkpoint, and return its weights.
 
     Raises:
         UserError: a problem without a completion, or one over the budget.
@@ -144,45 +187,13 @@ def train(
         problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
     )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    update_state = make_update(
-        runtime.graphdef,
-        runtime.mesh,
-        optimizer,
-        accumulation_steps=config.accumulation_steps,
-        dtype=runtime.dtype,
-        remat=runtime.remat,
-    )
-
-    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
-        started = time.monotonic()
-        taken = batches.batch_indices(step, config.batch_size, len(problems), runtime.seed)
-        batch = make_batch(
-            [prompts[i] for i in taken],
-            [completions[i] for i in taken],
-            max_prompt_length=runtime.max_prompt_length,
-            max_completion_length=runtime.max_completion_length,
-            length_bucket=config.length_bucket,
-            pad_id=runtime.tokenizer.pad_id,
-        )
-        batch = packing.pack(
-            batch | runtime.dropout_keys(step, config.batch_size),
-            num_devices=runtime.mesh.size,
-            passes=config.accumulation_steps,
-            sizes=config.packed_sizes,
-        )
-        batch = meshes.place_rows(runtime.mesh, batch)
-        state, metrics = update_state(state, runtime.frozen, batch)
-        metrics = jax.device_get(metrics)
-        seconds = time.monotonic() - started
-        tokens = float(batch["completion_mask"].sum())
-        times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
-        return state, StepResult(metrics | times)
-
-    state = init_train_state(params, optimizer, runtime.mesh)
+    how = UpdateConfig(runtime.dtype, runtime.remat, config.accumulation_steps)
+    update_state = make_update(runtime.graphdef, runtime.mesh, optimizer, how)
+    stage = Stage(config, runtime, prompts, completions, update_state)
     state = run_steps(
         "sft",
-        step_fn,
-        state,
+        stage.step,
+        init_train_state(params, optimizer, runtime.mesh),
         files,
         num_steps=config.num_steps,
         checkpoint_every=config.checkpoint_every,

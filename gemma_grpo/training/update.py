@@ -1,13 +1,13 @@
-"""Losses and updates on the mesh: every device its rows, weights in pieces between uses. Knows no
-loss, batch or stage.
+"""Losses and updates on the mesh: rows split over the devices, weights sharded (FSDP).
 
-All of it is a `shard_map`, so that each collective is one that stands here: the embedding is
-gathered once a pass, the blocks layer by layer as the scans come to them, in the dtype computed in;
-the gradient of each gather is a reduce-scatter, which leaves the piece's own gradient, summed over
-all rows. What is whole on every device has its gradient summed by one all-reduce.
+All of it runs in a `shard_map`, so that every collective is explicit: the embedding is gathered
+once a pass, the blocks layer by layer as the scans reach them, in the compute dtype; the gradient
+of each gather is a reduce-scatter, which leaves each shard's gradient, summed over all rows. The
+gradients of replicated parameters are summed by one all-reduce.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.model import Gather, Params, in_dtype, join
+from gemma_grpo.model import Gather, Params, Remat, in_dtype, join
 from gemma_grpo.training.state import TrainState, apply_gradients
 
 BATCH, REPLICATED = PartitionSpec(meshes.DATA), PartitionSpec()
@@ -24,9 +24,24 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How losses and log-probs are computed; none of it changes what they are.
+
+    Attributes:
+        dtype: of the parameters while computing; master weights are float32.
+        remat: see `model.forward_groups`.
+        accumulation_steps: passes that a batch's prompts are taken in.
+    """
+
+    dtype: str
+    remat: Remat
+    accumulation_steps: int = 1
+
+
 class GatheredParams(NamedTuple):
-    """Parameters to compute with on one device: everything but the blocks whole, and what makes a
-    layer of those whole (`model.forward_groups`' argument)."""
+    """Parameters to compute with on one device: all but the blocks gathered, and the function that
+    gathers a layer of the blocks (`model.forward_groups`' argument)."""
 
     params: Params
     gather: Gather
@@ -62,19 +77,15 @@ def make_update(
     means: Callable[[Metrics], Metrics],
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
-    *,
-    accumulation_steps: int,
-    dtype: str,
+    config: UpdateConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The jitted (state, frozen, batch) -> (state, metrics), which donates the state.
 
-    The state comes and goes in `mesh.fsdp_shardings`'s layout, the batch comes split by rows.
+    The state is sharded by `mesh.fsdp_shardings` before and after, the batch by rows.
 
     Args:
         loss_fn: (gathered, rows) -> (loss, sums), both of which add over rows.
         means: from the sums over the whole batch to metrics.
-        accumulation_steps: passes that a batch's prompts are taken in.
-        dtype: computed in.
 
     The metrics also hold `grad_norm`, before clipping.
     """
@@ -84,11 +95,13 @@ def make_update(
 
         def on_device(params, frozen, rows):
             grads, sums = accumulate(
-                lambda params, rows: loss_fn(_gather_params(params, frozen, layout, dtype), rows),
+                lambda params, rows: loss_fn(
+                    _gather_params(params, frozen, layout, config.dtype), rows
+                ),
                 params,
                 rows,
                 num_prompts=rows["prompt_ids"].shape[0],
-                passes=accumulation_steps,
+                passes=config.accumulation_steps,
             )
             in_all = lambda spec, grad: (
                 jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
@@ -111,9 +124,9 @@ def make_update(
 
 
 def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:
-    """From this device's pieces; `layout` has the trained parameters' `PartitionSpec`s."""
-    pieces = in_dtype(params, dtype)
-    others = {name: value for name, value in pieces.items() if name != "layers"}
+    """From this device's shards; `layout` has the trained parameters' `PartitionSpec`s."""
+    shards = in_dtype(params, dtype)
+    others = {name: value for name, value in shards.items() if name != "layers"}
     others = jax.tree.map(_gathered, others, {name: layout[name] for name in others})
     # In: one layer of the stack, its leading axis gone.
     layer_axes = {
@@ -123,14 +136,14 @@ def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> G
     }
 
     def gather(layer):
-        def whole(path, leaf):
+        def gather_leaf(path, leaf):
             # An nnx.State's paths end in one more key, of the variable's value.
             path = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
             return _all_gather(leaf, layer_axes[path]) if path in layer_axes else leaf
 
-        return jax.tree.map_with_path(whole, layer)
+        return jax.tree.map_with_path(gather_leaf, layer)
 
-    return GatheredParams(join(pieces | others, frozen), gather)
+    return GatheredParams(join(shards | others, frozen), gather)
 
 
 def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -142,7 +155,7 @@ def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:
 
 
 def split_batch(batch: Batch, *, num_prompts: int, passes: int) -> Batch:
-    """Arrays of `rows` leading rows to [passes, rows / passes], whole groups staying together.
+    """Arrays of `rows` leading rows to [passes, rows / passes]; groups are not split.
 
     Pass j takes the prompts p with p % passes == j rather than a run of neighbours, so that every
     device has work in every pass when prompts are split over devices.

@@ -12,7 +12,7 @@ from gemma_grpo.kernels.dispatch import dispatch
 from gemma_grpo.kernels.fused_sampling import pallas_tpu, xla
 
 
-class Drawn(NamedTuple):
+class FusedDraw(NamedTuple):
     """A token a row, and its log-prob under the distribution it was drawn from."""
 
     ids: Int[Array, " B"]  # int32
@@ -27,7 +27,7 @@ def fused_sampling(
     temperature: float,
     axis_name: str | None = None,
     implementation: Literal["xla", "pallas"] | None = None,
-) -> Drawn:
+) -> FusedDraw:
     """One token a row from softmax(hidden @ embedding.T / temperature).
 
     On TPU the kernel reads the embedding once and writes no logits to HBM. The draw is
@@ -68,4 +68,4 @@ def fused_sampling(
     if axis_name is not None:
         picked = picked._replace(ids=picked.ids + jax.lax.axis_index(axis_name) * V)
         picked = block_draw.merge(picked, axis_name)
-    return Drawn(picked.ids, picked.logits - picked.logsumexps)
+    return FusedDraw(picked.ids, picked.logits - picked.logsumexps)

@@ -14,7 +14,7 @@ def fused_sampling(
     *,
     temperature: float,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Ids and log-probs, as the api's `Drawn`, the head in float32 at the highest precision."""
+    """Ids and log-probs, as the api's `FusedDraw`, the head in float32 at the highest precision."""
     logits_BV = jnp.einsum(
         "bd,vd->bv",
         hidden_BD.astype(jnp.float32),

@@ -1,5 +1,9 @@
 """Truncated sampling: hidden states and the tied embedding to a word drawn from the kept ones."""
 
-from gemma_grpo.kernels.truncated_sampling.api import Drawn, check_truncation, truncated_sampling
+from gemma_grpo.kernels.truncated_sampling.api import (
+    TruncatedDraw,
+    check_truncation,
+    truncated_sampling,
+)
 
-__all__ = ["Drawn", "check_truncation", "truncated_sampling"]
+__all__ = ["TruncatedDraw", "check_truncation", "truncated_sampling"]

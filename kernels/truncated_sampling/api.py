@@ -14,7 +14,7 @@ from gemma_grpo.kernels.truncated_sampling import pallas_tpu, xla
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
 
-class Drawn(NamedTuple):
+class TruncatedDraw(NamedTuple):
     """Words drawn, and how likely they were. float32 but for the ids, which are int32."""
 
     ids: Int[Array, " B"]
@@ -34,7 +34,7 @@ def truncated_sampling(
     min_p: float = 0.0,
     axis_name: str | None = None,
     implementation: str | None = None,
-) -> Drawn:
+) -> TruncatedDraw:
     """Draw one word for each row from softmax(hidden embedding^T / temperature), truncated.
 
     Truncations apply in the order of the arguments, each to what the one before has left:
@@ -82,7 +82,7 @@ def truncated_sampling(
         obstacle=obstacle,
     )
     ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
-    return Drawn(
+    return TruncatedDraw(
         # Where there is no distribution the word drawn may be of the padding.
         ids=jnp.minimum(ids_B, shards * V - 1),
         logps=logits_B - kept_logsumexps_B,

@@ -13,8 +13,10 @@ from stubs import tiny_model
 
 from gemma_grpo import weights
 from gemma_grpo.devices import mesh
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo_update
 from gemma_grpo.training import state as train_state
+from gemma_grpo.training.update import UpdateConfig
 
 GRAPHDEF, PARAMS = tiny_model(scale=1.5)
 
@@ -56,11 +58,9 @@ def updated(num_devices, *, passes=1, beta=0.0):
         GRAPHDEF,
         devices,
         optimizer,
-        grpo_update.LossConfig(beta=beta),
+        LossConfig(beta=beta),
+        UpdateConfig("float32", "full", passes),
         temperature=1.0,
-        accumulation_steps=passes,
-        dtype="float32",
-        remat="full",
     )
     state = train_state.init_train_state(PARAMS, optimizer, devices)
     for seed in (3, 4):

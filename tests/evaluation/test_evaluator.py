@@ -14,6 +14,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import evaluator, statistics
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import NO_LORA
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text.tokenizer import Tokenizer
@@ -164,20 +165,19 @@ def test_a_comparison_is_paired_by_problem():
 def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
     made = []
 
-    def make_rollout(graphdef, mesh, **settings):
-        made.append({name: settings[name] for name in drawn})
+    def make_rollout(graphdef, mesh, config, *, layout):
+        made.append((config.num_generations, config.sampling))
         return lambda: None
 
     monkeypatch.setattr(collect, "make_rollout", make_rollout)
-    drawn = dict(num_generations=4, temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
+    settings = dict(temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
     tokenizer, devices = Tokenizer(assets.NANO_TOKENIZER), mesh.data_mesh()
     runtime = Runtime(
         tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", "none", 0
     )
-    settings = {name: value for name, value in drawn.items() if name != "num_generations"}
     evaluator.make_evaluator(evaluator.EvaluationConfig(num_samples=4, **settings), runtime)
-    greedy = dict(num_generations=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-    assert made == [drawn, greedy]
+    greedy = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+    assert made == [(4, SamplingConfig(**settings)), (1, SamplingConfig(**greedy))]
 
 
 def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):

@@ -1,4 +1,4 @@
-"""Laws of the rollout: what was drawn, from which distribution, and that nothing else matters."""
+"""The rollout: what is drawn, from which distribution, and that nothing else affects it."""
 
 import functools
 
@@ -12,6 +12,7 @@ from stubs import PAD, TINY, host, tiny_model, tiny_prompts
 from gemma_grpo import model
 from gemma_grpo.devices import mesh
 from gemma_grpo.generation import rollout
+from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.training import logps
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -26,11 +27,7 @@ def program(num_devices=1, *, num_generations=G, stop_ids=STOPS, temperature=1.0
     return rollout.make_rollout(
         GRAPHDEF,
         mesh.data_mesh(jax.devices()[:num_devices]),
-        num_generations=num_generations,
-        max_completion_length=T,
-        stop_ids=stop_ids,
-        pad_id=PAD,
-        temperature=temperature,
+        rollout.RolloutConfig(num_generations, T, stop_ids, PAD, SamplingConfig(temperature)),
     )
 
 
@@ -42,17 +39,22 @@ def roll(num_prompts=4, num_devices=1, *, key=0, prompts=None, **settings):
 
 @functools.cache
 def scoring_program(temperature):
-    def score(params, *arrays):
-        model = nnx.merge(GRAPHDEF, params)
-        return logps.completion_logps(model, *arrays, temperature=temperature)[0]
+    def score(params, batch):
+        return logps.batch_logps(nnx.merge(GRAPHDEF, params), batch, temperature=temperature)[0]
 
     return jax.jit(score)
 
 
 def trainer_logps(drawn, temperature=1.0):
     """The log-probs that training would compute for a rollout of `tiny_prompts(4)`."""
-    score = scoring_program(temperature)
-    return host(score(PARAMS, *tiny_prompts(4), drawn.completion_ids, drawn.completion_mask))
+    prompt_ids, prompt_mask = tiny_prompts(4)
+    batch = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "completion_ids": drawn.completion_ids,
+        "completion_mask": drawn.completion_mask,
+    }
+    return host(scoring_program(temperature)(PARAMS, batch))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -132,12 +134,7 @@ def test_a_row_cut_off_by_the_budget_has_not_stopped():
 @functools.cache
 def streaming_program(temperature):
     return rollout.make_stream(
-        GRAPHDEF,
-        num_generations=G,
-        max_completion_length=T,
-        stop_ids=STOPS,
-        pad_id=PAD,
-        temperature=temperature,
+        GRAPHDEF, rollout.RolloutConfig(G, T, STOPS, PAD, SamplingConfig(temperature))
     )
 
 

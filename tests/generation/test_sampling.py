@@ -1,4 +1,4 @@
-"""Laws of drawing one token by the settings; the ops have laws of their own."""
+"""Drawing one token by the settings; the kernels have tests of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,8 @@ KEYS_6 = jax.random.split(jax.random.key(0), 6)
 
 def sample(logits, keys, **settings):
     """A draw from these logits: hidden states under the identity for an embedding."""
-    every_word = dict(top_k=0, top_p=1.0, min_p=0.0)
-    return sampling.sample(
-        jnp.asarray(logits), jnp.eye(logits.shape[-1]), keys, **(every_word | settings)
-    )
+    config = sampling.SamplingConfig(**settings)
+    return sampling.sample(jnp.asarray(logits), jnp.eye(logits.shape[-1]), keys, config)
 
 
 def numpy_log_softmax(x):
@@ -93,4 +91,4 @@ def test_draws_follow_the_distribution():
 )
 def test_a_senseless_setting_is_refused_by_name(setting, named):
     with pytest.raises(UserError, match=named):
-        sampling.check_sampling(**(dict(top_k=0, top_p=1.0, min_p=0.0) | setting))
+        sampling.SamplingConfig(**setting)

@@ -15,7 +15,7 @@ from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.fused_sampling import fused_sampling
 from gemma_grpo.kernels.fused_sampling.cases import GEMMA3_1B, GEMMA3_1B_MULTIMODAL
 from gemma_grpo.kernels.truncated_sampling import (
-    Drawn,
+    TruncatedDraw,
     cases,
     pallas_tpu,
     reference,
@@ -77,7 +77,7 @@ def kept_by_thresholds(logits: np.ndarray, truncation: Truncation) -> np.ndarray
     return logits >= np.asarray(find(jnp.asarray(logits)))[:, None]
 
 
-def expect(drawn: Drawn, logits: np.ndarray, truncation: Truncation) -> None:
+def expect(drawn: TruncatedDraw, logits: np.ndarray, truncation: Truncation) -> None:
     """Ids are of kept words, and what is said of them is NumPy's. Logits are tempered, float64."""
     for row, id_ in enumerate(np.asarray(drawn.ids)):
         kept = kept_by_sorting(logits[row].astype(np.float32), truncation)
@@ -97,12 +97,12 @@ def operands(B, V, D, dtype=jnp.float32):
     return hidden, embedding, keys, logits
 
 
-def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Drawn:
+def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> TruncatedDraw:
     """The kernel as `truncated_sampling` calls it on a TPU."""
     noise = block_draw.noise(keys, len(embedding))
     draw = partial(pallas_tpu.draw_truncated, temperature=temperature, interpret=True)
     ids, logits, kept, every = draw(hidden, embedding, *noise, truncation)
-    return Drawn(ids, logits - kept, logits - every, jnp.exp(kept - every))
+    return TruncatedDraw(ids, logits - kept, logits - every, jnp.exp(kept - every))
 
 
 # What is kept

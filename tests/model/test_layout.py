@@ -47,17 +47,12 @@ def prompts():
     return np.where(mask, ids * 101 % DIVIDES.vocab_size, PAD), mask
 
 
-def program(layout, num_devices, *, lora=NO_LORA, stop_ids=STOPS, temperature=1.0, **truncation):
+def program(layout, num_devices, *, lora=NO_LORA, stop_ids=STOPS, **settings):
     return rollout.make_rollout(
         graph_and_params(lora)[0],
         mesh.data_mesh(jax.devices()[:num_devices]),
-        num_generations=G,
-        max_completion_length=T,
-        stop_ids=stop_ids,
-        pad_id=PAD,
-        temperature=temperature,
+        rollout.RolloutConfig(G, T, stop_ids, PAD, sampling.SamplingConfig(**settings)),
         layout=LAYOUTS[layout],
-        **truncation,
     )
 
 

@@ -18,11 +18,13 @@ from stubs import PAD, TINY, host, tiny_model, tiny_prompts
 from gemma_grpo import model
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
-from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.model import LoRAConfig, lora
 from gemma_grpo.model.lora import LoRA
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo_update, logps
 from gemma_grpo.training import state as train_state
+from gemma_grpo.training.update import UpdateConfig
 from gemma_grpo.weights import peft_adapter
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -139,25 +141,25 @@ def test_a_senseless_setting_is_refused_by_name(settings, named):
 
 def batch_of(params):
     """A rollout of the model with its adapters, and made-up advantages."""
-    roll = make_rollout(
-        graph(), mesh.data_mesh(jax.devices()[:1]), num_generations=G, max_completion_length=T,
-        stop_ids=(7,), pad_id=PAD, temperature=1.0,
-    )  # fmt: skip
+    config = RolloutConfig(G, T, stop_ids=(7,), pad_id=PAD)
+    roll = make_rollout(graph(), mesh.data_mesh(jax.devices()[:1]), config)
     drawn = Rollout(*host(roll(params, *tiny_prompts(P), jax.random.key(0))))
     advantages = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
     batch = grpo_update.make_batch(
-        *tiny_prompts(P), drawn, advantages,
-        aggregation="token_mean", mask_truncated=False, prompt_bucket=8, length_bucket=1,
-    )  # fmt: skip
+        *tiny_prompts(P), drawn, advantages, LossConfig(), grpo_update.Buckets(8, 1)
+    )
     return jax.tree.map(jnp.asarray, batch)
 
 
 def update_program(num_devices=1, passes=1):
     return grpo_update.make_update(
-        graph(), mesh.data_mesh(jax.devices()[:num_devices]), optax.sgd(1.0),
-        grpo_update.LossConfig(), temperature=1.0, accumulation_steps=passes, dtype="float32",
-        remat="none",
-    )  # fmt: skip
+        graph(),
+        mesh.data_mesh(jax.devices()[:num_devices]),
+        optax.sgd(1.0),
+        LossConfig(),
+        UpdateConfig("float32", "none", passes),
+        temperature=1.0,
+    )
 
 
 def moved(adapter, batch, **settings):

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.objective.advantages. Expected values are by hand or NumPy in float64."""
+"""Advantages. Expected values are by hand or from NumPy in float64."""
 
 import jax
 import jax.numpy as jnp

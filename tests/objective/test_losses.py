@@ -1,4 +1,4 @@
-"""The losses: by hand, against float64 loops in NumPy, and against TRL's figures.
+"""The losses: by hand, against float64 loops in NumPy, and against TRL's values.
 
 `reference_losses` below is the whole loss once more, in plain loops over rows and tokens. Where a
 paper stops a gradient, it reads a second, frozen copy of the log-probs, so that finite differences
@@ -19,6 +19,7 @@ from tolerances import F32, GRAD_F32
 from gemma_grpo.errors import UserError
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective import losses
+from gemma_grpo.objective.config import LossConfig
 
 MAX_LENGTH = 9  # distinct from T, the padded width
 NUMBERS = {"epsilon": 0.2, "epsilon_high": 0.3, "dual_clip": 2.5, "beta": 0.07, "tis_cap": 1.6}
@@ -124,7 +125,7 @@ def reference_losses(logps, batch, aggregation, s, on_policy=False) -> np.ndarra
 
 
 def reference_gradient(batch, aggregation, s, on_policy=False) -> np.ndarray:
-    """Central differences by each log-prob, a column at once: no row's loss knows another's."""
+    """Central differences by each log-prob, a column at once: rows do not affect each other."""
     logps, step = batch["logps"].astype(np.float64), 1e-5
     columns = []
     for nudge in step * np.eye(logps.shape[1]):
@@ -140,16 +141,15 @@ def loss_and_gradient(arrays, weights_BT, on_policy, **s):
     """((loss, metrics), gradient by the log-probs); what the settings do not need is left out."""
 
     def loss_fn(logps_BT):
-        return losses.policy_loss(
-            logps_BT,
-            None if on_policy else arrays["old"],
-            arrays["ref"] if s["beta"] > 0 else None,
-            arrays["sampler"] if s["tis_cap"] is not None else None,
+        inputs = losses.LossInputs(
             arrays["advantages"],
             arrays["mask"],
             weights_BT,
-            **s,
+            old_logps=None if on_policy else arrays["old"],
+            ref_logps=arrays["ref"] if s["beta"] > 0 else None,
+            sampler_logps=arrays["sampler"] if s["tis_cap"] is not None else None,
         )
+        return losses.policy_loss(logps_BT, inputs, LossConfig(**s))
 
     return jax.value_and_grad(loss_fn, has_aux=True)(arrays["logps"])
 
@@ -176,7 +176,7 @@ def close(actual, expected, tolerance=F32) -> None:
 
 
 # Compiling one small function is quicker than compiling each of its operations.
-jitted_policy_loss = jax.jit(losses.policy_loss, static_argnames=tuple(PLAIN))
+jitted_policy_loss = jax.jit(losses.policy_loss, static_argnames="config")
 jitted_ratio = jax.jit(losses.importance_ratio, static_argnames="level")
 jitted_tis = jax.jit(losses.truncated_importance_weights, static_argnames=("cap", "level"))
 
@@ -414,23 +414,17 @@ def test_the_loss_reports_clipped_tokens(objective, clipped):
     # CISPO bounds the weight whatever the sign of A: all but 1.25 of the 8 lie outside [0.8, 1.3].
     settings = PLAIN | {"objective": objective, "beta": 0.0, "tis_cap": None}
     logps_BT = jnp.log(RATIOS_BT) - 5
-    _, metrics = jitted_policy_loss(
-        logps_BT,
-        jnp.full((3, 4), -5.0),
-        None,
-        None,
-        CLIP_ADVANTAGES_B,
-        CLIP_MASK_BT,
-        CLIP_MASK_BT,
-        **settings,
+    inputs = losses.LossInputs(
+        CLIP_ADVANTAGES_B, CLIP_MASK_BT, CLIP_MASK_BT, old_logps=jnp.full((3, 4), -5.0)
     )
+    _, metrics = jitted_policy_loss(logps_BT, inputs, LossConfig(**settings))
     assert set(metrics) == {"tokens", "clipped_tokens", "policy_loss"}
     assert metrics["tokens"] == 8
     assert metrics["clipped_tokens"] == clipped
     close(losses.metric_means(metrics)["clip_fraction"], clipped / 8)
 
 
-# --- KL, by exact enumeration of a seven-word vocabulary ----------------------------------------
+# --- KL, by exact enumeration of a vocabulary of seven ----------------------------------------
 
 THETA_V, REF_V, OLD_V = (
     np.random.default_rng(seed).normal(0, 0.8, 7).astype(np.float32) for seed in (11, 12, 13)
@@ -543,8 +537,8 @@ def test_tis_metrics_by_hand():
     sampler_BT = jnp.log(jnp.array([[0.5, 0.5, 0.1], [0.1, 0.4, 0.1]]))
     mask_BT = jnp.array([[1.0, 1, 1], [1, 1, 0]])
     settings = PLAIN | {"beta": 0.0, "tis_cap": 1.5}
-    arguments = (trainer_BT, None, None, sampler_BT, jnp.array([1.0, 2.0]), mask_BT, mask_BT)
-    loss, metrics = jitted_policy_loss(*arguments, **settings)
+    inputs = losses.LossInputs(jnp.array([1.0, 2.0]), mask_BT, mask_BT, sampler_logps=sampler_BT)
+    loss, metrics = jitted_policy_loss(trainer_BT, inputs, LossConfig(**settings))
     means = losses.metric_means(metrics)
     assert set(means) == {"policy_loss", "clip_fraction", "tis_weight", "tis_capped_fraction"}
     close(means["tis_weight"], 5.3 / 5)
@@ -563,10 +557,11 @@ def test_the_reported_kl_is_k3_per_token_whatever_the_estimator():
 
 def test_a_reference_at_beta_zero_measures_the_kl_and_leaves_the_loss_alone():
     batch = make_batch()
-    names = ("logps", "old", "ref", "sampler", "advantages", "mask", "mask")
-    arguments = [batch[name] for name in names]
+    logps_BT, *rest = (jnp.array(batch[name]) for name in batch)
+    old_BT, ref_BT, sampler_BT, advantages_B, mask_BT = rest
+    inputs = losses.LossInputs(advantages_B, mask_BT, mask_BT, old_BT, ref_BT, sampler_BT)
     settings = PLAIN | {"beta": 0.0, "kl_estimator": "k1"}
-    loss, metrics = jitted_policy_loss(*arguments, **settings)
+    loss, metrics = jitted_policy_loss(logps_BT, inputs, LossConfig(**settings))
     assert loss == metrics["policy_loss"]
     assert metrics["kl_sum"] > 0
 
@@ -598,7 +593,7 @@ def test_whatever_stands_in_padding_cannot_leak(objective, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_pieces_are_safe_on_their_own(level):
+def test_ratio_and_tis_weight_ignore_padding_on_their_own(level):
     poison_BT = jnp.array([[-1.0, jnp.nan], [-jnp.inf, -jnp.inf]])
     mask_BT = jnp.array([[1.0, 0.0], [0.0, 0.0]])
 
@@ -656,16 +651,15 @@ def test_value_and_gradient_agree_with_trl(name):
     )
 
     def loss_fn(logps_BT):
-        return losses.policy_loss(
-            logps_BT,
-            None if case["on_policy"] else arrays["old_logps"],
-            arrays["ref_logps"] if beta else None,
-            arrays["sampler_logps"] if tis_cap else None,
+        inputs = losses.LossInputs(
             arrays["advantages"],
             arrays["mask"],
             weights_BT,
-            **settings,
+            old_logps=None if case["on_policy"] else arrays["old_logps"],
+            ref_logps=arrays["ref_logps"] if beta else None,
+            sampler_logps=arrays["sampler_logps"] if tis_cap else None,
         )
+        return losses.policy_loss(logps_BT, inputs, LossConfig(**settings))
 
     (loss, sums), gradient_BT = jax.value_and_grad(loss_fn, has_aux=True)(arrays["logps"])
     close(loss, case["loss"])
@@ -679,21 +673,15 @@ def test_value_and_gradient_agree_with_trl(name):
 
 # --- combinations -------------------------------------------------------------------------------
 
-FINE = {
-    "num_generations": 8,
-    "scale": "group",
-    "baseline": "mean",
-    "objective": "clip",
-    "level": "token",
-    "aggregation": "token_mean",
-    "epsilon": 0.2,
-    "epsilon_high": 0.28,
-    "dual_clip": None,
-    "beta": 0.04,
-    "kl_estimator": "k3",
-    "tis_cap": 2.0,
-    "num_iterations": 1,
-}
+FINE_GROUPS = {"num_generations": 8, "scale": "group", "baseline": "mean", "num_iterations": 1}
+FINE_LOSS = {"beta": 0.04, "kl_estimator": "k3", "tis_cap": 2.0}
+
+
+def warnings_of(change):
+    """Of sensible settings with a change."""
+    groups = {name: change.get(name, value) for name, value in FINE_GROUPS.items()}
+    of_loss = {name: value for name, value in change.items() if name not in groups}
+    return loss_checks.check_combination(LossConfig(**(FINE_LOSS | of_loss)), **groups)
 
 
 @pytest.mark.parametrize(
@@ -715,7 +703,7 @@ FINE = {
     ],
 )
 def test_sensible_combinations_pass_in_silence(change):
-    assert loss_checks.check_combination(**(FINE | change)) == []
+    assert warnings_of(change) == []
 
 
 @pytest.mark.parametrize(
@@ -741,7 +729,7 @@ def test_sensible_combinations_pass_in_silence(change):
 )
 def test_senseless_combinations_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
-        loss_checks.check_combination(**(FINE | change))
+        warnings_of(change)
 
 
 @pytest.mark.parametrize(
@@ -753,7 +741,7 @@ def test_senseless_combinations_are_refused_by_name(change, message):
     ],
 )
 def test_unwise_combinations_are_warned_of(change, warning):
-    (line,) = loss_checks.check_combination(**(FINE | change))
+    (line,) = warnings_of(change)
     assert line.startswith(warning)
 
 
@@ -768,4 +756,6 @@ def test_unwise_combinations_are_warned_of(change, warning):
 def test_the_loss_refuses_what_it_cannot_mean(change, message):
     x_BT = -jnp.ones((1, 2))
     with pytest.raises(UserError, match=message):
-        losses.policy_loss(x_BT, None, None, None, jnp.ones(1), x_BT, x_BT, **(PLAIN | change))
+        losses.policy_loss(
+            x_BT, losses.LossInputs(jnp.ones(1), x_BT, x_BT), LossConfig(**(PLAIN | change))
+        )

@@ -1,4 +1,4 @@
-"""Laws of the update and of a step: what gets gradient, what adds up, what a rollout is worth."""
+"""The update and dynamic sampling: what gets gradient, what adds up, which groups are kept."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tolerances
-from fake_batches import ADVANTAGES, STOP, G, P, T, batch_of, fake_rollout
+from fake_batches import ADVANTAGES, BUCKETS, STOP, G, P, T, batch_of, fake_rollout
 from flax import nnx
 from stubs import PAD, host, tiny_model, tiny_prompts
 
@@ -18,9 +18,12 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import collect
-from gemma_grpo.generation.rollout import Rollout, make_rollout
+from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, logps, resample, sft
 from gemma_grpo.training import state as train_state
+from gemma_grpo.training.grpo_update import Buckets
+from gemma_grpo.training.update import UpdateConfig
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -30,8 +33,14 @@ SGD = optax.sgd(1.0)
 
 @jax.jit
 def exact_logps(params, rollout):
-    arrays = map(jnp.asarray, (*tiny_prompts(P), rollout.completion_ids, rollout.completion_mask))
-    return logps.completion_logps(nnx.merge(GRAPHDEF, params), *arrays)[0]
+    prompt_ids, prompt_mask = tiny_prompts(P)
+    batch = {
+        "prompt_ids": jnp.asarray(prompt_ids),
+        "prompt_mask": jnp.asarray(prompt_mask),
+        "completion_ids": jnp.asarray(rollout.completion_ids),
+        "completion_mask": jnp.asarray(rollout.completion_mask),
+    }
+    return logps.batch_logps(nnx.merge(GRAPHDEF, params), batch)[0]
 
 
 def on(num_devices=1):
@@ -39,16 +48,14 @@ def on(num_devices=1):
 
 
 @functools.cache
-def update_program(passes=1, num_devices=1, loss=grpo_update.LossConfig()):  # noqa: B008 (frozen)
+def update_program(passes=1, num_devices=1, loss=LossConfig()):  # noqa: B008 (frozen)
     return grpo_update.make_update(
         GRAPHDEF,
         on(num_devices),
         SGD,
         loss,
+        UpdateConfig("float32", "none", passes),
         temperature=1.0,
-        accumulation_steps=passes,
-        dtype="float32",
-        remat="none",
     )
 
 
@@ -132,17 +139,17 @@ def test_truncated_completions_can_be_left_out_of_the_loss():
 def test_padding_beyond_the_longest_completion_is_cut_to_the_bucket():
     rollout = fake_rollout()
     short = rollout._replace(completion_mask=rollout.completion_mask & (np.arange(T) < 3))
-    assert batch_of(short, length_bucket=2)["completion_ids"].shape[1] == 4
-    assert batch_of(short, length_bucket=4)["completion_ids"].shape[1] == 4
-    assert batch_of(rollout, length_bucket=4)["completion_ids"].shape[1] == T
+    assert batch_of(short, buckets=Buckets(8, 2))["completion_ids"].shape[1] == 4
+    assert batch_of(short, buckets=Buckets(8, 4))["completion_ids"].shape[1] == 4
+    assert batch_of(rollout, buckets=Buckets(8, 4))["completion_ids"].shape[1] == T
 
 
 def test_padding_before_the_longest_prompt_is_cut_to_the_bucket_and_the_gradient_stays():
     padded = [np.pad(array, ((0, 0), (9, 0))) for array in tiny_prompts(P)]
     longest = int(padded[1].sum(axis=1).max())
     rollout = fake_rollout()
-    whole = batch_of(rollout, prompts=padded, prompt_bucket=17)
-    cut = batch_of(rollout, prompts=padded, prompt_bucket=longest)
+    whole = batch_of(rollout, prompts=padded, buckets=Buckets(17, 1))
+    cut = batch_of(rollout, prompts=padded, buckets=Buckets(longest, 1))
     np.testing.assert_array_equal(whole["prompt_ids"], padded[0])
     np.testing.assert_array_equal(cut["prompt_ids"], padded[0][:, -longest:])
     np.testing.assert_array_equal(cut["prompt_mask"], padded[1][:, -longest:])
@@ -175,15 +182,11 @@ def test_the_reported_gap_is_the_mean_and_root_mean_square_over_completion_token
 
 def test_a_toy_reward_rises_within_a_few_steps():
     """The reward is the share of one token, at chance 1 in 40 to begin with."""
-    roll = make_rollout(
-        GRAPHDEF, on(), num_generations=G * 4, max_completion_length=T, stop_ids=(),
-        pad_id=PAD, temperature=1.0,
-    )  # fmt: skip
+    roll = make_rollout(GRAPHDEF, on(), RolloutConfig(G * 4, T, stop_ids=(), pad_id=PAD))
     optimizer = optax.adam(3e-2)
     update = grpo_update.make_update(
-        GRAPHDEF, on(), optimizer, grpo_update.LossConfig(), temperature=1.0,
-        accumulation_steps=1, dtype="float32", remat="none",
-    )  # fmt: skip
+        GRAPHDEF, on(), optimizer, LossConfig(), UpdateConfig("float32", "none"), temperature=1.0
+    )
     state = train_state.init_train_state(PARAMS, optimizer, on())
     shares = []
     for step in range(20):
@@ -192,9 +195,12 @@ def test_a_toy_reward_rises_within_a_few_steps():
         reward = (drawn.completion_ids == 33).mean(axis=1)
         centred = reward.reshape(P, -1) - reward.reshape(P, -1).mean(axis=1, keepdims=True)
         batch = grpo_update.make_batch(
-            *tiny_prompts(P), drawn, centred.reshape(-1).astype(np.float32),
-            aggregation="token_mean", mask_truncated=False, prompt_bucket=8, length_bucket=1,
-        )  # fmt: skip
+            *tiny_prompts(P),
+            drawn,
+            centred.reshape(-1).astype(np.float32),
+            LossConfig(),
+            BUCKETS,
+        )
         state, _ = update(state, {}, batch)
         shares.append(reward.mean())
     assert np.mean(shares[:3]) < 0.2 < 0.8 < np.mean(shares[-3:])
@@ -286,8 +292,8 @@ def test_without_rounds_nothing_is_resampled():
         (dict(prompt_bucket=0), "prompt_bucket"),
         (dict(length_bucket=0), "length_bucket"),
         (dict(resample_rounds=-1), "resample_rounds"),
-        (dict(loss=grpo_update.LossConfig(level="sequence")), "aggregation"),
-        (dict(loss=grpo_update.LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
+        (dict(loss=LossConfig(level="sequence")), "aggregation"),
+        (dict(loss=LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
     ],
 )
 def test_a_senseless_setting_is_refused_by_name(change, named):

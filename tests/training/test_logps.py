@@ -1,4 +1,4 @@
-"""Laws of token log-probs: values and gradients by NumPy, in float64."""
+"""Token log-probs: values and gradients against NumPy in float64."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Laws of packing: a packed batch is worth what the padded one is, in every value and gradient."""
+"""Packing: a packed batch has the values and gradients of the padded one."""
 
 import functools
 
@@ -16,9 +16,10 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import LoRAConfig, Packed
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, logps, packing, sft
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.update import split_batch
+from gemma_grpo.training.update import UpdateConfig, split_batch
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -41,10 +42,8 @@ def padded(lengths, *, seed=3):
         *tiny_prompts(P),
         Rollout(ids, mask, near(), lengths < T),
         rng.normal(size=P * G).astype(np.float32),
-        aggregation="sequence_mean",
-        mask_truncated=True,
-        prompt_bucket=8,
-        length_bucket=T,
+        LossConfig(aggregation="sequence_mean", mask_truncated=True),
+        grpo_update.Buckets(8, T),
     )
     return batch | {"old_logps": near(), "ref_logps": near()}
 
@@ -139,7 +138,7 @@ def test_adapters_drop_the_same_inputs_of_a_token_packed_or_padded():
 
 # --- the update ---
 
-LOSS = grpo_update.LossConfig(beta=0.1, tis_cap=2.0, dual_clip=3.0)
+LOSS = LossConfig(beta=0.1, tis_cap=2.0, dual_clip=3.0)
 
 
 def updated(batch, *, num_devices=1, passes=1):
@@ -156,7 +155,7 @@ def updated(batch, *, num_devices=1, passes=1):
 def update_program(num_devices, passes):
     return grpo_update.make_update(
         GRAPHDEF, mesh.data_mesh(jax.devices()[:num_devices]), SGD, LOSS,
-        temperature=0.8, accumulation_steps=passes, dtype="float32", remat="none",
+        UpdateConfig("float32", "none", passes), temperature=0.8,
     )  # fmt: skip
 
 

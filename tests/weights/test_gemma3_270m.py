@@ -17,7 +17,8 @@ from tolerances import GEMMA3_270M_LOGITS
 
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices.mesh import data_mesh
-from gemma_grpo.generation.rollout import make_rollout
+from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
+from gemma_grpo.generation.sampling import GREEDY
 from gemma_grpo.text.padding import pad_left
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import gemma3_270m
@@ -110,11 +111,13 @@ def test_greedy_continuations_are_those_of_transformers(model, length):
     rollout = make_rollout(
         graphdef,
         data_mesh(jax.devices()[:1]),
-        num_generations=1,
-        max_completion_length=NUM_TOKENS,
-        stop_ids=(NEVER,),
-        pad_id=0,
-        temperature=0.0,
+        RolloutConfig(
+            num_generations=1,
+            max_completion_length=NUM_TOKENS,
+            stop_ids=(NEVER,),
+            pad_id=0,
+            sampling=GREEDY,
+        ),
     )
     cases = cases_of(length)
     drawn = rollout(params, *inputs(cases, length), jax.random.key(0))
