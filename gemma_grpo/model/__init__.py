@@ -5,21 +5,11 @@ from gemma_grpo.model.layout import REPLICATED, Layout, TensorParallel
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, merge_adapter
 from gemma_grpo.model.packed import Packed, Rows
 from gemma_grpo.model.params import in_dtype, join, partition
-from gemma_grpo.model.transformer import (
-    KV,
-    Gather,
-    Gemma3,
-    Params,
-    Remat,
-    abstract,
-    decode,
-    empty_cache,
-    forward,
-    forward_groups,
-    init_adapter,
-    split,
-    unstack_layers,
-)
+from gemma_grpo.model.decode import decode, empty_cache, unstack_layers
+from gemma_grpo.model.forward import KV, forward
+from gemma_grpo.model.groups import forward_groups
+from gemma_grpo.model.stack import Gather, Remat
+from gemma_grpo.model.transformer import Gemma3, Params, abstract, init_adapter, split
 
 __all__ = [
     "CONFIGS",

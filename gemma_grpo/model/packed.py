@@ -1,77 +1,144 @@
-"""The tokens of [B, T] rows one behind another as one row [1, X], and back: with their padding
-(`Rows`) or without it (`Packed`). Knows no layer, loss or prompt.
+"""Prompts [P, S] and completions [B, T] as one row of tokens, and back.
 
-All that is done to each token alone (projections, MLP, norms, the head) is done to the packed row.
-Attention has a kernel for it on TPU (`kernels/packed_attention`); elsewhere it sees [B, T] rows.
-The idea is that of "unpadding": Zeng et al., "Boosting Distributed Training Performance of the
-Unpadded BERT Model", arXiv 2208.08124.
+    Rows    every slot in its order, padding too
+    Packed  the slots that hold tokens, as `slots` lists them
+
+All that is done to each token alone (projections, MLP, norms, the head) is done to the row.
+Attention has a kernel for it on TPU (`kernels/packed_attention`) and takes the padded arrays
+otherwise. The idea is that of "unpadding": Zeng et al., "Boosting Distributed Training Performance
+of the Unpadded BERT Model", arXiv 2208.08124.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from gemma_grpo.kernels.packed_attention import Segments
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Every slot in its order, X = B*T.
+    """Every slot: z = p*S + s of a prompt's, then P*S + b*T + t of a completion's.
 
     Attributes:
-        shape: (B, T).
+        prompts: (P, S).
+        completions: (B, T); B is a multiple of P, rows are group-major.
     """
 
-    shape: tuple[int, int]
+    prompts: tuple[int, int]
+    completions: tuple[int, int]
 
-    def pack(self, x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "1 X *rest"]:
+    def pack(
+        self, x_PS: Shaped[Array, "P S *rest"], x_BT: Shaped[Array, "B T *rest"]
+    ) -> Shaped[Array, "1 N *rest"]:
         """As one row."""
-        return x_BT.reshape(1, -1, *x_BT.shape[2:])
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        return jnp.concatenate([flat(x_PS), flat(x_BT)])[None]
 
-    def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
+    def unpack(
+        self, x_1N: Shaped[Array, "1 N *rest"]
+    ) -> tuple[Shaped[Array, "P S *rest"], Shaped[Array, "B T *rest"]]:
         """Undoes `pack` on tokens."""
-        return x_1X.reshape(*self.shape, *x_1X.shape[2:])
+        first = self.prompts[0] * self.prompts[1]
+        rest = x_1N.shape[2:]
+        prompts, completions = x_1N[0, :first], x_1N[0, first:]
+        return prompts.reshape(*self.prompts, *rest), completions.reshape(*self.completions, *rest)
 
-    def firsts(self) -> Int[Array, " B"]:
-        """The place of each row's first slot; X if it holds no token."""
-        B, T = self.shape
-        return jnp.arange(B) * T
+    def places(self) -> Int[Array, " Z"]:
+        """Where in the row each slot stands."""
+        (P, S), (B, T) = self.prompts, self.completions
+        return jnp.arange(P * S + B * T)
 
-    def between(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """`attend`, a function of [B, T, ...] arrays, as one of packed arrays."""
-        return lambda *packed: self.pack(attend(*map(self.unpack, packed)))
+    def segments(
+        self, prompt_mask_PS: Bool[Array, "P S"], completion_mask_BT: Bool[Array, "B T"]
+    ) -> Segments:
+        """Where each place of the row belongs, for the attention kernel."""
+        (P, S), (B, T) = self.prompts, self.completions
+        places_Z, length_P = self.places(), prompt_mask_PS.sum(axis=1)
+        prompt_P = jnp.take(places_Z, jnp.arange(1, P + 1) * S - length_P, mode="clip")
+        completion_B = places_Z[P * S :: T]
+        of_group = lambda x_P: jnp.repeat(x_P, B // P)[:, None]
+        full = lambda x, shape: jnp.broadcast_to(x, shape)
+        position_BT = of_group(length_P) + jnp.arange(T)
+        packed = (
+            self.pack(prompt_mask_PS, completion_mask_BT),
+            self.pack(positions(prompt_mask_PS), position_BT),
+            self.pack(full(prompt_P[:, None], (P, S)), full(completion_B[:, None], (B, T))),
+            self.pack(jnp.zeros((P, S), int), full(of_group(prompt_P), (B, T))),
+            self.pack(jnp.zeros((P, S), int), full(of_group(prompt_P + length_P), (B, T))),
+        )
+        return Segments(*(x_1N[0] for x_1N in packed))
+
+    def predictors(self, hidden_1ND: Float[Array, "1 N D"]) -> Float[Array, "1 M D"]:
+        """What predicts the token at each place that the head is applied at: the hidden state one
+        token earlier, of a completion's first token the prompt's last. M = B*T: completions."""
+        hidden_PSD, hidden_BTD = self.unpack(hidden_1ND)
+        last_BD = jnp.repeat(hidden_PSD[:, -1], self.completions[0] // self.prompts[0], axis=0)
+        before_BTD = jnp.concatenate([last_BD[:, None], hidden_BTD[:, :-1]], axis=1)
+        return before_BTD.reshape(1, -1, before_BTD.shape[-1])
+
+    def head_places(self, x_BT: Shaped[Array, "B T"]) -> Shaped[Array, "1 M"]:
+        """Values of completion slots at the places of `predictors`."""
+        return x_BT.reshape(1, -1)
+
+    def head_slots(self, x_1M: Shaped[Array, "1 M"]) -> Shaped[Array, "B T"]:
+        """Undoes `head_places` on tokens."""
+        return x_1M.reshape(self.completions)
 
 
 @dataclass(frozen=True)
 class Packed(Rows):
-    """Where each token of the rows stands in the packed row, and the other way round.
+    """The slots that hold tokens. Those of a prompt, or of a completion, must stand side by side.
 
     Attributes:
-        slots: b*T + t of each packed token; B*T where the packed row is empty.
-        places: for each slot z = b*T + t the place of its token; X where it holds none.
+        slots: the slot at each place; Z, the number of slots, where the row is empty.
+        place_of: the place of each slot; N where it holds no token.
     """
 
-    slots: Int[Array, " X"]
-    places: Int[Array, " Z"]
+    slots: Int[Array, " N"]
+    place_of: Int[Array, " Z"]
 
     @classmethod
-    def of(cls, slots_X: Int[Array, " X"], rows: tuple[int, int]) -> "Packed":
-        """From the slots alone, which must differ from each other where they are below B*T."""
-        X, Z = slots_X.shape[0], rows[0] * rows[1]
-        places_Z = jnp.full(Z, X).at[slots_X].set(jnp.arange(X), mode="drop")
-        return cls(rows, slots_X, places_Z)
+    def of(
+        cls, slots_N: Int[Array, " N"], prompts: tuple[int, int], completions: tuple[int, int]
+    ) -> "Packed":
+        """From the slots alone, which must differ from each other where they are below Z."""
+        N, Z = len(slots_N), prompts[0] * prompts[1] + completions[0] * completions[1]
+        place_Z = jnp.full(Z, N).at[slots_N].set(jnp.arange(N), mode="drop")
+        return cls(prompts, completions, slots_N, place_Z)
 
-    def pack(self, x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "1 X *rest"]:
-        """Slots without a token are left out; 0 where the packed row is empty."""
-        return _take(x_BT.reshape(-1, *x_BT.shape[2:]), self.slots, self.places)[None]
+    def pack(self, x_PS, x_BT):
+        """Slots without a token are left out; 0 where the row is empty."""
+        return _take(super().pack(x_PS, x_BT)[0], self.slots, self.place_of)[None]
 
-    def unpack(self, x_1X: Shaped[Array, "1 X *rest"]) -> Shaped[Array, "B T *rest"]:
+    def unpack(self, x_1N):
         """Undoes `pack` on tokens; 0 in all other slots."""
-        return _take(x_1X[0], self.places, self.slots).reshape(*self.shape, *x_1X.shape[2:])
+        return super().unpack(_take(x_1N[0], self.place_of, self.slots)[None])
 
-    def firsts(self) -> Int[Array, " B"]:
-        return self.places.reshape(self.shape)[:, 0]
+    def places(self):
+        return self.place_of
+
+    def predictors(self, hidden_1ND):
+        """M = N: every place. At a prompt's places stands what no completion asks for."""
+        (P, S), (B, T) = self.prompts, self.completions
+        first_B = self.place_of[P * S :: T]
+        last_B = jnp.repeat(self.place_of[S - 1 : P * S : S], B // P)
+        before_1ND = jnp.roll(hidden_1ND, 1, axis=1)
+        last_BD = jnp.take(hidden_1ND[0], last_B, axis=0, mode="clip")
+        return before_1ND.at[0, first_B].set(last_BD, mode="drop")
+
+    def head_places(self, x_BT):
+        return self.pack(jnp.zeros(self.prompts, x_BT.dtype), x_BT)
+
+    def head_slots(self, x_1M):
+        return self.unpack(x_1M)[1]
+
+
+def positions(mask_BL: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """Of each token in its row, padding left out."""
+    return jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
 
 
 @jax.custom_vjp

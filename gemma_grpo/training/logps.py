@@ -21,45 +21,37 @@ def batch_logps(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of each completion token, and the entropy of the distribution it was drawn from.
 
-    The prompt is run once for its group. Values on padding mean nothing; mask them.
+    A prompt is run once for its completions. Values on padding mean nothing; mask them.
 
     Args:
         batch: `prompt_ids` and `prompt_mask` [P, S], left-padded; `completion_ids` and
             `completion_mask` [B, T], right-padded, group-major; B is a multiple of P. May have
-            `dropout_keys`, raw key data with a row for each prompt: adapters drop inputs by them.
-            May have `slots`, [P, X] (see `packing`): all b*T + t that hold tokens, in order, and
-            B*T as filler: only these slots are computed.
+            `slots` [N] (see `packing`): only these slots are computed. May have raw key data, by
+            which adapters drop inputs: `dropout_keys`, a row for each prompt, and
+            `completion_dropout_keys`, a row for each completion.
         temperature: of the distribution; the sampler's, so that both are of the same one.
         remat, gather: see `model.forward_groups`.
     """
-    completion_ids_BT = batch["completion_ids"]
-    (B, T), P = completion_ids_BT.shape, len(batch["prompt_ids"])
-    rows = gemma3.Rows((B, T))
+    names = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
+    tokens = tuple(batch[name] for name in names)
+    shapes = batch["prompt_ids"].shape, batch["completion_ids"].shape
+    rows = gemma3.Rows(*shapes)
     if "slots" in batch:
-        rows = gemma3.Packed.of(batch["slots"].reshape(-1), (B, T))
-    keys_P = keys_B = None
+        rows = gemma3.Packed.of(batch["slots"].reshape(-1), *shapes)
+    keys = None
     if "dropout_keys" in batch:
-        keys_P = jax.random.wrap_key_data(batch["dropout_keys"])
-        keys_B = jax.vmap(lambda key: jax.random.split(key, B // P))(keys_P).reshape(-1)
-    hidden_PSD, hidden_1XD = gemma3.forward_groups(
+        names = "dropout_keys", "completion_dropout_keys"
+        keys = tuple(jax.random.wrap_key_data(batch[name]) for name in names)
+    hidden_1ND = gemma3.forward_groups(
+        model, tokens, rows, remat=remat, gather=gather, dropout_keys=keys
+    )
+    logps_1M, entropy_1M = token_logps(
         model,
-        batch["prompt_ids"],
-        batch["prompt_mask"],
-        completion_ids_BT,
-        batch["completion_mask"],
-        remat=remat,
-        gather=gather,
-        dropout_keys_P=keys_P,
-        dropout_keys_B=keys_B,
-        rows=rows,
+        rows.predictors(hidden_1ND),
+        rows.head_places(batch["completion_ids"]),
+        temperature=temperature,
     )
-    # A token is predicted one place earlier, a completion's first by its prompt's last slot.
-    first_BD = jnp.repeat(hidden_PSD[:, -1], B // P, axis=0)
-    before_1XD = jnp.roll(hidden_1XD, 1, axis=1).at[0, rows.firsts()].set(first_BD, mode="drop")
-    logps_1X, entropy_1X = token_logps(
-        model, before_1XD, rows.pack(completion_ids_BT), temperature=temperature
-    )
-    return rows.unpack(logps_1X), rows.unpack(entropy_1X)
+    return rows.head_slots(logps_1M), rows.head_slots(entropy_1M)
 
 
 def token_logps(

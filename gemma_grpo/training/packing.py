@@ -1,87 +1,224 @@
-"""Which slots of a padded batch hold tokens, and which device works on which prompts. Knows no
-model or loss.
+"""A batch cut into packs of a fixed number of tokens, so that every step has the same array shapes.
 
-A packed batch is the padded one with an array `slots` more: the slots that the model is to work on
-(`model.packed`). A device takes the prompts it holds in passes; the prompts of one pass on one
-device are a *pack*. All packs have room for equally many tokens, as they run side by side, so
-prompts are dealt out such that no pack has many more tokens than the others.
+A *pack* is what a device computes in one pass: a row of N tokens that holds prompts and some of
+their completions. A group's completions may lie in different packs, and on different devices; each
+pack runs the prompts that its completions continue. However long the completions are, a step takes
+as many packs as they need, and the devices take equally many. Two sizes of pack, the small one a
+quarter of the large, leave few places empty.
+
+The arrays of a pack are padded: p prompt rows [p, S], g completion rows for each, [p*g, T], and
+`slots` [N]: which of their P*S + B*T slots stands at each place of the row (`model.packed`).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.text.padding import bucket
+
+Arrays = dict[str, np.ndarray]
+SMALL_FROM = 256  # tokens of a small pack, at least: the TPU kernel's blocks are of this size
 
 
-def pack(
-    batch: dict[str, np.ndarray], *, num_devices: int, passes: int, sizes: int
-) -> dict[str, np.ndarray]:
-    """The batch with `slots` [P, X], its prompts dealt out anew, whole groups staying together.
+@dataclass(frozen=True)
+class PackShape:
+    """The packs of one size.
 
-    The fullest pack's tokens are rounded up to one of `sizes` equal parts of the padded size, so
-    that few shapes are compiled. If that is all of it, the batch stays as it is.
+    Attributes:
+        tokens: N, of the row; 0 computes every slot of the padded rows, tokens or not.
+        num_prompts: p, prompt rows.
+        rows_each: g, completion rows of each prompt.
+        most: packs of this size that a device may take in one step.
+    """
 
-    `slots` of the packs' rows together: b*T + t of each token, b and t counted within the pack, and
-    one beyond the last slot to fill up. X is the room a pack has for each of its prompts.
+    tokens: int
+    num_prompts: int
+    rows_each: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a stage's batches are cut.
+
+    Attributes:
+        num_devices: that take equally many packs.
+        max_prompt_length: S.
+        max_completion_length: T.
+        shapes: the sizes of pack, the largest first.
+    """
+
+    num_devices: int
+    max_prompt_length: int
+    max_completion_length: int
+    shapes: tuple[PackShape, ...]
+
+
+def make_packing(
+    num_prompts: int, num_generations: int, pack_tokens: int, lengths: tuple[int, int], devices: int
+) -> Packing:
+    """The packing of batches of `num_prompts` (P) groups of `num_generations` (G).
 
     Args:
-        batch: arrays of P, or a multiple of P, rows: `prompt_ids` P, `completion_mask` P*G.
-        num_devices: that rows are split over, neighbours staying together.
-        passes: that each device takes its prompts in; pass j takes those with p % passes == j.
-        sizes: 1 leaves every batch as it is.
+        pack_tokens: N of the large packs; 0 gives each device its share of the groups as one pack
+            of all slots.
+        lengths: (S, T), the most tokens of a prompt and of a completion.
+        devices: how many share a batch.
+
+    Raises:
+        UserError: the groups do not divide over the devices, or a prompt with its completion does
+            not fit into a pack.
     """
-    P = len(batch["prompt_ids"])
-    mask_PZ = batch["completion_mask"].reshape(P, -1)  # Z = G*T
-    Z = mask_PZ.shape[1]
-    pack_P = np.arange(P) // (P // num_devices) * passes + np.arange(P) % passes
-    order_P = deal(mask_PZ.sum(axis=1), pack_P)
-    mask_PZ = mask_PZ[order_P]
-    prompts_each = P // (num_devices * passes)
-    fullest = int(np.bincount(pack_P, weights=mask_PZ.sum(axis=1)).max())
-    X = bucket(-(-fullest // prompts_each), multiple=-(-Z // sizes), maximum=Z)
-    if X == Z:
-        return batch
-    slots_PX = np.empty((P, X), np.int32)
-    for number in range(num_devices * passes):
-        rows = pack_P == number
-        slots = np.flatnonzero(mask_PZ[rows])
-        filled = np.full(prompts_each * X, prompts_each * Z)
-        filled[: len(slots)] = slots
-        slots_PX[rows] = filled.reshape(prompts_each, X)
-    return {name: _in_order(array, order_P) for name, array in batch.items()} | {"slots": slots_PX}
+    P, G, (S, T) = num_prompts, num_generations, lengths
+    if not pack_tokens:
+        if P % devices:
+            raise UserError(
+                f"{P} prompts a step do not divide over {devices} devices: use a multiple of "
+                f"{devices}, or set pack_tokens"
+            )
+        return Packing(devices, S, T, (PackShape(0, P // devices, G, 1),))
+    if pack_tokens < S + T:
+        raise UserError(
+            f"pack_tokens={pack_tokens} holds no prompt of {S} with its completion of {T} tokens; "
+            f"use at least {S + T}"
+        )
+    # Rows for completions a quarter as long as they may be; prompts for twice as many groups.
+    prompts_in = lambda tokens: min(P, -(-8 * tokens // (S + G * T)))
+    whole = _completions_in(pack_tokens, G, lengths)
+    most = -(-P * -(-G // whole) // devices)
+    shapes = [PackShape(pack_tokens, prompts_in(pack_tokens), G, most)]
+    small = pack_tokens // 4
+    if small >= SMALL_FROM:
+        shapes.append(PackShape(small, prompts_in(small), G, 3))
+    return Packing(devices, S, T, tuple(shapes))
 
 
-def check_sizes(stage: str, sizes: int) -> None:
-    """Raises UserError if there is no size to pack to."""
-    if sizes < 1:
-        raise UserError(f"{stage}: packed_sizes={sizes} must be at least 1, which packs nothing")
+def pack(batch: Arrays, packing: Packing) -> tuple[Arrays, ...]:
+    """The batch's rows in packs: for each shape its arrays, device by device and pack by pack.
 
-
-def deal(tokens_P: Int[np.ndarray, " P"], pack_P: Int[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
-    """Which prompt goes to each place, so that packs are about equally full.
-
-    The largest prompt left goes to the pack that is emptiest among those with a free place
-    (Graham's rule for equal machines, with places). Within a pack prompts keep their order.
+    Beside the batch's own arrays each has `slots` [devices * most, N], P*S + B*T where a place is
+    empty, and `count` [devices]: how many of the packs are used. Rows that hold nothing are 0. Where
+    every slot is computed there is neither, and the order of rows is the batch's own.
 
     Args:
-        tokens_P: of each prompt's completions.
-        pack_P: the pack that each place belongs to.
+        batch: arrays of P, or of B = P*G, rows: `prompt_ids` and `prompt_mask` [P, S],
+            `completion_ids` and `completion_mask` [B, T], and others.
     """
-    free = np.bincount(pack_P)
-    load = np.zeros(len(free))
-    goes_to_P = np.empty_like(pack_P)
-    for prompt in np.argsort(-tokens_P, kind="stable"):
-        emptiest = np.argmin(np.where(free > 0, load, np.inf))
-        goes_to_P[prompt] = emptiest
-        load[emptiest] += tokens_P[prompt]
-        free[emptiest] -= 1
-    order_P = np.empty_like(pack_P)
-    for number in range(len(free)):
-        order_P[pack_P == number] = np.flatnonzero(goes_to_P == number)
-    return order_P
+    if not packing.shapes[0].tokens:
+        return (batch,)
+    prompt_tokens_P = batch["prompt_mask"].sum(axis=1)
+    tokens_B = batch["completion_mask"].sum(axis=1)
+    counts, bins_B = _deal_step(tokens_B, prompt_tokens_P, packing)
+    packs, first = [], 0
+    for shape, count in zip(packing.shapes, counts, strict=True):
+        # Bins are numbered shape by shape, and within one pack by pack over the devices.
+        places = np.full((packing.num_devices, shape.most), -1)
+        places[:, :count] = first + np.arange(count * packing.num_devices).reshape(count, -1).T
+        packs.append(_arrays(batch, bins_B, places.reshape(-1), shape))
+        packs[-1]["count"] = np.full(packing.num_devices, count, np.int32)
+        first += count * packing.num_devices
+    return tuple(packs)
 
 
-def _in_order(array: np.ndarray, order_P: np.ndarray) -> np.ndarray:
-    P = len(order_P)
-    return array.reshape(P, -1, *array.shape[1:])[order_P].reshape(array.shape)
+def _completions_in(tokens: int, num_generations: int, lengths: tuple[int, int]) -> int:
+    """Completions of one prompt that fit into a pack whatever their lengths."""
+    S, T = lengths
+    return min(num_generations, (tokens - S) // T)
+
+
+def _deal_step(
+    tokens_B: Int[np.ndarray, " B"], prompt_tokens_P: Int[np.ndarray, " P"], packing: Packing
+) -> tuple[list[int], Int[np.ndarray, " B"]]:
+    """How many packs of each shape a device takes, the fewest places that will do, and the bin
+    (one pack of one device) of each completion."""
+    large, *small = packing.shapes
+    numbers = [
+        (n, m) for n in range(large.most + 1) for m in range(small[0].most + 1 if small else 1)
+    ]
+    size = lambda counts: sum(
+        count * shape.tokens for count, shape in zip(counts, packing.shapes, strict=False)
+    )
+    needed = tokens_B.sum() + prompt_tokens_P[tokens_B.reshape(len(prompt_tokens_P), -1).any(1)].sum()
+    for counts in sorted(numbers, key=size):
+        if size(counts) * packing.num_devices >= needed:
+            bins = [
+                shape
+                for count, shape in zip(counts, packing.shapes, strict=False)
+                for shape in [shape] * count * packing.num_devices
+            ]
+            if (bins_B := deal(tokens_B, prompt_tokens_P, bins)) is not None:
+                return list(counts[: len(packing.shapes)]), bins_B
+    # Completions at full length, one prompt a pack: `most` was chosen to hold these.
+    G = len(tokens_B) // len(prompt_tokens_P)
+    lengths = packing.max_prompt_length, packing.max_completion_length
+    whole = _completions_in(large.tokens, G, lengths)
+    number_B = np.arange(len(tokens_B))
+    bins_B = number_B // G * -(-G // whole) + number_B % G // whole
+    return [large.most, 0][: len(packing.shapes)], bins_B
+
+
+def deal(
+    tokens_B: Int[np.ndarray, " B"], prompt_tokens_P: Int[np.ndarray, " P"], bins: list[PackShape]
+) -> Int[np.ndarray, " B"] | None:
+    """The bin of each completion, the longest dealt first, or None where one finds no room.
+
+    A completion goes where most room is left behind it (Graham's rule for equal machines), less the
+    tokens of a prompt that would have to be run once more.
+    """
+    G = len(tokens_B) // len(prompt_tokens_P)
+    room = np.array([shape.tokens for shape in bins])
+    free_prompts = np.array([shape.num_prompts for shape in bins])
+    free_rows = np.zeros((len(prompt_tokens_P), len(bins)), int)  # of the prompts that a bin has
+    rows_each = np.array([shape.rows_each for shape in bins])
+    bins_B = np.empty(len(tokens_B), int)
+    for b in np.argsort(-tokens_B, kind="stable"):
+        p = b // G
+        has_prompt = free_rows[p] > 0
+        extra = np.where(has_prompt, 0, prompt_tokens_P[p])
+        left = room - tokens_B[b] - extra
+        fits = (left >= 0) & (has_prompt | (free_prompts > 0))
+        if not fits.any():
+            return None
+        chosen = int(np.argmax(np.where(fits, left - extra, -np.inf)))
+        if not has_prompt[chosen]:
+            free_prompts[chosen] -= 1
+            free_rows[p, chosen] = rows_each[chosen]
+        free_rows[p, chosen] -= 1
+        room[chosen] = left[chosen]
+        bins_B[b] = chosen
+    return bins_B
+
+
+def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackShape) -> Arrays:
+    """The arrays of the packs of one shape; `places` has the bin of each, -1 where there is none."""
+    P, S = batch["prompt_ids"].shape
+    B, T = batch["completion_ids"].shape
+    G, p, g = B // P, shape.num_prompts, shape.rows_each
+    prompts = np.full((len(places), p), -1)
+    rows = np.full((len(places), p, g), -1)
+    slots = np.full((len(places), shape.tokens), p * S + p * g * T, np.int32)
+    for k, number in enumerate(places):
+        members = np.flatnonzero(bins_B == number)
+        row = []
+        for i, prompt in enumerate(np.unique(members // G)):
+            prompts[k, i] = prompt
+            own = members[members // G == prompt]
+            rows[k, i, : len(own)] = own
+            row.append(i * S + np.flatnonzero(batch["prompt_mask"][prompt]))
+            starts = p * S + (i * g + np.arange(len(own))) * T
+            row += [
+                start + np.flatnonzero(batch["completion_mask"][b])
+                for start, b in zip(starts, own, strict=True)
+            ]
+        if row:
+            filled = np.concatenate(row)
+            slots[k, : len(filled)] = filled
+    taken = {P: prompts.reshape(-1), B: rows.reshape(-1)}
+    packed = {}
+    for name, array in batch.items():
+        index = taken[P] if name in ("prompt_ids", "prompt_mask", "dropout_keys") else taken[B]
+        packed[name] = np.where(
+            (index >= 0).reshape(-1, *[1] * (array.ndim - 1)), array[index], np.zeros((), array.dtype)
+        )
+    return packed | {"slots": slots}

@@ -1,6 +1,6 @@
-"""Attention of packed completions over their prompts. The api and nothing else."""
+"""Attention within a packed row of prompts and completions. The api and nothing else."""
 
 from gemma_grpo.kernels.packed_attention.api import packed_attention
-from gemma_grpo.kernels.packed_attention.sights import Sight, sight
+from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, Segments, make_block_mask
 
-__all__ = ["Sight", "packed_attention", "sight"]
+__all__ = ["BlockMask", "Segments", "make_block_mask", "packed_attention"]

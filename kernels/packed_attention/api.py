@@ -1,4 +1,4 @@
-"""Attention of packed completions, as the model calls it. Knows which form runs where, no maths."""
+"""Attention within a packed row, as the model calls it: which form runs where."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,57 +8,51 @@ from jaxtyping import Array, Float
 
 from gemma_grpo.kernels.dispatch import dispatch
 from gemma_grpo.kernels.packed_attention import pallas_tpu
-from gemma_grpo.kernels.packed_attention.sights import Sight
+from gemma_grpo.kernels.packed_attention.block_masks import BlockMask
 
 
 def packed_attention(
-    q_RLNH: Float[Array, "R L N H"],
-    k_RLKH: Float[Array, "R L K H"],
-    v_RLKH: Float[Array, "R L K H"],
-    prompt_k_PSKH: Float[Array, "P S K H"],
-    prompt_v_PSKH: Float[Array, "P S K H"],
-    sight: Sight,
+    q_1LNH: Float[Array, "1 L N H"],
+    k_1LKH: Float[Array, "1 L K H"],
+    v_1LKH: Float[Array, "1 L K H"],
+    block_mask: BlockMask,
     *,
     scale: float,
-    elsewhere: Callable[..., jax.Array],
+    fallback: Callable[..., jax.Array],
     implementation: Literal["xla", "pallas"] | None = None,
-) -> Float[Array, "R L N H"]:
-    """softmax(scale * q k^T) v of each completion's tokens over its prompt and itself.
+) -> Float[Array, "1 L N H"]:
+    """softmax(scale * q k^T) v of each token of a row over its prompt and its own segment.
 
     On TPU the work follows the tokens that exist and the window, in pairs of blocks, forward and
     backward, and no score reaches HBM. A query that is no token gives 0 there and passes no
     gradient on.
 
     Args:
-        q_RLNH: of R*L places one behind the other, as `sight` was made for: one packed row, or
-            whole padded rows.
-        prompt_k_PSKH: left-padded; a group's completions share them.
-        sight: which keys each place sees.
-        elsewhere: the same as a function of q, k and v, as it is best on other devices.
-        implementation: None takes "pallas" on TPU where H is whole lanes and all keys of a head fit
-            in VMEM, else "xla", which is `elsewhere`.
+        q_1LNH, k_1LKH, v_1LKH: the row's L tokens, N query heads and K key heads.
+        block_mask: which keys each token sees, of `make_block_mask`.
+        fallback: the same as a function of q, k and v, for other devices.
+        implementation: None takes "pallas" on TPU where H is a multiple of a vector's lanes and all
+            keys of a head fit in VMEM, else "xla", which is `fallback`.
 
     Raises:
         UserError: the kernel asked for cannot run here.
     """
-    R, L, N, H = q_RLNH.shape
-    P, S, K, _ = prompt_k_PSKH.shape
+    _, L, N, H = q_1LNH.shape
+    heads_each = N // k_1LKH.shape[2]
 
-    def pallas(q, k, v, prompt_k, prompt_v, sight):
-        flat = [x.reshape(R * L, *x.shape[2:]) for x in (q, k, v)]
-        mixed = pallas_tpu.attend(*flat, prompt_k, prompt_v, sight, scale=scale)
-        return mixed.reshape(q.shape)
+    def pallas(q, k, v, block_mask):
+        return pallas_tpu.attend(q[0], k[0], v[0], block_mask, scale=scale)[None]
 
-    needed = pallas_tpu.vmem_bytes(R * L, P * S, heads_each=N // K, head_dim=H, dtype=q_RLNH.dtype)
+    needed = pallas_tpu.vmem_bytes(L, heads_each=heads_each, head_dim=H, dtype=q_1LNH.dtype)
     obstacle = None
     if H % pallas_tpu.LANES:
-        obstacle = f"heads of {H} are not whole lanes of {pallas_tpu.LANES}"
+        obstacle = f"heads of {H} are no multiple of {pallas_tpu.LANES} lanes"
     elif needed > pallas_tpu.VMEM_LIMIT:
-        obstacle = f"{P * S + R * L} keys do not fit in VMEM"
+        obstacle = f"{L} keys do not fit in VMEM"
     return dispatch(
         implementation,
-        *(q_RLNH, k_RLKH, v_RLKH, prompt_k_PSKH, prompt_v_PSKH, sight),
+        *(q_1LNH, k_1LKH, v_1LKH, block_mask),
         pallas=pallas,
-        xla=lambda q, k, v, *_: elsewhere(q, k, v),
+        xla=lambda q, k, v, _: fallback(q, k, v),
         obstacle=obstacle,
     )

@@ -1,10 +1,9 @@
-"""Attention of packed completions to their prompts and themselves, for TPU. Knows no window, row or
-platform.
+"""Attention within a packed row of prompts and completions, for TPU.
 
 Flash attention (Dao et al., arXiv 2205.14135) over a list of pairs of blocks: no score reaches HBM,
-and pairs out of sight are not visited. Both passes go through the list by blocks of queries. The
-backward pass makes all gradients on one way through it (5 products where two ways would make 7),
-for which those of all keys of a head stand in VMEM.
+and pairs that the block mask leaves out are not visited. Both passes go through the list by blocks
+of queries. The backward pass makes all gradients on one way through it (5 matmuls where two ways
+would make 7), for which those of all keys of a head stand in VMEM.
 
 Keys run down the sublanes and queries along the lanes: what is kept of each query is a row, and
 reductions over keys are elementwise but for their last steps. The query heads of a key head are
@@ -20,8 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from gemma_grpo.kernels.packed_attention import sights
-from gemma_grpo.kernels.packed_attention.sights import Sight
+from gemma_grpo.kernels.packed_attention import block_masks
+from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, blocks
 
 LANES = 128
 VMEM_LIMIT = 100 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
@@ -29,26 +28,22 @@ VMEM_LIMIT = 100 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
 HIDDEN, LOWEST = -1e30, -1e20
 
 
-def vmem_bytes(
-    num_tokens: int, num_prompt_slots: int, *, heads_each: int, head_dim: int, dtype: jnp.dtype
-) -> int:
+def vmem_bytes(num_tokens: int, *, heads_each: int, head_dim: int, dtype: jnp.dtype) -> int:
     """What the backward pass holds in VMEM, the larger of the two. Inputs and outputs are there
     twice.
 
     Args:
-        num_prompt_slots: of all prompts, P*S.
+        num_tokens: of the row.
         heads_each: query heads of a key head.
     """
     itemsize = jnp.dtype(dtype).itemsize
-    keys = sights.KEYS * (
-        sights.blocks(num_prompt_slots, sights.KEYS) + sights.blocks(num_tokens, sights.KEYS)
-    )
-    queries = sights.QUERIES * heads_each * head_dim
+    keys = block_masks.KEYS * blocks(num_tokens, block_masks.KEYS)
+    queries = block_masks.QUERIES * heads_each * head_dim
     return (
         2 * keys * head_dim * (4 + 2 * itemsize)  # gradients of keys and values: sums, outputs
         + queries * (4 + 3 * 2 * itemsize)  # sum of the queries' gradient; it, they and theirs
-        + 2 * 2 * sights.KEYS * head_dim * itemsize  # keys, values
-        + 8 * sights.KEYS * sights.QUERIES * 4  # scores of a head on their way
+        + 2 * 2 * block_masks.KEYS * head_dim * itemsize  # keys, values
+        + 8 * block_masks.KEYS * block_masks.QUERIES * 4  # scores of a head on their way
     )
 
 
@@ -56,31 +51,28 @@ def attend(
     q_XNH: Float[Array, "X N H"],
     k_XKH: Float[Array, "X K H"],
     v_XKH: Float[Array, "X K H"],
-    prompt_k_PSKH: Float[Array, "P S K H"],
-    prompt_v_PSKH: Float[Array, "P S K H"],
-    sight: Sight,
+    block_mask: BlockMask,
     *,
     scale: float,
     interpret: bool = False,
 ) -> Float[Array, "X N H"]:
-    """softmax(scale * q k^T) v over the keys in sight; 0 for a query that sees none."""
+    """softmax(scale * q k^T) v over the keys that the mask shows; 0 for a query that sees none."""
     X, N, H = q_XNH.shape
-    q = _whole_blocks(q_XNH.reshape(X, N * H), sights.QUERIES)
-    k, v = _keys(prompt_k_PSKH, k_XKH), _keys(prompt_v_PSKH, v_XKH)
-    prompt_blocks = (len(k) - sights.KEYS * sights.blocks(X, sights.KEYS)) // sights.KEYS
-    sizes = _Sizes(H, N // k_XKH.shape[1], k_XKH.shape[1], prompt_blocks)
-    return _attend(sizes, scale, interpret, q, k, v, sight)[:X].reshape(X, N, H)
+    q = _whole_blocks(q_XNH.reshape(X, N * H), block_masks.QUERIES)
+    k, v = (_whole_blocks(x.reshape(X, -1), block_masks.KEYS) for x in (k_XKH, v_XKH))
+    sizes = _Sizes(H, N // k_XKH.shape[1], k_XKH.shape[1])
+    return _attend(sizes, scale, interpret, q, k, v, block_mask)[:X].reshape(X, N, H)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(sizes, scale, interpret, q, k, v, sight):
+def _attend(sizes, scale, interpret, q, k, v, block_mask):
     """As `attend`, of whole blocks: [X, N*H] queries and [C, K*H] keys and values."""
-    return _forward(sizes, scale, interpret, q, k, v, sight)[0]
+    return _forward(sizes, scale, interpret, q, k, v, block_mask)[0]
 
 
-def _forward(sizes, scale, interpret, q, k, v, sight):
-    shape = sizes.heads_each, sights.QUERIES
-    spec, of_queries, of_statistics, in_specs = _specs(sizes, sight)
+def _forward(sizes, scale, interpret, q, k, v, block_mask):
+    shape = sizes.heads_each, block_masks.QUERIES
+    spec, of_queries, of_statistics, in_specs = _specs(sizes, block_mask)
     mixed, logsumexp = pl.pallas_call(
         partial(_forward_kernel, scale=scale),
         grid_spec=spec(
@@ -89,7 +81,7 @@ def _forward(sizes, scale, interpret, q, k, v, sight):
             scratch_shapes=[
                 pltpu.VMEM(shape, jnp.float32),
                 pltpu.VMEM(shape, jnp.float32),
-                pltpu.VMEM((sizes.heads_each, sizes.head_dim, sights.QUERIES), jnp.float32),
+                pltpu.VMEM((sizes.heads_each, sizes.head_dim, block_masks.QUERIES), jnp.float32),
             ],
         ),
         out_shape=[
@@ -98,17 +90,17 @@ def _forward(sizes, scale, interpret, q, k, v, sight):
         ],
         name="packed_attention",
         interpret=interpret,
-        **_compiler(sizes, q, k, products=2),
-    )(sight.query_blocks, sight.key_blocks, q, k, v, sight.bounds)
-    return mixed, (q, k, v, sight, mixed, logsumexp)
+        **_compiler(sizes, q, k, matmuls=2),
+    )(block_mask.query_blocks, block_mask.key_blocks, q, k, v, block_mask.bounds)
+    return mixed, (q, k, v, block_mask, mixed, logsumexp)
 
 
 def _backward(sizes, scale, interpret, residuals, cotangent):
-    q, k, v, sight, mixed, logsumexp = residuals
-    products = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
-    by_head = products.reshape(len(q), sizes.key_heads, sizes.heads_each, sizes.head_dim)
+    q, k, v, block_mask, mixed, logsumexp = residuals
+    elementwise = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
+    by_head = elementwise.reshape(len(q), sizes.key_heads, sizes.heads_each, sizes.head_dim)
     delta = by_head.sum(axis=-1).transpose(1, 2, 0)
-    spec, of_queries, of_statistics, in_specs = _specs(sizes, sight)
+    spec, of_queries, of_statistics, in_specs = _specs(sizes, block_mask)
     of_all_keys = pl.BlockSpec((len(k), sizes.head_dim), lambda head, step, *_: (0, head))
     of_head = pltpu.VMEM((len(k), sizes.head_dim), jnp.float32)
     gradients = pl.pallas_call(
@@ -117,7 +109,7 @@ def _backward(sizes, scale, interpret, residuals, cotangent):
             in_specs=[*in_specs, of_queries, of_statistics, of_statistics],
             out_specs=[of_queries, of_all_keys, of_all_keys],
             scratch_shapes=[
-                pltpu.VMEM((sizes.heads_each, sizes.head_dim, sights.QUERIES), jnp.float32),
+                pltpu.VMEM((sizes.heads_each, sizes.head_dim, block_masks.QUERIES), jnp.float32),
                 of_head,
                 of_head,
             ],
@@ -125,8 +117,8 @@ def _backward(sizes, scale, interpret, residuals, cotangent):
         out_shape=[jax.ShapeDtypeStruct(each.shape, each.dtype) for each in (q, k, v)],
         name="packed_attention_gradient",
         interpret=interpret,
-        **_compiler(sizes, q, k, products=5),
-    )(sight.query_blocks, sight.key_blocks, q, k, v, sight.bounds, cotangent, logsumexp, delta)
+        **_compiler(sizes, q, k, matmuls=5),
+    )(block_mask.query_blocks, block_mask.key_blocks, q, k, v, block_mask.bounds, cotangent, logsumexp, delta)
     return *gradients, None
 
 
@@ -139,54 +131,42 @@ class _Sizes(NamedTuple):
     head_dim: int  # H
     heads_each: int  # query heads of a key head
     key_heads: int  # K
-    prompt_blocks: int  # of keys
-
-
-def _keys(prompts_PSKH, own_XKH):
-    """The row of keys: whole blocks of [P*S, K*H] and of [X, K*H]."""
-    flat = lambda x: x.reshape(-1, own_XKH.shape[1] * own_XKH.shape[2]).astype(own_XKH.dtype)
-    return jnp.concatenate([_whole_blocks(flat(x), sights.KEYS) for x in (prompts_PSKH, own_XKH)])
 
 
 def _whole_blocks(x, size):
-    return jnp.pad(x, ((0, size * sights.blocks(len(x), size) - len(x)), (0, 0)))
+    return jnp.pad(x, ((0, size * blocks(len(x), size) - len(x)), (0, 0)))
 
 
-def _specs(sizes, sight):
-    """The grid, and how its steps (key head, pair of blocks) take their pieces."""
+def _specs(sizes, block_mask):
+    """The grid, and the blocks that its steps (key head, pair of blocks) take."""
     of_queries = pl.BlockSpec(
-        (sights.QUERIES, sizes.heads_each * sizes.head_dim),
+        (block_masks.QUERIES, sizes.heads_each * sizes.head_dim),
         lambda head, step, queries, keys: (queries[step], head),
     )
     of_keys = pl.BlockSpec(
-        (sights.KEYS, sizes.head_dim), lambda head, step, queries, keys: (keys[step], head)
+        (block_masks.KEYS, sizes.head_dim), lambda head, step, queries, keys: (keys[step], head)
     )
     of_bounds = pl.BlockSpec(
-        (None, 2, sights.QUERIES),
-        lambda head, step, queries, keys: (
-            jnp.where(keys[step] < sizes.prompt_blocks, 0, 1),
-            0,
-            queries[step],
-        ),
+        (2, 2, block_masks.QUERIES), lambda head, step, queries, keys: (0, 0, queries[step])
     )
     of_statistics = pl.BlockSpec(
-        (None, sizes.heads_each, sights.QUERIES),
+        (None, sizes.heads_each, block_masks.QUERIES),
         lambda head, step, queries, keys: (head, 0, queries[step]),
     )
     spec = partial(
-        pltpu.PrefetchScalarGridSpec, num_scalar_prefetch=2, grid=(sizes.key_heads, sight.count)
+        pltpu.PrefetchScalarGridSpec, num_scalar_prefetch=2, grid=(sizes.key_heads, block_mask.count)
     )
     return spec, of_queries, of_statistics, [of_queries, of_keys, of_keys, of_bounds]
 
 
-def _compiler(sizes, q, k, *, products):
+def _compiler(sizes, q, k, *, matmuls):
     """What the compiler is told. The pairs are not known then: all of them, less the future."""
     heads = q.shape[1] // sizes.head_dim
-    pairs = heads * len(q) * (len(k) - len(q) // 2)
+    pairs = heads * len(q) * len(k) // 2
     return dict(
         cost_estimate=pl.CostEstimate(
-            flops=2 * products * pairs * sizes.head_dim,
-            bytes_accessed=products * (q.size + k.size) * q.dtype.itemsize,
+            flops=2 * matmuls * pairs * sizes.head_dim,
+            bytes_accessed=matmuls * (q.size + k.size) * q.dtype.itemsize,
             transcendentals=pairs,
         ),
         compiler_params=pltpu.CompilerParams(
@@ -201,7 +181,7 @@ def _forward_kernel(
     q,  # [QUERIES, R*H]
     k,  # [KEYS, H]
     v,
-    bounds,  # [2, QUERIES]
+    bounds,  # [2, 2, QUERIES]
     mixed,  # [QUERIES, R*H]
     logsumexp,  # [R, QUERIES]
     top,  # [R, QUERIES]: the largest score so far
@@ -221,13 +201,13 @@ def _forward_kernel(
     is_seen = _is_seen(bounds, key_blocks, k)
     for r, head in enumerate(_heads(q, k)):
         row = slice(r, r + 1)
-        scores = jnp.where(is_seen, _product(k[...], q[:, head], (1, 1)) * scale, HIDDEN)
+        scores = jnp.where(is_seen, _matmul(k[...], q[:, head], (1, 1)) * scale, HIDDEN)
         new_top = jnp.maximum(top[row], scores.max(axis=0, keepdims=True))
         weights = jnp.exp(scores - new_top)
         kept = jnp.exp(top[row] - new_top)
         top[row] = new_top
         total[row] = total[row] * kept + weights.sum(axis=0, keepdims=True)
-        summed[r] = summed[r] * kept + _product(v[...], weights.astype(v.dtype), (0, 0))
+        summed[r] = summed[r] * kept + _matmul(v[...], weights.astype(v.dtype), (0, 0))
 
     @pl.when(is_last)
     def _():
@@ -259,14 +239,14 @@ def _backward_kernel(
 ):
     step = pl.program_id(1)
     is_first, is_last = _ends(query_blocks)
-    blocks = len(dk) // sights.KEYS
+    num_blocks = len(dk) // block_masks.KEYS
 
     @pl.when(step == 0)
     def _():
-        @pl.loop(0, blocks)
+        @pl.loop(0, num_blocks)
         def _(block):
-            dk_sum[_rows(block)] = jnp.zeros((sights.KEYS, dk.shape[1]), jnp.float32)
-            dv_sum[_rows(block)] = jnp.zeros((sights.KEYS, dk.shape[1]), jnp.float32)
+            dk_sum[_rows(block)] = jnp.zeros((block_masks.KEYS, dk.shape[1]), jnp.float32)
+            dv_sum[_rows(block)] = jnp.zeros((block_masks.KEYS, dk.shape[1]), jnp.float32)
 
     @pl.when(is_first)
     def _():
@@ -275,13 +255,13 @@ def _backward_kernel(
     rows, is_seen = _rows(key_blocks[step]), _is_seen(bounds, key_blocks, k)
     for r, head in enumerate(_heads(q, k)):
         row = slice(r, r + 1)
-        scores = jnp.where(is_seen, _product(k[...], q[:, head], (1, 1)) * scale, HIDDEN)
+        scores = jnp.where(is_seen, _matmul(k[...], q[:, head], (1, 1)) * scale, HIDDEN)
         weights = jnp.exp(scores - logsumexp[row])
-        dv_sum[rows] += _product(weights.astype(v.dtype), cotangent[:, head], (1, 0))
-        towards = _product(v[...], cotangent[:, head], (1, 1))
+        dv_sum[rows] += _matmul(weights.astype(v.dtype), cotangent[:, head], (1, 0))
+        towards = _matmul(v[...], cotangent[:, head], (1, 1))
         dscores = (weights * (towards - delta[row])).astype(k.dtype)
-        dk_sum[rows] += _product(dscores, q[:, head], (1, 0))
-        dq_sum[r] += _product(k[...], dscores, (0, 0))
+        dk_sum[rows] += _matmul(dscores, q[:, head], (1, 0))
+        dq_sum[r] += _matmul(k[...], dscores, (0, 0))
 
     @pl.when(is_last)
     def _():
@@ -290,7 +270,7 @@ def _backward_kernel(
 
     @pl.when(step == pl.num_programs(1) - 1)
     def _():
-        @pl.loop(0, blocks)
+        @pl.loop(0, num_blocks)
         def _(block):
             dk[_rows(block)] = (dk_sum[_rows(block)] * scale).astype(dk.dtype)
             dv[_rows(block)] = dv_sum[_rows(block)].astype(dv.dtype)
@@ -306,9 +286,10 @@ def _ends(query_blocks):
 def _is_seen(bounds, key_blocks, k):
     """[KEYS, QUERIES]"""
     start = key_blocks[pl.program_id(1)] * len(k)
-    shape = len(k), bounds.shape[1]
+    shape = len(k), bounds.shape[2]
     key = start + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    return (key >= bounds[0:1]) & (key < bounds[1:2])
+    in_run = lambda run: (key >= bounds[run, 0:1]) & (key < bounds[run, 1:2])
+    return in_run(0) | in_run(1)
 
 
 def _heads(q, k):
@@ -318,10 +299,10 @@ def _heads(q, k):
 
 
 def _rows(block):
-    return pl.ds(pl.multiple_of(block * sights.KEYS, sights.KEYS), sights.KEYS)
+    return pl.ds(pl.multiple_of(block * block_masks.KEYS, block_masks.KEYS), block_masks.KEYS)
 
 
-def _product(a, b, summed):
-    """Matrix product over the axis of each that is named, accumulated in float32."""
+def _matmul(a, b, summed):
+    """Matmul over the axis of each that is named, accumulated in float32."""
     numbers = (((summed[0],), (summed[1],)), ((), ()))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)

@@ -1,0 +1,100 @@
+"""One more token of each row: the cache, and the blocks one by one as `decode` wants them."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_grpo.model import attention
+from gemma_grpo.model.config import Gemma3Config
+from gemma_grpo.model.forward import KV
+from gemma_grpo.model.layout import REPLICATED, Layout
+from gemma_grpo.model.stack import rope_tables, score_scale
+from gemma_grpo.model.transformer import Block, Gemma3
+
+# One (keys, values) pair for each layer, [row, slot, K, H] each, of as many slots as it needs.
+Cache = list[tuple[Float[Array, "B _C K H"], Float[Array, "B _C K H"]]]
+
+
+def unstack_layers(model: Gemma3) -> list[Block]:
+    """The blocks one by one, for `decode`. Copies the weights: call it outside the decode loop."""
+    graphdef, stacked = nnx.split(model.layers)
+    block = lambda i: nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[i], stacked))
+    return [block(i) for i in range(model.config.num_layers)]
+
+
+def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
+    """Zeroed keys and values for the `num_slots` completion slots of `num_rows` rows.
+
+    C is as many for a global layer. A local one has a ring of no more than its window, in which
+    completion slot t stands at t % C: what leaves the window is written over.
+    """
+
+    def empty(is_global: bool) -> jax.Array:
+        C = num_slots if is_global else min(num_slots, config.sliding_window)
+        return jnp.zeros((num_rows, C, config.num_kv_heads, config.head_dim), dtype)
+
+    return [(empty(is_global), empty(is_global)) for is_global in config.is_global]
+
+
+def decode(
+    model: Gemma3,
+    blocks: list[Block],
+    ids_R: Int[Array, " R"],
+    slot: Int[Array, ""],
+    cache: Cache,
+    prompt_kv: KV,
+    prompt_mask_PS: Bool[Array, "P S"],
+    layout: Layout = REPLICATED,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Run one token of each row, at completion slot `slot`, and write its keys and values there.
+
+    Args:
+        model: for the embedding and the final norm.
+        blocks: `unstack_layers(model)`.
+        ids_R: the token at `slot` in all rows (see `Layout`); everything else is of the B own ones.
+            Rows that have ended may hold anything.
+        slot: the completion slot, the same for all rows since prompts end at the same slot.
+        cache: of `empty_cache`, slots below `slot` written.
+        prompt_kv: from `forward` over the left-padded prompts.
+        prompt_mask_PS: True on prompt tokens.
+        layout: how the weights lie.
+
+    Returns:
+        Hidden states after the final norm, and the cache with slot `slot` filled.
+    """
+    config = model.config
+    P, S = prompt_mask_PS.shape
+    B = cache[0][0].shape[0]
+    positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
+    ropes = rope_tables(config, positions_B1)
+    itself = jnp.ones((1, 1, 1), bool)
+    x_B1D = model.embed(ids_R[:, None], layout)
+    tokens = []
+    for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
+        window = None if is_global else config.sliding_window
+        C = cache[i][0].shape[1]
+        age_C = (slot - 1 - jnp.arange(C)) % C + 1  # of what stands in each slot; 1 is the newest
+        older_11C = ((age_C <= slot) & (age_C < (window or C + 1)))[None, None]
+        prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
+        prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
+
+        def attend(q, k, v, i=i, older=older_11C, prompt=prompt_mask):
+            own = [(*cache[i], older), (k, v, itself)]
+            prompt_k, prompt_v = prompt_kv[0][i], prompt_kv[1][i]
+            return attention.attend_with_prompt(
+                q, prompt_k, prompt_v, prompt, own, scale=score_scale(config)
+            )
+
+        x_B1D, new = block(x_B1D, ropes[is_global], attend, layout=layout)
+        tokens.append(new)
+    # Written when all were read, which the barrier holds the compiler to: a cache updated before,
+    # or while the TPU has it on chip, is written back whole.
+    x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
+
+    def write(old: jax.Array, token: jax.Array) -> jax.Array:
+        at = slot % old.shape[1]
+        return jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), at, axis=1)
+
+    cache = jax.tree.map(write, cache, tokens)
+    return model.final_norm(x_B1D)[:, 0], cache

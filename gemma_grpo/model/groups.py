@@ -1,0 +1,106 @@
+"""Prompts and completions of each through the model as one row, for training: a prompt is run once."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from gemma_grpo.kernels import packed_attention
+from gemma_grpo.model import attention
+from gemma_grpo.model.packed import Rows, positions
+from gemma_grpo.model.stack import (
+    Gather,
+    Remat,
+    layer_block,
+    rope_tables,
+    scan_layers,
+    score_scale,
+    select_rope,
+    token_keys,
+)
+from gemma_grpo.model.transformer import Attend, Gemma3
+
+
+def forward_groups(
+    model: Gemma3,
+    tokens: tuple[Int[Array, "P S"], Bool[Array, "P S"], Int[Array, "B T"], Bool[Array, "B T"]],
+    rows: Rows,
+    *,
+    remat: Remat = "none",
+    gather: Gather | None = None,
+    dropout_keys: tuple[Key[Array, " P"], Key[Array, " B"]] | None = None,
+) -> Float[Array, "1 N D"]:
+    """Run prompts and their completions, every prompt once.
+
+    All tokens go through the layers as one row and come apart for attention alone: a layer's
+    weights are gathered and read once, and compiled for one shape.
+
+    Args:
+        tokens: ids and mask of prompts, left-padded; ids and mask of completions, right-padded and
+            group-major.
+        rows: the slots that are computed, all or those that hold tokens.
+        remat: what of a block the backward pass computes again rather than have it kept.
+        gather: gathers a layer's parameters as the scan comes to it, and again in the backward pass
+            under remat; None where they are replicated.
+        dropout_keys: a key for each prompt and each completion, for adapters with dropout; None
+            drops nothing.
+
+    Returns:
+        Hidden states after the final norm, equal to those of the whole sequences, as `rows` packs.
+    """
+    prompt_ids_PS, prompt_mask_PS, completion_ids_BT, completion_mask_BT = tokens
+    (P, _), (B, T) = rows.prompts, rows.completions
+    after_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None]
+    positions_1N = rows.pack(positions(prompt_mask_PS), after_B1 + jnp.arange(T))
+    keys_1N = None
+    if dropout_keys is not None:
+        row_PS, row_BT = (jnp.indices(shape)[0] for shape in (rows.prompts, rows.completions))
+        keys_1N = token_keys(jnp.concatenate(dropout_keys), rows.pack(row_PS, P + row_BT), positions_1N)
+    masks = [
+        _masks(rows, prompt_mask_PS, completion_mask_BT, window)
+        for window in (model.config.sliding_window, None)
+    ]
+
+    def layer(x_1ND, scanned):
+        block, is_global, layer_keys_1N = layer_block(model, scanned, keys_1N)
+        seen = jax.tree.map(lambda near, far: jnp.where(is_global, far, near), *masks)
+        attend = _attend(rows, seen, score_scale(model.config))
+        x_1ND, _ = block(x_1ND, select_rope(ropes, is_global), attend, layer_keys_1N)
+        return x_1ND, None
+
+    ropes = rope_tables(model.config, positions_1N)
+    x_1ND = model.embed(rows.pack(prompt_ids_PS, completion_ids_BT))
+    x_1ND, _ = scan_layers(model, layer, x_1ND, remat=remat, gather=gather)
+    return model.final_norm(x_1ND)
+
+
+def _masks(
+    rows: Rows, prompt_mask_PS: jax.Array, completion_mask_BT: jax.Array, window: int | None
+) -> tuple:
+    """What a layer sees through a window: the kernel's block mask, and the masks of prompts over
+    themselves, of completions over their prompts and of completions over themselves."""
+    (_, S), (_, T) = rows.prompts, rows.completions
+    of_prompts_1TS = attention.prompt_window_mask(S, jnp.arange(T), window=window)
+    segments = rows.segments(prompt_mask_PS, completion_mask_BT)
+    return (
+        packed_attention.make_block_mask(segments, window=window),
+        attention.causal_mask(S, window=window) & prompt_mask_PS[:, None, :],
+        of_prompts_1TS & prompt_mask_PS[:, None, :],
+        attention.causal_mask(T, window=window) & completion_mask_BT[:, None, :],
+    )
+
+
+def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
+    """Attention within the row: by the kernel, or on the padded arrays."""
+    block_mask, prompt_mask, of_prompts_mask, own_mask = seen
+
+    def padded(*qkv_1N):
+        (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = map(rows.unpack, qkv_1N)
+        of_prompts = attention.attend(q_PS, k_PS, v_PS, prompt_mask, scale=scale)
+        of_completions = attention.attend_with_prompt(
+            q_BT, k_PS, v_PS, of_prompts_mask, [(k_BT, v_BT, own_mask)], scale=scale
+        )
+        return rows.pack(of_prompts, of_completions)
+
+    return lambda *qkv_1N: packed_attention.packed_attention(
+        *qkv_1N, block_mask, scale=scale, fallback=padded
+    )
