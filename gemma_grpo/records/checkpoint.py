@@ -46,10 +46,10 @@ from jaxtyping import PyTree
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 SUMS = "SHA256SUMS"
 PACK_BELOW = 1 << 20  # bytes; smaller arrays go into the pack
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
@@ -112,11 +112,11 @@ class Checkpoints:
         """
         arrays = _named_leaves(state)
         path = self._path(step)
-        unfinished = path.with_name(path.name + ".tmp")
+        unfinished = path.with_name(path.name + files.TEMPORARY)
 
         def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.glob("*.tmp"):  # of a killed process
+            for leftover in self.directory.glob(f"*{files.TEMPORARY}"):  # of a killed process
                 shutil.rmtree(leftover)
             _check_space(self.directory, arrays)
             _describe(unfinished, arrays, host)
@@ -133,12 +133,12 @@ class Checkpoints:
             replaced = processes.run_on_primary(finish)
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if code := _os_error_code(error):
-                raise UserError(self._cannot_write(unfinished, code)) from error
-            raise
+            if files.error_number(error) is None:
+                raise
+            raise UserError(f"{files.explain(path, error)}; {self._what_is_left()}") from error
         processes.run_on_primary(lambda: self._tidy(step, replaced))
 
-    def restore(self, step: int, like: PyTree, *, partial: bool = False) -> tuple[PyTree, dict]:
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.
 
         Args:
@@ -146,7 +146,6 @@ class Checkpoints:
             like: pytree of arrays or `jax.ShapeDtypeStruct`s. Each restored array goes where its
                 counterpart says (its sharding, if it is committed to one); else to the default
                 device.
-            partial: `like` may leave saved arrays out, as {"params": ...} does; they are not read.
 
         Raises:
             UserError: the checkpoint is absent or damaged, or does not fit `like`; names the array
@@ -161,7 +160,7 @@ class Checkpoints:
             )
         index = json.loads((path / "index.json").read_text())
         wanted = _named_leaves(like)
-        _check_fit(path, index, wanted, partial=partial)
+        _check_fit(path, index, wanted)
         restored = _read(path / "arrays", index, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
         return state, json.loads((path / "host.json").read_text())
@@ -176,14 +175,9 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:06d}"
 
-    def _cannot_write(self, path: Path, code: int) -> str:
-        good = self.steps()
-        kept = (
-            f"nothing lost: last good checkpoint is step {good[-1]}" if good else "none saved yet"
-        )
-        if code in OUT_OF_SPACE:
-            return f"disk full while writing {path}; {kept}; free some space, then --resume"
-        return f"cannot write {path}: {os.strerror(code)}; {kept}"
+    def _what_is_left(self) -> str:
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -279,9 +273,7 @@ def _unpack(pack: np.ndarray, *, dtype: str, shape: list[int], offset: int) -> n
     return np.frombuffer(pack, dtype, math.prod(shape), offset).reshape(shape)
 
 
-def _check_fit(
-    path: Path, index: dict[str, dict], wanted: dict[str, Any], *, partial: bool
-) -> None:
+def _check_fit(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> None:
     """Raises UserError where the saved arrays and the wanted ones differ in name, shape, dtype."""
     mend = "resume with the model and optimizer settings of the run's config.yaml"
     for name, leaf in wanted.items():
@@ -292,7 +284,7 @@ def _check_fit(
         if saved != asked:
             raise UserError(f"checkpoint {path}: {name} is {saved}, the run wants {asked}; {mend}")
     surplus = [name for name in index if name not in wanted]
-    if surplus and not partial:
+    if surplus:
         shape = tuple(index[surplus[0]]["shape"])
         raise UserError(
             f"checkpoint {path} holds {surplus[0]}{shape}, for which the run has no place; {mend}"
@@ -337,7 +329,7 @@ def _rename_away(path: Path) -> Path | None:
     """Takes a checkpoint's name from it before it is deleted, so that none is seen half-deleted."""
     if not path.exists():
         return None
-    return path.rename(path.with_name(path.name + ".old.tmp"))
+    return path.rename(path.with_name(path.name + ".old" + files.TEMPORARY))
 
 
 @contextlib.contextmanager
@@ -365,11 +357,3 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         raise
     finally:
         logger.setLevel(level)
-
-
-def _os_error_code(error: BaseException) -> int | None:
-    """The errno behind an error; tensorstore raises ValueError("... [os_error_code='28']")."""
-    if isinstance(error, OSError):
-        return error.errno
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(match.group(1)) if match else None

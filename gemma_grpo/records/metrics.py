@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
@@ -46,14 +47,12 @@ class MetricsWriter:
         self._events: dict[str, _EventFile] = {}
         begin = resume_from or {"stage": STAGES[0], "step": 0}
         self._resumed_stage, self._resumed_step = begin["stage"], begin["step"]
-        try:
+        with files.write_errors(self._path):
             (self._run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
             self._path.touch()
             truncate_after(self._run_dir, self._resumed_stage, self._resumed_step)
             # Unbuffered: when write returns, the line is with the system, out of a kill's reach.
             self._lines = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line, and its numbers to TensorBoard.
@@ -91,13 +90,9 @@ class MetricsWriter:
             UserError: the disk is full.
         """
         path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
-        unfinished = path.with_name(path.name + ".tmp")
-        try:
+        # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
+        with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
-            os.replace(unfinished, path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise _cannot_write(path, error) from error
 
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
@@ -109,10 +104,8 @@ class MetricsWriter:
         if stage not in self._events:
             after = self._resumed_step if stage == self._resumed_stage else 0
             directory = self._run_dir / "tensorboard" / stage
-            try:
+            with files.write_errors(directory):
                 self._events[stage] = _EventFile(directory, after)
-            except OSError as error:
-                raise _cannot_write(directory, error) from error
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
         self._events[stage].write(step, numbers)
 
@@ -260,15 +253,6 @@ def _sayable(value: Any) -> Any:
 
 
 def _append(file: io.RawIOBase, path: Path, data: bytes) -> None:
-    try:
-        written = file.write(data)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    if written != len(data):  # a disk that fills up within a line takes a part of it
-        raise _cannot_write(path, OSError(errno.ENOSPC, ""))
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"disk full while writing {path}; free some space, then --resume")
-    return UserError(f"cannot write {path}: {error.strerror}")
+    with files.write_errors(path):
+        if file.write(data) != len(data):  # a disk that fills up within a line takes a part of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -4,7 +4,6 @@ Reads files and dicts; knows no model, loop or reward, only the names of their m
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 PHASES = ("easy", "medium", "hard")
 WEIGHTS = ("correctness", "trace", "confidence", "verbosity")
@@ -27,13 +27,8 @@ def plot_curves(run_dir: Path) -> Path:
     """
     figure = curves_figure(_read_lines(run_dir / "metrics.jsonl"))
     path = run_dir / "curves.png"
-    unfinished = run_dir / "curves.png.tmp"
-    try:
+    with files.atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=100)
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 NANO = Path(__file__).parents[1] / "gemma3_nano"
 NANO_TOKENIZER = NANO / "tokenizer.model"
 CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
+ANOTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 
 
 def cache() -> Path:

@@ -14,6 +14,7 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
+from gemma_grpo.records import files
 from gemma_grpo.weights.names import by_path
 
 
@@ -60,10 +61,5 @@ def load(path: Path, like: Params) -> Params:
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        safetensors.numpy.save_file(tensors, partial)
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; free some space, then --resume") from error
+    with files.atomic_write(path) as unfinished:
+        safetensors.numpy.save_file(tensors, unfinished)
