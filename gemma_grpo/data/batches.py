@@ -1,4 +1,4 @@
-"""Which problems a step takes, by seed and step alone. Knows no source, token or model.
+"""Which problems a step takes, a function of seed and step alone.
 
 Nothing here keeps a position: a resumed run asks for step n and gets what it would have got.
 Two ways to choose: `batch_indices` walks through all problems epoch by epoch; `phase_batch` draws

@@ -1,4 +1,4 @@
-"""Problems by the name of their source: the one door to the data. Knows no batch, phase or token.
+"""Problems by the name of their source: the entry point to all data.
 
     curriculum                 the built-in task, drawn from the seed
     gsm8k, gsm8k:PATH          GSM8K from the hub, or a file or folder; tested on its test split
@@ -32,7 +32,7 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
     Args:
         source: one of the forms in this module's docstring.
         num: at most how many. 0 means all; a source that is generated has no end and wants a
-            number, and then gives exactly so many.
+            number, and then gives exactly this many.
         seed: what is generated, or which `num` of a stored source are picked (their order stays).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training state on disk, by Orbax. Knows arrays and JSON: no model, no loop.
+"""Checkpoints of a training state on disk: named arrays by Orbax, and a JSON of the caller's.
 
 A checkpoint is one directory, complete or absent:
 
@@ -10,7 +10,7 @@ A checkpoint is one directory, complete or absent:
 
 It is written as `000120.tmp`, the sums last, and then renamed: a process killed at any moment
 leaves either the old checkpoints or the old ones and the new. Nothing is synced to the disk
-beyond what Orbax does: after a power cut the sums tell which checkpoints are whole.
+beyond what Orbax does: after a power cut the sums tell which checkpoints are intact.
 
 Orbax's `Checkpointer` is used, not its `CheckpointManager`: the manager finalises a step, and
 deletes the oldest, before the sums could be added. Saves are synchronous: one of a few
@@ -19,8 +19,9 @@ megabytes takes a tenth of a second, and nobody has to ask whether it has landed
 Small arrays share one byte array, because to Orbax each array of its own costs 2 to 3 ms,
 whatever its size.
 
-Of a job of many processes all save and restore, each its own pieces of the large arrays; the first
-does the rest. They need one file system. The number of processes may change between the two.
+In a job of many processes each saves and restores its own shards of the large arrays; the primary
+process does the rest. They need a shared file system. The number of processes may change between
+saving and restoring.
 """
 
 import contextlib
@@ -275,19 +276,19 @@ def _unpack(pack: np.ndarray, *, dtype: str, shape: list[int], offset: int) -> n
 
 def _check_fit(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> None:
     """Raises UserError where the saved arrays and the wanted ones differ in name, shape, dtype."""
-    mend = "resume with the model and optimizer settings of the run's config.yaml"
+    fix = "resume with the model and optimizer settings of the run's config.yaml"
     for name, leaf in wanted.items():
         if name not in index:
-            raise UserError(f"checkpoint {path} has no array {name}{tuple(leaf.shape)}; {mend}")
+            raise UserError(f"checkpoint {path} has no array {name}{tuple(leaf.shape)}; {fix}")
         saved = f"{index[name]['dtype']}{tuple(index[name]['shape'])}"
         asked = f"{leaf.dtype}{tuple(leaf.shape)}"
         if saved != asked:
-            raise UserError(f"checkpoint {path}: {name} is {saved}, the run wants {asked}; {mend}")
+            raise UserError(f"checkpoint {path}: {name} is {saved}, the run wants {asked}; {fix}")
     surplus = [name for name in index if name not in wanted]
     if surplus:
         shape = tuple(index[surplus[0]]["shape"])
         raise UserError(
-            f"checkpoint {path} holds {surplus[0]}{shape}, for which the run has no place; {mend}"
+            f"checkpoint {path} holds {surplus[0]}{shape}, for which the run has no place; {fix}"
         )
 
 
@@ -305,7 +306,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a finished checkpoint's bytes, in a few words; None if nothing."""
+    """What is wrong with a finished checkpoint's bytes, in one phrase; None if nothing."""
     try:
         lines = (path / SUMS).read_text().splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}

@@ -1,10 +1,8 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
+"""What a run records while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
 
-Knows stages, steps and named numbers; no model, loop or reward.
-
-The files of a run are functions of its steps, times aside: what a resumed run finds beyond its
-checkpoint it removes, and then writes again. So the caller writes a step's line before it saves
-the checkpoint of that step.
+Except for times, a run's files are functions of its steps: a resumed run removes what lies beyond
+its checkpoint and writes it again. So the caller writes a step's line before it saves the
+checkpoint of that step. Does not import jax.
 """
 
 import errno
@@ -82,7 +80,8 @@ class MetricsWriter:
                 )
 
     def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row; whole or not at all.
+        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row. The file appears complete or
+        not at all.
 
         A nan or infinite number within a row becomes null.
 
@@ -154,8 +153,9 @@ class _EventFile:
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """Removes what a run wrote beyond (stage, step), and a last line torn by a kill.
 
-    Metrics lines, rollouts and whole stages of TensorBoard go. Events of `stage` itself stay in
-    their file; the next one, opened with a purge step, makes TensorBoard forget them.
+    Metrics lines, rollouts and later stages' TensorBoard folders are removed. Events of `stage`
+    itself stay in their file; the next file begins with a purge step, which makes TensorBoard drop
+    them.
 
     Raises:
         UserError: a complete line of metrics.jsonl is not one of ours.
@@ -239,15 +239,15 @@ def _plain(value: Any) -> Any:
 
 
 def _json_line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(_sayable(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _sayable(value: Any) -> Any:
-    """`value` in what JSON can say: plain scalars, and null for nan and infinities."""
+def _json_value(value: Any) -> Any:
+    """`value` as JSON has it: plain scalars, and null for nan and infinities."""
     if isinstance(value, Mapping):
-        return {name: _sayable(item) for name, item in value.items()}
+        return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(item) for item in value]
+        return [_json_value(item) for item in value]
     value = _plain(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

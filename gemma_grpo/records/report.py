@@ -1,6 +1,6 @@
 """What a run looks like afterwards: curves.png from metrics.jsonl, and the before/after table.
 
-Reads files and dicts; knows no model, loop or reward, only the names of their metrics.
+Does not import jax.
 """
 
 import json
@@ -154,7 +154,7 @@ def _marker(steps: list) -> str | None:
 
 
 def _finish(axes: Any, *, measured: bool) -> None:
-    """Legend, grid and whole steps; or the words that stand for an empty panel."""
+    """Legend, grid and whole steps; or a note in an empty panel."""
     if measured:
         axes.legend(loc="best", ncols=2, fontsize="small", framealpha=0.6)
         axes.grid(alpha=0.3)

@@ -1,5 +1,4 @@
-"""Where files are: the embedded model in the installed package, and the user's cache. Knows no
-format."""
+"""Where files are: the embedded model in the installed package, and the user's cache."""
 
 import os
 from pathlib import Path

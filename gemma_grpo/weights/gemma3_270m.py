@@ -23,8 +23,8 @@ NAME = "gemma3-270m"
 def cached_folder() -> Path:
     """The folder with config.json, model.safetensors and tokenizer.model, made if need be.
 
-    It is made under another name and then renamed, so what has the name is whole. Of two processes
-    that make it at once, the later finds it there and drops its own.
+    It is made under a temporary name and then renamed, so what has the name is complete. Of two
+    processes that make it at once, the later finds it there and drops its own.
 
     Raises:
         UserError: the package is missing or damaged, or the disk is full or cannot be written.

@@ -1,5 +1,4 @@
-"""A model written as a Hugging Face folder, which transformers reads as `Gemma3ForCausalLM`. Knows
-no parameter tree and no run.
+"""A model written as a Hugging Face folder, which transformers reads as `Gemma3ForCausalLM`.
 
     config.json, generation_config.json
     model.safetensors       or model-00001-of-0000N.safetensors with model.safetensors.index.json
@@ -51,7 +50,7 @@ def write_folder(
     tokenizer: Tokenizer | None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the folder; it appears whole or not at all.
+    """Write the folder; it appears complete or not at all.
 
     Args:
         out: its path; nothing may be there, or an empty directory.

@@ -1,4 +1,4 @@
-"""A checkpoint by what a user calls it: a name, a folder or a file. Knows no format itself."""
+"""A checkpoint by what a user calls it: a name, a folder or a file."""
 
 import hashlib
 from dataclasses import replace

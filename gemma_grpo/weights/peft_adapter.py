@@ -1,4 +1,4 @@
-"""LoRA adapters written as the PEFT library reads them. Knows no training and no base weights.
+"""LoRA adapters written as the PEFT library reads them.
 
     adapter_config.json, adapter_model.safetensors
 
@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."  # PEFT's wrapper around the model, in every name
 
 
 def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) -> None:
-    """Write the folder; it appears whole or not at all.
+    """Write the folder; it appears complete or not at all.
 
     Args:
         out: its path; nothing may be there.

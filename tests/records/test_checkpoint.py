@@ -62,7 +62,7 @@ def checkpoints(tmp_path):
 def test_a_state_comes_back_bit_for_bit(checkpoints, monkeypatch, pack_below):
     monkeypatch.setattr(checkpoint, "PACK_BELOW", pack_below)
     state = make_state()
-    host = {"stage": "grpo", "words": [2**63 + 1, 0.1], "phase": "easy", "name": "Größe"}
+    host = {"stage": "grpo", "counts": [2**63 + 1, 0.1], "phase": "easy", "name": "Größe"}
     checkpoints.save(3, state, host)
     restored, restored_host = checkpoints.restore(3, abstract(state))
     assert bits(restored) == bits(state)
@@ -166,8 +166,8 @@ def test_harm_to_any_file_is_found_and_the_checkpoint_before_it_taken(checkpoint
     for step in (1, 2):
         checkpoints.save(step, {"w": jnp.arange(99.0) + step}, {"step": step})
     newest = checkpoints.directory / "000002"
-    whole = newest.with_name("whole")
-    shutil.copytree(newest, whole)
+    intact = newest.with_name("intact")
+    shutil.copytree(newest, intact)
     files = sorted(file for file in newest.rglob("*") if file.is_file())
     assert len(files) > 5
     for file in files:
@@ -179,7 +179,7 @@ def test_harm_to_any_file_is_found_and_the_checkpoint_before_it_taken(checkpoint
             with pytest.raises(UserError, match="000002 is damaged"):
                 checkpoints.restore(2, {"w": jnp.zeros(99)})
         shutil.rmtree(newest)
-        shutil.copytree(whole, newest)
+        shutil.copytree(intact, newest)
     assert checkpoints.latest() == 2
 
 
@@ -192,7 +192,7 @@ def test_a_file_that_the_sums_do_not_list_is_not_trusted(checkpoints):
         checkpoints.restore(1, {"w": jnp.float32(0)})
 
 
-def test_when_all_are_damaged_the_directory_and_the_mend_are_named(checkpoints):
+def test_when_all_are_damaged_the_directory_and_the_fix_are_named(checkpoints):
     for step in (1, 2):
         checkpoints.save(step, {"w": jnp.float32(step)}, {})
         truncate(checkpoints.directory / f"{step:06d}" / "index.json")
@@ -351,7 +351,7 @@ while True:
 """
 
 
-def test_after_kill_9_at_any_moment_the_latest_is_whole(tmp_path):
+def test_after_kill_9_at_any_moment_the_latest_is_intact(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     like = {"w": jnp.zeros(200_000, jnp.float32), "v": jnp.zeros(500_000, jnp.int32)}
     generator = np.random.default_rng()

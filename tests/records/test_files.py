@@ -145,7 +145,7 @@ def test_the_message_has_the_path_the_systems_reason_and_a_fix_for_it(tmp_path, 
         assert PLACE not in message
 
 
-def test_a_full_cache_may_be_put_elsewhere():
+def test_a_full_cache_may_be_put_into_another_folder():
     message = files.explain(Path("c"), OSError(errno.ENOSPC, ""), another_place="set CACHE")
     assert message == "cannot write c: No space left on device; free some space, or set CACHE"
 

@@ -298,7 +298,7 @@ def test_on_a_terminal_the_bar_shows_reward_speed_and_time_left(monkeypatch):
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone < time left
 
 
-def test_elsewhere_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):
+def test_without_a_terminal_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):
     clock = iter(range(0, 1000, 2))  # each look at the clock finds it 2 s later
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     progress = Progress(200, "grpo")

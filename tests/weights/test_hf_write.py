@@ -1,5 +1,5 @@
-"""Laws of gemma_grpo.weights.hf_write: what is written is read back, by us and by others, whole or
-not at all."""
+"""gemma_grpo.weights.hf_write: what is written is read back, by us and by others, or
+nothing is there."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_the_tokenizer_comes_along_with_its_ids_and_further_texts(tmp_path, toke
     assert names_in(tmp_path / "bare") == ["config.json", "model.safetensors"]
 
 
-# --- whole or not at all ---
+# --- complete or not at all ---
 
 
 def test_what_is_there_already_is_not_touched(tmp_path):
