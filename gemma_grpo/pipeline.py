@@ -126,6 +126,8 @@ def _run_stages(run: RunConfig, run_dir: Path) -> None:
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
+        if not run.keep_checkpoints:  # also what a run killed before this line left
+            processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
         _evaluate(evaluator, stage, params, task.test, run_dir)
 
 

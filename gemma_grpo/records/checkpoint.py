@@ -166,6 +166,14 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
         return state, json.loads((path / "host.json").read_text())
 
+    def remove(self) -> None:
+        """Deletes the directory with all checkpoints, as far as the system allows; it need not be
+        there. A process killed meanwhile leaves no checkpoint half-deleted under its own name."""
+        with contextlib.suppress(OSError):
+            for step in self.steps():
+                _rename_away(self._path(step))
+        shutil.rmtree(self.directory, ignore_errors=True)
+
     def _tidy(self, step: int, replaced: Path | None) -> None:
         """Deletes what the checkpoint of `step`, just written, makes superfluous."""
         kept = [other for other in self.steps() if other <= step][-self.keep :]

@@ -131,6 +131,26 @@ def test_a_save_drops_later_steps_of_an_abandoned_history(checkpoints):
     assert checkpoints.steps() == [10, 15]
 
 
+def test_all_are_removed_together_and_again_without_harm(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {})
+    (checkpoints.directory / "000003.tmp").mkdir()
+    for _ in range(2):
+        checkpoints.remove()
+        assert not checkpoints.directory.exists() and checkpoints.latest() is None
+    checkpoints.save(4, {"w": jnp.float32(4)}, {})
+    assert checkpoints.latest() == 4
+
+
+def test_a_removal_that_is_killed_leaves_no_checkpoint_to_be_taken(checkpoints, monkeypatch):
+    for step in (1, 2):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoints.remove()
+    assert checkpoints.latest() is None
+
+
 def test_a_step_saved_again_is_replaced(checkpoints):
     checkpoints.save(4, {"w": jnp.float32(1)}, {"try": 1})
     checkpoints.save(4, {"w": jnp.float32(2)}, {"try": 2})
