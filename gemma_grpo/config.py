@@ -40,6 +40,8 @@ class RunConfig:
     """What everything random follows from."""
     stages: str = ",".join(STAGES)
     """sft,grpo or one of them."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)

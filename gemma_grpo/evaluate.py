@@ -17,14 +17,14 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from gemma_grpo import cli, pipeline
+from gemma_grpo import cli
 from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
-from gemma_grpo.records import report
+from gemma_grpo.records import files, report
 from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
@@ -135,8 +135,8 @@ def _evaluate(
     figures, generations = make_evaluator(evaluation, runtime).run(params, problems)
     result = figures | {"protocol": protocol}
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generations]
-    pipeline.write_whole(folder / "generations.jsonl", "".join(lines))
-    pipeline.write_whole(
+    files.write_text(folder / "generations.jsonl", "".join(lines))
+    files.write_text(
         folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     )
     if json_output:

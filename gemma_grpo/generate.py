@@ -23,6 +23,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat
 from gemma_grpo.generation.generator import Generator, make_generator
 from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.records import files
 from gemma_grpo.runtime import load_model
 from gemma_grpo.text.prompts import question
 
@@ -183,16 +184,14 @@ def _answers(
 
 
 def _write_lines(options: Options, lines: Iterator[dict]) -> None:
-    """To the standard output, or to a file that has its name when it is whole."""
+    """To the standard output, or to a file that appears complete or not at all."""
     with contextlib.ExitStack() as stack:
-        partial = file = None
+        file = None
         if options.out is not None:
-            partial = options.out.with_name(options.out.name + ".partial")
-            file = stack.enter_context(partial.open("w", encoding="utf-8"))
+            unfinished = stack.enter_context(files.atomic_write(options.out))
+            file = stack.enter_context(unfinished.open("w", encoding="utf-8"))
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
-    if options.out is not None:
-        partial.replace(options.out)
 
 
 def _pieces(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[str]:

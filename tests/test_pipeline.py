@@ -49,8 +49,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_run(runs):
-    """A run that nothing interrupted."""
-    status, output = finish("--run-dir", str(runs / "whole"), *SMALL)
+    """A run that nothing interrupted, with its checkpoints."""
+    status, output = finish("--run-dir", str(runs / "whole"), *SMALL, "--keep-checkpoints")
     assert status == 0, output
     return runs / "whole"
 
@@ -122,6 +122,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, whole_run):
     status, output = finish(*arguments)
     assert status == 0, output
     assert_same_run(run_dir, whole_run)
+    assert list((run_dir / "checkpoints").iterdir()) == []  # the weights are written
 
 
 def wait_for_lines(process, metrics, num):
@@ -200,12 +201,13 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_mended
     assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
 
 
-def test_adapters_go_through_both_stages_on_two_devices(runs):
+def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after_them(runs):
     arguments = ["--model.lora.rank", "2", "--model.cpu-devices", "2"]
     status, output = finish("--run-dir", str(runs / "adapters"), *SMALL, *arguments)
     assert status == 0, output
     lines = metrics_without_times(runs / "adapters")
     assert [line["stage"] for line in lines] == ["sft"] * 4 + ["grpo"] * 4
+    assert list((runs / "adapters" / "checkpoints").iterdir()) == []
 
 
 # --- bad input: one line, a mend, nothing written -----------------------------------------------
