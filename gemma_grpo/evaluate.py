@@ -108,9 +108,8 @@ class Subject:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    flags = tyro.conf.FlagCreatePairsOff
     return cli.guarded(
-        lambda: _evaluate(tyro.cli(Options, args=arguments, description=__doc__, config=(flags,)))
+        lambda: _evaluate(cli.parse(Options, arguments, command="evaluate", description=__doc__))
     )
 
 

@@ -22,7 +22,7 @@ from gemma_grpo.runtime import load_model
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(_export, args=arguments, description=__doc__))
+    return cli.guarded(lambda: cli.parse(_export, arguments, command="export", description=__doc__))
 
 
 def _export(

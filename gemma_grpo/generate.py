@@ -97,9 +97,8 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    flags = tyro.conf.FlagCreatePairsOff
     return cli.guarded(
-        lambda: _generate(tyro.cli(Options, args=arguments, description=__doc__, config=(flags,)))
+        lambda: _generate(cli.parse(Options, arguments, command="generate", description=__doc__))
     )
 
 
