@@ -1,10 +1,9 @@
-"""Makes gemma3-nano, the embedded base model: its tokenizer, its text, its weights. From nothing.
+"""Makes gemma3-nano, the embedded base model: its tokenizer, its text, its weights, from scratch.
 
     python -m gemma_grpo.pretrain OUT
 
 The text is generated: arithmetic facts, statements, and chat turns in which questions get plain
 answers, never the answer format. Its problems come from the train side of the curriculum's split.
-Knows nothing of SFT, GRPO or rewards.
 """
 
 import io
@@ -37,8 +36,8 @@ def fact(rng: random.Random) -> str:
     if sign == "%":
         percent = rng.choice((10, 20, 25, 50))
         step = {10: 10, 20: 5, 25: 4, 50: 2}[percent]
-        whole = step * rng.randint(2, 80 // step)
-        return f"{percent}% of {whole} = {whole * percent // 100}"
+        total = step * rng.randint(2, 80 // step)
+        return f"{percent}% of {total} = {total * percent // 100}"
     a, b = rng.randint(1, 60), rng.randint(1, 50)
     if sign in "*/":
         a, b = rng.randint(1, 12), rng.randint(1, 12)
@@ -70,7 +69,7 @@ def document(rng: random.Random, drafts: Iterator) -> str:
 def train_tokenizer(path: Path, *, vocab_size: int, seed: int) -> None:
     """A SentencePiece BPE with Gemma's conventions: ids 0 to 3, single digits, byte fallback.
 
-    Its text holds the words of the answer format's tags, so that they are pieces, as in Gemma.
+    Its text holds the names of the answer format's tags, so that they are tokens, as in Gemma.
     """
     rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
     texts = [document(rng, drafts) for _ in range(NUM_TOKENIZER_DOCUMENTS)]
