@@ -24,9 +24,9 @@ down, from each line to those below it (tests/test_rooms.py):
     planning    will it fit, and how long will it take
     cli         what the commands share
     config presets    a run's settings
-    generation    problems to completions
     training      the two stages and the update they share
     evaluation    how good, how sure
+    generation    problems to completions
     runtime       the loaded model, its tokenizer and its devices
     rewards       what a completion earns
     weights       checkpoints of others, in and out
@@ -34,7 +34,7 @@ down, from each line to those below it (tests/test_rooms.py):
     devices       the mesh, and the processes on it
     model         Gemma 3
     objective     advantages and losses, pure math
-    data          problems
     text          text to padded ids and back
+    data          problems
     errors kernels    the user's errors; one folder for each fused op
 """

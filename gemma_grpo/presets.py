@@ -135,7 +135,7 @@ PRESETS = {
     "gemma3-1b": GEMMA3_1B,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
     "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,
-    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 64, 256)},
+    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 256)},
 }
 
 

@@ -300,7 +300,6 @@ CHIPS = {  # what the others are compiled for
     "gemma3-1b-lora": "v5e:2x4",
     "gemma3-1b-lora-v5e-1": "v5e:1x1",
     "gemma3-1b-v5e-16": "v5e:4x4",
-    "gemma3-1b-v5e-64": "v5e:8x8",
     "gemma3-1b-v5e-256": "v5e:16x16",
 }
 
@@ -319,7 +318,7 @@ def test_a_preset_compiles_for_its_chips_and_fits(v5e, preset):
     assert not any(fit.excess(row, V5E) for row in rows)
 
 
-@pytest.mark.parametrize("number", [16, 64, 256])
+@pytest.mark.parametrize("number", [16, 256])
 def test_presets_for_more_chips_have_a_prompt_a_chip(number):
     run = presets.preset(f"gemma3-1b-v5e-{number}")
     assert run.grpo.prompts_per_step == number and run.sft.batch_size % number == 0

@@ -83,7 +83,7 @@ def majority_answer(answers: Sequence[str | None]) -> str | None:
     completion without a readable answer, casts no vote; where no one votes the result is None.
     """
     votes = Counter(answer for answer in answers if answer is not None)
-    # Counter keeps the order of first sight and max returns the first of equals.
+    # Counter keeps the order in which answers come and max returns the first of equals.
     return max(votes, key=votes.__getitem__) if votes else None
 
 

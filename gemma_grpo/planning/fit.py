@@ -45,8 +45,8 @@ class Row:
     compiled: Compiled
     resident: int
     flops: int
-    counted: float
-    floor: float
+    counted: int | float
+    floor: int | float
     unit: str
     model_seconds: float
     bound: str
