@@ -11,12 +11,11 @@ import yaml
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.sft import SFTConfig
-
-STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
 # Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
 OLD_VALUES: dict[str, dict[str | bool, str]] = {
