@@ -1,7 +1,7 @@
 """One run from base model to report: base -> SFT -> GRPO, each measured on the same held-out
-problems. Knows no flags.
+problems.
 
-Everything a finished stage leaves (its weights, its evaluation) is written whole or not at all, so
+Everything a finished stage leaves (its weights, its evaluation) appears complete or not at all, so
 a run that was killed goes on from the last file that is there.
 """
 
