@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the optimizer that moves it. Knows no loss."""
+"""What training carries from step to step, and the optimizer that updates it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
     """Master weights, optimizer moments, and the number of optimizer updates so far.
 
     Attributes:
-        params: float32, whatever dtype is computed in: in bfloat16 a step of 1e-6 is lost.
+        params: float32, whatever the compute dtype: in bfloat16 an update of 1e-6 is rounded away.
         opt_state: optax's, float32 moments.
         num_updates: optimizer updates made.
     """
@@ -38,7 +38,7 @@ class OptimizerConfig:
     warmup: float = 0.05
     """Share of the updates over which the rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """Course of the rate after the warm-up."""
+    """Shape of the schedule after the warm-up."""
     final_rate: float = 0.1
     """Rate at the last update, as a share of the peak (linear and cosine)."""
     b1: float = 0.9
@@ -95,7 +95,7 @@ def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> Trai
 def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """`fresh_state`, made where it is kept (`mesh.fsdp_shardings`): no device ever holds all."""
+    """`fresh_state`, made sharded (`mesh.fsdp_shardings`): no device ever holds all of it."""
     make = partial(fresh_state, optimizer=optimizer)
     layout = meshes.fsdp_shardings(mesh, jax.eval_shape(make, params))
     return jax.jit(make, out_shardings=layout)(params)
