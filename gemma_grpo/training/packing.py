@@ -1,7 +1,6 @@
-"""Which slots of a padded batch hold tokens, and which device works on which prompts. Knows no
-model or loss.
+"""Which slots of a padded batch hold tokens, and which device works on which prompts.
 
-A packed batch is the padded one with an array `slots` more: the slots that the model is to work on
+A packed batch is the padded one with one more array, `slots`: the slots that the model computes
 (`model.packed`). A device takes the prompts it holds in passes; the prompts of one pass on one
 device are a *pack*. All packs have room for equally many tokens, as they run side by side, so
 prompts are dealt out such that no pack has many more tokens than the others.
@@ -17,17 +16,17 @@ from gemma_grpo.text.padding import bucket
 def pack(
     batch: dict[str, np.ndarray], *, num_devices: int, passes: int, sizes: int
 ) -> dict[str, np.ndarray]:
-    """The batch with `slots` [P, X], its prompts dealt out anew, whole groups staying together.
+    """The batch with `slots` [P, X], its prompts reordered over the packs.
 
     The fullest pack's tokens are rounded up to one of `sizes` equal parts of the padded size, so
     that few shapes are compiled. If that is all of it, the batch stays as it is.
 
     `slots` of the packs' rows together: b*T + t of each token, b and t counted within the pack, and
-    one beyond the last slot to fill up. X is the room a pack has for each of its prompts.
+    one beyond the last slot as filler. X is the slots that a pack has for each of its prompts.
 
     Args:
         batch: arrays of P, or a multiple of P, rows: `prompt_ids` P, `completion_mask` P*G.
-        num_devices: that rows are split over, neighbours staying together.
+        num_devices: that rows are split over, in contiguous blocks.
         passes: that each device takes its prompts in; pass j takes those with p % passes == j.
         sizes: 1 leaves every batch as it is.
     """
