@@ -1,8 +1,14 @@
 """gemma_grpo: teach Gemma 3 to show its work, first by SFT and then by GRPO, in JAX.
 
-The flow of one training step:
+The flow of one training step, and where each arrow is made:
 
-    problems -> prompts -> tokens -> rollout -> rewards -> advantages -> loss -> update
+    problems -> prompts       data/, text/prompts.py
+    -> tokens                 text/tokenizer.py, text/padding.py
+    -> rollout                generation/rollout.py
+    -> rewards                rewards/
+    -> advantages             objective/advantages.py
+    -> loss                   objective/losses.py
+    -> update                 training/grpo.py, training/grpo_update.py
 
 Letters that array names end in, one per axis:
 
@@ -10,7 +16,25 @@ Letters that array names end in, one per axis:
     S prompt slots (left-padded)   T completion slots (right-padded)   L = S + T   C cache slots
     D embed_dim   F hidden_dim   N query heads   K kv heads   R = N/K   H head_dim   V vocab
 
-Imports point down: train, evaluate, generate, plan > config, presets > sft, grpo > evaluation,
-checkpoint, metrics, report > rollout, logps, update, train_state > model, weights, data, tokenizer,
-sampling > advantages, losses, rewards, kernels, mesh, errors. A test holds it.
+At the top are the commands (`python -m gemma_grpo.X`) and what ties a run together. Imports point
+down, from each line to those below it (tests/test_rooms.py):
+
+    train evaluate generate export ablation pretrain plan verify_kernels    the commands
+    pipeline    a run, stage by stage
+    planning    will it fit, and how long will it take
+    cli         what the commands share
+    config presets    a run's settings
+    training      the two stages and the update they share
+    evaluation    how good, how sure
+    generation    problems to completions
+    runtime       the loaded model, its tokenizer and its devices
+    rewards       what a completion earns
+    weights       checkpoints of others, in and out
+    records       what a run leaves on disk
+    devices       the mesh, and the processes on it
+    model         Gemma 3
+    objective     advantages and losses, pure math
+    text          text to padded ids and back
+    data          problems
+    errors kernels    the user's errors; one folder for each fused op
 """

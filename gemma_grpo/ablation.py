@@ -1,11 +1,11 @@
-"""`python -m gemma_grpo.ablation`: the seed's reward ablation, from our own rewards. Runs no model.
+"""`python -m gemma_grpo.ablation`: the original design document's reward ablation, by our rewards.
 
-The document this project starts from prints four reward configurations over three outputs. Here the
-same twelve figures come from `rewards.score` on three literal completions of one medium problem.
+That document prints four reward configurations over three outputs. Here the same twelve figures
+come from `rewards.score` on three literal completions of one medium problem.
 The completions, their token counts and their answer log-probs are written below by hand; no model
 produced them, so the table shows what the rewards pay for, not what a policy does.
 
-Which weights the seed used per row it does not say. What its figures imply:
+It does not say which weights it used per row. What its figures imply:
 
 1. "+ Trace structure" gives 0.892, more than the 0.85 that correctness and trace weigh together at
    either end of the annealing. So the row was divided by its weights' sum; we do that in every row
@@ -13,7 +13,7 @@ Which weights the seed used per row it does not say. What its figures imply:
 2. Rows two and three together imply confidence scores 0.56, 0.52, 0.56: they hardly tell right
    from wrong. At the end weights (0.60, 0.25, 0.15) they imply trace scores 0.63, 0.23, 0.51; at
    the start weights (0.40, 0.45, 0.15) 0.80, 0.58, 0.28, which would give an output without a
-   trace twice the marks of one with it. We use the end weights (`implied_by_seed`).
+   trace twice the marks of one with it. We use the end weights (`implied_by_original`).
 3. "Annealed (early)" does not follow from the weights its document states. Good+Reasoning rises by
    0.048 from row three; but with the same scores, going from any point p of the annealing back to
    its start adds 0.20 p (trace - 1) - 0.05 verbosity, which is never above 0.
@@ -82,7 +82,7 @@ CONFIGS = {
     "Annealed (early)": _normalised(START_WEIGHTS),
 }
 
-SEED = {  # the seed document's table, in the order of OUTPUTS
+ORIGINAL = {  # the original design document's table, in the order of OUTPUTS
     "Correctness only": (1.000, 1.000, 0.000),
     "+ Trace structure": (0.892, 0.775, 0.150),
     "+ Confidence": (0.842, 0.737, 0.211),
@@ -101,17 +101,17 @@ def components() -> dict[str, list[float]]:
     return score(list(OUTPUTS.values()), START_WEIGHTS).components
 
 
-def implied_by_seed() -> dict[str, tuple[float, ...]]:
-    """Trace and confidence scores that meet the seed's second and third row at our weights."""
+def implied_by_original() -> dict[str, tuple[float, ...]]:
+    """Trace and confidence scores that meet the original second and third row at our weights."""
     two, three = CONFIGS["+ Trace structure"], CONFIGS["+ Confidence"]
-    right = SEED["Correctness only"]
+    right = ORIGINAL["Correctness only"]
     trace = tuple(
         (total - two.correctness * y) / two.trace
-        for total, y in zip(SEED["+ Trace structure"], right, strict=True)
+        for total, y in zip(ORIGINAL["+ Trace structure"], right, strict=True)
     )
     confidence = tuple(
         (total - three.correctness * y - three.trace * t) / three.confidence
-        for total, y, t in zip(SEED["+ Confidence"], right, trace, strict=True)
+        for total, y, t in zip(ORIGINAL["+ Confidence"], right, trace, strict=True)
     )
     return {"trace": trace, "confidence": confidence}
 
@@ -129,16 +129,16 @@ _CONFIDENCE_REASON = {
 
 
 def explanations() -> list[tuple[str, str, str]]:
-    """(configuration, output, one sentence) for each figure that differs from the seed's."""
-    mine, scores, implied = ours(), components(), implied_by_seed()
+    """(configuration, output, one sentence) for each figure that differs from the original."""
+    mine, scores, implied = ours(), components(), implied_by_original()
     differing = []
     for config, weights in CONFIGS.items():
         for i, output in enumerate(OUTPUTS):
-            if abs(mine[config][i] - SEED[config][i]) < 0.0005:
+            if abs(mine[config][i] - ORIGINAL[config][i]) < 0.0005:
                 continue
             sentence = (
                 f"our trace score is {scores['trace'][i]:.2f}, since {_TRACE_REASON[output]};"
-                f" the seed's figures imply {implied['trace'][i]:.2f}"
+                f" the original figures imply {implied['trace'][i]:.2f}"
             )
             if weights.confidence:
                 sentence += (
@@ -153,18 +153,18 @@ def explanations() -> list[tuple[str, str, str]]:
                 )
                 sentence += (
                     f", which at the start weights would be {at_start:.3f}, not"
-                    f" {SEED[config][i]:.3f}: its last row does not follow from its own weights"
+                    f" {ORIGINAL[config][i]:.3f}: its last row does not follow from its own weights"
                 )
             differing.append((config, output, sentence + "."))
     return differing
 
 
 def _table() -> str:
-    """The two tables side by side: ours (seed's)."""
+    """The two tables side by side: ours (original)."""
     mine = ours()
-    lines = [f"{'ours (seed)':20}" + "".join(f"{output:>18}" for output in OUTPUTS)]
+    lines = [f"{'ours (original)':20}" + "".join(f"{output:>18}" for output in OUTPUTS)]
     for config in CONFIGS:
-        pairs = zip(mine[config], SEED[config], strict=True)
+        pairs = zip(mine[config], ORIGINAL[config], strict=True)
         lines.append(f"{config:20}" + "".join(f"{f'{a:.3f} ({b:.3f})':>18}" for a, b in pairs))
     lines.append("")
     for name, values in components().items():
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table, or with --json the same as one object."""
     parser = argparse.ArgumentParser(
         prog="python -m gemma_grpo.ablation",
-        description="Four reward configurations on three literal outputs, beside the seed's table.",
+        description="Four reward configurations on three literal outputs, beside the original.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     if parser.parse_args(argv).json:
@@ -195,9 +195,9 @@ def main(argv: list[str] | None = None) -> None:
             "outputs": list(OUTPUTS),
             "weights": {config: weights.named() for config, weights in CONFIGS.items()},
             "ours": ours(),
-            "seed": SEED,
+            "original": ORIGINAL,
             "components": components(),
-            "implied_by_seed": implied_by_seed(),
+            "implied_by_original": implied_by_original(),
             "differences": [
                 {"config": config, "output": output, "because": sentence}
                 for config, output, sentence in explanations()

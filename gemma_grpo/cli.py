@@ -1,8 +1,11 @@
 """What the command lines share: one line for a user's error, the compilation cache, run folders."""
 
 import argparse
+import contextlib
+import io
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -49,8 +52,8 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def split_cpu(wanted: int, *batch_sizes: int) -> None:
-    """Let JAX see the CPU as `wanted` devices; 0 is one a core, as far as batches of these sizes
-    split over them.
+    """Let JAX see the CPU as `wanted` devices; 0: one per core, reduced until these batch sizes
+    divide evenly.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
     Says nothing about TPUs and GPUs. To be called before JAX looks at its devices, and after
@@ -89,6 +92,53 @@ def flag(arguments: Sequence[str], name: str, default: str) -> str:
     return vars(parser.parse_known_args(arguments)[0])[name]
 
 
+def parse(
+    kind: Any,
+    arguments: Sequence[str] | None,
+    *,
+    command: str,
+    description: str | None,
+    markers: tuple = (tyro.conf.FlagCreatePairsOff,),
+) -> Any:
+    """What the flags say, as a `kind`: a dataclass, or a function, which is called with them.
+
+    Args:
+        arguments: without the command's name; None takes the process's own.
+        command: the module's name, for --help and errors.
+        description: of what it does, for --help.
+        markers: tyro's; by default there is no --no-x beside a flag --x.
+
+    Raises:
+        UserError: an unknown flag, or a value of the wrong type, in one line.
+    """
+    prog = f"python -m gemma_grpo.{command}"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=sys.argv[1:] if arguments is None else arguments,
+                prog=prog,
+                description=description,
+                config=markers,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
+
+
+def _without_frame(box: str) -> str:
+    """One line from the box that tyro draws: its first section, and the flags that come close."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [place for place, line in enumerate(lines) if line.startswith("───")]
+    message = " ".join(lines[: rules[0] if rules else None]).rstrip(".")
+    close = [line.split()[0] for line in lines if re.match(r"--[a-z]", line)]
+    if "Perhaps you meant:" in lines and close:
+        message += f"; perhaps you meant {' or '.join(dict.fromkeys(close))}"
+    return message
+
+
 def parse_run(
     arguments: Sequence[str], options: Any, default: RunConfig, *, command: str, description: str
 ) -> tuple[Any, RunConfig]:
@@ -96,8 +146,10 @@ def parse_run(
 
     Args:
         options, default: what stands where no flag is given.
-        command: the module's name, for --help.
-        description: of what it does, for --help.
+        command, description: as in `parse`.
+
+    Raises:
+        UserError: as `parse`.
     """
     kind = type(options)
 
@@ -107,8 +159,17 @@ def parse_run(
     ) -> tuple[kind, RunConfig]:
         return options, run
 
-    prog = f"python -m gemma_grpo.{command}"
-    return tyro.cli(both, args=arguments, prog=prog, description=description)
+    return parse(both, _current(arguments), command=command, description=description, markers=())
+
+
+def _current(arguments: Sequence[str]) -> list[str]:
+    """The arguments, values of earlier versions (`config.OLD_VALUES`) by their names of today."""
+    current = []
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        flag, equals, value = argument.rpartition("=")
+        field = (flag or before).removeprefix("--").replace("-", "_")
+        current.append(f"{flag}{equals}{config.OLD_VALUES.get(field, {}).get(value, value)}")
+    return current
 
 
 def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""A run's whole configuration, and its way to YAML and back. Parses no flags and runs nothing."""
+"""A run's configuration: every setting with its default, and to and from YAML."""
 
 import dataclasses
 import types
@@ -11,12 +11,17 @@ import yaml
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.sft import SFTConfig
 
-STAGES = ("sft", "grpo")  # in the order in which a run goes through them
+# Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
+OLD_VALUES: dict[str, dict[str | bool, str]] = {
+    "model.rollout_layout": {"hybrid": "tensor_parallel"},
+    "model.remat": {True: "full", False: "none"},
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class RunConfig:
     """One run from base model to report."""
 
     seed: int = 0
-    """What everything random follows from."""
+    """The random seed of everything: problems, fresh adapters, sampling."""
     stages: str = ",".join(STAGES)
     """sft,grpo or one of them."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -89,7 +96,7 @@ def from_yaml(path: Path) -> RunConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML knows no tuples."""
+    """Tuples as lists: YAML has no tuples."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
@@ -112,6 +119,8 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
         )
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
+        if isinstance(value, str | bool):
+            value = OLD_VALUES.get(where, {}).get(value, value)
         if value in arguments:
             return value
         raise UserError(f"{where} is {value!r}; use one of {', '.join(map(str, arguments))}")

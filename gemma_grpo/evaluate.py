@@ -10,25 +10,26 @@ DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each)
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import tyro
 
-from gemma_grpo import cli, pipeline
-from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo import cli
+from gemma_grpo.config import DataConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
-from gemma_grpo.records import report
+from gemma_grpo.model import Params
+from gemma_grpo.records import files, report
 from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
-from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN
 
 # What a prompt looks like; the instruction's line is left out where there is none.
 TEMPLATE = (
@@ -48,163 +49,170 @@ SHARES = (
 )
 
 
+@dataclass(frozen=True)
+class Options:
+    """Measure a model."""
+
+    run: tyro.conf.Positional[str] = ""
+    """A run directory; its last finished stage is measured."""
+    weights: str = ""
+    """A base model instead: gemma3-nano, gemma3-270m, a folder or a file."""
+    task: str = ""
+    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl or .parquet
+    file, of which the tenth is taken that training holds out. The run's own, else the
+    curriculum."""
+    num: int | None = None
+    """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else
+    all."""
+    out: Path | None = None
+    """A new folder for the results. RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK here."""
+    instruction: str | None = None
+    """Put before every question. The run's own; for a base model on GSM8K the protocol's, else
+    none."""
+    max_prompt_length: int = 0
+    """Tokens; 0 takes GSM8K's protocol's, or what the longest prompt needs."""
+    max_completion_length: int = 0
+    """Tokens, stop token included; 0 takes GSM8K's protocol's, or the run's own, or 256 (60 for a
+    base model on the curriculum)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Computed in. The run's own, else float32."""
+    seed: int = 0
+    """Of the k samples."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = EvaluationConfig()
+    """What is measured."""
+    json: bool = False
+    """Print the result as JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and on which problems.
+
+    Attributes:
+        where: the run directory or the base model, as the user named it.
+        task: the name of the problems' source.
+        model: how the model is run.
+        trained: what a run's last finished stage has left; None for a base model.
+    """
+
+    where: str
+    task: str
+    model: ModelConfig
+    trained: Path | None
+
+    @property
+    def stage(self) -> str:
+        """The stage whose weights are measured, or base."""
+        return self.trained.stem if self.trained else "base"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(_evaluate, args=arguments, description=__doc__))
+    return cli.guarded(
+        lambda: _evaluate(cli.parse(Options, arguments, command="evaluate", description=__doc__))
+    )
 
 
-def _evaluate(
-    run: tyro.conf.Positional[str] = "",
-    weights: str = "",
-    task: str = "",
-    num: int | None = None,
-    out: Path | None = None,
-    instruction: str | None = None,
-    max_prompt_length: int = 0,
-    max_completion_length: int = 0,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    seed: int = 0,
-    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = EvaluationConfig(),  # noqa: B008 (frozen)
-    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> int:
-    """Measure a model.
-
-    Args:
-        run: a run directory; its last finished stage is measured.
-        weights: a base model instead: gemma3-nano, gemma3-270m, a folder or a file.
-        task: curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl or
-            .parquet file, of which the tenth is taken that training holds out. The run's own, else
-            the curriculum.
-        num: held-out problems at most; 0 for all of a task that ends. 400 of a task that has no
-            end, else all.
-        out: a new folder for the results. RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK here.
-        instruction: put before every question. The run's own; for a base model on GSM8K the
-            protocol's, else none.
-        max_prompt_length: tokens; 0 takes GSM8K's protocol's, or what the longest prompt needs.
-        max_completion_length: tokens, stop token included; 0 takes GSM8K's protocol's, or the
-            run's own, or 256 (60 for a base model on the curriculum).
-        dtype: computed in. The run's own, else float32.
-        seed: of the k samples.
-        evaluation: what is measured.
-        json_output: print the result as JSON instead of a table.
-    """
-    where = cli.one_model(run, weights)
-    trained_run, stage_weights = cli.trained(where)
-    task = task or trained_run.data.source
-    folder = out or _folder(run, weights, task)
+def _evaluate(options: Options) -> int:
+    subject = _subject(options)
+    folder = options.out or _folder(options.run, options.weights, subject.task)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; name another with --out")
-    model = _model(
-        trained_run,
-        task,
-        is_run=stage_weights is not None,
-        instruction=instruction,
-        max_completion_length=max_completion_length,
-        dtype=dtype,
-    )
-    cli.split_cpu(model.cpu_devices, evaluation_prompts(evaluation))
-    cli.use_compilation_cache(cli.cache_for(where))
-    if num is None:
-        num = DataConfig().num_test if task.partition(":")[0] in GENERATED_TASKS else 0
-    # The seed of the problems is fixed, as in training: all models are measured on the same ones.
-    problems = sources.load(task, split="test", num=num, seed=0)
-    runtime, params = load_model(model, seed=seed, trained=stage_weights)
-    runtime.check_rows({"batch_size / num_samples": evaluation_prompts(evaluation)})
-    if not max_prompt_length:
-        max_prompt_length = _prompt_length(task, problems, runtime.tokenizer, model.instruction)
-    runtime = replace(runtime, max_prompt_length=max_prompt_length)
-    encode_prompts(  # a prompt that is too long is refused now, not after an hour
-        problems,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=max_prompt_length,
-    )
-    protocol = {
-        "weights": where,
-        "base": model.weights,
-        "stage": stage_weights.stem if stage_weights else "base",
-        "task": task,
-        "n": len(problems),
-        **_conditions(runtime, evaluation),
-    }
-    if task.partition(":")[0] == "gsm8k":
-        protocol["departures"] = _departures(protocol)
-        for departure in protocol["departures"]:
-            print(f"warning: not the GSM8K protocol: {departure}", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures, generations = make_evaluator(evaluation, runtime).run(params, problems)
+    cli.split_cpu(subject.model.cpu_devices, evaluation_prompts(options.evaluation))
+    cli.use_compilation_cache(cli.cache_for(subject.where))
+    problems = _problems(subject.task, options.num)
+    runtime, params = _load(subject, options, problems)
+    protocol = _protocol(subject, len(problems), runtime, options.evaluation)
+    for departure in protocol.get("departures", ()):
+        print(f"warning: not the GSM8K protocol: {departure}", file=sys.stderr)
+    figures, generations = make_evaluator(options.evaluation, runtime).run(params, problems)
     result = figures | {"protocol": protocol}
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generations]
-    pipeline.write_whole(folder / "generations.jsonl", "".join(lines))
-    pipeline.write_whole(
-        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    )
-    if json_output:
+    _write(folder, result, generations)
+    if options.json:
         print(json.dumps(result))
     else:
-        print(_table(Path(where).name, result))
+        print(_table(Path(subject.where).name, result))
         print(f"every completion: {folder / 'generations.jsonl'}")
     return 0
 
 
-def _folder(run: str, weights: str, task: str) -> Path:
-    """Where results go unless told: beside the run's own evaluations, or here."""
-    kind, _, detail = task.partition(":")
-    # Of a path the name is enough; a reasoning-gym task is part of what is measured.
-    name = Path(kind).name if kind.startswith("gsm8k") else Path(task.replace(":", "-")).name
-    if run and Path(run).is_dir():
-        return Path(run) / "evaluations" / name
-    return Path("evaluations") / f"{Path(run or weights).name}-{name}"
+def _subject(options: Options) -> Subject:
+    """The model and the task that the flags name, with the settings that follow from both.
 
-
-def _model(
-    run: RunConfig,
-    task: str,
-    *,
-    is_run: bool,
-    instruction: str | None,
-    max_completion_length: int,
-    dtype: str | None,
-) -> ModelConfig:
-    """The run's model settings with what the task and the flags make of them.
-
-    A trained model is asked in the words it was trained with, a base model in the protocol's.
+    A trained model is asked as it was trained, a base model as the protocol asks.
     """
-    on_gsm8k = _is_gsm8k(task)
-    if instruction is None:
-        by_protocol = on_gsm8k and not is_run
-        instruction = gsm8k_protocol.INSTRUCTION if by_protocol else run.model.instruction
-    if not max_completion_length:
-        if on_gsm8k:
-            max_completion_length = gsm8k_protocol.MAX_COMPLETION_LENGTH
-        elif is_run or task == "curriculum":
-            max_completion_length = run.model.max_completion_length
-        else:
-            max_completion_length = COMPLETION_LENGTH
-    return replace(
+    where = cli.one_model(options.run, options.weights)
+    run, trained = cli.trained(where)
+    task = options.task or run.data.source
+    own_length, by_protocol = run.model.max_completion_length, run.model.instruction
+    if _is_gsm8k(task):
+        own_length = gsm8k_protocol.MAX_COMPLETION_LENGTH
+        if trained is None:
+            by_protocol = gsm8k_protocol.INSTRUCTION
+    elif trained is None and task != "curriculum":
+        own_length = COMPLETION_LENGTH
+    model = replace(
         run.model,
-        instruction=instruction,
-        max_completion_length=max_completion_length,
-        dtype=dtype or run.model.dtype,
+        instruction=by_protocol if options.instruction is None else options.instruction,
+        max_completion_length=options.max_completion_length or own_length,
+        dtype=options.dtype or run.model.dtype,
     )
+    return Subject(where, task, model, trained)
 
 
-def _prompt_length(
-    task: str, problems: Sequence[Problem], tokenizer: Tokenizer, instruction: str
-) -> int:
+def _problems(task: str, num: int | None) -> list[Problem]:
+    """The held-out problems. Their seed is fixed, as in training: all models are measured on the
+    same ones."""
+    if num is None:
+        num = DataConfig().num_test if task.partition(":")[0] in GENERATED_TASKS else 0
+    return sources.load(task, split="test", num=num, seed=0)
+
+
+def _load(
+    subject: Subject, options: Options, problems: Sequence[Problem]
+) -> tuple[Runtime, Params]:
+    """The model, with a prompt budget that holds all problems.
+
+    Raises:
+        UserError: as `load_model`; a batch that does not split over the devices; a prompt that is
+            too long for the budget, now and not after an hour.
+    """
+    runtime, params = load_model(subject.model, seed=options.seed, trained=subject.trained)
+    runtime.check_rows({"batch_size / num_samples": evaluation_prompts(options.evaluation)})
+    length = options.max_prompt_length or _prompt_length(subject.task, problems, runtime)
+    encode_prompts(
+        problems,
+        runtime.tokenizer,
+        instruction=runtime.instruction,
+        max_prompt_length=length,
+    )
+    return replace(runtime, max_prompt_length=length), params
+
+
+def _prompt_length(task: str, problems: Sequence[Problem], runtime: Runtime) -> int:
     """The protocol's, or what the longest prompt needs; a multiple of 16, so that tasks of about
     one length share compiled programs."""
     if _is_gsm8k(task):
         return gsm8k_protocol.MAX_PROMPT_LENGTH
     encoded = encode_prompts(
-        problems, tokenizer, instruction=instruction, max_prompt_length=sys.maxsize
+        problems,
+        runtime.tokenizer,
+        instruction=runtime.instruction,
+        max_prompt_length=sys.maxsize,
     )
     return padding.bucket(max(map(len, encoded)), multiple=16, maximum=sys.maxsize)
 
 
-def _conditions(runtime: Runtime, evaluation: EvaluationConfig) -> dict:
-    """All that a figure depends on besides the model and the problems."""
-    return {
+def _protocol(
+    subject: Subject, num_problems: int, runtime: Runtime, evaluation: EvaluationConfig
+) -> dict:
+    """All that a figure depends on; of GSM8K, also where that departs from the protocol."""
+    protocol = {
+        "weights": subject.where,
+        "base": subject.model.weights,
+        "stage": subject.stage,
+        "task": subject.task,
+        "n": num_problems,
         "template": TEMPLATE,
         "instruction": runtime.instruction,
         "max_prompt_length": runtime.max_prompt_length,
@@ -215,6 +223,28 @@ def _conditions(runtime: Runtime, evaluation: EvaluationConfig) -> dict:
         "jax": jax.__version__,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    if subject.task.partition(":")[0] == "gsm8k":
+        protocol["departures"] = _departures(protocol)
+    return protocol
+
+
+def _write(folder: Path, result: dict, generations: Sequence[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generations]
+    files.write_text(folder / "generations.jsonl", "".join(lines))
+    files.write_text(
+        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def _folder(run: str, weights: str, task: str) -> Path:
+    """Where results go unless told: beside the run's own evaluations, or here."""
+    kind, _, detail = task.partition(":")
+    # Of a path the name is enough; a reasoning-gym task is part of what is measured.
+    name = Path(kind).name if kind.startswith("gsm8k") else Path(task.replace(":", "-")).name
+    if run and Path(run).is_dir():
+        return Path(run) / "evaluations" / name
+    return Path("evaluations") / f"{Path(run or weights).name}-{name}"
 
 
 def _is_gsm8k(task: str) -> bool:

@@ -22,7 +22,7 @@ from gemma_grpo.runtime import load_model
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(_export, args=arguments, description=__doc__))
+    return cli.guarded(lambda: cli.parse(_export, arguments, command="export", description=__doc__))
 
 
 def _export(
@@ -39,7 +39,7 @@ def _export(
         out: the folder to make.
         stage: whose model; the run's last finished one if unsaid.
         dtype: stored in. float32 keeps every bit of what was trained.
-        adapter: write the LoRA adapters alone, in PEFT's format, instead of a whole model.
+        adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
     """
     config, trained = cli.trained(str(run))
     if trained is None:

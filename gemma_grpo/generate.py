@@ -23,6 +23,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat
 from gemma_grpo.generation.generator import Generator, make_generator
 from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.records import files
 from gemma_grpo.runtime import load_model
 from gemma_grpo.text.prompts import question
 
@@ -54,7 +55,7 @@ class Options:
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     top_k: int = 0
-    """Sample from the so many likeliest tokens; 0 from all."""
+    """Sample from this many likeliest tokens; 0 from all."""
     top_p: float = 1.0
     """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
     min_p: float = 0.0
@@ -98,9 +99,8 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    flags = tyro.conf.FlagCreatePairsOff
     return cli.guarded(
-        lambda: _generate(tyro.cli(Options, args=arguments, description=__doc__, config=(flags,)))
+        lambda: _generate(cli.parse(Options, arguments, command="generate", description=__doc__))
     )
 
 
@@ -117,8 +117,8 @@ def _generate(options: Options) -> int:
     elif options.stream == "yes" or (
         options.stream == "auto" and options.num == 1 and sys.stdout.isatty()
     ):
-        for piece in _pieces(generator, _encode(generator, asked[0], options), key):
-            print(piece, end="", flush=True)
+        for text in _stream(generator, _encode(generator, asked[0], options), key):
+            print(text, end="", flush=True)
         print()
     else:
         for completion in generator.complete([_encode(generator, asked[0], options)], key)[0]:
@@ -183,20 +183,18 @@ def _answers(
 
 
 def _write_lines(options: Options, lines: Iterator[dict]) -> None:
-    """To the standard output, or to a file that has its name when it is whole."""
+    """To the standard output, or to a file that appears complete or not at all."""
     with contextlib.ExitStack() as stack:
-        partial = file = None
+        file = None
         if options.out is not None:
-            partial = options.out.with_name(options.out.name + ".partial")
-            file = stack.enter_context(partial.open("w", encoding="utf-8"))
+            unfinished = stack.enter_context(files.atomic_write(options.out))
+            file = stack.enter_context(unfinished.open("w", encoding="utf-8"))
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
-    if options.out is not None:
-        partial.replace(options.out)
 
 
-def _pieces(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[str]:
-    """The text of one completion, piece by piece."""
+def _stream(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[str]:
+    """The text of one completion, as it is drawn."""
     shown = ""
     for (completion,) in generator.stream(ids, key):
         yield completion.text[len(shown) :]
@@ -209,7 +207,7 @@ def _converse(generator: Generator, key: jax.Array) -> None:
     def reply(ids: list[int]) -> Iterator[str]:
         nonlocal replies
         replies += 1
-        return _pieces(generator, ids, jax.random.fold_in(key, replies))
+        return _stream(generator, ids, jax.random.fold_in(key, replies))
 
     chat.converse(
         _typed(),

@@ -1,12 +1,11 @@
 """One run from base model to report: base -> SFT -> GRPO, each measured on the same held-out
-problems. Knows no flags.
+problems.
 
-Everything a finished stage leaves (its weights, its evaluation) is written whole or not at all, so
+Everything a finished stage leaves (its weights, its evaluation) appears complete or not at all, so
 a run that was killed goes on from the last file that is there.
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.model import Params
-from gemma_grpo.records import compile_clock, report
+from gemma_grpo.records import compile_clock, files, report
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
@@ -127,6 +126,8 @@ def _run_stages(run: RunConfig, run_dir: Path) -> None:
             weights.save(path, params)
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
+        if not run.keep_checkpoints:  # also what a run killed before this line left
+            processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
         _evaluate(evaluator, stage, params, task.test, run_dir)
 
 
@@ -135,7 +136,7 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
     if run_dir.exists() and any(run_dir.iterdir()):
         raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(run_dir / "config.yaml", config.to_yaml(run))
+    files.write_text(run_dir / "config.yaml", config.to_yaml(run))
 
 
 def _train_stage(
@@ -167,9 +168,9 @@ def _evaluate(
     def write() -> None:
         folder.mkdir(exist_ok=True)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(folder / f"{stage}.jsonl", lines)
+        files.write_text(folder / f"{stage}.jsonl", lines)
         _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
-        write_whole(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
+        files.write_text(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
 
     processes.run_on_primary(write)
 
@@ -180,7 +181,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     path = run_dir / "seconds.json"
     spent = json.loads(path.read_text()) if path.exists() else {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
-    write_whole(path, json.dumps(spent) + "\n")
+    files.write_text(path, json.dumps(spent) + "\n")
 
 
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
@@ -206,20 +207,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
         },
         "seconds": json.loads((run_dir / "seconds.json").read_text()),
     }
-    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if len(stages) > 1:
         report.plot_curves(run_dir)
     return summary
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears complete or not at all. Raises UserError if it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space, then run it again (a "
-            "training run with --resume)"
-        ) from error

@@ -2,7 +2,7 @@
 
 python -m gemma_grpo.plan --preset gemma3-1b --topology v5e:2x4
 
-Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed (`planning.py`
+Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed (`planning/fit.py`
 says what each figure is). On a TPU host it plans for the chips that are there. Nothing is measured.
 """
 
@@ -127,8 +127,7 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str)
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
     if over := max(fit.excess(row, chip) for row in rows):
-        mend = fit.mend(run)
-        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {mend}")
+        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Named configurations, each with the command, what to expect and how long it takes."""
+"""Named configurations. Each was run, or is compiled for its chips by a test."""
 
 from dataclasses import replace
 
@@ -75,7 +75,7 @@ GEMMA3_1B = RunConfig(
         max_prompt_length=512,
         max_completion_length=800,
         remat="full",
-        # A chip decodes eight rows: it would wait for its weights. README.md, "On a TPU v5e-8".
+        # A chip decodes eight rows: it would wait for its weights (docs/tpu.md).
         rollout_layout="tensor_parallel",
     ),
     data=DataConfig(source="gsm8k", num_train=0, num_test=0),
@@ -110,19 +110,11 @@ GEMMA3_1B_LORA_V5E_1 = replace(
 )
 """Adapters on one v5e chip. Compiled only."""
 
-GEMMA3_1B_GPU = replace(
-    GEMMA3_1B,
-    model=replace(GEMMA3_1B.model, rollout_layout="data"),
-    sft=replace(GEMMA3_1B.sft, accumulation_steps=8),
-    grpo=replace(GEMMA3_1B.grpo, accumulation_steps=8),
-)
-"""All weights on one GPU of 80 GB: 24 GB are weights and moments. Neither compiled nor run."""
-
 
 def _on_chips(number: int) -> RunConfig:
     """`gemma3-1b` with a prompt a chip, and learning rates that grow with the root of the batch, as
-    Adam's should (Malladi et al., arXiv 2205.10287). Slices over so many chips were not compiled:
-    the rollout has whole weights."""
+    Adam's should (Malladi et al., arXiv 2205.10287). The tensor-parallel layout over this
+    many chips was not compiled: the weights are replicated for the rollout."""
     factor = (number / GEMMA3_1B.grpo.prompts_per_step) ** 0.5
     faster = lambda config: replace(
         config.optimizer, learning_rate=round(config.optimizer.learning_rate * factor, 8)
@@ -143,8 +135,7 @@ PRESETS = {
     "gemma3-1b": GEMMA3_1B,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
     "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,
-    "gemma3-1b-gpu": GEMMA3_1B_GPU,
-    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 64, 256)},
+    **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 256)},
 }
 
 

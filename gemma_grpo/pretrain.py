@@ -1,18 +1,19 @@
-"""Makes gemma3-nano, the embedded base model: its tokenizer, its text, its weights. From nothing.
+"""Makes gemma3-nano, the embedded base model: its tokenizer, its text, its weights, from scratch.
 
     python -m gemma_grpo.pretrain OUT
 
 The text is generated: arithmetic facts, statements, and chat turns in which questions get plain
 answers, never the answer format. Its problems come from the train side of the curriculum's split.
-Knows nothing of SFT, GRPO or rewards.
 """
 
 import io
 import json
 import random
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ import sentencepiece
 import tyro
 from flax import nnx
 
-from gemma_grpo import model, weights
+from gemma_grpo import cli, model, weights
 from gemma_grpo.data import curriculum
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
@@ -37,8 +38,8 @@ def fact(rng: random.Random) -> str:
     if sign == "%":
         percent = rng.choice((10, 20, 25, 50))
         step = {10: 10, 20: 5, 25: 4, 50: 2}[percent]
-        whole = step * rng.randint(2, 80 // step)
-        return f"{percent}% of {whole} = {whole * percent // 100}"
+        total = step * rng.randint(2, 80 // step)
+        return f"{percent}% of {total} = {total * percent // 100}"
     a, b = rng.randint(1, 60), rng.randint(1, 50)
     if sign in "*/":
         a, b = rng.randint(1, 12), rng.randint(1, 12)
@@ -70,7 +71,7 @@ def document(rng: random.Random, drafts: Iterator) -> str:
 def train_tokenizer(path: Path, *, vocab_size: int, seed: int) -> None:
     """A SentencePiece BPE with Gemma's conventions: ids 0 to 3, single digits, byte fallback.
 
-    Its text holds the words of the answer format's tags, so that they are pieces, as in Gemma.
+    Its text holds the names of the answer format's tags, so that they are tokens, as in Gemma.
     """
     rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
     texts = [document(rng, drafts) for _ in range(NUM_TOKENIZER_DOCUMENTS)]
@@ -117,35 +118,91 @@ def batches(
         yield rows
 
 
-def main(
-    out: tyro.conf.Positional[Path],
-    steps: int = 5000,
-    batch_size: int = 32,
-    length: int = 96,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-) -> None:
-    """Train gemma3-nano and its tokenizer into OUT, a folder as Hugging Face has it.
+@dataclass(frozen=True)
+class Options:
+    """Train gemma3-nano and its tokenizer into OUT, a folder as Hugging Face has it."""
 
-    Args:
-        out: the folder, which `--model.weights` then takes; it appears when all is done.
-        steps: updates; the learning rate falls to zero over them.
-        batch_size: rows a step.
-        length: tokens a row.
-        learning_rate: its peak, reached after 2 % of the steps.
-        seed: of the text and of the initial weights.
-    """
+    out: tyro.conf.Positional[Path]
+    """The folder, which `--model.weights` then takes; it appears when all is done."""
+    steps: int = 5000
+    """Updates; the learning rate falls to zero over them."""
+    batch_size: int = 32
+    """Rows a step."""
+    length: int = 96
+    """Tokens a row."""
+    learning_rate: float = 3e-3
+    """Its peak, reached after 2 % of the steps."""
+    seed: int = 0
+    """Of the text and of the initial weights."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return cli.guarded(
+        lambda: _pretrain(cli.parse(Options, arguments, command="pretrain", description=__doc__))
+    )
+
+
+def _pretrain(options: Options) -> int:
     config = model.CONFIGS["gemma3-nano"]
-    scratch = tempfile.TemporaryDirectory()  # gone with this object, at the end
-    tokenizer_path = Path(scratch.name) / "tokenizer.model"
-    train_tokenizer(tokenizer_path, vocab_size=config.vocab_size, seed=seed)
-    tokenizer = Tokenizer(tokenizer_path)
-    graphdef, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(seed)))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.model"
+        train_tokenizer(path, vocab_size=config.vocab_size, seed=options.seed)
+        tokenizer = Tokenizer(path)
+        started = time.monotonic()
+        params, losses = _train(options, config, tokenizer)
+        record = {
+            "steps": options.steps,
+            "tokens": options.steps * options.batch_size * options.length,
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "seed": options.seed,
+            "loss_at_end": float(np.mean(losses[-REPORT_EVERY:])),
+            "jax": jax.__version__,
+        }
+        weights.write_folder(
+            options.out,
+            weights.hf_tensors(params, config),
+            config,
+            dtype=np.dtype("float32"),
+            tokenizer=tokenizer,
+            texts={"pretrain.json": json.dumps(record, indent=2) + "\n"},
+        )
+    print(json.dumps(record))
+    return 0
+
+
+def _train(
+    options: Options, config: model.Gemma3Config, tokenizer: Tokenizer
+) -> tuple[model.Params, list[float]]:
+    """The trained weights, and the loss of each step."""
+    graphdef, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(options.seed)))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(b2=0.98),
         optax.add_decayed_weights(0.01),
     )
+    update = _make_update(graphdef, optimizer)
+    opt_state = optimizer.init(params)
+    start, losses = time.monotonic(), []
+    rows = batches(
+        tokenizer, batch_size=options.batch_size, length=options.length, seed=options.seed
+    )
+    for step, ids_BL in zip(range(options.steps), rows, strict=False):
+        warmed_up = (step + 1) / (0.02 * options.steps)
+        rate = options.learning_rate * min(warmed_up, 1 - step / options.steps)
+        params, opt_state, loss = update(params, opt_state, ids_BL, rate)
+        losses.append(float(loss))
+        if (step + 1) % REPORT_EVERY == 0:
+            minutes = (time.monotonic() - start) / 60
+            loss_now = np.mean(losses[-REPORT_EVERY:])
+            print(f"{step + 1}  {minutes:.1f} min  loss {loss_now:.4f}", flush=True)
+    return params, losses
+
+
+def _make_update(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[model.Params, optax.OptState, jax.Array]]:
+    """The compiled step: (params, opt_state, ids_BL, rate) -> (params, opt_state, loss)."""
 
     @jax.jit
     def update(params, opt_state, ids_BL, rate):
@@ -161,35 +218,8 @@ def main(
         updates = jax.tree.map(lambda update: -rate * update, updates)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    opt_state = optimizer.init(params)
-    start, losses = time.monotonic(), []
-    rows = batches(tokenizer, batch_size=batch_size, length=length, seed=seed)
-    for step, ids_BL in zip(range(steps), rows, strict=False):
-        rate = learning_rate * min((step + 1) / (0.02 * steps), 1 - step / steps)
-        params, opt_state, loss = update(params, opt_state, ids_BL, rate)
-        losses.append(float(loss))
-        if (step + 1) % REPORT_EVERY == 0:
-            minutes = (time.monotonic() - start) / 60
-            loss_now = np.mean(losses[-REPORT_EVERY:])
-            print(f"{step + 1}  {minutes:.1f} min  loss {loss_now:.4f}", flush=True)
-    record = {
-        "steps": steps,
-        "tokens": steps * batch_size * length,
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "seed": seed,
-        "loss_at_end": float(np.mean(losses[-REPORT_EVERY:])),
-        "jax": jax.__version__,
-    }
-    weights.write_folder(
-        out,
-        weights.hf_tensors(params, config),
-        config,
-        dtype=np.dtype("float32"),
-        tokenizer=tokenizer,
-        texts={"pretrain.json": json.dumps(record, indent=2) + "\n"},
-    )
-    print(json.dumps(record))
+    return update
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(main())

@@ -39,14 +39,14 @@ class ModelConfig:
     max_completion_length: int = 60
     """Tokens a completion may take, stop token included."""
     remat: Remat = "none"
-    """What the backward pass computes again, to need less memory: none; dots, all but the products
+    """What the backward pass computes again, to need less memory: none; dots, all but the matmuls
     with weights; full, each block."""
     rollout_layout: Literal["data", "tensor_parallel"] = "data"
     """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
     sharded over the devices, faster where few rows are decoded on each of several chips."""
     cpu_devices: int = 0
-    """Devices to split the CPU's cores into; 0 is one a core, as far as batches split over them. A
-    large model runs its products over all cores anyway and wants 1."""
+    """CPU devices; 0: one device per core, reduced until batch sizes divide evenly. A large model
+    runs its matmuls over all cores anyway and wants 1."""
 
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:
@@ -71,7 +71,7 @@ class Runtime:
         max_completion_length: T, tokens, stop token included.
         dtype: computed in; master weights are float32 regardless.
         remat: see `model.forward_groups`.
-        seed: that everything random in the run follows from.
+        seed: of everything random in the run.
         layout: of the weights while sampling.
     """
 
@@ -96,7 +96,7 @@ class Runtime:
 
     def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
         """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:
-        raw key words, a row for each prompt, so that they are split like any other rows."""
+        raw key data, a row for each prompt, so that they are sharded like any other rows."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
         key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
@@ -131,15 +131,15 @@ def load_model(
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
-    pieces = meshes.fsdp_shardings(mesh, trained_shapes)
+    shardings = meshes.fsdp_shardings(mesh, trained_shapes)
     if trained is not None:
-        params = weights.load(trained, meshes.with_shardings(trained_shapes, pieces))
+        params = weights.load(trained, meshes.with_shardings(trained_shapes, shardings))
     elif settings.lora.rank:
         # On the mesh from birth: what a stage leaves is read back to where these lie.
         fresh = gemma3.init_adapter(source.config, settings.lora, seed=seed)
-        params = jax.tree.map(meshes.place, jax.device_get(fresh), pieces)
+        params = jax.tree.map(meshes.place, jax.device_get(fresh), shardings)
     else:
-        params = weights.assemble(source, base_shapes, dtype="float32", sharding=pieces)
+        params = weights.assemble(source, base_shapes, dtype="float32", sharding=shardings)
     frozen = {}
     if settings.lora.rank:
         frozen = weights.assemble(
@@ -167,7 +167,7 @@ def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if tokenizer.vocab_size > source.config.vocab_size:
         raise UserError(
-            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} pieces, but {source.path} has "
+            f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} tokens, but {source.path} has "
             f"{source.config.vocab_size}; use the model's own tokenizer"
         )
     return tokenizer

@@ -47,7 +47,7 @@ class Options:
     json: bool = False
     """Print the summary as JSON instead of a table."""
     coordinator: str = ""
-    """Of a job of many processes: host:port of the first, or auto, which asks the TPU pod or the
+    """With many processes: host:port of the primary one, or auto, which asks the TPU pod or the
     cluster. SLURM steps and JAX_COORDINATOR_ADDRESS are noticed without it."""
     num_processes: int | None = None
     """How many processes the job has, with --coordinator host:port."""

@@ -1,4 +1,4 @@
-"""The ablation table: what must hold in it, and that each difference from the seed is explained."""
+"""The ablation table: what must hold in it, and that each difference is explained."""
 
 import json
 import math
@@ -33,14 +33,14 @@ def test_the_table_by_hand():
         assert ablation.ours()[config] == pytest.approx(expected, abs=tolerances.F64)
 
 
-def test_the_rows_of_the_seed_are_those_of_its_document():
-    assert ablation.SEED == {
+def test_the_original_rows_are_those_of_the_design_document():
+    assert ablation.ORIGINAL == {
         "Correctness only": (1.0, 1.0, 0.0),
         "+ Trace structure": (0.892, 0.775, 0.150),
         "+ Confidence": (0.842, 0.737, 0.211),
         "Annealed (early)": (0.890, 0.680, 0.250),
     }
-    assert list(ablation.ours()) == list(ablation.SEED)
+    assert list(ablation.ours()) == list(ablation.ORIGINAL)
 
 
 def test_positive_weights_of_each_row_sum_to_one():
@@ -55,15 +55,17 @@ def test_the_early_row_is_the_start_of_the_annealing():
     assert totals == pytest.approx(expected, abs=tolerances.F64)
 
 
-def test_what_the_seed_implies_reproduces_its_second_and_third_row():
-    implied = ablation.implied_by_seed()
+def test_what_the_original_implies_reproduces_its_second_and_third_row():
+    implied = ablation.implied_by_original()
     for i, right in enumerate((1, 1, 0)):
         trace, confidence = implied["trace"][i], implied["confidence"][i]
         assert 0 <= trace <= 1 and 0 <= confidence <= 1
         row_two = (0.60 * right + 0.25 * trace) / 0.85
         row_three = 0.60 * right + 0.25 * trace + 0.15 * confidence
-        assert row_two == pytest.approx(ablation.SEED["+ Trace structure"][i], abs=tolerances.F64)
-        assert row_three == pytest.approx(ablation.SEED["+ Confidence"][i], abs=tolerances.F64)
+        assert row_two == pytest.approx(
+            ablation.ORIGINAL["+ Trace structure"][i], abs=tolerances.F64
+        )
+        assert row_three == pytest.approx(ablation.ORIGINAL["+ Confidence"][i], abs=tolerances.F64)
 
 
 def test_a_bare_right_answer_beats_any_wrong_trace_at_the_start_once_its_probability_is_above_042():
@@ -80,7 +82,7 @@ def test_each_figure_that_differs_is_explained_by_one_sentence_and_no_other():
         (config, output)
         for config in mine
         for i, output in enumerate(ablation.OUTPUTS)
-        if f"{mine[config][i]:.3f}" != f"{ablation.SEED[config][i]:.3f}"
+        if f"{mine[config][i]:.3f}" != f"{ablation.ORIGINAL[config][i]:.3f}"
     ]
     explained = ablation.explanations()
     assert [(config, output) for config, output, _ in explained] == differing
@@ -101,6 +103,6 @@ def test_json_holds_the_same_figures(capsys):
     ablation.main(["--json"])
     report = json.loads(capsys.readouterr().out)
     assert {config: tuple(row) for config, row in report["ours"].items()} == ablation.ours()
-    assert {config: tuple(row) for config, row in report["seed"].items()} == ablation.SEED
+    assert {config: tuple(row) for config, row in report["original"].items()} == ablation.ORIGINAL
     assert report["outputs"] == ["Good+Reasoning", "Correct NoTrace", "Wrong+Trace"]
     assert len(report["differences"]) == len(ablation.explanations())

@@ -1,4 +1,4 @@
-"""Laws of the export: the folder and the adapters are the run's model, and the card is its record.
+"""The export: the folder and the adapters are the run's model, and the card is its record.
 
 Where transformers, torch and PEFT are installed, they load what was written.
 """

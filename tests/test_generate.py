@@ -177,9 +177,9 @@ def spelled(text: str, *, budget: int, cut: int = 0):
 @pytest.mark.parametrize("text", ["plain", "é🙂 naïve ☃", "日本語"])
 def test_a_character_of_several_tokens_is_printed_whole_or_not_yet(text):
     generator = spelled(text, budget=64)
-    pieces = list(generate._pieces(generator, [2, 5], jax.random.key(0)))
-    assert "".join(pieces) == text
-    assert "\ufffd" not in "".join(pieces)
+    chunks = list(generate._stream(generator, [2, 5], jax.random.key(0)))
+    assert "".join(chunks) == text
+    assert "\ufffd" not in "".join(chunks)
     (last,) = list(generator.stream([2, 5], jax.random.key(0)))[-1]
     assert last == generator.complete([[2, 5]], jax.random.key(0))[0][0]
     assert last.logp == -0.5 * last.num_tokens and last.stopped
@@ -187,8 +187,8 @@ def test_a_character_of_several_tokens_is_printed_whole_or_not_yet(text):
 
 def test_what_the_budget_cuts_in_a_character_is_shown_as_broken_at_the_end_only():
     generator = spelled("ab🙂", budget=64, cut=2)  # the mark and the last of four bytes
-    pieces = list(generate._pieces(generator, [2, 5], jax.random.key(0)))
-    assert "".join(pieces[:-1]) == "ab" and set(pieces[-1]) == {"\ufffd"}
+    chunks = list(generate._stream(generator, [2, 5], jax.random.key(0)))
+    assert "".join(chunks[:-1]) == "ab" and set(chunks[-1]) == {"\ufffd"}
 
 
 def test_prompts_are_padded_to_few_lengths(monkeypatch):

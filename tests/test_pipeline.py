@@ -1,4 +1,4 @@
-"""The whole run through its command line: what it writes, how it resumes, how it refuses.
+"""A run through its command line: what it writes, how it resumes, how it refuses.
 
 Real processes on the embedded model, a few steps each; they share one compilation cache.
 """
@@ -14,6 +14,7 @@ import time
 import pytest
 
 from gemma_grpo import cli, config, train
+from gemma_grpo.runtime import ModelConfig
 
 SMALL = [
     "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
@@ -48,11 +49,11 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_run(runs):
-    """A run that nothing interrupted."""
-    status, output = finish("--run-dir", str(runs / "whole"), *SMALL)
+def full_run(runs):
+    """A run that nothing interrupted, with its checkpoints."""
+    status, output = finish("--run-dir", str(runs / "full"), *SMALL, "--keep-checkpoints")
     assert status == 0, output
-    return runs / "whole"
+    return runs / "full"
 
 
 def metrics_without_times(run_dir):
@@ -76,12 +77,12 @@ def assert_same_run(run_dir, other):
         ).read_bytes()
 
 
-def test_a_run_leaves_everything_it_promises(whole_run):
+def test_a_run_leaves_everything_it_promises(full_run):
     for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png"):
-        assert (whole_run / name).stat().st_size > 0
-    assert sorted(path.name for path in (whole_run / "checkpoints").iterdir()) == ["grpo", "sft"]
-    assert list((whole_run / "tensorboard").rglob("*events*"))
-    summary = json.loads((whole_run / "summary.json").read_text())
+        assert (full_run / name).stat().st_size > 0
+    assert sorted(path.name for path in (full_run / "checkpoints").iterdir()) == ["grpo", "sft"]
+    assert list((full_run / "tensorboard").rglob("*events*"))
+    summary = json.loads((full_run / "summary.json").read_text())
     assert list(summary["stages"]) == ["base", "sft", "grpo"]
     for stage in summary["stages"].values():
         wanted = {"accuracy", "accuracy_ci95", "format_rate", "trace_score", "reward", "n"}
@@ -89,26 +90,26 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     assert {"weights", "seed", "device", "seconds", "paired"} <= summary.keys()
     seconds = summary["seconds"]
     assert 0 < seconds["compile"] < sum(seconds.values()) - seconds["compile"]
-    rows = (whole_run / "rollouts" / "grpo-000003.jsonl").read_text().splitlines()
+    rows = (full_run / "rollouts" / "grpo-000003.jsonl").read_text().splitlines()
     assert len(rows) == 2 * 4
     components = {"correctness", "trace", "confidence", "verbosity", "format", "reward"}
     assert components <= json.loads(rows[0]).keys()
 
 
-def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(whole_run):
-    steps = [line for line in metrics_without_times(whole_run) if line["stage"] == "grpo"]
+def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
+    steps = [line for line in metrics_without_times(full_run) if line["stage"] == "grpo"]
     assert len(steps) == 4
     assert all(line["logp_gap/mean"] < 1e-5 for line in steps)
 
 
-def test_the_weights_anneal_and_the_phases_follow_each_other(whole_run):
-    steps = [line for line in metrics_without_times(whole_run) if line["stage"] == "grpo"]
+def test_the_weights_anneal_and_the_phases_follow_each_other(full_run):
+    steps = [line for line in metrics_without_times(full_run) if line["stage"] == "grpo"]
     assert (steps[0]["weight/trace"], steps[-1]["weight/trace"]) == (0.45, 0.25)
     assert (steps[0]["weight/correctness"], steps[-1]["weight/correctness"]) == (0.40, 0.60)
     assert [line["phase"] for line in steps] == ["easy", "easy", "medium", "hard"]
 
 
-def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, whole_run):
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, full_run):
     """Five kills -9 at random moments, each after the run has got a step farther than before."""
     run_dir, rng, lines_before = runs / "killed", random.Random(5), 0
     arguments = ["--run-dir", str(run_dir), *SMALL]
@@ -121,7 +122,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, whole_run):
         arguments = ["--run-dir", str(run_dir), "--resume"]
     status, output = finish(*arguments)
     assert status == 0, output
-    assert_same_run(run_dir, whole_run)
+    assert_same_run(run_dir, full_run)
+    assert list((run_dir / "checkpoints").iterdir()) == []  # the weights are written
 
 
 def wait_for_lines(process, metrics, num):
@@ -136,7 +138,7 @@ def wait_for_lines(process, metrics, num):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, whole_run, number):
+def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, full_run, number):
     run_dir = runs / f"signal-{number}"
     process = command("--run-dir", str(run_dir), *SMALL)
     metrics = run_dir / "metrics.jsonl"
@@ -150,19 +152,19 @@ def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, whole_ru
         assert (run_dir / "checkpoints" / "grpo" / f"{steps:06d}").is_dir()
     status, output = finish("--run-dir", str(run_dir), "--resume")
     assert status == 0, output
-    assert_same_run(run_dir, whole_run)
+    assert_same_run(run_dir, full_run)
 
 
-def test_a_run_is_repeated_by_its_own_config(runs, whole_run):
+def test_a_run_is_repeated_by_its_own_config(runs, full_run):
     again = runs / "again"
-    status, output = finish("--config", str(whole_run / "config.yaml"), "--run-dir", str(again))
+    status, output = finish("--config", str(full_run / "config.yaml"), "--run-dir", str(again))
     assert status == 0, output
-    assert_same_run(again, whole_run)
+    assert_same_run(again, full_run)
 
 
-def test_a_damaged_checkpoint_is_passed_over(runs, whole_run):
+def test_a_damaged_checkpoint_is_passed_over(runs, full_run):
     run_dir = runs / "damaged"
-    subprocess.run(["cp", "-r", str(whole_run), str(run_dir)], check=True)
+    subprocess.run(["cp", "-r", str(full_run), str(run_dir)], check=True)
     for name in ("weights/grpo.safetensors", "evaluations/grpo.json", "summary.json"):
         (run_dir / name).unlink()
     newest = run_dir / "checkpoints" / "grpo" / "000004"
@@ -170,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over(runs, whole_run):
     victim.write_bytes(victim.read_bytes()[:-7])
     status, output = finish("--run-dir", str(run_dir), "--resume")
     assert status == 0 and "damaged" in output
-    assert_same_run(run_dir, whole_run)
+    assert_same_run(run_dir, full_run)
 
 
 FAILING_REWARD = """
@@ -182,7 +184,7 @@ def fussy(sample):
 """
 
 
-def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_mended(runs):
+def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(runs):
     reward, run_dir = runs / "fussy.py", runs / "fussy"
     reward.write_text(FAILING_REWARD.format(calls=2 * 8 + 3))  # in the third step of 8 completions
     arguments = [*SMALL, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
@@ -200,15 +202,16 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_mended
     assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
 
 
-def test_adapters_go_through_both_stages_on_two_devices(runs):
+def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after_them(runs):
     arguments = ["--model.lora.rank", "2", "--model.cpu-devices", "2"]
     status, output = finish("--run-dir", str(runs / "adapters"), *SMALL, *arguments)
     assert status == 0, output
     lines = metrics_without_times(runs / "adapters")
     assert [line["stage"] for line in lines] == ["sft"] * 4 + ["grpo"] * 4
+    assert list((runs / "adapters" / "checkpoints").iterdir()) == []
 
 
-# --- bad input: one line, a mend, nothing written -----------------------------------------------
+# --- bad input: one line with the fix, nothing written ------------------------------------------
 
 
 def says(capsys, *arguments):
@@ -243,6 +246,11 @@ def devices_stay_as_they_are(monkeypatch):
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--stages", "grpo,sft"], "stages"),
         (["--seed", "-1"], "seed"),
+        (["--seed", "x"], "--seed"),
+        (["--grpo.num-step", "4"], "perhaps you meant --grpo.num-steps"),
+        (["--grpo.num-step=4"], "perhaps you meant --grpo.num-steps"),
+        (["--model.rollout-layout", "hybri"], "'tensor_parallel'"),
+        (["--model.remat", "some"], "'dots'"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(capsys, tmp_path, arguments, named):
@@ -281,6 +289,8 @@ def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
         ("seed: five", "seed"),
         ("grpo: {steps: 5}", "steps"),
         ("grpo: {loss: {objective: ppo}}", "grpo.loss.objective"),
+        ("model: {rollout_layout: hybri}", "tensor_parallel"),
+        ("model: {remat: 1}", "none, dots, full"),
         ("- seed", "mapping"),
     ],
 )
@@ -296,3 +306,36 @@ def test_a_config_survives_yaml(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(run))
     assert config.from_yaml(path) == run
+
+
+@pytest.mark.parametrize(
+    "old, now",
+    [
+        ("rollout_layout: hybrid", {"rollout_layout": "tensor_parallel"}),
+        ("remat: true", {"remat": "full"}),
+        ("remat: false", {"remat": "none"}),
+    ],
+)
+def test_a_config_of_an_earlier_version_means_what_it_meant(tmp_path, old, now):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model:\n  {old}\n")
+    assert config.from_yaml(path) == config.RunConfig(model=ModelConfig(**now))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.rollout-layout", "hybrid"],
+        ["--model.rollout-layout=hybrid"],
+        ["--model.rollout_layout", "hybrid"],
+    ],
+)
+def test_the_old_name_of_the_tensor_parallel_layout_is_read_on_the_command_line(arguments):
+    parsed = cli.parse_run(
+        ["--model.instruction", "hybrid", *arguments],
+        train.Options(),
+        config.RunConfig(),
+        command="train",
+        description="",
+    )
+    assert parsed[1].model == ModelConfig(instruction="hybrid", rollout_layout="tensor_parallel")

@@ -2,12 +2,13 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "gemma_grpo"
+from benchmarks import house
+from benchmarks.house import PACKAGE, ROOT, imports_in, rooms_below
 
 FLOORS = (
     "errors kernels",
@@ -20,7 +21,6 @@ FLOORS = (
     "train evaluate generate export ablation pretrain plan verify_kernels",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-FOLDERS_WITHOUT_CODE = {"gemma3_nano"}  # package data
 COMMANDS = set(FLOORS[-1].split())
 NO_JAX = (  # files whose imports, and theirs, reach no device library
     "errors data/problem data/curriculum data/gsm8k data/jsonl data/sources text/tokenizer "
@@ -30,38 +30,8 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
-def imports_in(source: str) -> set[str]:
-    """Dotted names that a module imports, at any depth; `from a import b` gives a and a.b."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def files_of(room: str) -> list[Path]:
-    """A room is a module or a package."""
-    folder = (PACKAGE / room).resolve()  # kernels is a link
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
-
-
-def imported_by(room: str) -> set[str]:
-    return set().union(*(imports_in(path.read_text()) for path in files_of(room)))
-
-
-def rooms_below(room: str) -> set[str]:
-    """The other rooms that a room imports."""
-    parts = [name.split(".") for name in imported_by(room)]
-    return {p[1] for p in parts if p[0] == "gemma_grpo" and len(p) > 1} - {room}
-
-
 def test_every_room_is_on_a_floor_and_every_floor_is_furnished():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert (modules | packages) - FOLDERS_WITHOUT_CODE == FLOOR.keys()
+    assert house.rooms() == FLOOR.keys()
 
 
 @pytest.mark.parametrize("room", FLOOR)
@@ -92,6 +62,16 @@ def test_nobody_imports_a_command():
 
 def test_the_map_imports_nothing():
     assert imports_in((PACKAGE / "__init__.py").read_text()) == set()
+
+
+def test_the_map_lists_no_room_below_one_that_it_imports():
+    words = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text()))
+    lines = words.partition("(tests/test_rooms.py):")[2].split("\n")
+    rows = [line.split("    ")[1].split() if line.startswith("    ") else [] for line in lines]
+    line_of = {room: number for number, rooms in enumerate(rows) for room in rooms if room in FLOOR}
+    assert line_of.keys() == FLOOR.keys()
+    for room in FLOOR:
+        assert all(line_of[room] <= line_of[other] for other in rooms_below(room)), room
 
 
 def modules_below(path: Path) -> set[Path]:
@@ -126,8 +106,38 @@ def test_the_model_and_the_math_know_no_text():
 
 
 def test_the_house_keeps_its_measure():
-    assert len([path for path in PACKAGE.glob("*.py")]) <= 18
+    assert len(list(PACKAGE.glob("*.py"))) <= 18
     assert len(FLOOR) <= 30 and sum(len(rooms_below(room)) for room in FLOOR) <= 130
+
+
+@pytest.mark.xfail(reason="until all folders are through: then delete this mark", strict=True)
+def test_a_function_is_seen_at_once():
+    over = [place for place, lines, _ in house.functions() if lines > house.MOST_LINES]
+    assert not over
+
+
+@pytest.mark.xfail(reason="until all folders are through: then delete this mark", strict=True)
+def test_code_and_documents_speak_the_words_of_the_field():
+    assert not house.dialect()
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [
+        ("Knows no model.", 1),
+        ("how to mend it", 1),
+        ("rollout_layout: hybrid", 1),
+        ("the so many likeliest", 1),
+        ("the seed document's table", 1),
+        ("runs in the first process", 1),
+        ("at first sight, recommended", 0),
+        ("zero elsewhere", 0),
+        ("the random seed", 0),
+        ("in other words", 0),
+    ],
+)
+def test_the_reader_of_words_sees_the_dialect_and_leaves_english(line, wrong):
+    assert sum(bool(re.search(pattern, line)) for pattern in house.DIALECT) == wrong
 
 
 def test_kernels_are_never_imported_by_the_bare_name():

@@ -1,4 +1,4 @@
-"""Tiny GGUF files of Gemma 3, written by the gguf package, for the laws of gemma_grpo.weights.
+"""Tiny GGUF files of Gemma 3, written by the gguf package, for the tests of gemma_grpo.weights.
 
 The model has the sizes of gemma3-nano, so that it is a known one; every type of tensor in the real
 270M's file is in it. Names come from gguf's own table, quantised blocks are random bytes, and what
@@ -174,12 +174,11 @@ def write(
     architecture: str = "gemma3",
     metadata: dict = METADATA,
     tokenizer: dict = TOKENIZER,
-    drop: str = "",
-    replace: dict[str, np.ndarray] | None = None,
+    changes: dict[str, np.ndarray | None] | None = None,
     alignment: int = 32,
     **options,
 ) -> Path:
-    """The file, by the gguf package; `replace` has float32 tensors by GGUF's names."""
+    """The file, by the gguf package. `changes`: float32 tensors by GGUF's names; None drops one."""
     writer = gguf.GGUFWriter(path, architecture, **options)
     if alignment != 32:
         writer.add_custom_alignment(alignment)
@@ -199,10 +198,10 @@ def write(
         f"{THEIR_NAMES.get_name(name)}.weight": (stored, TENSORS[name][1])
         for name, (stored, _) in DRAWN.items()
     }
-    tensors |= {name: (array, Kind.F32) for name, array in (replace or {}).items()}
-    tensors.pop(drop, None)
+    tensors |= {name: (array, Kind.F32) for name, array in (changes or {}).items()}
     for name, (stored, kind) in tensors.items():
-        writer.add_tensor(name, stored, raw_dtype=kind)
+        if stored is not None:
+            writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""Which problems a step takes, by seed and step alone. Knows no source, token or model.
+"""Which problems a step takes, a function of seed and step alone.
 
 Nothing here keeps a position: a resumed run asks for step n and gets what it would have got.
 Two ways to choose: `batch_indices` walks through all problems epoch by epoch; `phase_batch` draws
@@ -63,26 +63,20 @@ def by_difficulty(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
     return {name: [p for p in problems if p.difficulty == name] for name in DIFFICULTIES}
 
 
-def curriculum_phase(progress: float, boundaries: tuple[float, float] = PHASE_BOUNDARIES) -> str:
+def curriculum_phase(progress: float) -> str:
     """The phase, one of `DIFFICULTIES`, at `progress` = step / num_steps in [0, 1].
 
-    A boundary belongs to the phase it begins. Equal boundaries leave the phase between them out.
+    Each of `PHASE_BOUNDARIES` belongs to the phase it begins.
 
     Raises:
-        UserError: boundaries that are not 0 <= first <= second <= 1.
         ValueError: progress outside [0, 1].
     """
-    first, second = boundaries
-    if not 0 <= first <= second <= 1:
-        raise UserError(f"phase boundaries {boundaries}: need 0 <= first <= second <= 1")
     if not 0 <= progress <= 1:
         raise ValueError(f"{progress=} must lie in [0, 1]")
-    return DIFFICULTIES[int(progress >= first) + int(progress >= second)]
+    return DIFFICULTIES[sum(progress >= boundary for boundary in PHASE_BOUNDARIES)]
 
 
-def phase_weights(
-    phase: str, present: Sequence[str], mix: Mapping[str, tuple[float, float, float]] = PHASE_MIX
-) -> dict[str, float]:
+def phase_weights(phase: str, present: Sequence[str]) -> dict[str, float]:
     """How often each difficulty of `present` is drawn in a phase; sums to 1.
 
     The phase's weights are rescaled to those present. Where they are all zero, the easiest one
@@ -91,7 +85,7 @@ def phase_weights(
     Args:
         present: the difficulties that have problems, in the order of `DIFFICULTIES`; not empty.
     """
-    weights = dict(zip(DIFFICULTIES, mix[phase], strict=True))
+    weights = dict(zip(DIFFICULTIES, PHASE_MIX[phase], strict=True))
     total = sum(weights[name] for name in present)
     if total == 0:
         return {name: float(name == present[0]) for name in present}
@@ -105,8 +99,6 @@ def phase_batch(
     num_steps: int,
     batch_size: int,
     seed: int,
-    boundaries: tuple[float, float] = PHASE_BOUNDARIES,
-    mix: Mapping[str, tuple[float, float, float]] = PHASE_MIX,
 ) -> list[Problem]:
     """The problems_P of one step, drawn by its phase's weights, in mixed order.
 
@@ -115,12 +107,12 @@ def phase_batch(
     between batches the draws are independent.
 
     Raises:
-        UserError: no problems, boundaries out of order, or a negative seed.
+        UserError: no problems, or a negative seed.
     """
     present = [name for name in DIFFICULTIES if problems_by_difficulty.get(name)]
     if not present:
         raise UserError("no problems to take a batch from")
-    weights = phase_weights(curriculum_phase(step / num_steps, boundaries), present, mix)
+    weights = phase_weights(curriculum_phase(step / num_steps), present)
     generator = _generator(seed, _PHASE_STREAM, step)
     counts = generator.multinomial(batch_size, list(weights.values()))
     drawn_P = [

@@ -1,6 +1,6 @@
 """The built-in curriculum: arithmetic word problems in three difficulties, with worked solutions.
 
-Knows no tokenizer, file or model. Everything is drawn from a seed. Which side of the train/test
+Everything is drawn from a seed. Which side of the train/test
 split a problem stands on follows from its numbers alone (a hash of its family and them), so the two
 sides share no problem whatever the seed, the names or the wording.
 
@@ -19,7 +19,7 @@ from gemma_grpo.data.problem import Problem
 
 Split = Literal["train", "test"]
 
-TEST_SHARE = 10  # one problem in so many is held out
+TEST_SHARE = 10  # one problem in this many is held out
 BRIEF_SHARE = 0.5  # of the demonstrations that name the result and skip the steps
 
 NAMES = ("Tom", "Ann", "Sam", "Mia", "Ben", "Eva", "Max", "Lea")

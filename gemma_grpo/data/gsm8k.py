@@ -1,4 +1,4 @@
-"""GSM8K's problems in our format, from local files or the hub. Knows no other source.
+"""GSM8K's problems in our format, from local files or the hub.
 
 Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv:2110.14168). A
 row has a `question` and an `answer`: a worked solution with calculator marks in double angle

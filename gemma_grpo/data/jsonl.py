@@ -1,4 +1,4 @@
-"""Problems from a JSONL file, one object a line. Knows no split, source name or data set.
+"""Problems from a JSONL file, one object a line.
 
 Each line holds `prompt` and `answer`, and if it likes `completion`, `difficulty` and `domain`;
 other fields are ignored. A fault is named by file, line and field, as `FILE:LINE: ...`.

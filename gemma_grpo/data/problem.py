@@ -1,4 +1,4 @@
-"""One problem: what is asked, what is right, how hard it is. Knows no tokenizer, file or model."""
+"""One problem: what is asked, what is right, how hard it is."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Problems of the `reasoning-gym` package's tasks. Knows no file, and none of its scorers.
+"""Problems of the `reasoning-gym` package's tasks.
 
 The rewards compare a completion with the one gold answer, so a task in which many answers are
 right (`countdown`, `word_ladder`) counts some of them wrong: the package's own scorer would need
@@ -122,7 +122,7 @@ def _problem(question: str, answer: str | None, task: str) -> Problem:
 
 
 def _base_seed(task: str, seed: int, chunk: int) -> int:
-    # Item i is drawn from base + i: near bases would share almost all items, so they are spread.
+    # Item i is drawn from base + i: nearby bases would share almost all items.
     digest = hashlib.sha256(f"{task}\n{seed}\n{chunk}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1  # NumPy's seeds end at 2**32
 

@@ -1,4 +1,4 @@
-"""Problems by the name of their source: the one door to the data. Knows no batch, phase or token.
+"""Problems by the name of their source: the entry point to all data.
 
     curriculum                 the built-in task, drawn from the seed
     gsm8k, gsm8k:PATH          GSM8K from the hub, or a file or folder; tested on its test split
@@ -12,18 +12,14 @@ are taken as published. Which problems are held out never depends on the seed.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, reasoning_gym, splits, tables
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 
-if TYPE_CHECKING:
-    import datasets
-
 HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
 
-_COLUMNS = ("prompt", "answer", "completion", "difficulty", "domain")
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
     "FILE.jsonl, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
@@ -36,7 +32,7 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
     Args:
         source: one of the forms in this module's docstring.
         num: at most how many. 0 means all; a source that is generated has no end and wants a
-            number, and then gives exactly so many.
+            number, and then gives exactly this many.
         seed: what is generated, or which `num` of a stored source are picked (their order stays).
 
     Raises:
@@ -51,33 +47,6 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
         num = _finite(num, source)
         return reasoning_gym.reasoning_gym_problems(detail, split=split, num=num, seed=seed)
     return splits.pick(_stored(source, split), num, seed)
-
-
-def as_dataset(problems: list[Problem]) -> "datasets.Dataset":
-    """The problems as a data set with text columns prompt, answer, completion (or null),
-    difficulty and domain."""
-    import datasets
-
-    return datasets.Dataset.from_dict(
-        {name: [vars(problem)[name] for problem in problems] for name in _COLUMNS},
-        features=datasets.Features({name: datasets.Value("string") for name in _COLUMNS}),
-    )
-
-
-def from_dataset(dataset: "datasets.Dataset") -> list[Problem]:
-    """The problems of a data set with `prompt` and `answer` columns, as for JSONL.
-
-    Raises:
-        UserError: no rows, or a row with a field missing, blank or of the wrong type, by number
-            from 1.
-    """
-    if len(dataset) == 0:
-        raise UserError("no problems in the data set: it has no rows")
-    rows = dataset.with_format(None)  # a NumPy or torch format would not yield plain values
-    return [
-        jsonl.problem_from_row(row, f"row {number} of the data set")
-        for number, row in enumerate(rows, start=1)
-    ]
 
 
 def _finite(num: int, source: str) -> int:

@@ -1,4 +1,4 @@
-"""Which problems are held out, and which few are picked. Knows no file, random state or source."""
+"""Which problems are held out, and which few are picked."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Rows from parquet files and from the hub. Knows no problem or split.
+"""Rows from parquet files and from the hub.
 
 `datasets` takes seconds to import, so it and its `pyarrow` are imported where they are used.
 """
@@ -39,7 +39,7 @@ def download(name: str, config: str, split: str) -> list[tuple[str, dict[str, An
 
     try:
         table = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # no network, a proxy, no such name, a full disk: one mend for all
+    except Exception as error:  # no network, a proxy, no such name, a full disk: one fix for all
         raise UserError(
             f"cannot fetch {name} from the hub ({_first_line(error)}): "
             f"give a local copy's file or folder instead"

@@ -1,13 +1,13 @@
-"""The device mesh, how arrays lie on it, and their way between host and devices. Knows no model,
-config or training.
+"""The device mesh, the shardings of arrays on it, and transfers between host and devices.
 
-One axis, "data". Rows of a batch are split over it. What training keeps (float32 master weights,
-Adam's moments, a KL reference) is spread over it, each large array along one of its own axes: FSDP,
-or ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054. What only computes (the rollout's weights, a
-frozen base) is whole on every device, so that the decode loop needs no collective, or lies as
-`model/layout.py` has it.
+The mesh has one axis, "data". A batch is sharded over it by rows. What training keeps (float32
+master weights, Adam's moments, a KL reference) is sharded over it too, each large array along one
+of its own axes: FSDP, or ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054. Weights that are only
+read (the rollout's, a frozen base) are replicated, so that the decode loop needs no collective, or
+sharded as `model/layout.py` says.
 
-The devices may be those of many processes. Each then holds the pieces, and the rows, of its own.
+The devices may belong to many processes. Each process then holds the shards and the rows of its
+own devices.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from jaxtyping import PyTree
 from gemma_grpo.errors import UserError
 
 DATA = "data"
-FSDP_FROM = 1 << 20  # elements; smaller arrays are whole, as gathering them saves no memory
+FSDP_FROM = 1 << 20  # elements; smaller arrays are replicated: sharding them saves little memory
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices, or the given ones, along the data axis; those of a process stand together, so
-    that its rows of a batch follow one another."""
+    """All devices, or the given ones, along the data axis, ordered by process: the rows of a batch
+    that belong to one process are contiguous."""
     given = jax.devices() if devices is None else devices
     ordered = sorted(given, key=lambda device: device.process_index)
     # Not jax.make_mesh: its axes are Explicit by default, and shard_map then refuses other layouts.
@@ -34,21 +34,21 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the devices."""
+    """Shards the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Keeps a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def fsdp_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """The layout of what training keeps: a tree of shardings for `tree` (arrays or shapes).
+    """A tree of FSDP shardings for `tree` (arrays or shapes), for what training keeps.
 
-    An array is split along its longest axis that divides evenly, the first of several, and never
-    along the axis of layers that blocks' matrices are stacked by: layers are used one at a time.
-    Arrays of fewer than `FSDP_FROM` elements, and those with no such axis, are whole.
+    An array is sharded along its longest axis that divides evenly, the first if several tie. The
+    leading axis of stacked layers is never sharded, since layers are used one at a time. Arrays of
+    fewer than `FSDP_FROM` elements, and those with no such axis, are replicated.
     """
 
     def layout(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
@@ -63,17 +63,17 @@ def fsdp_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def fsdp_specs(mesh: Mesh, tree: PyTree) -> PyTree:
-    """`fsdp_shardings` as `PartitionSpec`s, which `shard_map` wants."""
+    """`fsdp_shardings` as `PartitionSpec`s, for `shard_map`."""
     return jax.tree.map(lambda place: place.spec, fsdp_shardings(mesh, tree))
 
 
 def named_shardings(mesh: Mesh, specs: PyTree) -> PyTree:
-    """Shardings from `PartitionSpec`s."""
+    """A tree of `PartitionSpec`s as shardings on the mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def with_shardings(shapes: PyTree, layout: PyTree) -> PyTree:
-    """`jax.ShapeDtypeStruct`s that also say where each array lies."""
+    """The shapes as `jax.ShapeDtypeStruct`s with the shardings of `layout`."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -82,9 +82,9 @@ def with_shardings(shapes: PyTree, layout: PyTree) -> PyTree:
 
 
 def sharding_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
-    """Where a counterpart of `leaf` shall live; None is the default device, as for a fresh array.
+    """The sharding that an array made in place of `leaf` should have; None: the default device.
 
-    An uncommitted array must stay so: jit may compile another program for a committed one, and
+    An uncommitted array gives None: jit may compile another program for a committed one, and
     refuses to mix it with arrays on several devices.
     """
     if isinstance(leaf, jax.Array):
@@ -93,12 +93,13 @@ def sharding_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
 
 
 def place(array: np.ndarray, sharding: Sharding | None, *, may_alias: bool = False) -> jax.Array:
-    """A host array on the devices; None is the default one.
+    """Puts a host array on the devices; without a sharding, on the default device.
 
-    Where other processes hold some of them, all give the same array and each places its own pieces.
+    If some of the devices belong to other processes, all processes pass the same array and each
+    places its own shards.
 
     Args:
-        may_alias: the host's copy will not change, and may be used as it lies.
+        may_alias: the host's copy will not change, so the device array may share its memory.
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=may_alias or None)
@@ -134,12 +135,12 @@ def _resharded(leaves: list[jax.Array], *, dtype: str, shardings: tuple) -> list
 
 
 def place_rows(mesh: Mesh, batch: PyTree) -> PyTree:
-    """A host batch on the devices, split by rows."""
+    """Puts a host batch on the devices, sharded by rows."""
     return jax.tree.map(lambda leaf: place(leaf, batch_sharding(mesh)), batch)
 
 
 def own_slice(mesh: Mesh, num_rows: int) -> slice:
-    """Which of a batch's rows lie on this process's devices."""
+    """The rows of a batch that lie on this process's devices."""
     on_each = num_rows // mesh.size
     is_own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
     first = is_own.index(True)
@@ -147,13 +148,13 @@ def own_slice(mesh: Mesh, num_rows: int) -> slice:
 
 
 def place_own_rows(mesh: Mesh, batch: PyTree) -> PyTree:
-    """A batch split by rows, of which every process gives its own (`own_slice`)."""
+    """Puts a batch on the devices, sharded by rows; each process passes its own (`own_slice`)."""
     make = jax.make_array_from_process_local_data
     return jax.tree.map(lambda leaf: make(batch_sharding(mesh), leaf), batch)
 
 
 def own_rows(batch: PyTree) -> PyTree:
-    """This process's rows of a batch on the devices, on the host."""
+    """Fetches this process's rows of a batch to the host."""
 
     def own(leaf: jax.Array) -> np.ndarray:
         if leaf.is_fully_addressable:
@@ -162,12 +163,12 @@ def own_rows(batch: PyTree) -> PyTree:
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
     for leaf in jax.tree.leaves(batch):
-        leaf.copy_to_host_async()  # all at once, rather than one when the one before has come
+        leaf.copy_to_host_async()  # all at once, not one after the other
     return jax.tree.map(own, batch)
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Arrays of the devices (or of the host already), whole, on the host of every process."""
+    """Fetches full arrays to the host of every process; host arrays pass unchanged."""
     from jax.experimental import multihost_utils
 
     def fetch(leaf: jax.Array | np.ndarray) -> np.ndarray:
@@ -179,7 +180,7 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def check_divisible(mesh: Mesh, *, name: str, size: int) -> None:
-    """Raises UserError if `size` rows do not split evenly over the mesh."""
+    """Raises UserError if `size` rows cannot be sharded evenly over the mesh."""
     if size % mesh.size:
         raise UserError(
             f"{name}={size} does not split over {mesh.size} devices; use a multiple of {mesh.size}"

@@ -1,10 +1,9 @@
-"""Many processes that run one program together, on JAX's own runtime: how they meet and agree.
-Knows no mesh, file or training.
+"""Many processes that run one program together, on JAX's distributed runtime: joining and agreeing.
 
-All processes take the same steps, and the devices of all of them make one mesh. What only one of
-them shall do (write a file, take a decision), or each a part of (score its own rows), goes through
-the functions below: every process calls them at the same point, and all go on with the same value
-or stop with the same error. A process alone just calls what it was given.
+All processes take the same steps, and their devices make one mesh. Work that only one of them does
+(write a file, take a decision), or that they divide (score their own rows), goes through the
+functions below: every process calls them at the same point, and all go on with the same value or
+stop with the same error. In a job of one process they just call the given function.
 """
 
 import os
@@ -18,8 +17,7 @@ import numpy as np
 from gemma_grpo.errors import UserError
 
 AUTO = "auto"
-# A process that is gone is noticed by its silence; the others then stop.
-SILENCE_SECONDS = 60
+HEARTBEAT_TIMEOUT = 60  # seconds; a process that is silent for longer is gone, the others stop
 _SMALLEST = 1 << 12  # bytes exchanged; sizes are powers of two, so that few programs are compiled
 
 Value = TypeVar("Value")
@@ -28,18 +26,18 @@ Value = TypeVar("Value")
 def join(
     coordinator: str = "", num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Meet the job's other processes, if it has any. To be called before JAX looks at its devices.
+    """Joins the job's other processes, if it has any. Call it before JAX initialises its devices.
 
     Args:
         coordinator: host:port of process 0; "auto" lets JAX ask the TPU pod's or the cluster's
-            environment; "" does so only where the variables tell of several processes
+            environment; "" does so only if environment variables name several processes
             (`JAX_COORDINATOR_ADDRESS`, a SLURM step's tasks, the workers of a TPU pod).
         num_processes, process_id: with host:port; else from the environment.
 
     Raises:
-        UserError: half of the settings, or the others were not found.
+        UserError: settings are missing, or the other processes were not reached.
     """
-    if not coordinator and _told_by_environment():
+    if not coordinator and _environment_names_several():
         coordinator = AUTO
     if not coordinator:
         if num_processes is not None or process_id is not None:
@@ -52,8 +50,8 @@ def join(
             None if coordinator == AUTO else coordinator,
             num_processes if num_processes is not None else _number("JAX_NUM_PROCESSES"),
             process_id if process_id is not None else _number("JAX_PROCESS_ID"),
-            heartbeat_timeout_seconds=SILENCE_SECONDS,
-            shutdown_timeout_seconds=SILENCE_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -63,15 +61,15 @@ def join(
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the primary process, the one that writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather_from_all(make: Callable[[], Value]) -> list[Value]:
-    """What `make` returns in each process, in their order; it must pickle.
+    """What `make` returns in each process, in the processes' order; it must pickle.
 
     Raises:
-        UserError, OSError: that `make` raised in the first of the processes where it did.
+        UserError, OSError: what `make` raised, in the lowest process where it did.
     """
     if not jax.distributed.is_initialized():
         return [make()]
@@ -95,15 +93,15 @@ def broadcast_from_primary(make: Callable[[], Value]) -> Value:
 
 
 def run_on_primary(make: Callable[[], Value]) -> Value | None:
-    """What `make` returns, in the first process, which alone calls it; None in the others. The
-    others wait for it. Raises as `gather_from_all`, everywhere."""
+    """What `make` returns in the primary process, the only one that calls it; None in the others,
+    which wait for it. Raises as `gather_from_all`, in every process."""
     kept = []
     broadcast_from_primary(lambda: kept.append(make()))
     return kept[0] if kept else None
 
 
-def _told_by_environment() -> bool:
-    """Whether the variables of this process say that it is one of several."""
+def _environment_names_several() -> bool:
+    """Whether environment variables say that this process is one of several."""
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return True
     if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:

@@ -1,5 +1,4 @@
-"""How good a model is on given problems: greedy accuracy, pass@k, maj@k, format. Knows no training
-loop and writes no file."""
+"""How good a model is on given problems: greedy accuracy, pass@k, maj@k, format."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +110,7 @@ def _complete(
     key: jax.Array,
 ) -> tuple[list[rewards.Sample], list[float]]:
     """Samples of all problems, group-major, `num_prompts` problems at a time, and the log-prob of
-    each whole completion under the distribution it was drawn from."""
+    each completion under the distribution it was drawn from."""
     samples, logps = [], []
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])

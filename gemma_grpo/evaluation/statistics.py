@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies: strings, counts and booleans in, numbers out. Knows no model.
+"""Intervals and tests for accuracies: strings, counts and booleans in, numbers out.
 
 Departures from the papers:
   1. `paired_difference` counts after minus before, so that an improvement is positive.
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
+from scipy import special
 
-Z95 = 1.959963984540054  # the standard normal's 97.5 % point
+Z95 = float(special.ndtri(0.975))  # the standard normal's 97.5 % point
 
 
 def wilson_interval(successes: float | int, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion. Wilson 1927; Newcombe 1998, Stat. Med. 17:857, method 3.
 
-    With no trials nothing is known, and the interval is (0, 1).
+    With no trials nothing is known, and the interval is (0, 1). `scipy.stats` has it for whole
+    numbers of successes only; `mean_interval` needs it for sums of shares.
 
     Raises:
         ValueError: successes not in 0..n.
@@ -81,7 +83,7 @@ def majority_answer(answers: Sequence[str | None]) -> str | None:
     completion without a readable answer, casts no vote; where no one votes the result is None.
     """
     votes = Counter(answer for answer in answers if answer is not None)
-    # Counter keeps the order of first sight and max returns the first of equals.
+    # Counter keeps the order in which answers come and max returns the first of equals.
     return max(votes, key=votes.__getitem__) if votes else None
 
 
@@ -136,12 +138,7 @@ def paired_difference(
 
 def exact_mcnemar(gained: int, lost: int) -> float:
     """Two-sided p-value of McNemar's exact conditional test: Binomial(gained + lost, 1/2)."""
-    changed = gained + lost
-    ways = tail = 1  # C(changed, 0); integers throughout, for 2**1100 is beyond floats
-    for i in range(min(gained, lost)):
-        ways = ways * (changed - i) // (i + 1)  # C(changed, i + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def _newcombe_interval(both: int, gained: int, lost: int, neither: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Completions of prompts as text: whole, in batches, or while they are drawn.
+"""Completions of prompts as text: finished, in batches, or while they are drawn.
 
 The engine is the rollout of training, in one program (`complete`) or read as it grows (`stream`).
 """

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: memory, collectives, compile time. Knows no model or run.
+"""What a compiled program says of itself: memory, collectives, compile time.
 
 Read from XLA's own buffer assignment and optimised HLO, per device.
 """
@@ -42,7 +42,7 @@ class Compiled:
         temporaries: of XLA's scratch space, as it would be without sharing.
         peak: the most alive at a time.
         collectives: by kind and place.
-        hbm_bytes: that a whole run moves, counted in the program's text (`hlo.py`).
+        hbm_bytes: that one execution moves, counted in the program's text (`hlo.py`).
         loop_bytes: of HBM that one turn of the heaviest loop moves; 0 without a loop.
         kept_on_chip: that this loop carries from turn to turn without a way through HBM.
         compile_seconds: wall-clock, on this host.

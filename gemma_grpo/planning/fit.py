@@ -1,4 +1,4 @@
-"""Will this run fit on those chips, and what does a step cost there? Parses and prints nothing.
+"""Will this run fit on those chips, and what does a step cost there?
 
 Compiles the programs of a GRPO step for the mesh's devices. Memory, collectives and the bytes of a
 decode step are the compiler's, per chip; FLOPs are those of the program as traced; floors and times
@@ -34,10 +34,10 @@ class Row:
     Attributes:
         compiled: the compiler's figures.
         flops: of its matmuls, as traced, at the full budgets.
-        resident: bytes of a chip that are no arguments of it and yet in memory.
-        counted, floor: what sets its time, in `unit`, and what no program could do without: of a
-            rollout the HBM bytes of a decode step (the floor leaves out what the compiler keeps on
-            chip from step to step), else matmul FLOPs.
+        resident: bytes of a chip in memory beside its arguments.
+        counted, floor: measured cost and its lower bound, in `unit`: of a rollout the HBM bytes of
+            a decode step (the bound leaves out what the compiler keeps on chip from step to step),
+            else matmul FLOPs.
         model_seconds, bound: by the roofline, and which limit sets them.
     """
 
@@ -45,8 +45,8 @@ class Row:
     compiled: Compiled
     resident: int
     flops: int
-    counted: float
-    floor: float
+    counted: int | float
+    floor: int | float
     unit: str
     model_seconds: float
     bound: str
@@ -86,7 +86,7 @@ def _row(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line = " ".join(str(error).split())[:200]
-        raise UserError(f"{program.name} does not fit: {line}; {mend(run)}") from error
+        raise UserError(f"{program.name} does not fit: {line}; {fix(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
     budget = run.model.max_completion_length
     steps = attention_steps(program.name, run, architecture, mesh.size)
@@ -111,7 +111,7 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
         shapes = {
             "num_prompts": P,
             "prompt_length": S,
-            "slices": num_chips if run.model.rollout_layout == "tensor_parallel" else 1,
+            "shards": num_chips if run.model.rollout_layout == "tensor_parallel" else 1,
         }
         step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
         return [
@@ -132,7 +132,7 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
 
 
 def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
-    """`mean_pairs` of a program's call where every row takes its whole budget."""
+    """`mean_pairs` of a program's call where every row takes its full budget."""
     passes = run.grpo.accumulation_steps if name == "update" else 1
     prompts = run.grpo.prompts_per_step // num_chips // passes
     rows = prompts * run.grpo.num_generations, run.model.max_completion_length
@@ -196,7 +196,7 @@ def require_room(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: C
     for row in plan(run, architecture, mesh, chip):
         if over := excess(row, chip):
             raise UserError(
-                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {mend(run)}, or insist "
+                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "
                 "with --ignore-plan"
             )
 
@@ -206,7 +206,7 @@ def excess(row: Row, chip: Chip) -> float:
     return max(row.memory - chip.memory, 0.0)
 
 
-def mend(run: RunConfig) -> str:
+def fix(run: RunConfig) -> str:
     """Which setting to change, the cheapest first."""
     if run.model.remat != "full":
         return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"

@@ -1,12 +1,11 @@
-"""What a compiled TPU program moves: HBM bytes and collectives, counted in its HLO text. Knows no
-model.
+"""What a compiled TPU program moves: HBM bytes and collectives, counted in its HLO text.
 
 The compiler's own `cost_analysis` counts a loop's body once and a prefetch several times. Here:
 
 - an array counts where it lies in HBM; one with a memory space in its layout, `S(1)`, is on chip
 - a slice, in a fusion too, reads what it yields, and an update in place writes what it is given
 - a copy into on-chip memory is one read of HBM; the pair of an asynchronous operation counts once
-- a loop counts as often as its condition's constant says, of a conditional the dearest branch
+- a loop counts as often as its condition's constant says, a conditional as its costliest branch
 - what a fusion of a collective in flight carries through untouched is no traffic, and the
   collective counts where it starts, not in each fusion that it is in flight in
 
@@ -74,7 +73,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Moved:
-    """HBM bytes of a piece of a program, and its collectives by kind."""
+    """HBM bytes of a program or a part of it, and its collectives by kind."""
 
     bytes: float
     collectives: dict[str, int]
@@ -114,7 +113,7 @@ def loop_body(module: Module) -> Moved:
 def carried_on_chip(module: Module) -> float:
     """Bytes that this loop keeps on chip from turn to turn: what it need not read again."""
     heaviest = _heaviest_loop(module)
-    return _whole(heaviest.shape) - _in_hbm(heaviest.shape) if heaviest else 0.0
+    return _total(heaviest.shape) - _in_hbm(heaviest.shape) if heaviest else 0.0
 
 
 def _heaviest_loop(module: Module) -> Instruction | None:
@@ -164,7 +163,7 @@ def _in_hbm(shape: str) -> float:
     return sum((size for size, hbm in arrays(shape) if hbm), 0.0)
 
 
-def _whole(shape: str) -> float:
+def _total(shape: str) -> float:
     return sum((size for size, _ in arrays(shape)), 0.0)
 
 
@@ -243,10 +242,10 @@ def moved(module: Module, computation: Computation, one: Instruction) -> float:
         size, written = arrays(one.shape)[0 if op == "copy-start" else 1]
         return size * ((_in_hbm(sources[0].shape) > 0) + written)
     if op in _SLICES:
-        return _whole(one.shape) * (_in_hbm(sources[0].shape) > 0) + _in_hbm(one.shape)
+        return _total(one.shape) * (_in_hbm(sources[0].shape) > 0) + _in_hbm(one.shape)
     if op == "dynamic-update-slice":
         update = sources[1].shape
-        return _in_hbm(update) + _whole(update) * (_in_hbm(one.shape) > 0)
+        return _in_hbm(update) + _total(update) * (_in_hbm(one.shape) > 0)
     if op.endswith("-start"):
         return _in_hbm(one.shape)
     return sum(_in_hbm(source.shape) for source in sources) + _in_hbm(one.shape)
@@ -285,7 +284,7 @@ def _part_read(module: Module, inner: Computation, name: str) -> float | None:
         return None  # handed on as it is
     for user in users:
         if user.op in _SLICES and user.operands[0] == name:
-            total += _whole(user.shape)
+            total += _total(user.shape)
             continue
         if user.op == "dynamic-update-slice" and user.operands[0] == name:
             continue
@@ -308,7 +307,7 @@ def _part_written(module: Module, inner: Computation, name: str) -> float | None
     """Bytes written by a result that is an update in place; None is all of it."""
     one = inner.instructions[name]
     if one.op == "dynamic-update-slice":
-        return _whole(inner.instructions[one.operands[1]].shape)
+        return _total(inner.instructions[one.operands[1]].shape)
     if one.op == "bitcast":
         return _part_written(module, inner, one.operands[0])
     if one.op == "fusion":

@@ -1,7 +1,4 @@
-"""The programs of one GRPO step as shapes: what training jits, lowered before any weight is there.
-
-Knows no weights, problem or text, and compiles nothing.
-"""
+"""The programs of one GRPO step as shapes: what training jits, lowered without any weights."""
 
 import math
 from collections.abc import Callable
@@ -29,10 +26,10 @@ STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its paddi
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and the arguments of a step, each with its place on the mesh.
+    """A jitted function and the arguments of a step, each with its sharding.
 
     Attributes:
-        resident: bytes on each device that are no arguments of it and yet alive while it runs.
+        resident: bytes on each device that are alive while it runs, beside its arguments.
     """
 
     name: str
@@ -65,18 +62,18 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     )
     rollout = make_rollout(graphdef, mesh, rollout_config, layout=layout)
 
-    frozen = _whole(mesh, _cast(frozen, settings.dtype))
+    frozen = _replicated(mesh, _cast(frozen, settings.dtype))
     sampling = _cast(trained, settings.dtype)
     sampling = meshes.with_shardings(sampling, meshes.named_shardings(mesh, layout.specs(sampling)))
     master = _cast(trained, "float32")
     fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
-    state = _spread(mesh, jax.eval_shape(fresh, master))
-    reference = _spread(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
+    state = _fsdp(mesh, jax.eval_shape(fresh, master))
+    reference = _fsdp(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
     batch = _batch(run, meshes.batch_sharding(mesh))
-    key = _whole(mesh, jax.eval_shape(lambda: jax.random.key(0)))
+    key = _replicated(mesh, jax.eval_shape(lambda: jax.random.key(0)))
 
     # The pipeline holds what the run and what the stage began with, in float32.
-    held = 2 * _bytes_on_each(_spread(mesh, master))
+    held = 2 * _bytes_on_each(_fsdp(mesh, master))
     of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
     arguments = (gemma3.join(sampling, frozen), batch["prompt_ids"], batch["prompt_mask"], key)
     programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
@@ -94,16 +91,16 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     return programs
 
 
-def _whole(mesh: Mesh, tree: Any) -> Any:
+def _replicated(mesh: Mesh, tree: Any) -> Any:
     return meshes.with_shardings(tree, jax.tree.map(lambda _: meshes.replicated(mesh), tree))
 
 
-def _spread(mesh: Mesh, tree: Any) -> Any:
+def _fsdp(mesh: Mesh, tree: Any) -> Any:
     return meshes.with_shardings(tree, meshes.fsdp_shardings(mesh, tree))
 
 
 def _bytes_on_each(tree: Any) -> int:
-    """Bytes of one device's pieces."""
+    """Bytes of one device's shards."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -115,7 +112,7 @@ def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
 
 
 def _batch(run: RunConfig, rows: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """`grpo_update.make_batch`'s arrays where every completion takes its whole budget. Nothing is
+    """`grpo_update.make_batch`'s arrays where every completion takes its full budget. Nothing is
     left to pack then; smaller, packed batches take less memory (a test compiles one)."""
     P = run.grpo.prompts_per_step
     B = P * run.grpo.num_generations

@@ -32,7 +32,7 @@ CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9, latency=8e-6)}
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip in a topology's name. Raises UserError for one whose limits are not known here."""
+    """The chip in a topology's name. Raises UserError for one without figures here."""
     kind = topology.partition(":")[0]
     if kind not in CHIPS:
         raise UserError(f"topology {topology!r}: no figures of {kind}; use {', '.join(CHIPS)}")
@@ -43,7 +43,7 @@ def chip_here(device: jax.Device) -> Chip:
     """The chip that a device is, with the memory that its runtime gives to programs.
 
     Raises:
-        UserError: one whose limits are not known here.
+        UserError: a chip whose limits are not known here.
     """
     if device.device_kind != "TPU v5 lite":
         raise UserError(f"no figures of a {device.device_kind}; name chips with --topology")
@@ -88,18 +88,18 @@ def block_parameters(config: Gemma3Config) -> int:
 
 
 def prefill(
-    config: Gemma3Config, *, num_prompts: Number, prompt_length: Number, slices: int = 1
+    config: Gemma3Config, *, num_prompts: Number, prompt_length: Number, shards: int = 1
 ) -> Work:
     """2 N FLOPs a prompt token; the weights are read once.
 
     Args:
-        slices: devices over which MLPs and embedding are sliced (`model/layout.py`). Each reads its
-            slice and does as much as before, for all rows; two collectives a layer, and one for the
+        shards: devices that MLPs and embedding are sharded over (`model/layout.py`). Each reads its
+            shard and does as much as before, for all rows; two collectives a layer, and one for the
             embedding.
     """
     N = block_parameters(config)
-    read = N - mlp_parameters(config) * (1 - 1 / slices)
-    collectives = 0 if slices == 1 else 2 * config.num_layers + 1
+    read = N - mlp_parameters(config) * (1 - 1 / shards)
+    collectives = 0 if shards == 1 else 2 * config.num_layers + 1
     return Work(2 * N * num_prompts * prompt_length, BYTES * read, collectives)
 
 
@@ -110,19 +110,19 @@ def decode_step(
     num_prompts: Number,
     prompt_length: Number,
     num_slots: Number,
-    slices: int = 1,
+    shards: int = 1,
 ) -> Work:
     """2 (N + E) FLOPs a row; read: all weights, the caches (all slots that a layer has, a ring of
     its window if it is local: a mask does not spare the reading), the prompts' keys and values once
     per group.
 
     Args:
-        slices: as in `prefill`; the head's rows and the draw are two collectives more.
+        shards: as in `prefill`; the head's rows and the draw are two collectives more.
     """
     E = config.vocab_size * config.embed_dim
     weights = block_parameters(config) + E
-    read = weights - (mlp_parameters(config) + E) * (1 - 1 / slices)
-    collectives = 0 if slices == 1 else 2 * config.num_layers + 3
+    read = weights - (mlp_parameters(config) + E) * (1 - 1 / shards)
+    collectives = 0 if shards == 1 else 2 * config.num_layers + 3
     slot = 2 * config.num_kv_heads * config.head_dim * BYTES
     ring = min(num_slots, config.sliding_window)
     row_slots = sum(num_slots if is_global else ring for is_global in config.is_global)
@@ -170,7 +170,7 @@ def update(
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
     under adapters, and a trained head forward again. Remat "full" runs the blocks forward again,
-    "dots" attention's products.
+    "dots" attention's matmuls.
 
     Args:
         block_tokens, head_tokens: that pass the blocks and the head.

@@ -1,4 +1,4 @@
-"""TPU devices that are not there: what the TPU compiler takes in place of chips. Knows no program.
+"""TPU devices that are not there: what the TPU compiler takes in place of chips.
 
 `pip install libtpu` brings the real compiler; it needs no TPU to compile for one.
 """
@@ -31,7 +31,7 @@ def devices(name: str) -> Sequence[jax.Device]:
     """The chips of a topology such as "v5e:2x4" (one host of 8) or "v5e:16x16", to compile for.
 
     Raises:
-        UserError: libtpu is not installed, or knows no such topology.
+        UserError: libtpu is not installed, or has no such topology.
     """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

@@ -1,4 +1,4 @@
-"""Matmul FLOPs of a program as JAX traced it, each loop as often as it turns. Knows no model.
+"""Matmul FLOPs of a program as JAX traced it, each loop as often as it turns.
 
 XLA's own `cost_analysis` counts a loop's body once, and nothing of a TPU's collective matmuls.
 Imports jax alone: Tunix's process, which sees nothing else of ours, counts by this file too.
@@ -21,12 +21,12 @@ def matmul_flops(
 ) -> int:
     """Of one device: 2 * (elements of the result) * (elements summed over), for each `dot_general`.
 
-    A Pallas kernel counts as often as its grid has steps, and of a branch the dearest side.
+    A Pallas kernel counts as often as its grid has steps, and of a branch the most expensive side.
 
     Args:
         turns: how often each `while` runs, whose length no trace knows.
         platform: that the program is for, such as "tpu". Of what is written in several ways its
-            own is counted; the dearest without one.
+            own is counted; without one, the most expensive.
         steps: of the side of a Pallas kernel's grid whose length no trace knows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training state on disk, by Orbax. Knows arrays and JSON: no model, no loop.
+"""Checkpoints of a training state on disk: named arrays by Orbax, and a JSON of the caller's.
 
 A checkpoint is one directory, complete or absent:
 
@@ -10,7 +10,7 @@ A checkpoint is one directory, complete or absent:
 
 It is written as `000120.tmp`, the sums last, and then renamed: a process killed at any moment
 leaves either the old checkpoints or the old ones and the new. Nothing is synced to the disk
-beyond what Orbax does: after a power cut the sums tell which checkpoints are whole.
+beyond what Orbax does: after a power cut the sums tell which checkpoints are intact.
 
 Orbax's `Checkpointer` is used, not its `CheckpointManager`: the manager finalises a step, and
 deletes the oldest, before the sums could be added. Saves are synchronous: one of a few
@@ -19,8 +19,9 @@ megabytes takes a tenth of a second, and nobody has to ask whether it has landed
 Small arrays share one byte array, because to Orbax each array of its own costs 2 to 3 ms,
 whatever its size.
 
-Of a job of many processes all save and restore, each its own pieces of the large arrays; the first
-does the rest. They need one file system. The number of processes may change between the two.
+In a job of many processes each saves and restores its own shards of the large arrays; the primary
+process does the rest. They need a shared file system. The number of processes may change between
+saving and restoring.
 """
 
 import contextlib
@@ -46,10 +47,10 @@ from jaxtyping import PyTree
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 SUMS = "SHA256SUMS"
 PACK_BELOW = 1 << 20  # bytes; smaller arrays go into the pack
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
@@ -112,11 +113,11 @@ class Checkpoints:
         """
         arrays = _named_leaves(state)
         path = self._path(step)
-        unfinished = path.with_name(path.name + ".tmp")
+        unfinished = path.with_name(path.name + files.TEMPORARY)
 
         def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.glob("*.tmp"):  # of a killed process
+            for leftover in self.directory.glob(f"*{files.TEMPORARY}"):  # of a killed process
                 shutil.rmtree(leftover)
             _check_space(self.directory, arrays)
             _describe(unfinished, arrays, host)
@@ -133,12 +134,12 @@ class Checkpoints:
             replaced = processes.run_on_primary(finish)
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if code := _os_error_code(error):
-                raise UserError(self._cannot_write(unfinished, code)) from error
-            raise
+            if files.error_number(error) is None:
+                raise
+            raise UserError(f"{files.explain(path, error)}; {self._what_is_left()}") from error
         processes.run_on_primary(lambda: self._tidy(step, replaced))
 
-    def restore(self, step: int, like: PyTree, *, partial: bool = False) -> tuple[PyTree, dict]:
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.
 
         Args:
@@ -146,7 +147,6 @@ class Checkpoints:
             like: pytree of arrays or `jax.ShapeDtypeStruct`s. Each restored array goes where its
                 counterpart says (its sharding, if it is committed to one); else to the default
                 device.
-            partial: `like` may leave saved arrays out, as {"params": ...} does; they are not read.
 
         Raises:
             UserError: the checkpoint is absent or damaged, or does not fit `like`; names the array
@@ -161,10 +161,18 @@ class Checkpoints:
             )
         index = json.loads((path / "index.json").read_text())
         wanted = _named_leaves(like)
-        _check_fit(path, index, wanted, partial=partial)
+        _check_fit(path, index, wanted)
         restored = _read(path / "arrays", index, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
         return state, json.loads((path / "host.json").read_text())
+
+    def remove(self) -> None:
+        """Deletes the directory with all checkpoints, as far as the system allows; it need not be
+        there. A process killed meanwhile leaves no checkpoint half-deleted under its own name."""
+        with contextlib.suppress(OSError):
+            for step in self.steps():
+                _rename_away(self._path(step))
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _tidy(self, step: int, replaced: Path | None) -> None:
         """Deletes what the checkpoint of `step`, just written, makes superfluous."""
@@ -176,14 +184,9 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:06d}"
 
-    def _cannot_write(self, path: Path, code: int) -> str:
-        good = self.steps()
-        kept = (
-            f"nothing lost: last good checkpoint is step {good[-1]}" if good else "none saved yet"
-        )
-        if code in OUT_OF_SPACE:
-            return f"disk full while writing {path}; {kept}; free some space, then --resume"
-        return f"cannot write {path}: {os.strerror(code)}; {kept}"
+    def _what_is_left(self) -> str:
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is kept" if steps else "none was saved before"
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -279,23 +282,21 @@ def _unpack(pack: np.ndarray, *, dtype: str, shape: list[int], offset: int) -> n
     return np.frombuffer(pack, dtype, math.prod(shape), offset).reshape(shape)
 
 
-def _check_fit(
-    path: Path, index: dict[str, dict], wanted: dict[str, Any], *, partial: bool
-) -> None:
+def _check_fit(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> None:
     """Raises UserError where the saved arrays and the wanted ones differ in name, shape, dtype."""
-    mend = "resume with the model and optimizer settings of the run's config.yaml"
+    fix = "resume with the model and optimizer settings of the run's config.yaml"
     for name, leaf in wanted.items():
         if name not in index:
-            raise UserError(f"checkpoint {path} has no array {name}{tuple(leaf.shape)}; {mend}")
+            raise UserError(f"checkpoint {path} has no array {name}{tuple(leaf.shape)}; {fix}")
         saved = f"{index[name]['dtype']}{tuple(index[name]['shape'])}"
         asked = f"{leaf.dtype}{tuple(leaf.shape)}"
         if saved != asked:
-            raise UserError(f"checkpoint {path}: {name} is {saved}, the run wants {asked}; {mend}")
+            raise UserError(f"checkpoint {path}: {name} is {saved}, the run wants {asked}; {fix}")
     surplus = [name for name in index if name not in wanted]
-    if surplus and not partial:
+    if surplus:
         shape = tuple(index[surplus[0]]["shape"])
         raise UserError(
-            f"checkpoint {path} holds {surplus[0]}{shape}, for which the run has no place; {mend}"
+            f"checkpoint {path} holds {surplus[0]}{shape}, for which the run has no place; {fix}"
         )
 
 
@@ -313,7 +314,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a finished checkpoint's bytes, in a few words; None if nothing."""
+    """What is wrong with a finished checkpoint's bytes, in one phrase; None if nothing."""
     try:
         lines = (path / SUMS).read_text().splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -337,7 +338,7 @@ def _rename_away(path: Path) -> Path | None:
     """Takes a checkpoint's name from it before it is deleted, so that none is seen half-deleted."""
     if not path.exists():
         return None
-    return path.rename(path.with_name(path.name + ".old.tmp"))
+    return path.rename(path.with_name(path.name + ".old" + files.TEMPORARY))
 
 
 @contextlib.contextmanager
@@ -365,11 +366,3 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         raise
     finally:
         logger.setLevel(level)
-
-
-def _os_error_code(error: BaseException) -> int | None:
-    """The errno behind an error; tensorstore raises ValueError("... [os_error_code='28']")."""
-    if isinstance(error, OSError):
-        return error.errno
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(match.group(1)) if match else None

@@ -1,6 +1,4 @@
-"""Seconds that this process has spent in XLA's compiler, or reading what it compiled before. Knows
-no program.
-"""
+"""Seconds that this process has spent in XLA's compiler, or reading what it compiled before."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,10 +1,8 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
+"""What a run records while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
 
-Knows stages, steps and named numbers; no model, loop or reward.
-
-The files of a run are functions of its steps, times aside: what a resumed run finds beyond its
-checkpoint it removes, and then writes again. So the caller writes a step's line before it saves
-the checkpoint of that step.
+Except for times, a run's files are functions of its steps: a resumed run removes what lies beyond
+its checkpoint and writes it again. So the caller writes a step's line before it saves the
+checkpoint of that step. Does not import jax.
 """
 
 import errno
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
@@ -46,14 +45,12 @@ class MetricsWriter:
         self._events: dict[str, _EventFile] = {}
         begin = resume_from or {"stage": STAGES[0], "step": 0}
         self._resumed_stage, self._resumed_step = begin["stage"], begin["step"]
-        try:
+        with files.write_errors(self._path):
             (self._run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
             self._path.touch()
             truncate_after(self._run_dir, self._resumed_stage, self._resumed_step)
             # Unbuffered: when write returns, the line is with the system, out of a kill's reach.
             self._lines = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line, and its numbers to TensorBoard.
@@ -83,7 +80,8 @@ class MetricsWriter:
                 )
 
     def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row; whole or not at all.
+        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row. The file appears complete or
+        not at all.
 
         A nan or infinite number within a row becomes null.
 
@@ -91,13 +89,9 @@ class MetricsWriter:
             UserError: the disk is full.
         """
         path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
-        unfinished = path.with_name(path.name + ".tmp")
-        try:
+        # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
+        with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
-            os.replace(unfinished, path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise _cannot_write(path, error) from error
 
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
@@ -109,10 +103,8 @@ class MetricsWriter:
         if stage not in self._events:
             after = self._resumed_step if stage == self._resumed_stage else 0
             directory = self._run_dir / "tensorboard" / stage
-            try:
+            with files.write_errors(directory):
                 self._events[stage] = _EventFile(directory, after)
-            except OSError as error:
-                raise _cannot_write(directory, error) from error
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
         self._events[stage].write(step, numbers)
 
@@ -161,8 +153,9 @@ class _EventFile:
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """Removes what a run wrote beyond (stage, step), and a last line torn by a kill.
 
-    Metrics lines, rollouts and whole stages of TensorBoard go. Events of `stage` itself stay in
-    their file; the next one, opened with a purge step, makes TensorBoard forget them.
+    Metrics lines, rollouts and later stages' TensorBoard folders are removed. Events of `stage`
+    itself stay in their file; the next file begins with a purge step, which makes TensorBoard drop
+    them.
 
     Raises:
         UserError: a complete line of metrics.jsonl is not one of ours.
@@ -246,29 +239,20 @@ def _plain(value: Any) -> Any:
 
 
 def _json_line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(_sayable(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _sayable(value: Any) -> Any:
-    """`value` in what JSON can say: plain scalars, and null for nan and infinities."""
+def _json_value(value: Any) -> Any:
+    """`value` as JSON has it: plain scalars, and null for nan and infinities."""
     if isinstance(value, Mapping):
-        return {name: _sayable(item) for name, item in value.items()}
+        return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(item) for item in value]
+        return [_json_value(item) for item in value]
     value = _plain(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _append(file: io.RawIOBase, path: Path, data: bytes) -> None:
-    try:
-        written = file.write(data)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    if written != len(data):  # a disk that fills up within a line takes a part of it
-        raise _cannot_write(path, OSError(errno.ENOSPC, ""))
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"disk full while writing {path}; free some space, then --resume")
-    return UserError(f"cannot write {path}: {error.strerror}")
+    with files.write_errors(path):
+        if file.write(data) != len(data):  # a disk that fills up within a line takes a part of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

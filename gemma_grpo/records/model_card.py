@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what a run's files say of it. Knows no model or format."""
+"""The README.md of an exported model: written from the files of its run."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def model_card(run_dir: Path, stage: str, *, base: str, of_gemma: bool) -> str:
             "",
             "## How it was trained",
             "",
-            "The run's whole configuration:",
+            "The run's full configuration:",
             "",
             "```yaml",
             _read(run_dir / "config.yaml").rstrip(),

@@ -1,10 +1,9 @@
 """What a run looks like afterwards: curves.png from metrics.jsonl, and the before/after table.
 
-Reads files and dicts; knows no model, loop or reward, only the names of their metrics.
+Does not import jax.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 PHASES = ("easy", "medium", "hard")
 WEIGHTS = ("correctness", "trace", "confidence", "verbosity")
@@ -27,13 +27,8 @@ def plot_curves(run_dir: Path) -> Path:
     """
     figure = curves_figure(_read_lines(run_dir / "metrics.jsonl"))
     path = run_dir / "curves.png"
-    unfinished = run_dir / "curves.png.tmp"
-    try:
+    with files.atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=100)
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 
@@ -159,7 +154,7 @@ def _marker(steps: list) -> str | None:
 
 
 def _finish(axes: Any, *, measured: bool) -> None:
-    """Legend, grid and whole steps; or the words that stand for an empty panel."""
+    """Legend, grid and whole steps; or a note in an empty panel."""
     if measured:
         axes.legend(loc="best", ncols=2, fontsize="small", framealpha=0.6)
         axes.grid(alpha=0.3)

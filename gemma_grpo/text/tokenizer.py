@@ -1,4 +1,7 @@
-"""Text to ids and back through SentencePiece, with Gemma's special ids and chat turns. No jax."""
+"""Text to ids and back through SentencePiece, with Gemma's special ids and chat turns.
+
+Does not import jax.
+"""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from gemma_grpo.errors import UserError
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
 # Between a mark's first character and its rest. SentencePiece takes the marks for symbols wherever
-# they stand in a text; cut there, they are no longer whole, and nothing else changes.
+# they occur in a text; split there, they are no longer marks, and nothing else changes.
 _INSIDE_MARK = re.compile("|".join(f"(?<={m[0]})(?={m[1:]})" for m in (START_OF_TURN, END_OF_TURN)))
 
 
@@ -19,7 +22,7 @@ class Tokenizer:
     """A Gemma tokenizer.
 
     Attributes:
-        vocab_size: number of pieces.
+        vocab_size: number of tokens.
         pad_id, bos_id: as in the model file.
         stop_ids: `<eos>` and `<end_of_turn>`; a completion ends on either.
         start_of_turn_id: `<start_of_turn>`.
@@ -72,7 +75,7 @@ class Tokenizer:
         return self._processor.decode(kept)
 
     def decode_whole(self, ids: Sequence[int]) -> str:
-        """`decode` of the first ids of a completion, short of a character that is not whole yet.
+        """`decode` of the first ids of a completion, without a last character that is incomplete.
 
         Never longer than the text of all its ids, and always the beginning of it: a character whose
         bytes are several tokens is left out until the last of them is there.
@@ -93,7 +96,7 @@ class Tokenizer:
         `<bos><start_of_turn>user\n{turns[0]}<end_of_turn>\n<start_of_turn>model\n{turns[1]}`
         `<end_of_turn>\n...<start_of_turn>model\n`: Gemma's chat format, the model's next turn
         opened, after exactly one BOS. The marks are set as ids; if a turn holds them as text, they
-        are encoded as the text's pieces are.
+        are encoded as text.
 
         Raises:
             ValueError: the last turn is the model's, or there is none.

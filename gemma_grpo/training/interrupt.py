@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT turned into a question that a loop asks between steps. Knows no loop."""
+"""SIGTERM and SIGINT turned into a flag that a loop reads between steps."""
 
 import signal
 from types import FrameType

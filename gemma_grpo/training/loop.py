@@ -1,4 +1,4 @@
-"""The loop around a stage's steps: restore, step, record, save, stop. Knows no loss or rollout."""
+"""The loop around a stage's steps: restore, step, record, save, stop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from gemma_grpo.training.state import TrainState
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run writes (in the first process alone), and whether it has been asked to stop."""
+    """Where a run writes (in the primary process alone), and whether it has been asked to stop."""
 
     run_dir: Path
     writer: MetricsWriter | None
@@ -56,7 +56,7 @@ def run_steps(
 ) -> TrainState:
     """Take the stage's remaining steps and return the state after the last.
 
-    The state comes from the stage's last whole checkpoint if there is one, else it is `state`. A
+    The state comes from the stage's last intact checkpoint if there is one, else it is `state`. A
     step's record is written before the checkpoint of that step, so that a resumed run can cut its
     files back to the checkpoint and write the same again.
 
@@ -74,7 +74,7 @@ def run_steps(
     progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
 
     def record(step: int, result: StepResult) -> int:
-        """The first process writes; each says which signal has come to it."""
+        """The primary process writes; each process returns the signal that it got, or 0."""
         if processes.is_primary():
             if result.rollouts:
                 files.writer.write_rollouts(stage, step, result.rollouts)

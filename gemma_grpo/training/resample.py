@@ -1,4 +1,4 @@
-"""Groups that are all right or all wrong, drawn anew within bounds (DAPO's dynamic sampling)."""
+"""Groups that are all right or all wrong, sampled again within bounds (DAPO's dynamic sampling)."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ def collect_mixed(
     *,
     resample_rounds: int,
 ) -> tuple[Groups, int]:
-    """Groups for one step; those all right or all wrong are drawn anew, within bounds.
+    """Groups for one step; those all right or all wrong are sampled again, within bounds.
 
     DAPO's dynamic sampling, arXiv 2503.14476, eq. 11. What is still uniform after the last round
     stays in.
@@ -61,7 +61,7 @@ def _replace_groups(groups: Groups, at: np.ndarray, other: Groups, source: np.nd
 
 
 def _group(groups: Groups, p: int) -> Groups:
-    """One of them."""
+    """Group `p` alone."""
     G = len(groups.samples) // len(groups.problems)
     one, rows = slice(p, p + 1), slice(p * G, (p + 1) * G)
     scores = groups.scores

@@ -1,5 +1,6 @@
-"""What training carries from step to step, and the optimizer that moves it. Knows no loss."""
+"""What training carries from step to step, and the optimizer that updates it."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ class TrainState(NamedTuple):
     """Master weights, optimizer moments, and the number of optimizer updates so far.
 
     Attributes:
-        params: float32, whatever dtype is computed in: in bfloat16 a step of 1e-6 is lost.
+        params: float32, whatever the compute dtype: in bfloat16 an update of 1e-6 is rounded away.
         opt_state: optax's, float32 moments.
         num_updates: optimizer updates made.
     """
@@ -38,7 +39,7 @@ class OptimizerConfig:
     warmup: float = 0.05
     """Share of the updates over which the rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """Course of the rate after the warm-up."""
+    """Shape of the schedule after the warm-up."""
     final_rate: float = 0.1
     """Rate at the last update, as a share of the peak (linear and cosine)."""
     b1: float = 0.9
@@ -46,22 +47,30 @@ class OptimizerConfig:
     b2: float = 0.95
     """Adam's decay of the second moment."""
     weight_decay: float = 0.0
-    """AdamW's decoupled decay."""
+    """AdamW's decoupled decay; norm gains are not decayed."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
 
     def __post_init__(self):
-        if self.learning_rate < 0 or not 0 <= self.warmup <= 1 or self.max_grad_norm <= 0:
-            raise UserError(
-                f"optimizer: learning_rate={self.learning_rate} must be >= 0, warmup={self.warmup} "
-                f"in [0, 1], max_grad_norm={self.max_grad_norm} > 0"
-            )
+        for name, value, low, high, wanted in (
+            ("learning_rate", self.learning_rate, 0, math.inf, "0 or more, and finite"),
+            ("weight_decay", self.weight_decay, 0, math.inf, "0 or more, and finite"),
+            ("b1", self.b1, 0, 1, "in [0, 1)"),
+            ("b2", self.b2, 0, 1, "in [0, 1)"),
+        ):
+            if not low <= value < high:  # true for NaN too
+                raise UserError(f"optimizer: {name}={value} must be {wanted}")
+        for name, share in (("warmup", self.warmup), ("final_rate", self.final_rate)):
+            if not 0 <= share <= 1:
+                raise UserError(f"optimizer: {name}={share} must be in [0, 1]")
+        if not self.max_grad_norm > 0:
+            raise UserError(f"optimizer: max_grad_norm={self.max_grad_norm} must be above 0")
 
 
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     """Learning rate as a function of the update, for a run of `num_updates`."""
     warmup = round(config.warmup * num_updates)
-    rest = max(num_updates - warmup, 1)
+    rest = max(num_updates - warmup - 1, 1)  # from the first update after the warm-up to the last
     peak, final = config.learning_rate, config.learning_rate * config.final_rate
     after = {
         "constant": optax.constant_schedule(peak),
@@ -77,13 +86,22 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     """The optax chain for a run of `num_updates`."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            make_schedule(config, num_updates),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
+        optax.chain(  # `optax.adamw` with a decay that leaves out the norms, and its state's shape
+            optax.scale_by_adam(b1=config.b1, b2=config.b2),
+            optax.stateless(partial(_decay, weight_decay=config.weight_decay)),
+            optax.scale_by_learning_rate(make_schedule(config, num_updates)),
         ),
     )
+
+
+def _decay(updates: Params, params: Params, *, weight_decay: float) -> Params:
+    """The updates with the decay of each parameter, except for the norms' gains (`scale`)."""
+
+    def decayed(path, update, param):
+        is_gain = jax.tree_util.DictKey("scale") in path
+        return update if is_gain else update + weight_decay * param
+
+    return jax.tree.map_with_path(decayed, updates, params)
 
 
 def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -95,7 +113,7 @@ def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> Trai
 def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """`fresh_state`, made where it is kept (`mesh.fsdp_shardings`): no device ever holds all."""
+    """`fresh_state`, made sharded (`mesh.fsdp_shardings`): no device ever holds all of it."""
     make = partial(fresh_state, optimizer=optimizer)
     layout = meshes.fsdp_shardings(mesh, jax.eval_shape(make, params))
     return jax.jit(make, out_shardings=layout)(params)

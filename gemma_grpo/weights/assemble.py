@@ -1,5 +1,4 @@
-"""A checkpoint's tensors into our parameter tree, and the tree back into tensors. Knows no file
-format.
+"""A checkpoint's tensors into our parameter tree, and the tree back into tensors.
 
 Host memory: beside the parameters themselves, one leaf at a time, each layer read straight into its
 place. The largest leaves come first, while the least of the parameters is there already.

@@ -1,5 +1,4 @@
-"""Where files are: the embedded model in the installed package, and the user's cache. Knows no
-format."""
+"""Where files are: the embedded model in the installed package, and the user's cache."""
 
 import os
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 NANO = Path(__file__).parents[1] / "gemma3_nano"
 NANO_TOKENIZER = NANO / "tokenizer.model"
 CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
+ANOTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 
 
 def cache() -> Path:

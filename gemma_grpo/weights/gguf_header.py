@@ -1,7 +1,6 @@
-"""The header of a GGUF file: its metadata and where its tensors lie. Knows no model and no
-quantisation.
+"""The header of a GGUF file: its metadata and where its tensors lie.
 
-The `gguf` package has a reader, but it wraps each of a vocabulary's 262,144 words in several NumPy
+The `gguf` package has a reader, but it wraps each of a vocabulary's 262,144 tokens in several NumPy
 memory maps: 18 seconds for the header of a 270M model, where this takes less than one.
 
 Source: the GGUF specification (docs/gguf.md of ggml-org/ggml), versions 2 and 3.

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json of a Gemma 3 text model, to our sizes and back. Knows no tensors.
+"""Hugging Face's config.json of a Gemma 3 text model, to our sizes and back.
 
 What a file leaves unsaid is the default of transformers' `Gemma3TextConfig`: Google's own files of
 the multimodal models name no head count. What we do not implement is refused by name. The layouts
@@ -45,8 +45,8 @@ def config_from_hf(text: Mapping[str, Any], *, where: Path) -> Gemma3Config:
                 "Google's Gemma 3 models have no other"
             )
     fields = _Fields(text, where)
-    num_layers = fields.whole("num_hidden_layers", 26)
-    num_heads, num_kv_heads = fields.whole("num_attention_heads", 8), fields.whole(_KV_HEADS, 4)
+    num_layers = fields.integer("num_hidden_layers", 26)
+    num_heads, num_kv_heads = fields.integer("num_attention_heads", 8), fields.integer(_KV_HEADS, 4)
     if num_heads % num_kv_heads:
         raise UserError(
             f"{where}: num_attention_heads={num_heads} must be a multiple of "
@@ -54,14 +54,14 @@ def config_from_hf(text: Mapping[str, Any], *, where: Path) -> Gemma3Config:
         )
     near, far = _ropes(fields)
     return Gemma3Config(
-        vocab_size=fields.whole("vocab_size", 262_208),
+        vocab_size=fields.integer("vocab_size", 262_208),
         num_layers=num_layers,
-        embed_dim=fields.whole("hidden_size", 2304),
-        hidden_dim=fields.whole("intermediate_size", 9216),
+        embed_dim=fields.integer("hidden_size", 2304),
+        hidden_dim=fields.integer("intermediate_size", 9216),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=fields.whole("head_dim", 256),
-        sliding_window=fields.whole("sliding_window", 4096),
+        head_dim=fields.integer("head_dim", 256),
+        sliding_window=fields.integer("sliding_window", 4096),
         query_pre_attn_scalar=fields.number("query_pre_attn_scalar", 256.0),
         pattern=_pattern(fields, num_layers),
         rope_base_local=near.number("rope_theta"),
@@ -122,7 +122,7 @@ class _Fields:
             raise UserError(f"{self.where}: {field}={value!r} must be a number above 0")
         return float(value)
 
-    def whole(self, field: str, default: int | None = None) -> int:
+    def integer(self, field: str, default: int | None = None) -> int:
         number = self.number(field, None if default is None else float(default))
         if number != int(number):
             raise UserError(f"{self.where}: {field}={number!r} must be a whole number")
@@ -143,7 +143,7 @@ def _pattern(fields: _Fields, num_layers: int) -> int:
         raise UserError(f"{fields.where}: layer_types={kinds!r} must be a list")
     for stated in ("sliding_window_pattern", "_sliding_window_pattern"):
         if fields.values.get(stated) is not None:
-            pattern = fields.whole(stated)
+            pattern = fields.integer(stated)
             break
     else:
         pattern = 6 if kinds is None else [*kinds, _GLOBAL].index(_GLOBAL) + 1

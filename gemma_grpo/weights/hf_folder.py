@@ -1,5 +1,4 @@
 """Hugging Face folders of Gemma 3: config.json, safetensors in one file or many, tokenizer.model.
-Knows no parameter tree.
 
 Text-only folders (`Gemma3ForCausalLM`) and multimodal ones (`Gemma3ForConditionalGeneration`, 4B
 and up), whose text part is read. Kaggle's "transformers" folders are the same.
@@ -31,7 +30,7 @@ def open_folder(path: Path) -> Source:
 
     Raises:
         UserError: no Gemma 3, quantised, incomplete, or in a form that we do not read; says which
-            and the mend.
+            and the fix.
     """
     settings = _read_json(path / "config.json")
     text = _text_settings(settings, path)

@@ -1,5 +1,4 @@
-"""A model written as a Hugging Face folder, which transformers reads as `Gemma3ForCausalLM`. Knows
-no parameter tree and no run.
+"""A model written as a Hugging Face folder, which transformers reads as `Gemma3ForCausalLM`.
 
     config.json, generation_config.json
     model.safetensors       or model-00001-of-0000N.safetensors with model.safetensors.index.json
@@ -20,12 +19,14 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
+from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.hf_config import config_to_hf
 from gemma_grpo.weights.names import their_shapes
 
-SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
+# The most that one file holds, if no single tensor holds more; as transformers' save_pretrained.
+SHARD_BYTES = 5_000_000_000
 
 CHAT_TEMPLATE = f"""\
 {{{{- bos_token -}}}}
@@ -48,9 +49,8 @@ def write_folder(
     dtype: np.dtype,
     tokenizer: Tokenizer | None,
     texts: Mapping[str, str] | None = None,
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the folder; it appears whole or not at all.
+    """Write the folder; it appears complete or not at all.
 
     Args:
         out: its path; nothing may be there, or an empty directory.
@@ -59,31 +59,21 @@ def write_folder(
         dtype: stored in: float32, float16 or bfloat16.
         tokenizer: the model's own; None writes none, and no token ids.
         texts: further files by name, such as README.md.
-        shard_bytes: the most that one safetensors file holds, if no single tensor holds more.
 
     Raises:
         UserError: something is at `out` already, or the disk is full or cannot be written.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already; name another folder")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        if partial.exists():  # of a killed process
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _write_tensors(partial, tensors, their_shapes(config), np.dtype(dtype), shard_bytes)
+    with files.atomic_write(out) as folder:
+        folder.mkdir()
+        _write_tensors(folder, tensors, their_shapes(config), np.dtype(dtype))
         settings = config_to_hf(config, dtype)
         if tokenizer is not None:
-            settings |= _write_tokenizer(partial, tokenizer)
-        _write_json(partial / "config.json", settings)
+            settings |= _write_tokenizer(folder, tokenizer)
+        _write_json(folder / "config.json", settings)
         for name, text in (texts or {}).items():
-            (partial / name).write_text(text, encoding="utf-8")
-        partial.replace(out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {out}: {error.strerror}; free some space") from error
-        raise
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_tensors(
@@ -91,7 +81,6 @@ def _write_tensors(
     tensors: Iterator[tuple[str, np.ndarray]],
     shapes: dict[str, tuple[int, ...]],
     dtype: np.dtype,
-    shard_bytes: int,
 ) -> None:
     """One safetensors file, or as many as needed and their index."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
@@ -99,7 +88,7 @@ def _write_tensors(
     for name, size in sizes.items():
         if size > room or not shards:
             shards.append({})
-            room = shard_bytes
+            room = SHARD_BYTES
         shards[-1][name] = shapes[name]
         room -= size
     if len(shards) == 1:

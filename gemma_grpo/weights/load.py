@@ -1,12 +1,12 @@
-"""A checkpoint by what a user calls it: a name, a folder or a file. Knows no format itself."""
+"""A checkpoint by what a user calls it: a name, a folder or a file."""
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
+from gemma_grpo.records import files
 from gemma_grpo.weights import (
     assets,
     gemma3_270m,
@@ -86,15 +86,9 @@ def _rebuilt_tokenizer(gguf: Path) -> Path:
     content = sentencepiece_model.rebuild(gguf)
     path = assets.cache() / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:16]}.model"
     if not path.is_file():
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; set {assets.CACHE_VARIABLE}"
-            ) from error
+        another = assets.ANOTHER_CACHE
+        with files.atomic_write(path, shared=True, another_place=another) as unfinished:
+            unfinished.write_bytes(content)
     return path
 
 

@@ -1,5 +1,5 @@
 """The one table of names: our parameter tree against Hugging Face's `Gemma3ForCausalLM`, and the
-change of layout each way. Knows no file.
+change of layout each way.
 
 Ours is a dotted path in the tree, with every layer in one array along a leading axis; theirs is one
 tensor a layer. A projection of theirs is [out, in]; ours is [in, out] with the heads' axes apart.

@@ -1,5 +1,5 @@
 """Orbax checkpoints of Gemma 3 as Google's `gemma` library keeps them, which are Kaggle's "flax"
-downloads. Knows no parameter tree of ours.
+downloads.
 
 A checkpoint is one OCDBT key-value store of Zarr arrays, named by their path in the tree: nested
 (`layer_0.attn.q_einsum.w`) as the library saves it, or flat (`transformer/layer_0/attn/q_einsum.w`)
@@ -33,15 +33,15 @@ class _Array:
 
     Attributes:
         name: of the array, with `{layer}` in it if each layer has one.
-        axes: of that array, in the project's letters; S stacks what one product computes.
-        to_theirs: the array, or the piece of it, as Hugging Face has it.
-        piece: which along S.
+        axes: of that array, in the project's letters; S stacks the matrices of one matmul.
+        to_theirs: the array, or its part along S, in Hugging Face's layout.
+        part: its index along S; None where there is no S.
     """
 
     name: str
     axes: str
     to_theirs: Callable[[np.ndarray], np.ndarray]
-    piece: int | None = None
+    part: int | None = None
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -63,13 +63,13 @@ _ARRAYS = {
     "model.embed_tokens.weight": _Array("embedder.input_embedding", "VD", _same),
     "model.norm.weight": _Array("final_norm.scale", "D", _same),
     LAYERS + "self_attn.q_proj.weight": _Array(_ATTENTION + "q_einsum", "NDH", _out_in),
-    LAYERS + "self_attn.k_proj.weight": _Array(_ATTENTION + "kv_einsum", "SKDH", _out_in, piece=0),
-    LAYERS + "self_attn.v_proj.weight": _Array(_ATTENTION + "kv_einsum", "SKDH", _out_in, piece=1),
+    LAYERS + "self_attn.k_proj.weight": _Array(_ATTENTION + "kv_einsum", "SKDH", _out_in, part=0),
+    LAYERS + "self_attn.v_proj.weight": _Array(_ATTENTION + "kv_einsum", "SKDH", _out_in, part=1),
     LAYERS + "self_attn.o_proj.weight": _Array(_ATTENTION + "attn_vec_einsum", "NHD", _flip),
     LAYERS + "self_attn.q_norm.weight": _Array(_ATTENTION + "_query_norm.scale", "H", _same),
     LAYERS + "self_attn.k_norm.weight": _Array(_ATTENTION + "_key_norm.scale", "H", _same),
-    LAYERS + "mlp.gate_proj.weight": _Array(_MLP + "gating_einsum", "SFD", _same, piece=0),
-    LAYERS + "mlp.up_proj.weight": _Array(_MLP + "gating_einsum", "SFD", _same, piece=1),
+    LAYERS + "mlp.gate_proj.weight": _Array(_MLP + "gating_einsum", "SFD", _same, part=0),
+    LAYERS + "mlp.up_proj.weight": _Array(_MLP + "gating_einsum", "SFD", _same, part=1),
     LAYERS + "mlp.down_proj.weight": _Array(_MLP + "linear", "FD", _flip),
 } | {
     LAYERS + f"{theirs}.weight": _Array("layer_{layer}." + f"{name}.scale", "D", _same)
@@ -111,7 +111,7 @@ def open_orbax(path: Path) -> Source:
             name = array.name.format(layer=layer)
             used.add(name)
             _check(name, text, array.axes, config, folder)
-            store = text[name] if array.piece is None else text[name][array.piece]
+            store = text[name] if array.part is None else text[name][array.part]
             read = partial(_read, store, array.to_theirs, f"{folder}: {name}")
             tensors[pattern.format(layer=layer)] = read
     left_over = sorted(text.keys() - used)

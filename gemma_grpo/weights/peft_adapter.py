@@ -1,4 +1,4 @@
-"""LoRA adapters written as the PEFT library reads them. Knows no training and no base weights.
+"""LoRA adapters written as the PEFT library reads them.
 
     adapter_config.json, adapter_model.safetensors
 
@@ -6,7 +6,6 @@ PEFT keeps a torch layer's layout: lora_A is [rank, in], lora_B [out, rank].
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +16,14 @@ import safetensors.numpy
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import LoRAConfig, Params
 from gemma_grpo.model.lora import SUFFIX
+from gemma_grpo.records import files
 from gemma_grpo.weights.names import TABLE, by_path
 
 _PREFIX = "base_model.model."  # PEFT's wrapper around the model, in every name
 
 
 def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) -> None:
-    """Write the folder; it appears whole or not at all.
+    """Write the folder; it appears complete or not at all.
 
     Args:
         out: its path; nothing may be there.
@@ -49,17 +49,12 @@ def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) ->
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.mkdir(parents=True)
+    with files.atomic_write(out) as folder:
+        folder.mkdir()
         safetensors.numpy.save_file(
-            tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"}
+            tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"}
         )
-        (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        partial.replace(out)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write {out}: {error}; free some space") from error
+        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def peft_tensors(adapter: Params) -> Iterator[tuple[str, np.ndarray]]:

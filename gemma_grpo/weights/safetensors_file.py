@@ -1,4 +1,4 @@
-"""Parameters to and from one safetensors file, under our own names. Knows no training state.
+"""Parameters to and from one safetensors file, under our own names.
 
 A tensor's name is its path in the parameter tree, joined by dots: `layers.mlp.gate`.
 """
@@ -14,11 +14,12 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
+from gemma_grpo.records import files
 from gemma_grpo.weights.names import by_path
 
 
 def save(path: Path, params: Params) -> None:
-    """Write every parameter; the file appears whole or not at all.
+    """Write every parameter; the file appears complete or not at all.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -30,8 +31,8 @@ def save(path: Path, params: Params) -> None:
 def load(path: Path, like: Params) -> Params:
     """Read the parameters of a tree shaped like `like`, in its dtypes.
 
-    Each goes where its counterpart lies (or, a `jax.ShapeDtypeStruct`, says it would lie), straight
-    into its pieces; to the default device where that is nowhere in particular.
+    Each gets the sharding of its counterpart (an array or a `jax.ShapeDtypeStruct`), with no full
+    copy on one device in between; without a sharding it goes to the default device.
 
     Raises:
         UserError: the file is missing or damaged, or a tensor is missing, left over or misshapen.
@@ -41,7 +42,9 @@ def load(path: Path, like: Params) -> Params:
     try:
         tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise UserError(f"weights {path}: not a whole safetensors file ({error})") from error
+        raise UserError(
+            f"weights {path}: an incomplete or damaged safetensors file ({error})"
+        ) from error
     wanted = by_path(like)
     if tensors.keys() != wanted.keys():
         missing = sorted(wanted.keys() - tensors.keys())
@@ -60,10 +63,5 @@ def load(path: Path, like: Params) -> Params:
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        safetensors.numpy.save_file(tensors, partial)
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; free some space, then --resume") from error
+    with files.atomic_write(path) as unfinished:
+        safetensors.numpy.save_file(tensors, unfinished)

@@ -1,9 +1,9 @@
-"""A SentencePiece model rebuilt from a GGUF file's tokenizer tables. Knows no weights.
+"""A SentencePiece model rebuilt from a GGUF file's tokenizer tables.
 
-GGUF keeps the pieces, their scores and their types, but not SentencePiece's file; `Tokenizer` reads
+GGUF keeps the tokens, their scores and their types, but not SentencePiece's file; `Tokenizer` reads
 nothing else. Which types the original had is Gemma's: only `<pad>`, `<eos>` and `<bos>` are control
-pieces, which no text can spell; GGUF also calls the turn marks and `<unusedN>` control tokens, and
-those are user-defined there, taken whole wherever they stand in a text.
+tokens, which no text can spell; GGUF also calls the turn marks and `<unusedN>` control tokens, and
+those are user-defined in the original, and never split wherever they stand in a text.
 """
 
 from pathlib import Path

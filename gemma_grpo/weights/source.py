@@ -1,5 +1,4 @@
-"""A checkpoint that is open but not yet read: its tensors under Hugging Face's names. Knows no file
-format and no parameter tree of ours.
+"""A checkpoint that is open but not yet read: its tensors under Hugging Face's names.
 
 Every format's reader gives a `Source`; `assemble` turns any of them into parameters.
 """

@@ -1,5 +1,4 @@
-"""The safetensors format, one tensor at a time, so that no file is ever whole in memory. Knows no
-model and no names.
+"""The safetensors format, one tensor at a time, so that memory never holds a full file.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and
 byte range of each tensor, counted from the header's end) and the tensors' bytes. The safetensors
@@ -56,7 +55,7 @@ class Slot:
         return tensor
 
     def same_values(self, other: "Slot") -> bool:
-        """Whether two tensors are equal to the byte; neither is whole in memory."""
+        """Whether two tensors are equal to the byte; read in chunks."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         with self.path.open("rb") as mine, other.path.open("rb") as theirs:

@@ -58,32 +58,20 @@ def test_a_far_step_is_found_without_walking_there():
     ("progress", "phase"),
     [
         (0.0, "easy"),
-        (0.24, "easy"),
-        (0.25, "medium"),
-        (0.74, "medium"),
-        (0.75, "hard"),
+        (0.33, "easy"),
+        (1 / 3, "medium"),
+        (0.66, "medium"),
+        (2 / 3, "hard"),
         (1.0, "hard"),
     ],
 )
 def test_a_boundary_belongs_to_the_phase_it_begins(progress, phase):
-    assert batches.curriculum_phase(progress, (0.25, 0.75)) == phase
+    assert batches.curriculum_phase(progress) == phase
 
 
-def test_by_default_a_third_of_the_steps_each_is_easy_medium_and_hard():
+def test_a_third_of_the_steps_each_is_easy_medium_and_hard():
     phases = [batches.curriculum_phase(step / 9) for step in range(9)]
     assert phases == ["easy"] * 3 + ["medium"] * 3 + ["hard"] * 3
-
-
-def test_phases_can_be_left_out():
-    assert batches.curriculum_phase(0.0, (0.0, 0.0)) == "hard"
-    assert batches.curriculum_phase(0.5, (0.5, 0.5)) == "hard"
-    assert batches.curriculum_phase(0.9, (1.0, 1.0)) == "easy"
-
-
-@pytest.mark.parametrize("boundaries", [(0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)])
-def test_boundaries_out_of_order_are_refused(boundaries):
-    with pytest.raises(UserError, match="phase boundaries"):
-        batches.curriculum_phase(0.5, boundaries)
 
 
 @pytest.mark.parametrize("progress", [-0.01, 1.01, float("nan")])
@@ -129,14 +117,6 @@ def test_each_phase_draws_its_mix():
 
 def test_batches_of_one_still_get_every_share():
     assert shares(range(200, 300), batch_size=1)["easy"] > 0
-
-
-def test_boundaries_and_mix_are_obeyed():
-    mix = {"easy": (0.0, 0.0, 1.0), "medium": (0.0, 1.0, 0.0), "hard": (1.0, 0.0, 0.0)}
-    options = dict(boundaries=(0.1, 0.2), mix=mix)
-    assert shares(range(0, 30), **options)["hard"] == 1.0
-    assert shares(range(30, 60), **options)["medium"] == 1.0
-    assert shares(range(60, 300), **options)["easy"] == 1.0
 
 
 def test_a_phase_batch_follows_from_seed_and_step_alone():

@@ -1,4 +1,4 @@
-"""The one door to the data: every form of a source name, and data sets in and out."""
+"""The one door to the data: every form of a source name."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_one_file_is_divided_into_training_and_test(tmp_path):
     assert test == prompts(file, "test", seed=99)  # whatever the seed
 
 
-def test_num_picks_so_many_by_seed_and_zero_or_more_than_all_takes_all(tmp_path):
+def test_num_picks_this_many_by_seed_and_zero_or_more_than_all_takes_all(tmp_path):
     file = write(tmp_path / "mine.jsonl", [f"question {n}" for n in range(100)])
     assert len(load(file, num=20)) == 20
     assert load(file, num=20) == load(file, num=20)
@@ -145,21 +145,21 @@ def test_an_empty_file_is_refused(tmp_path):
 # Through the datasets package, which takes seconds to import
 
 
-def test_problems_survive_a_data_set_and_a_parquet_file(tmp_path):
+def write_parquet(file, rows) -> str:
+    import datasets
+
+    datasets.Dataset.from_list(rows).to_parquet(str(file))
+    return str(file)
+
+
+def test_problems_survive_a_parquet_file(tmp_path):
     problems = [
         Problem("What is 2 + 3?", "5", "<answer>5</answer>", difficulty="easy", domain="sums"),
         Problem("ein\u2028Rätsel", "ja", None, difficulty="hard"),
     ]
-    dataset = sources.as_dataset(problems)
-    assert dataset.column_names == ["prompt", "answer", "completion", "difficulty", "domain"]
-    assert sources.from_dataset(dataset) == problems
-    none_worked = sources.as_dataset(problems[1:])
-    assert none_worked.features["completion"].dtype == "string"  # not a column of type null
-    assert sources.from_dataset(none_worked) == problems[1:]
     folder = tmp_path / "[a] domain=sums"  # no glob, and no partition that adds a column
     folder.mkdir()
-    dataset.to_parquet(str(folder / "mine.parquet"))
-    file = str(folder / "mine.parquet")
+    file = write_parquet(folder / "mine.parquet", [vars(problem) for problem in problems])
     assert sorted(load(file) + load(file, "test"), key=problems.index) == problems
 
 
@@ -178,22 +178,20 @@ def test_gsm8k_reads_the_layout_of_the_hub(tmp_path):
         load(f"gsm8k:{tmp_path}", "test")
 
 
-def test_faulty_data_sets_and_parquet_files_are_refused(tmp_path):
-    import datasets
-
-    with pytest.raises(UserError, match="no problems in the data set"):
-        sources.from_dataset(sources.as_dataset([]))
+def test_faulty_parquet_files_are_refused(tmp_path):
     rows = [{"prompt": "a", "answer": 1.5}, {"prompt": None, "answer": 2.0}]
-    with pytest.raises(UserError, match='row 2 of the data set: field "prompt" is missing'):
-        sources.from_dataset(datasets.Dataset.from_list(rows))
-    assert sources.from_dataset(datasets.Dataset.from_list(rows[:1])) == [Problem("a", "1.5")]
-    formatted = datasets.Dataset.from_list([{"prompt": "a", "answer": 7}]).with_format("numpy")
-    assert sources.from_dataset(formatted) == [Problem("a", "7")]
+    with pytest.raises(UserError, match=r'gap\.parquet, row 2: field "prompt" is missing'):
+        load(write_parquet(tmp_path / "gap.parquet", rows))
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=r"cannot read .*bad\.parquet as parquet"):
         load(str(tmp_path / "bad.parquet"))
     with pytest.raises(UserError, match="no such file: gone.parquet"):
         load("gone.parquet")
-    sources.as_dataset([]).to_parquet(str(tmp_path / "none.parquet"))
     with pytest.raises(UserError, match=r"no problems in .*none\.parquet"):
-        load(str(tmp_path / "none.parquet"))
+        load(write_parquet(tmp_path / "none.parquet", []))
+
+
+def test_numbers_in_a_parquet_file_are_answers(tmp_path):
+    rows = [{"prompt": f"q{n}", "answer": n + 0.5} for n in range(3)]
+    file = write_parquet(tmp_path / "numbers.parquet", rows)
+    assert {p.answer for p in load(file) + load(file, "test")} == {"0.5", "1.5", "2.5"}

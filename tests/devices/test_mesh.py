@@ -1,4 +1,4 @@
-"""Laws of layout: what is split and what is whole, and that it changes no result."""
+"""What is sharded, what is replicated, and that it changes no result."""
 
 import chex
 import jax
@@ -45,7 +45,7 @@ def test_a_large_array_is_split_along_its_longest_axis_that_divides(shape, expec
 
 
 @pytest.fixture
-def everything_is_spread(monkeypatch):
+def everything_is_sharded(monkeypatch):
     """The tiny model has no array that is large enough by itself."""
     monkeypatch.setattr(mesh, "FSDP_FROM", 1)
 
@@ -71,9 +71,9 @@ def updated(num_devices, *, passes=1, beta=0.0):
     return state, metrics
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_spread")
+@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
 @pytest.mark.parametrize("passes, beta", [(1, 0.0), (1, 0.1), (2, 0.0)])
-def test_an_update_spread_over_eight_devices_is_that_of_one(passes, beta):
+def test_an_update_sharded_over_eight_devices_is_that_of_one(passes, beta):
     one, metrics_of_one = updated(1, passes=passes, beta=beta)
     eight, metrics_of_eight = updated(4 if passes == 2 else 8, passes=passes, beta=beta)
     chex.assert_trees_all_close(
@@ -84,7 +84,7 @@ def test_an_update_spread_over_eight_devices_is_that_of_one(passes, beta):
     )
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_spread")
+@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
 def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
     state, _ = updated(8)
     layout = mesh.fsdp_shardings(mesh.data_mesh(), state)
@@ -94,7 +94,7 @@ def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
         assert leaf.addressable_shards[0].data.size == leaf.size // 8
 
 
-@pytest.mark.usefixtures("everything_is_spread")
+@pytest.mark.usefixtures("everything_is_sharded")
 def test_saved_weights_come_back_into_their_pieces(tmp_path):
     layout = mesh.fsdp_shardings(mesh.data_mesh(), PARAMS)
     weights.save(tmp_path / "w.safetensors", jax.device_put(PARAMS, layout))

@@ -1,4 +1,4 @@
-"""Laws of a job of many processes: it computes what one process does, and ends together.
+"""A job of many processes: it computes what one process does, and ends together.
 
 Real processes on this machine, which talk over the loopback (gloo).
 """
@@ -18,7 +18,7 @@ import tolerances
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 
-# The embedded model is so small that its arrays would be whole on every device, and be packed.
+# The embedded model is so small that its arrays would be replicated, and be packed.
 TRAIN = """
 import sys
 from gemma_grpo import checkpoint, mesh, train
@@ -116,7 +116,7 @@ def killed(runs):
         time.sleep(0.02)
     job.processes[1].kill()
     started = time.monotonic()
-    (status, output), _ = job.finish(within=2 * processes.SILENCE_SECONDS)
+    (status, output), _ = job.finish(within=2 * processes.HEARTBEAT_TIMEOUT)
     return run_dir, status, output, time.monotonic() - started
 
 
@@ -173,7 +173,7 @@ def test_when_a_process_is_killed_the_others_end_in_time_and_say_so(killed):
     _, status, output, seconds = killed
     assert status != 0
     assert "start all of them again, with --resume" in output
-    assert seconds < processes.SILENCE_SECONDS + 30
+    assert seconds < processes.HEARTBEAT_TIMEOUT + 30
 
 
 def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
@@ -266,4 +266,4 @@ def test_a_job_is_joined_where_the_environment_tells_of_one(monkeypatch, variabl
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert processes._told_by_environment() == told
+    assert processes._environment_names_several() == told

@@ -1,4 +1,4 @@
-"""Laws of counting: what a step must compute and move by formula, and what its programs compute."""
+"""Counting: what a step must compute and move by formula, and what its programs compute."""
 
 from dataclasses import replace
 
@@ -33,28 +33,28 @@ def test_a_decode_step_reads_the_weights_the_caches_and_each_prompt_once():
     assert step.bound(V5E) == "memory" and step.seconds(V5E) == step.bytes / 819e9
 
 
-def test_in_slices_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_collectives():
-    """Attention's 76 677 120 weights whole, 1/8 of 621 084 672 and of the embedding; a collective
-    is assumed to take 8 us: two a layer, and one each for embedding, head and draw."""
-    shapes = dict(num_prompts=1, prompt_length=512, slices=8)
-    whole = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
+def test_tensor_parallel_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_for_collectives():
+    """Attention's 76 677 120 weights replicated, 1/8 of 621 084 672 and of the embedding; a
+    collective is assumed to take 8 us: two a layer, and one each for embedding, head and draw."""
+    shapes = dict(num_prompts=1, prompt_length=512, shards=8)
+    alone = roofline.decode_step(ONE_B, num_rows=8, num_prompts=1, prompt_length=512, num_slots=800)
     step = roofline.decode_step(ONE_B, num_rows=8, num_slots=800, **shapes)
     read = 76_677_120 + (621_084_672 + 301_989_888) / 8
     assert step.bytes == 2 * read + 1024 * (8 * (22 * 512 + 4 * 800) + 26 * 512)
-    assert step.flops == whole.flops
+    assert step.flops == alone.flops
     assert step.seconds(V5E) == pytest.approx(step.bytes / 819e9 + 55 * 8e-6)
     first = roofline.prefill(ONE_B, **shapes)
     assert first.bytes == 2 * (76_677_120 + 621_084_672 / 8) and first.collectives == 53
 
 
 def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
-    sliced = presets.preset("gemma3-1b")
-    run = replace(sliced, model=replace(sliced.model, rollout_layout="data"))
+    sharded = presets.preset("gemma3-1b")
+    run = replace(sharded, model=replace(sharded.model, rollout_layout="data"))
     work_of = fit.work_of
-    (_, whole), (_, decode) = (work_of("rollout", each, ONE_B, 8) for each in (run, sliced))
-    assert whole.collectives == 0 and decode.collectives == 800 * 55
+    (_, replicated), (_, decode) = (work_of("rollout", each, ONE_B, 8) for each in (run, sharded))
+    assert replicated.collectives == 0 and decode.collectives == 800 * 55
     assert decode.bytes == pytest.approx(800 * 0.516e9, rel=1e-3)
-    assert decode.seconds(V5E) < 0.45 * whole.seconds(V5E)
+    assert decode.seconds(V5E) < 0.45 * replicated.seconds(V5E)
 
 
 def test_the_limit_that_takes_longest_is_the_bound():
@@ -99,8 +99,8 @@ def pairs_in_blocks(window: int | None) -> int:
 @pytest.mark.parametrize("preset", ["gemma3-1b", "gemma3-1b-lora"])
 def test_the_programs_do_no_more_than_the_formulas_say(preset):
     """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are.
-    XLA's attention computes the hidden pairs too; a TPU's kernel whole blocks of pairs, and makes
-    the scores once more in its backward pass, five products for four."""
+    XLA's attention computes the hidden pairs too; a TPU's kernel full blocks of pairs, and makes
+    the scores once more in its backward pass, five matmuls for four."""
     run = presets.preset(preset)
     run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
     devices = mesh.data_mesh()
@@ -124,7 +124,7 @@ def test_the_programs_do_no_more_than_the_formulas_say(preset):
 
 
 def test_matmuls_are_counted_through_loops_branches_and_gradients():
-    """A product of 2x3 and 3x5 is 60 FLOPs."""
+    """A matmul of 2x3 and 3x5 is 60 FLOPs."""
     x, w = jnp.zeros((2, 3)), jnp.zeros((3, 5))
     square = jnp.zeros((3, 3))
 
@@ -144,12 +144,12 @@ def test_matmuls_are_counted_through_loops_branches_and_gradients():
 
 
 def test_matmuls_of_a_kernel_are_counted_at_every_step_of_its_grid():
-    """Four products of 8x16 and 16x32, each 8192 FLOPs."""
+    """Four matmuls of 8x16 and 16x32, each 8192 FLOPs."""
 
     def kernel(x_ref, w_ref, out_ref):
         out_ref[...] = x_ref[...] @ w_ref[...]
 
-    def product(x, w):
+    def matmul(x, w):
         block = lambda shape, place: pl.BlockSpec(shape, place)
         return pl.pallas_call(
             kernel,
@@ -159,26 +159,26 @@ def test_matmuls_of_a_kernel_are_counted_at_every_step_of_its_grid():
             out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
         )(x, w)
 
-    trace = jax.jit(product).trace(jnp.zeros((8, 16)), jnp.zeros((16, 128)))
+    trace = jax.jit(matmul).trace(jnp.zeros((8, 16)), jnp.zeros((16, 128)))
     assert traced.matmul_flops(trace) == 4 * 8192 == 2 * 8 * 16 * 128
 
 
 def test_a_grid_of_unknown_length_counts_as_told_and_is_refused_untold():
-    def product(x, steps):
+    def matmul(x, steps):
         return pl.pallas_call(
             lambda x_ref, out_ref: out_ref.__setitem__(..., x_ref[...] @ x_ref[...]),
             grid=(2, steps),
             out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32),
         )(x)
 
-    trace = jax.jit(product).trace(jnp.zeros((8, 8)), 3)
+    trace = jax.jit(matmul).trace(jnp.zeros((8, 8)), 3)
     assert traced.matmul_flops(trace, steps=2.5) == 2 * 2.5 * 1024
     with pytest.raises(ValueError, match="steps"):
         traced.matmul_flops(trace)
 
 
 def test_of_forms_by_platform_the_one_asked_for_is_counted():
-    x = jnp.zeros((2, 2))  # a product is 16 FLOPs
+    x = jnp.zeros((2, 2))  # a matmul is 16 FLOPs
     forms = {"tpu": lambda x: x @ x, "default": lambda x: x @ x @ x}
     trace = jax.jit(lambda x: jax.lax.platform_dependent(x, **forms)).trace(x)
     counted = [traced.matmul_flops(trace, platform=name) for name in ("tpu", "cpu", None)]

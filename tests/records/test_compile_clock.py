@@ -1,4 +1,4 @@
-"""Laws of the compiler's clock."""
+"""The compiler's clock."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.names and .assemble: the table, each layout, and what is refused."""
+"""gemma_grpo.weights.names and .assemble: the table, each layout, and what is refused."""
 
 import weakref
 from dataclasses import replace
@@ -78,13 +78,13 @@ def test_values_are_rounded_once_to_the_dtype_asked_for(stored, wanted):
 
 def test_leaves_go_where_they_are_told_to_and_stay_uncommitted_if_told_nothing():
     source, mesh = source_of(draw_weights(GQA)), meshes.data_mesh(jax.devices()[:2])
-    whole = meshes.replicated(mesh)
-    everywhere = assemble(source, LIKE, dtype=jnp.float32, sharding=whole)
-    assert {leaf.sharding for leaf in jax.tree.leaves(everywhere)} == {whole}
+    replicated = meshes.replicated(mesh)
+    everywhere = assemble(source, LIKE, dtype=jnp.float32, sharding=replicated)
+    assert {leaf.sharding for leaf in jax.tree.leaves(everywhere)} == {replicated}
     by_layer = NamedSharding(mesh, PartitionSpec("data"))
     tree = {
-        "embedding": whole,
-        "final_norm": {"scale": whole},
+        "embedding": replicated,
+        "final_norm": {"scale": replicated},
         "layers": jax.tree.map(lambda _: by_layer, LIKE["layers"]),
     }
     split = assemble(source, LIKE, dtype=jnp.float32, sharding=tree)

@@ -1,4 +1,4 @@
-"""Laws of the real Gemma 3 270M: our logits and greedy continuations are those of transformers.
+"""The real Gemma 3 270M: our logits and greedy continuations are those of transformers.
 
 Its package is an extra; its folder is made once in the user's cache. What transformers made of that
 folder, in float32, is in oracles/gemma3_270m.json.

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.gemma3_270m, with a package that holds a tiny model instead."""
+"""gemma_grpo.weights.gemma3_270m, with a package that holds a tiny model instead."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.gguf_file and gguf_header, on files that the gguf package writes."""
+"""gemma_grpo.weights.gguf_file and gguf_header, on files that the gguf package writes."""
 
 import dataclasses
 import random
@@ -102,10 +102,10 @@ def test_an_alignment_of_nothing_is_damage(tmp_path):
 
 def test_a_head_that_repeats_the_embedding_is_left_out_and_another_one_is_refused(tmp_path):
     head = DRAWN["model.embed_tokens"][1].copy()
-    path = write(tmp_path / "tied.gguf", replace={"output.weight": head})
+    path = write(tmp_path / "tied.gguf", changes={"output.weight": head})
     assert open_gguf(path).tensors.keys() == {f"{name}.weight" for name in TENSORS}
     head[7, 7] += 1
-    path = write(tmp_path / "untied.gguf", replace={"output.weight": head})
+    path = write(tmp_path / "untied.gguf", changes={"output.weight": head})
     refusal(path, "output.weight differs", "ties")
 
 
@@ -137,7 +137,7 @@ def test_a_file_that_states_another_known_size_is_missing_that_sizes_tensors(tmp
 def test_the_table_of_tokens_says_how_many_rows_the_embedding_has(tmp_path):
     fewer = {"tokens": TOKENIZER["tokens"][:500]}
     rows = np.ones((500, D), np.float32)
-    path = write(tmp_path / "a", tokenizer=fewer, replace={"token_embd.weight": rows})
+    path = write(tmp_path / "a", tokenizer=fewer, changes={"token_embd.weight": rows})
     assert open_gguf(path).config == dataclasses.replace(NANO, vocab_size=500)
     refusal(write(tmp_path / "b", tokenizer=fewer), "token_embd.weight", "(500, 64)", "(512, 64)")
     assert open_gguf(write(tmp_path / "c", tokenizer={})).config == NANO
@@ -166,18 +166,21 @@ def test_a_size_that_is_no_known_models_is_refused_beside_the_nearest_known_one(
 
 
 def test_a_missing_tensor_and_one_too_many_are_refused_by_name(tmp_path):
-    refusal(write(tmp_path / "a", drop="blk.3.attn_k.weight"), "no tensor blk.3.attn_k.weight;")
+    refusal(
+        write(tmp_path / "a", changes={"blk.3.attn_k.weight": None}),
+        "no tensor blk.3.attn_k.weight;",
+    )
     odd = {"rope_freqs.weight": np.ones(3, np.float32)}
-    refusal(write(tmp_path / "b", replace=odd), "no place for rope_freqs.weight;")
+    refusal(write(tmp_path / "b", changes=odd), "no place for rope_freqs.weight;")
     odd["odd"] = odd["rope_freqs.weight"]
-    refusal(write(tmp_path / "c", replace=odd), "no place for odd and 1 more;")
+    refusal(write(tmp_path / "c", changes=odd), "no place for odd and 1 more;")
 
 
 @pytest.mark.parametrize("shape", [(D, D), (2 * KEYS, D), (KEYS * D,)])
 def test_a_misshapen_tensor_is_refused_by_name_and_both_shapes(tmp_path, shape):
     wrong = {"blk.0.attn_k.weight": np.ones(shape, np.float32)}
     words = ("blk.0.attn_k.weight", str(shape), str((KEYS, D)))
-    refusal(write(tmp_path / "wrong", replace=wrong), *words)
+    refusal(write(tmp_path / "wrong", changes=wrong), *words)
 
 
 @pytest.mark.parametrize("type_id", [Kind.I32.value, Kind.Q8_K.value, 4, 999])

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.hf_config: published files, both layouts, and what is refused."""
+"""gemma_grpo.weights.hf_config: published files, both layouts, and what is refused."""
 
 from dataclasses import replace
 from pathlib import Path

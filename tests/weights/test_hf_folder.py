@@ -1,5 +1,5 @@
-"""Laws of gemma_grpo.weights.hf_folder and .tensor_file: folders that transformers wrote, whole and
-spoilt in each way that has a line of its own."""
+"""gemma_grpo.weights.hf_folder and .tensor_file: folders that transformers wrote, intact and
+damaged in each way that has an error of its own."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-# --- whole folders ---
+# --- complete folders ---
 
 
 @pytest.mark.parametrize("name", MADE_FROM)

@@ -1,5 +1,5 @@
-"""Laws of gemma_grpo.weights.hf_write: what is written is read back, by us and by others, whole or
-not at all."""
+"""gemma_grpo.weights.hf_write: what is written is read back, by us and by others, or
+nothing is there."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from tolerances import TRANSFORMERS_LOGITS
 from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.text.tokenizer import Tokenizer
-from gemma_grpo.weights import assets, tensor_file
+from gemma_grpo.weights import assets, hf_write, tensor_file
 from gemma_grpo.weights.assemble import assemble, hf_tensors
 from gemma_grpo.weights.hf_folder import open_folder
 from gemma_grpo.weights.hf_write import CHAT_TEMPLATE, write_folder
@@ -61,9 +61,10 @@ def test_the_safetensors_library_and_we_read_back_what_was_written(tmp_path, dty
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, rounded))
 
 
-def test_tensors_are_split_over_files_of_a_size_and_the_index_names_each(tmp_path):
+def test_tensors_are_split_over_files_of_a_size_and_the_index_names_each(tmp_path, monkeypatch):
     limit = 6000
-    write(tmp_path / "out", shard_bytes=limit)
+    monkeypatch.setattr(hf_write, "SHARD_BYTES", limit)
+    write(tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     count = len(files)
@@ -79,8 +80,9 @@ def test_tensors_are_split_over_files_of_a_size_and_the_index_names_each(tmp_pat
     assert open_folder(tmp_path / "out").tensors.keys() == shapes(SETTINGS).keys()
 
 
-def test_a_tensor_above_the_size_has_a_file_of_its_own(tmp_path):
-    write(tmp_path / "out", shard_bytes=1)
+def test_a_tensor_above_the_size_has_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_write, "SHARD_BYTES", 1)
+    write(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(shapes(SETTINGS))
 
 
@@ -113,7 +115,7 @@ def test_the_tokenizer_comes_along_with_its_ids_and_further_texts(tmp_path, toke
     assert names_in(tmp_path / "bare") == ["config.json", "model.safetensors"]
 
 
-# --- whole or not at all ---
+# --- complete or not at all ---
 
 
 def test_what_is_there_already_is_not_touched(tmp_path):
@@ -129,8 +131,8 @@ def test_what_is_there_already_is_not_touched(tmp_path):
 
 def test_an_empty_directory_is_filled_and_a_killed_writers_leftover_cleared(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").touch()
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "model-00001-of-00009.safetensors").touch()
     write(tmp_path / "out")
     assert names_in(tmp_path) == ["out"]
     assert names_in(tmp_path / "out") == ["config.json", "model.safetensors"]
@@ -190,10 +192,13 @@ def test_the_template_refuses_a_system_turn():
 # --- transformers itself, where it is installed ---
 
 
-def test_transformers_loads_the_folder_with_our_logits_and_our_prompt(tmp_path, tokenizer):
+def test_transformers_loads_the_folder_with_our_logits_and_our_prompt(
+    tmp_path, tokenizer, monkeypatch
+):
     torch = pytest.importorskip("torch", reason="not in the test environment; tried by hand")
     transformers = pytest.importorskip("transformers", reason="not in the test environment")
-    write(tmp_path / "out", tokenizer=tokenizer, shard_bytes=6000)
+    monkeypatch.setattr(hf_write, "SHARD_BYTES", 6000)
+    write(tmp_path / "out", tokenizer=tokenizer)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.load: which reader opens what the user named."""
+"""gemma_grpo.weights.load: which reader opens what the user named."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Laws of gemma_grpo.weights.orbax_flax: checkpoints that Google's gemma library wrote, and spoilt
-ones."""
+"""gemma_grpo.weights.orbax_flax: checkpoints that Google's gemma library wrote, and
+damaged ones."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.weights.sentencepiece_model: a tokenizer comes back from a GGUF's tables.
+"""gemma_grpo.weights.sentencepiece_model: a tokenizer comes back from a GGUF's tables.
 
 Tables are made of known tokenizers as llama.cpp's converter makes them, and written by the gguf
 package. The real vocabulary's ids are checked against other tokenizers' (oracles/).

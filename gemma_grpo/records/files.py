@@ -1,0 +1,132 @@
+"""Files and folders that appear complete or not at all, and the message if one cannot be written.
+
+What is written gets a temporary name beside its own, reaches the disk, and is then renamed: a
+process killed at any moment leaves the old file, or the new one. Does not import jax.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_grpo.errors import UserError
+
+TEMPORARY = ".tmp"  # the suffix of what is not finished
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NAME_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: Path,
+    *,
+    durable: bool = True,
+    shared: bool = False,
+    another_place: str | None = None,
+) -> Iterator[Path]:
+    """Gives the block a temporary path; the file or folder it makes there is renamed to `path`.
+
+    The folder around it is made if need be. If the block raises, nothing stays. What an earlier,
+    killed process left under the temporary name is removed first.
+
+    Args:
+        path: a file, which is replaced if it exists, or a folder, which must not exist or be empty.
+        durable: wait until the bytes are on the disk, so that a power cut cannot empty the file.
+        shared: other processes may make the same file or folder now; the first to finish wins.
+        another_place: how the user chooses another path, for the message.
+
+    Raises:
+        UserError: an operating system's error, as `write_errors` names it.
+    """
+    own = f".{os.getpid()}" if shared else ""
+    unfinished = path.with_name(f"{path.name}{own}{TEMPORARY}")
+    with write_errors(path, another_place=another_place):
+        _remove(unfinished)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            if durable:
+                _sync_tree(unfinished)
+            _rename(unfinished, path, may_exist=shared)
+            if durable:
+                _sync(path.parent)
+        finally:
+            _remove(unfinished)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes a UTF-8 file that appears complete or not at all. Raises as `atomic_write`."""
+    with atomic_write(path, durable=durable) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def write_errors(path: Path, *, another_place: str | None = None) -> Iterator[None]:
+    """Turns an operating system's error in the block into a UserError, in `explain`'s words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and error_number(error) is None:
+            raise
+        raise UserError(explain(path, error, another_place=another_place)) from error
+
+
+def explain(path: Path, error: Exception, *, another_place: str | None = None) -> str:
+    """One line: the file that cannot be written, the system's reason, and the fix."""
+    place = another_place or "name another folder"
+    number = error_number(error)
+    reason = str(error) if number is None else os.strerror(number)
+    if number in _NO_SPACE:
+        retry = "then try again (a training run with --resume)"
+        fix = f"free some space, {f'or {another_place}' if another_place else retry}"
+    elif number in _NAME_TAKEN:
+        fix = f"something else has that name; move it away, or {place}"
+    else:
+        fix = place
+    return f"cannot write {path}: {reason}; {fix}"
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno behind an error, or None. tensorstore ("os_error_code='28'") and safetensors
+    ("(os error 28)") say it only in their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
+    return int(match[1] or match[2]) if match else None
+
+
+def _rename(unfinished: Path, path: Path, *, may_exist: bool) -> None:
+    try:
+        unfinished.replace(path)
+    except OSError:
+        if not (may_exist and path.exists()):  # else another process was faster
+            raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync_tree(path: Path) -> None:
+    for inside in path.rglob("*"):
+        _sync(inside)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
