@@ -73,19 +73,21 @@ def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Pr
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
         )
     runtime.check_rows(batch_sizes(run))
+    for stage, make_packing, settings in (
+        ("sft", sft.make_packing, run.sft),
+        ("grpo", grpo.make_packing, run.grpo),
+    ):
+        if stage in run.stage_list:
+            make_packing(settings, runtime.lengths, runtime.mesh.size)
 
 
 def batch_sizes(run: RunConfig) -> dict[str, int]:
-    """Prompts in one pass of each kind of batch, by field; they are split over the devices."""
+    """Prompts of each kind of batch that is split evenly over the devices, by field."""
     sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(run.evaluation)}
-    if "sft" in run.stage_list:
-        sizes["sft.batch_size / accumulation_steps"] = (
-            run.sft.batch_size // run.sft.accumulation_steps
-        )
+    if "sft" in run.stage_list and not run.sft.pack_tokens:
+        sizes["sft.batch_size"] = run.sft.batch_size
     if "grpo" in run.stage_list:
-        sizes["grpo.prompts_per_step / accumulation_steps"] = (
-            run.grpo.prompts_per_step // run.grpo.accumulation_steps
-        )
+        sizes["grpo.prompts_per_step"] = run.grpo.prompts_per_step
     return sizes
 
 

@@ -17,16 +17,12 @@ GEMMA3_NANO = RunConfig(
         num_steps=100,
         batch_size=32,
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0),
-        packed_sizes=1,
     ),
     grpo=GRPOConfig(
         num_steps=200,
         prompts_per_step=4,
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear"),
-        # Its completions fill two thirds of a batch. What packing saves is less than a run of two
-        # minutes spends on compiling one more update (benchmarks/packing.py).
-        packed_sizes=1,
     ),
 )
 """`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. README.md has its
@@ -56,7 +52,7 @@ GEMMA3_270M = RunConfig(
         # Most groups are all wrong at first. Divided by their own std, the little that tells their
         # rows apart (confidence, length) would count as much as a right answer does (LOG.md).
         scale="batch",
-        length_bucket=16,
+        pack_tokens=512,
         checkpoint_every=5,
     ),
     reward=RewardConfig(
@@ -79,7 +75,12 @@ GEMMA3_1B = RunConfig(
         rollout_layout="tensor_parallel",
     ),
     data=DataConfig(source="gsm8k", num_train=0, num_test=0),
-    sft=SFTConfig(num_steps=200, batch_size=64, optimizer=OptimizerConfig(learning_rate=1e-5)),
+    sft=SFTConfig(
+        num_steps=200,
+        batch_size=64,
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        pack_tokens=3072,
+    ),
     grpo=GRPOConfig(
         num_steps=500,
         prompts_per_step=8,
@@ -87,8 +88,7 @@ GEMMA3_1B = RunConfig(
         optimizer=OptimizerConfig(learning_rate=1e-6),
         curriculum=False,
         scale="batch",
-        length_bucket=160,
-        packed_sizes=16,
+        pack_tokens=3072,
     ),
 )
 """`python -m gemma_grpo.train --preset gemma3-1b --model.weights FOLDER`: all weights of Gemma 3
@@ -105,8 +105,8 @@ GEMMA3_1B_LORA = replace(
 GEMMA3_1B_LORA_V5E_1 = replace(
     GEMMA3_1B_LORA,
     model=replace(GEMMA3_1B_LORA.model, rollout_layout="data"),
-    sft=replace(GEMMA3_1B_LORA.sft, accumulation_steps=8),
-    grpo=replace(GEMMA3_1B_LORA.grpo, accumulation_steps=8),
+    sft=replace(GEMMA3_1B_LORA.sft, pack_tokens=3072),
+    grpo=replace(GEMMA3_1B_LORA.grpo, pack_tokens=3072),
 )
 """Adapters on one v5e chip. Compiled only."""
 

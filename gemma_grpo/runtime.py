@@ -94,13 +94,24 @@ class Runtime:
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
 
-    def dropout_keys(self, step: int, num_prompts: int) -> dict[str, np.ndarray]:
-        """The batch's entry with which adapters drop inputs at `step`, or no entry without dropout:
-        raw key data, a row for each prompt, so that they are sharded like any other rows."""
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """S and T, tokens."""
+        return self.max_prompt_length, self.max_completion_length
+
+    def dropout_keys(
+        self, step: int, num_prompts: int, num_generations: int
+    ) -> dict[str, np.ndarray]:
+        """The batch's entries by which adapters drop inputs at `step`, or none without dropout: raw
+        key data, `dropout_keys` with a row for each prompt and `completion_dropout_keys` with one
+        for each completion. What a row drops does not depend on where it is computed."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
         key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
-        return {"dropout_keys": np.asarray(jax.random.key_data(jax.random.split(key, num_prompts)))}
+        keys_P = jax.random.split(key, num_prompts)
+        keys_B = jax.vmap(lambda key: jax.random.split(key, num_generations))(keys_P).reshape(-1)
+        raw = lambda keys: np.asarray(jax.random.key_data(keys))
+        return {"dropout_keys": raw(keys_P), "completion_dropout_keys": raw(keys_B)}
 
     def check_rows(self, sizes: dict[str, int]) -> None:
         """Raises UserError if one of the named sizes does not split over the devices."""

@@ -1,4 +1,4 @@
-"""Prompts and completions of each through the model as one row, for training: a prompt is run once."""
+"""Prompts and their completions through the model as one row, for training: prompts run once."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,9 @@ def forward_groups(
     keys_1N = None
     if dropout_keys is not None:
         row_PS, row_BT = (jnp.indices(shape)[0] for shape in (rows.prompts, rows.completions))
-        keys_1N = token_keys(jnp.concatenate(dropout_keys), rows.pack(row_PS, P + row_BT), positions_1N)
+        keys_1N = token_keys(
+            jnp.concatenate(dropout_keys), rows.pack(row_PS, P + row_BT), positions_1N
+        )
     masks = [
         _masks(rows, prompt_mask_PS, completion_mask_BT, window)
         for window in (model.config.sliding_window, None)

@@ -1,4 +1,4 @@
-"""The stack of blocks, run layer by layer: the scan, rematerialisation, RoPE tables, dropout keys."""
+"""The stack of blocks, run layer by layer: the scan, remat, RoPE tables, dropout keys."""
 
 from collections.abc import Callable
 from typing import Literal

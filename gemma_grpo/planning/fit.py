@@ -5,13 +5,13 @@ decode step are the compiler's, per chip; FLOPs are those of the program as trac
 are a roofline model's, from stated formulas (`roofline.py`), at the full token budgets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
 
 from gemma_grpo import model, weights
 from gemma_grpo.config import RunConfig
@@ -64,11 +64,7 @@ def model_config(where: str) -> Gemma3Config:
 
 def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> list[Row]:
     """Compile each program of a step. Raises UserError where XLA itself finds no room."""
-    meshes.check_divisible(
-        mesh,
-        name="grpo.prompts_per_step / accumulation_steps",
-        size=run.grpo.prompts_per_step // run.grpo.accumulation_steps,
-    )
+    meshes.check_divisible(mesh, name="grpo.prompts_per_step", size=run.grpo.prompts_per_step)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
     return [
         _row(program, run, architecture, mesh, chip)
@@ -89,9 +85,9 @@ def _row(
         raise UserError(f"{program.name} does not fit: {line}; {fix(run)}") from error
     work = work_of(program.name, run, architecture, mesh.size)
     budget = run.model.max_completion_length
-    steps = attention_steps(program.name, run, architecture, mesh.size)
     platform = mesh.devices.flat[0].platform
-    flops = traced.matmul_flops(trace, turns=budget, platform=platform, steps=steps)
+    how = {"turns": budget} if program.name == "rollout" else packs_of(run, architecture, mesh.size)
+    flops = traced.matmul_flops(trace, platform=platform, **how)
     if program.name == "rollout":
         needed = work[-1].bytes / budget - read.kept_on_chip
         cost = read.loop_bytes, needed, "HBM bytes a decode step"
@@ -131,54 +127,63 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
     return [roofline.update(architecture, **sizes, remat=run.model.remat)] * run.grpo.num_iterations
 
 
-def attention_steps(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> float:
-    """`mean_pairs` of a program's call where every row takes its full budget."""
-    passes = run.grpo.accumulation_steps if name == "update" else 1
-    prompts = run.grpo.prompts_per_step // num_chips // passes
-    rows = prompts * run.grpo.num_generations, run.model.max_completion_length
-    return mean_pairs(
-        architecture,
-        np.arange(rows[0] * rows[1]),
-        rows=rows,
-        num_prompts=prompts,
-        prompt_length=run.model.max_prompt_length,
-    )
+def packs_of(run: RunConfig, architecture: Gemma3Config, num_devices: int) -> dict:
+    """What a trace of an update does not know, where every row takes its full budget: how many
+    packs of each shape a device computes, and the pairs of blocks that attention goes through in
+    one (arguments of `traced.matmul_flops`)."""
+    return pack_loops(programs.full_packs(run, num_devices), architecture, num_devices)
 
 
-def mean_pairs(
-    architecture: Gemma3Config,
-    slots_X: Int[np.ndarray, " X"],
-    *,
-    rows: tuple[int, int],
-    num_prompts: int,
-    prompt_length: int,
-) -> float:
+def pack_loops(
+    packs: Sequence[dict[str, np.ndarray]], architecture: Gemma3Config, num_devices: int
+) -> dict:
+    """`packs_of` of the packs at hand; the pairs are the mean of those that are used."""
+    if "count" not in packs[0]:
+        one = {name: array[: len(array) // num_devices] for name, array in packs[0].items()}
+        return {"steps": mean_pairs(architecture, one)}
+    turns, steps = [], []
+    for of_shape in packs:
+        count, most = int(of_shape["count"][0]), len(of_shape["slots"]) // num_devices
+        used = [number for number in range(most * num_devices) if number % most < count]
+        pairs = [
+            mean_pairs(
+                architecture,
+                {
+                    name: np.array_split(array, most * num_devices)[number]
+                    for name, array in of_shape.items()
+                    if name != "count"
+                },
+            )
+            for number in used
+        ]
+        turns.append(count)
+        steps.append(float(np.mean(pairs)) if pairs else 0.0)
+    return {"turns": turns, "steps": steps}
+
+
+def mean_pairs(architecture: Gemma3Config, pack: dict[str, np.ndarray]) -> float:
     """Pairs of blocks that packed attention goes through in a layer, the mean of all layers.
 
     Args:
-        slots_X: b*T + t of each token, B*T where there is none (`packing.pack`).
-        rows: (B, T).
-        num_prompts: whose rows these are, all of `prompt_length`.
+        pack: one pack's arrays.
     """
-    B, T = rows
-    who = slots_X // T, slots_X % T, slots_X < B * T, np.full(num_prompts, prompt_length)
-    count = lambda window: int(
-        packed_attention.sight(
-            *map(jnp.asarray, who), num_rows=B, num_prompt_slots=prompt_length, window=window
-        ).count
-    )
+    shapes = pack["prompt_mask"].shape, pack["completion_mask"].shape
+    rows = model.Rows(*shapes)
+    if "slots" in pack:
+        rows = model.Packed.of(jnp.asarray(pack["slots"].reshape(-1)), *shapes)
+    segments = rows.segments(jnp.asarray(pack["prompt_mask"]), jnp.asarray(pack["completion_mask"]))
+    count = lambda window: int(packed_attention.make_block_mask(segments, window=window).count)
     near, far = count(architecture.sliding_window), count(None)
     return near + (far - near) * sum(architecture.is_global) / architecture.num_layers
 
 
 def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> int:
     """The most prompts a step at which all programs fit, by doubling those of `run`, which fits.
-    The prompts of a pass stay as they are: more are taken in more passes."""
+    A pack stays as it is: more prompts are taken in more packs."""
     while run.grpo.prompts_per_step < MOST_PROMPTS:
         bigger = replace(
             run.grpo,
             prompts_per_step=2 * run.grpo.prompts_per_step,
-            accumulation_steps=2 * run.grpo.accumulation_steps,
         )
         doubled = replace(run, grpo=bigger)
         try:
@@ -210,6 +215,7 @@ def fix(run: RunConfig) -> str:
     """Which setting to change, the cheapest first."""
     if run.model.remat != "full":
         return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"
-    if run.grpo.accumulation_steps < run.grpo.prompts_per_step:
-        return "raise --grpo.accumulation-steps"
+    least = run.model.max_prompt_length + run.model.max_completion_length
+    if not run.grpo.pack_tokens or run.grpo.pack_tokens > least:
+        return f"set --grpo.pack-tokens {max(least, run.grpo.pack_tokens // 2)}"
     return "set --model.lora.rank 16, or take fewer --grpo.num-generations"

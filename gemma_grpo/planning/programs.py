@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from gemma_grpo import model as gemma3
@@ -17,9 +18,9 @@ from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.runtime import LAYOUTS
-from gemma_grpo.text import padding
-from gemma_grpo.training import grpo
+from gemma_grpo.training import grpo, packing
 from gemma_grpo.training import state as train_state
+from gemma_grpo.training.update import Packs
 
 STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its padding
 
@@ -69,24 +70,31 @@ def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
     fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
     state = _fsdp(mesh, jax.eval_shape(fresh, master))
     reference = _fsdp(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
-    batch = _batch(run, meshes.batch_sharding(mesh))
+    prompts = (run.grpo.prompts_per_step, settings.max_prompt_length)
+    rows = meshes.batch_sharding(mesh)
+    prompt_ids, prompt_mask = (
+        jax.ShapeDtypeStruct(prompts, dtype, sharding=rows) for dtype in (jnp.int32, jnp.bool_)
+    )
+    packs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), full_packs(run, mesh.size)
+    )
     key = _replicated(mesh, jax.eval_shape(lambda: jax.random.key(0)))
 
     # The pipeline holds what the run and what the stage began with, in float32.
     held = 2 * _bytes_on_each(_fsdp(mesh, master))
     of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
-    arguments = (gemma3.join(sampling, frozen), batch["prompt_ids"], batch["prompt_mask"], key)
+    arguments = (gemma3.join(sampling, frozen), prompt_ids, prompt_mask, key)
     programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
     if grpo_config.loss.beta > 0:
-        arguments = (reference, frozen, batch)
+        arguments = (reference, frozen, packs)
         programs.append(Program("reference", trainer.score, arguments, held + of_state))
-        batch = batch | {"ref_logps": batch["sampler_logps"]}
+        packs = _with_logps(packs, "ref_logps")
     if grpo_config.num_iterations > 1:
-        arguments = (state.params, frozen, batch)
+        arguments = (state.params, frozen, packs)
         moments = of_state - _bytes_on_each(state.params)
         programs.append(Program("old", trainer.score, arguments, held + moments + of_reference))
-        batch = batch | {"old_logps": batch["sampler_logps"]}
-    arguments = (state, frozen, batch)
+        packs = _with_logps(packs, "old_logps")
+    arguments = (state, frozen, packs)
     programs.append(Program("update", trainer.update, arguments, held + of_reference))
     return programs
 
@@ -111,26 +119,32 @@ def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
 
 
-def _batch(run: RunConfig, rows: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """`grpo_update.make_batch`'s arrays where every completion takes its full budget. Nothing is
-    left to pack then; smaller, packed batches take less memory (a test compiles one)."""
-    P = run.grpo.prompts_per_step
-    B = P * run.grpo.num_generations
-    S, budget = run.model.max_prompt_length, run.model.max_completion_length
-    T = padding.bucket(budget, multiple=run.grpo.length_bucket, maximum=budget)
-    shapes = {
-        "prompt_ids": ((P, S), jnp.int32),
-        "prompt_mask": ((P, S), jnp.bool_),
-        "completion_ids": ((B, T), jnp.int32),
-        "completion_mask": ((B, T), jnp.bool_),
-        "loss_mask": ((B, T), jnp.bool_),
-        "weights": ((B, T), jnp.float32),
-        "sampler_logps": ((B, T), jnp.float32),
-        "advantages": ((B,), jnp.float32),
+def full_packs(run: RunConfig, num_devices: int) -> tuple[dict[str, np.ndarray], ...]:
+    """The packs of a GRPO update where every row takes its full budget. Their shapes are those of
+    every step."""
+    lengths = run.model.max_prompt_length, run.model.max_completion_length
+    return packing.pack(full_batch(run), grpo.make_packing(run.grpo, lengths, num_devices))
+
+
+def full_batch(run: RunConfig) -> dict[str, np.ndarray]:
+    """`grpo_update.make_batch`'s arrays, of zeros, where every row takes its full budget."""
+    P, S = run.grpo.prompts_per_step, run.model.max_prompt_length
+    B, T = P * run.grpo.num_generations, run.model.max_completion_length
+    batch = {
+        "prompt_ids": np.zeros((P, S), np.int32),
+        "prompt_mask": np.ones((P, S), bool),
+        "completion_ids": np.zeros((B, T), np.int32),
+        "completion_mask": np.ones((B, T), bool),
+        "loss_mask": np.ones((B, T), bool),
+        "weights": np.zeros((B, T), np.float32),
+        "sampler_logps": np.zeros((B, T), np.float32),
+        "advantages": np.zeros(B, np.float32),
     }
     if run.model.lora.rank and run.model.lora.dropout:
-        shapes["dropout_keys"] = ((P, 2), jnp.uint32)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in shapes.items()
-    }
+        batch["dropout_keys"] = np.zeros((P, 2), np.uint32)
+        batch["completion_dropout_keys"] = np.zeros((B, 2), np.uint32)
+    return batch
+
+
+def _with_logps(packs: Packs, name: str) -> Packs:
+    return tuple(of_shape | {name: of_shape["sampler_logps"]} for of_shape in packs)

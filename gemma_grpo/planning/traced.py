@@ -5,7 +5,7 @@ Imports jax alone: Tunix's process, which sees nothing else of ours, counts by t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,24 +15,29 @@ from jax.extend import core
 def matmul_flops(
     traced: jax.stages.Traced,
     *,
-    turns: int = 1,
+    turns: int | Sequence[int] = 1,
     platform: str | None = None,
-    steps: float | None = None,
+    steps: float | Sequence[float] | None = None,
 ) -> int:
     """Of one device: 2 * (elements of the result) * (elements summed over), for each `dot_general`.
 
     A Pallas kernel counts as often as its grid has steps, and of a branch the most expensive side.
 
     Args:
-        turns: how often each `while` runs, whose length no trace knows.
+        turns: how often each `while` runs, whose length no trace knows; or, for the outermost ones
+            in their order, how often each.
         platform: that the program is for, such as "tpu". Of what is written in several ways its
             own is counted; without one, the most expensive.
-        steps: of the side of a Pallas kernel's grid whose length no trace knows.
+        steps: of the side of a Pallas kernel's grid whose length no trace knows; or, with several
+            `turns`, those in each of the loops.
 
     Raises:
         ValueError: there is such a side, and no `steps`.
     """
-    return round(_flops(traced.jaxpr.jaxpr, _Unknown(turns, platform, steps)))
+    if isinstance(turns, int):
+        return round(_flops(traced.jaxpr.jaxpr, _Unknown(turns, platform, steps)))
+    loops = iter(zip(turns, steps or [None] * len(turns), strict=True))
+    return round(_flops(traced.jaxpr.jaxpr, _Unknown(1, platform, None, loops)))
 
 
 class _Unknown(NamedTuple):
@@ -41,6 +46,7 @@ class _Unknown(NamedTuple):
     turns: int
     platform: str | None
     steps: float | None
+    loops: Iterator[tuple[int, float | None]] | None = None  # of the outermost loops
 
 
 def _flops(jaxpr: core.Jaxpr, unknown: _Unknown) -> int | float:
@@ -59,6 +65,9 @@ def _of_equation(equation: core.JaxprEqn, unknown: _Unknown) -> int | float:
     if name == "scan":
         times = params["length"]
     elif name == "while":
+        if unknown.loops is not None:
+            turns, steps = next(unknown.loops)
+            unknown = _Unknown(turns, unknown.platform, steps)
         times = unknown.turns
     elif name == "pallas_call":
         times = math.prod(_steps(side, unknown) for side in params["grid_mapping"].grid)

@@ -42,7 +42,7 @@ from gemma_grpo.training.state import (
     init_train_state,
     make_optimizer,
 )
-from gemma_grpo.training.update import UpdateConfig
+from gemma_grpo.training.update import Packs, UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ class GRPOConfig:
     """Of the sampler, and of the log-probs trained on."""
     num_iterations: int = 1
     """Updates on each rollout (mu)."""
-    accumulation_steps: int = 1
-    """Passes that an update's prompts are taken in; more need less memory."""
+    pack_tokens: int = 0
+    """Tokens that a device computes at a time in an update: prompts and completions in rows of this
+    length, as many as they need. Less needs less memory. 0 computes its whole share at once,
+    padding too."""
     scale: advantages.Scale = "group"
     """What advantages are divided by: the group's std, the batch's, or nothing."""
     baseline: advantages.Baseline = "mean"
@@ -74,13 +76,6 @@ class GRPOConfig:
     """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
     curriculum: bool = True
     """Easy problems first, then medium, then hard ones; false draws from all of them."""
-    prompt_bucket: int = 128
-    """Prompts are padded to a multiple of this many tokens in the update."""
-    length_bucket: int = 32
-    """Completions are padded to a multiple of this many tokens in the update."""
-    packed_sizes: int = 8
-    """The update computes the smallest n/packed_sizes of a padded batch's completions that holds
-    their tokens; each size is compiled once. 1 computes all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -89,16 +84,10 @@ class GRPOConfig:
             raise UserError(
                 "grpo: num_steps, prompts_per_step and checkpoint_every must be at least 1"
             )
-        if self.accumulation_steps < 1 or self.prompts_per_step % self.accumulation_steps:
-            raise UserError(
-                f"grpo: prompts_per_step={self.prompts_per_step} must be a multiple of "
-                f"accumulation_steps={self.accumulation_steps}"
-            )
-        if self.prompt_bucket < 1 or self.length_bucket < 1:
-            raise UserError("grpo: prompt_bucket and length_bucket must be at least 1")
+        if self.pack_tokens < 0:
+            raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
         if not self.temperature > 0:
             raise UserError(f"grpo: temperature={self.temperature} must be above 0 to explore")
-        packing.check_sizes("grpo", self.packed_sizes)
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
         self.check()
@@ -119,8 +108,14 @@ class Trainer:
     """What scores and updates on the devices: see `grpo_update`."""
 
     optimizer: optax.GradientTransformation
-    score: Callable[[Params, Params, dict], jax.Array]
-    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict]]
+    score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
+    update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
+
+
+def make_packing(config: GRPOConfig, lengths: tuple[int, int], devices: int) -> packing.Packing:
+    """How the stage's batches are cut; see `packing.make_packing`."""
+    P, G = config.prompts_per_step, config.num_generations
+    return packing.make_packing(P, G, config.pack_tokens, lengths, devices)
 
 
 def make_trainer(
@@ -134,7 +129,7 @@ def make_trainer(
         mesh,
         optimizer,
         config.loss,
-        UpdateConfig(dtype, remat, config.accumulation_steps),
+        UpdateConfig(dtype, remat),
         temperature=config.temperature,
     )
     return Trainer(optimizer, score, update)
@@ -170,6 +165,7 @@ class Stage:
     Attributes:
         problems: by difficulty.
         extra: the user's rewards: name, function, weight.
+        packing: how the updates' batches are cut.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
 
@@ -179,6 +175,7 @@ class Stage:
     problems: dict[str, list[Problem]]
     extra: list[tuple[str, rewards.Reward, float]]
     sampler: collect.Sampler
+    packing: packing.Packing
     trainer: Trainer
     reference: Params | None
 
@@ -187,9 +184,9 @@ class Stage:
         started = time.monotonic()
         collected = self._collect(state.params, step)
         advantages_PG = self._advantages(collected.totals)
-        batch = self._batch(collected.groups, advantages_PG, step)
-        batch = self._score(state.params, batch)
-        state, metrics = self._update(state, batch)
+        packs = self._batch(collected.groups, advantages_PG, step)
+        packs = self._score(state.params, packs)
+        state, metrics = self._update(state, packs)
         return state, self._record(step, started, collected, advantages_PG, metrics)
 
     def _collect(self, params: Params, step: int) -> Collected:
@@ -237,9 +234,7 @@ class Stage:
         )
         return meshes.to_host(advantages_PG)
 
-    def _batch(
-        self, groups: collect.Groups, advantages_PG: np.ndarray, step: int
-    ) -> dict[str, jax.Array]:
+    def _batch(self, groups: collect.Groups, advantages_PG: np.ndarray, step: int) -> Packs:
         """The arrays of the step's updates, packed and on the devices."""
         config, runtime = self.config, self.runtime
         batch = grpo_update.make_batch(
@@ -248,34 +243,29 @@ class Stage:
             groups.rollout,
             advantages_PG.reshape(-1),
             config.loss,
-            grpo_update.Buckets(config.prompt_bucket, config.length_bucket),
         )
-        batch = packing.pack(
-            batch | runtime.dropout_keys(step, config.prompts_per_step),
-            num_devices=runtime.mesh.size,
-            passes=config.accumulation_steps,
-            sizes=config.packed_sizes,
-        )
-        return meshes.place_rows(runtime.mesh, batch)
+        keys = runtime.dropout_keys(step, config.prompts_per_step, config.num_generations)
+        return meshes.place_rows(runtime.mesh, packing.pack(batch | keys, self.packing))
 
-    def _score(self, params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The batch with the log-probs that its updates need: the reference's, the old policy's."""
-        frozen, scored = self.runtime.frozen, {}
+    def _score(self, params: Params, packs: Packs) -> Packs:
+        """The packs with the log-probs that the updates need: the reference's, the old policy's."""
+        scores = {}
         if self.reference is not None:
-            scored["ref_logps"] = self.trainer.score(self.reference, frozen, batch)
+            scores["ref_logps"] = self.trainer.score(self.reference, self.runtime.frozen, packs)
         if self.config.num_iterations > 1:
-            scored["old_logps"] = self.trainer.score(params, frozen, batch)
-        return batch | scored
+            scores["old_logps"] = self.trainer.score(params, self.runtime.frozen, packs)
+        return tuple(
+            of_shape | {name: of_packs[n] for name, of_packs in scores.items()}
+            for n, of_shape in enumerate(packs)
+        )
 
-    def _update(
-        self, state: TrainState, batch: dict[str, jax.Array]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the batch; metrics of the last, and the first one's log-prob gap."""
+    def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
+        """All updates on the rollout; metrics of the last, and the first one's log-prob gap."""
         frozen = self.runtime.frozen
-        state, first = self.trainer.update(state, frozen, batch)
+        state, first = self.trainer.update(state, frozen, packs)
         last = first
         for _ in range(self.config.num_iterations - 1):
-            state, last = self.trainer.update(state, frozen, batch)
+            state, last = self.trainer.update(state, frozen, packs)
         gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
         return state, last | gap
 
@@ -328,6 +318,7 @@ def train(
             num_generations=config.num_generations,
             sampling=SamplingConfig(temperature=config.temperature),
         ),
+        make_packing(config, runtime.lengths, runtime.mesh.size),
         make_trainer(
             config, runtime.graphdef, runtime.mesh, dtype=runtime.dtype, remat=runtime.remat
         ),

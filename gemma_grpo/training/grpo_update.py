@@ -1,7 +1,6 @@
 """GRPO's update: a scored batch in, updated weights out."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +14,10 @@ from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.text import padding
 from gemma_grpo.training import update
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.state import TrainState
 from gemma_grpo.training.update import UpdateConfig
-
-
-class Buckets(NamedTuple):
-    """A batch's prompts and completions are padded to multiples of these, in tokens."""
-
-    prompt: int
-    completion: int
 
 
 def make_batch(
@@ -35,43 +26,36 @@ def make_batch(
     rollout: Rollout,
     advantages_B: Float[np.ndarray, " B"],
     loss: LossConfig,
-    buckets: Buckets,
 ) -> dict[str, np.ndarray]:
-    """The arrays of an update. Prompts and completions are cut to the bucket of the longest one.
+    """The arrays of an update.
 
     `loss_mask` is the completion mask, without truncated completions if they are to be left out;
     `weights` is each token's share in the loss of the whole batch.
     """
-    S, T = prompt_ids_PS.shape[1], rollout.completion_ids.shape[1]
-    longest = lambda mask: int(mask.sum(axis=1).max())
-    prompt_length = padding.bucket(longest(prompt_mask_PS), multiple=buckets.prompt, maximum=S)
-    prompt_cut = slice(S - prompt_length, S)
-    cut = slice(
-        0, padding.bucket(longest(rollout.completion_mask), multiple=buckets.completion, maximum=T)
-    )
-    mask_BT = rollout.completion_mask[:, cut]
+    mask_BT = rollout.completion_mask
     loss_mask_BT = mask_BT & rollout.stopped[:, None] if loss.mask_truncated else mask_BT
     weights_BT = losses.token_weights(
         jnp.asarray(loss_mask_BT, jnp.float32),
         aggregation=loss.aggregation,
-        max_completion_length=T,
+        max_completion_length=mask_BT.shape[1],
     )
     return {
-        "prompt_ids": prompt_ids_PS[:, prompt_cut],
-        "prompt_mask": prompt_mask_PS[:, prompt_cut],
-        "completion_ids": rollout.completion_ids[:, cut],
+        "prompt_ids": prompt_ids_PS,
+        "prompt_mask": prompt_mask_PS,
+        "completion_ids": rollout.completion_ids,
         "completion_mask": mask_BT,
         "loss_mask": loss_mask_BT,
         "weights": np.asarray(weights_BT),
-        "sampler_logps": rollout.sampler_logps[:, cut],
+        "sampler_logps": rollout.sampler_logps,
         "advantages": np.asarray(advantages_B, np.float32),
     }
 
 
 def make_score(
     graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str
-) -> Callable[[Params, Params, dict], jax.Array]:
-    """The jitted (params, frozen, batch) -> logps_BT, without gradient: reference and old ones."""
+) -> Callable[[Params, Params, update.Packs], tuple[jax.Array, ...]]:
+    """The jitted (params, frozen, packs) -> log-probs of the packs' completions, shape by shape,
+    without gradient: reference and old ones."""
 
     def values(gathered: update.GatheredParams, rows: dict) -> jax.Array:
         model = nnx.merge(graphdef, gathered.params)
@@ -88,10 +72,10 @@ def make_update(
     config: UpdateConfig,
     *,
     temperature: float,
-) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted (state, frozen, batch) -> (state, metrics): one optimizer update on a rollout.
+) -> Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, packs) -> (state, metrics): one optimizer update on a rollout.
 
-    `frozen` are the parameters that are not trained, in the compute dtype. The batch may hold
+    `frozen` are the parameters that are not trained, in the compute dtype. The packs may hold
     `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which

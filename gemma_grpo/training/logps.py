@@ -4,7 +4,6 @@ The head is applied only where a completion token is predicted.
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma_grpo import model as gemma3

@@ -97,9 +97,9 @@ def make_packing(
 def pack(batch: Arrays, packing: Packing) -> tuple[Arrays, ...]:
     """The batch's rows in packs: for each shape its arrays, device by device and pack by pack.
 
-    Beside the batch's own arrays each has `slots` [devices * most, N], P*S + B*T where a place is
-    empty, and `count` [devices]: how many of the packs are used. Rows that hold nothing are 0. Where
-    every slot is computed there is neither, and the order of rows is the batch's own.
+    Beside the batch's own arrays each has `slots` [devices * most, N], p*S + p*g*T where a place is
+    empty, and `count` [devices]: how many of the packs are used. Rows that hold nothing are 0.
+    Where every slot is computed there is neither, and the order of rows is the batch's own.
 
     Args:
         batch: arrays of P, or of B = P*G, rows: `prompt_ids` and `prompt_mask` [P, S],
@@ -139,7 +139,7 @@ def _deal_step(
     size = lambda counts: sum(
         count * shape.tokens for count, shape in zip(counts, packing.shapes, strict=False)
     )
-    needed = tokens_B.sum() + prompt_tokens_P[tokens_B.reshape(len(prompt_tokens_P), -1).any(1)].sum()
+    needed = tokens_B.sum() + prompt_tokens_P.sum()
     for counts in sorted(numbers, key=size):
         if size(counts) * packing.num_devices >= needed:
             bins = [
@@ -191,7 +191,7 @@ def deal(
 
 
 def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackShape) -> Arrays:
-    """The arrays of the packs of one shape; `places` has the bin of each, -1 where there is none."""
+    """The arrays of the packs of one shape; `places` has the bin of each, -1 for an unused one."""
     P, S = batch["prompt_ids"].shape
     B, T = batch["completion_ids"].shape
     G, p, g = B // P, shape.num_prompts, shape.rows_each
@@ -218,7 +218,6 @@ def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackSh
     packed = {}
     for name, array in batch.items():
         index = taken[P] if name in ("prompt_ids", "prompt_mask", "dropout_keys") else taken[B]
-        packed[name] = np.where(
-            (index >= 0).reshape(-1, *[1] * (array.ndim - 1)), array[index], np.zeros((), array.dtype)
-        )
+        is_row = (index >= 0).reshape(-1, *[1] * (array.ndim - 1))
+        packed[name] = np.where(is_row, array[index], np.zeros((), array.dtype))
     return packed | {"slots": slots}

@@ -40,29 +40,21 @@ class SFTConfig:
     """Optimizer updates."""
     batch_size: int = 32
     """Demonstrations an update."""
-    accumulation_steps: int = 1
-    """Passes that an update's demonstrations are taken in; more need less memory."""
+    pack_tokens: int = 0
+    """Tokens that a device computes at a time: prompts and completions in rows of this length, as
+    many as they need. Less needs less memory. 0 computes its whole share at once, padding too."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
     )
     """How the weights move."""
-    length_bucket: int = 32
-    """Batches are padded to a multiple of this many tokens."""
-    packed_sizes: int = 8
-    """The update computes the smallest n/packed_sizes of a padded batch's completions that holds
-    their tokens; each size is compiled once. 1 computes all of it."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
             raise UserError("sft: num_steps, batch_size and checkpoint_every must be at least 1")
-        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
-            raise UserError(
-                f"sft: batch_size={self.batch_size} must be a multiple of "
-                f"accumulation_steps={self.accumulation_steps}"
-            )
-        packing.check_sizes("sft", self.packed_sizes)
+        if self.pack_tokens < 0:
+            raise UserError(f"sft: pack_tokens={self.pack_tokens} must be 0 or more")
 
 
 def make_batch(
@@ -71,17 +63,13 @@ def make_batch(
     *,
     max_prompt_length: int,
     max_completion_length: int,
-    length_bucket: int,
     pad_id: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of one update, padded to the bucket of the longest row on each side.
+    """The arrays of one update, padded to the budgets.
 
     Every completion token counts the same, its stop token included, prompt tokens not at all.
     """
-    S = padding.bucket(max(map(len, prompts)), multiple=length_bucket, maximum=max_prompt_length)
-    T = padding.bucket(
-        max(map(len, completions)), multiple=length_bucket, maximum=max_completion_length
-    )
+    S, T = max_prompt_length, max_completion_length
     prompt_ids_PS, prompt_mask_PS = padding.pad_left(prompts, length=S, pad_id=pad_id)
     ids_BT, mask_BT = padding.pad_right(completions, length=T, pad_id=pad_id)
     weights_BT = losses.token_weights(
@@ -96,13 +84,18 @@ def make_batch(
     }
 
 
+def make_packing(config: SFTConfig, lengths: tuple[int, int], devices: int) -> packing.Packing:
+    """How the stage's batches are cut; see `packing.make_packing`."""
+    return packing.make_packing(config.batch_size, 1, config.pack_tokens, lengths, devices)
+
+
 def make_update(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     config: UpdateConfig,
-) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted (state, frozen, batch) -> (state, metrics): cross-entropy on completion tokens.
+) -> Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted (state, frozen, packs) -> (state, metrics): cross-entropy on completion tokens.
 
     `frozen` are the parameters that are not trained, in the compute dtype. Metrics: `loss`,
     nats per completion token; `grad_norm`, before clipping.
@@ -123,6 +116,7 @@ class Stage:
 
     Attributes:
         prompts, completions: token ids of each problem, encoded.
+        packing: how the batches are cut.
         update: see `make_update`.
     """
 
@@ -130,21 +124,23 @@ class Stage:
     runtime: Runtime
     prompts: list[list[int]]
     completions: list[list[int]]
-    update: Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]
+    packing: packing.Packing
+    update: Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         """One step: batch, update, metrics. A function of its arguments alone."""
         started = time.monotonic()
         batch = self._batch(step)
-        state, metrics = self.update(state, self.runtime.frozen, batch)
+        packs = meshes.place_rows(self.runtime.mesh, packing.pack(batch, self.packing))
+        state, metrics = self.update(state, self.runtime.frozen, packs)
         metrics = jax.device_get(metrics)
         seconds = time.monotonic() - started
         tokens = float(batch["completion_mask"].sum())
         times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
         return state, StepResult(metrics | times)
 
-    def _batch(self, step: int) -> dict[str, jax.Array]:
-        """The step's demonstrations, packed and on the devices."""
+    def _batch(self, step: int) -> dict[str, np.ndarray]:
+        """The step's demonstrations."""
         config, runtime = self.config, self.runtime
         taken = batches.batch_indices(step, config.batch_size, len(self.prompts), runtime.seed)
         batch = make_batch(
@@ -152,16 +148,9 @@ class Stage:
             [self.completions[i] for i in taken],
             max_prompt_length=runtime.max_prompt_length,
             max_completion_length=runtime.max_completion_length,
-            length_bucket=config.length_bucket,
             pad_id=runtime.tokenizer.pad_id,
         )
-        batch = packing.pack(
-            batch | runtime.dropout_keys(step, config.batch_size),
-            num_devices=runtime.mesh.size,
-            passes=config.accumulation_steps,
-            sizes=config.packed_sizes,
-        )
-        return meshes.place_rows(runtime.mesh, batch)
+        return batch | runtime.dropout_keys(step, config.batch_size, 1)
 
 
 def train(
@@ -187,9 +176,10 @@ def train(
         problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
     )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    how = UpdateConfig(runtime.dtype, runtime.remat, config.accumulation_steps)
+    how = UpdateConfig(runtime.dtype, runtime.remat)
     update_state = make_update(runtime.graphdef, runtime.mesh, optimizer, how)
-    stage = Stage(config, runtime, prompts, completions, update_state)
+    packs = make_packing(config, runtime.lengths, runtime.mesh.size)
+    stage = Stage(config, runtime, prompts, completions, packs, update_state)
     state = run_steps(
         "sft",
         stage.step,

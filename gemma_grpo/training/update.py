@@ -31,12 +31,10 @@ class UpdateConfig:
     Attributes:
         dtype: of the parameters while computing; master weights are float32.
         remat: see `model.forward_groups`.
-        accumulation_steps: passes that a batch's prompts are taken in.
     """
 
     dtype: str
     remat: Remat
-    accumulation_steps: int = 1
 
 
 class GatheredParams(NamedTuple):
@@ -48,18 +46,21 @@ class GatheredParams(NamedTuple):
 
 
 LossFn = Callable[[GatheredParams, Batch], tuple[jax.Array, Metrics]]
+Packs = tuple[Batch, ...]  # of each shape; see `packing.pack`
 
 
 def make_score(
     values: Callable[[GatheredParams, Batch], jax.Array], mesh: Mesh, *, dtype: str
-) -> Callable[[Params, Params, Batch], jax.Array]:
-    """The jitted (params, frozen, batch) -> values(gathered, rows) of every device's rows."""
+) -> Callable[[Params, Params, Packs], tuple[jax.Array, ...]]:
+    """The jitted (params, frozen, packs) -> values(gathered, pack) of each pack, in the order of
+    the packs' completion rows; 0 for packs that are not used."""
 
-    def score(params: Params, frozen: Params, batch: Batch) -> jax.Array:
+    def score(params: Params, frozen: Params, packs: Packs) -> tuple[jax.Array, ...]:
         layout = meshes.fsdp_specs(mesh, params)
 
-        def on_device(params, frozen, rows):
-            return values(_gather_params(params, frozen, layout, dtype), rows)
+        def on_device(params, frozen, packs):
+            of_pack = lambda pack: values(_gather_params(params, frozen, layout, dtype), pack)
+            return tuple(_each(of_pack, of_shape) for of_shape in packs)
 
         return jax.shard_map(
             on_device,
@@ -67,7 +68,7 @@ def make_score(
             in_specs=(layout, REPLICATED, BATCH),
             out_specs=BATCH,
             check_vma=False,
-        )(params, frozen, batch)
+        )(params, frozen, packs)
 
     return jax.jit(score)
 
@@ -78,31 +79,31 @@ def make_update(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     config: UpdateConfig,
-) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
-    """The jitted (state, frozen, batch) -> (state, metrics), which donates the state.
+) -> Callable[[TrainState, Params, Packs], tuple[TrainState, Metrics]]:
+    """The jitted (state, frozen, packs) -> (state, metrics), which donates the state.
 
-    The state is sharded by `mesh.fsdp_shardings` before and after, the batch by rows.
+    The state is sharded by `mesh.fsdp_shardings` before and after, the packs by rows. A device's
+    packs are computed one after another and their gradients summed: memory does not depend on how
+    many there are, nor does the program.
 
     Args:
-        loss_fn: (gathered, rows) -> (loss, sums), both of which add over rows.
+        loss_fn: (gathered, pack) -> (loss, sums), both of which add over rows. The loss is a sum
+            whose weights were computed from the whole batch, so that packs add up to the gradient
+            of one: there is no mean of means.
         means: from the sums over the whole batch to metrics.
 
     The metrics also hold `grad_norm`, before clipping.
     """
 
-    def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, frozen: Params, packs: Packs) -> tuple[TrainState, Metrics]:
         layout = meshes.fsdp_specs(mesh, state.params)
 
-        def on_device(params, frozen, rows):
-            grads, sums = accumulate(
-                lambda params, rows: loss_fn(
-                    _gather_params(params, frozen, layout, config.dtype), rows
-                ),
-                params,
-                rows,
-                num_prompts=rows["prompt_ids"].shape[0],
-                passes=config.accumulation_steps,
+        def on_device(params, frozen, packs):
+            loss_of_pack = lambda params, pack: loss_fn(
+                _gather_params(params, frozen, layout, config.dtype), pack
             )
+            of_pack = lambda pack: jax.grad(loss_of_pack, has_aux=True)(params, pack)
+            grads, sums = _summed(of_pack, packs)
             in_all = lambda spec, grad: (
                 jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
             )
@@ -114,7 +115,7 @@ def make_update(
             in_specs=(layout, REPLICATED, BATCH),
             out_specs=(layout, REPLICATED),
             check_vma=False,
-        )(state.params, frozen, batch)
+        )(state.params, frozen, packs)
         metrics = means(sums) | {"grad_norm": optax.tree.norm(grads)}
         state = apply_gradients(state, grads, optimizer)
         state = jax.lax.with_sharding_constraint(state, meshes.fsdp_shardings(mesh, state))
@@ -154,50 +155,43 @@ def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:
     return jax.lax.all_gather(leaf, meshes.DATA, axis=axis, tiled=True)
 
 
-def split_batch(batch: Batch, *, num_prompts: int, passes: int) -> Batch:
-    """Arrays of `rows` leading rows to [passes, rows / passes]; groups are not split.
+def _summed(of_pack: Callable[[Batch], Any], packs: Packs) -> Any:
+    """The sum of `of_pack` over a device's packs of all shapes."""
+    total = None
+    for of_shape in packs:
+        if "count" not in of_shape:
+            return of_pack(of_shape)  # the only pack
+        count, stacked = _stacked(of_shape)
+        add = lambda k, total, stacked=stacked: jax.tree.map(
+            jnp.add, total, of_pack(_one(stacked, k))
+        )
+        if total is None:
+            shapes = jax.eval_shape(of_pack, _one(stacked, 0))
+            total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total = jax.lax.fori_loop(0, count, add, total)
+    return total
 
-    Pass j takes the prompts p with p % passes == j rather than a run of neighbours, so that every
-    device has work in every pass when prompts are split over devices.
-    """
 
-    def split(x: jax.Array) -> jax.Array:
-        per_prompt = x.shape[0] // num_prompts
-        x = x.reshape(num_prompts // passes, passes, per_prompt, *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(passes, -1, *x.shape[3:])
+def _each(of_pack: Callable[[Batch], jax.Array], of_shape: Batch) -> jax.Array:
+    """`of_pack` of a device's packs of one shape, their rows one behind another."""
+    if "count" not in of_shape:
+        return of_pack(of_shape)
+    count, stacked = _stacked(of_shape)
+    out = jax.eval_shape(of_pack, _one(stacked, 0))
+    most = jax.tree.leaves(stacked)[0].shape[0]
+    zeros = jnp.zeros((most, *out.shape), out.dtype)
+    write = lambda k, values: values.at[k].set(of_pack(_one(stacked, k)))
+    values = jax.lax.fori_loop(0, count, write, zeros)
+    return values.reshape(-1, *out.shape[1:])
 
-    return jax.tree.map(split, batch)
+
+def _stacked(of_shape: Batch) -> tuple[jax.Array, Batch]:
+    """How many packs are used, and the arrays with a leading axis of packs."""
+    arrays = {name: x for name, x in of_shape.items() if name != "count"}
+    most = len(arrays["slots"])
+    split = lambda x: x.reshape(most, -1, *x.shape[1:])
+    return of_shape["count"][0], jax.tree.map(split, arrays)
 
 
-def accumulate(
-    loss_fn: Callable[[Any, Batch], tuple[jax.Array, Metrics]],
-    params: Any,
-    batch: Batch,
-    *,
-    num_prompts: int,
-    passes: int,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients and metric sums of `loss_fn(params, batch)`, in `passes` passes one after another.
-
-    The loss is a sum over rows whose weights were computed from the whole batch, so that k passes
-    add up to the same gradient as one: there is no mean of means.
-
-    Args:
-        loss_fn: returns (loss, sums), both of which add over rows.
-        num_prompts: P, leading rows of the prompt arrays; other arrays have a multiple of it.
-        passes: divides P.
-    """
-    if passes == 1:
-        grads, sums = jax.grad(loss_fn, has_aux=True)(params, batch)
-        return grads, sums
-    micro_batches = split_batch(batch, num_prompts=num_prompts, passes=passes)
-
-    def one_pass(total, micro_batch):
-        part = jax.grad(loss_fn, has_aux=True)(params, micro_batch)
-        return jax.tree.map(jnp.add, total, part), None
-
-    first = jax.tree.map(lambda x: x[0], micro_batches)
-    shapes = jax.eval_shape(jax.grad(loss_fn, has_aux=True), params, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(one_pass, zeros, micro_batches)
-    return grads, sums
+def _one(stacked: Batch, k: jax.Array | int) -> Batch:
+    return jax.tree.map(lambda x: x[k], stacked)

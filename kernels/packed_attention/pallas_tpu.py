@@ -118,7 +118,17 @@ def _backward(sizes, scale, interpret, residuals, cotangent):
         name="packed_attention_gradient",
         interpret=interpret,
         **_compiler(sizes, q, k, matmuls=5),
-    )(block_mask.query_blocks, block_mask.key_blocks, q, k, v, block_mask.bounds, cotangent, logsumexp, delta)
+    )(
+        block_mask.query_blocks,
+        block_mask.key_blocks,
+        q,
+        k,
+        v,
+        block_mask.bounds,
+        cotangent,
+        logsumexp,
+        delta,
+    )
     return *gradients, None
 
 
@@ -154,7 +164,9 @@ def _specs(sizes, block_mask):
         lambda head, step, queries, keys: (head, 0, queries[step]),
     )
     spec = partial(
-        pltpu.PrefetchScalarGridSpec, num_scalar_prefetch=2, grid=(sizes.key_heads, block_mask.count)
+        pltpu.PrefetchScalarGridSpec,
+        num_scalar_prefetch=2,
+        grid=(sizes.key_heads, block_mask.count),
     )
     return spec, of_queries, of_statistics, [of_queries, of_keys, of_keys, of_bounds]
 
