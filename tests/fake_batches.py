@@ -26,8 +26,5 @@ PROMPTS = tiny_prompts(P)
 ADVANTAGES = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
 
 
-BUCKETS = grpo_update.Buckets(prompt=8, completion=1)
-
-
-def batch_of(rollout, *, prompts=PROMPTS, buckets=BUCKETS, **loss):
-    return grpo_update.make_batch(*prompts, rollout, ADVANTAGES, LossConfig(**loss), buckets)
+def batch_of(rollout, *, prompts=PROMPTS, **loss):
+    return grpo_update.make_batch(*prompts, rollout, ADVANTAGES, LossConfig(**loss))

@@ -50,7 +50,7 @@ def forward_groups(
     prompt_ids_PS, prompt_mask_PS, completion_ids_BT, completion_mask_BT = tokens
     (P, _), (B, T) = rows.prompts, rows.completions
     after_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None]
-    positions_1N = rows.pack(positions(prompt_mask_PS), after_B1 + jnp.arange(T))
+    positions_1N = rows.pack(positions(prompt_mask_PS), after_B1 + jnp.arange(T)[None])
     keys_1N = None
     if dropout_keys is not None:
         row_PS, row_BT = (jnp.indices(shape)[0] for shape in (rows.prompts, rows.completions))

@@ -61,7 +61,7 @@ class Rows:
         completion_B = places_Z[P * S :: T]
         of_group = lambda x_P: jnp.repeat(x_P, B // P)[:, None]
         full = lambda x, shape: jnp.broadcast_to(x, shape)
-        position_BT = of_group(length_P) + jnp.arange(T)
+        position_BT = of_group(length_P) + jnp.arange(T)[None]
         packed = (
             self.pack(prompt_mask_PS, completion_mask_BT),
             self.pack(positions(prompt_mask_PS), position_BT),

@@ -110,14 +110,14 @@ def pack(batch: Arrays, packing: Packing) -> tuple[Arrays, ...]:
     prompt_tokens_P = batch["prompt_mask"].sum(axis=1)
     tokens_B = batch["completion_mask"].sum(axis=1)
     counts, bins_B = _deal_step(tokens_B, prompt_tokens_P, packing)
-    packs, first = [], 0
+    packs, first, devices = [], 0, packing.num_devices
     for shape, count in zip(packing.shapes, counts, strict=True):
         # Bins are numbered shape by shape, and within one pack by pack over the devices.
-        places = np.full((packing.num_devices, shape.most), -1)
-        places[:, :count] = first + np.arange(count * packing.num_devices).reshape(count, -1).T
+        places = np.full((devices, shape.most), -1)
+        places[:, :count] = first + np.arange(count * devices).reshape(count, devices).T
         packs.append(_arrays(batch, bins_B, places.reshape(-1), shape))
-        packs[-1]["count"] = np.full(packing.num_devices, count, np.int32)
-        first += count * packing.num_devices
+        packs[-1]["count"] = np.full(devices, count, np.int32)
+        first += count * devices
     return tuple(packs)
 
 

@@ -1,4 +1,4 @@
-"""Laws of attention of packed completions. Expected values by NumPy, a dense mask in float64."""
+"""Attention within a packed row. Expected values by NumPy, a dense mask in float64."""
 
 import re
 from functools import partial
@@ -17,97 +17,91 @@ from stubs import TINY, tiny_model, tiny_prompts
 from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import packed_attention as op
-from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, reference, sights
-from gemma_grpo.model import Gemma3Config, Packed, Rows, attention, transformer
+from gemma_grpo.kernels.packed_attention import block_masks, cases, pallas_tpu, reference
+from gemma_grpo.model import Gemma3Config, Packed, Rows, attention, groups
 
 SCALE = 0.3
-SIDES = ("q", "k", "v", "prompt k", "prompt v")
+SIDES = ("q", "k", "v")
 
 
-def pack(lengths, prompt_lengths, *, S, empty=0, padded_to=None):
-    """Rows of the given lengths one behind the other, and places that hold no token behind them;
-    or each in its own `padded_to` places."""
-    lengths = np.asarray(lengths)
-    T = padded_to or int(max(lengths))
-    slots_BT = np.broadcast_to(np.arange(T), (len(lengths), T))
-    rows_BT = np.broadcast_to(np.arange(len(lengths))[:, None], slots_BT.shape)
-    mask_BT = slots_BT < lengths[:, None]
-    kept = mask_BT | (padded_to is not None)
-    fill = lambda x, value: np.concatenate([x[kept], np.full(empty, value)])
-    return SimpleNamespace(
-        rows=fill(rows_BT, 0),
-        slots=fill(slots_BT, 0),
-        is_token=fill(mask_BT, False).astype(bool),
-        prompt_lengths=np.asarray(prompt_lengths),
-        num_rows=len(lengths),
-        S=S,
-        T=T,
-    )
+def row_of(*groups, empty=0, padded_to=None):
+    """A row of groups, each a prompt's length and its completions' lengths, prompt first; and
+    places that hold no token behind them, or behind each segment up to `padded_to` places."""
+    tokens = []  # of each place: None, or group, segment (0 for the prompt), index in the segment
+    for number, (prompt, *completions) in enumerate(groups):
+        for segment, length in enumerate((prompt, *completions)):
+            tokens += [(number, segment, index) for index in range(length)]
+            tokens += [None] * (max(padded_to - length, 0) if padded_to else 0)
+    return SimpleNamespace(tokens=tokens + [None] * empty, prompts=[group[0] for group in groups])
 
 
-PACKS = {
-    "many groups, left-padded prompts, empty places": pack(
-        [3, 7, 1, 10, 5, 6], [6, 1, 4], S=6, empty=5
-    ),
-    "an empty prompt, and a block of empty places": pack([4, 4], [0, 3], S=3, empty=12),
-    "padded rows": pack([3, 0, 8, 2], [4, 2], S=4, padded_to=8),
+ROWS = {
+    "many groups, empty places": row_of((6, 3, 7), (1, 1, 10), (4, 5, 6), empty=5),
+    "an empty prompt, and a block of empty places": row_of((0, 4), (3, 4), empty=12),
+    "padded segments": row_of((4, 3, 0), (2, 8, 2), padded_to=8),
 }
-ONE_GROUP = pack([5, 9, 1], [6], S=6)
+ONE_GROUP = row_of((6, 5, 9, 1))
 WINDOWS = [3, 9, None]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, compile_quickly):
-    monkeypatch.setattr(sights, "QUERIES", 8)
-    monkeypatch.setattr(sights, "KEYS", 4)
+    monkeypatch.setattr(block_masks, "QUERIES", 8)
+    monkeypatch.setattr(block_masks, "KEYS", 4)
 
 
-def inputs(packed, *, N=4, K=2, H=8, dtype=jnp.float32, seed=0):
-    """q, k, v, the prompts' k and v, and the cotangent."""
+def inputs(row, *, N=4, K=2, H=8, dtype=jnp.float32, seed=0):
+    """q, k, v and the cotangent."""
     rng = np.random.default_rng(seed)
-    X, P, S = len(packed.rows), len(packed.prompt_lengths), packed.S
-    shapes = [(X, N, H), (X, K, H), (X, K, H), (P, S, K, H), (P, S, K, H), (X, N, H)]
+    X = len(row.tokens)
+    shapes = [(X, N, H), (X, K, H), (X, K, H), (X, N, H)]
     *operands, weights = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     return operands, weights
 
 
-def sight_of(packed, window):
-    return op.sight(
-        *map(jnp.asarray, (packed.rows, packed.slots, packed.is_token, packed.prompt_lengths)),
-        num_rows=packed.num_rows,
-        num_prompt_slots=packed.S,
-        window=window,
-    )
+def segments_of(row):
+    """Place by place, from what the fields are said to hold."""
+    first = {}
+    for place, token in enumerate(row.tokens):
+        if token is not None:
+            first.setdefault(token[:2], place)
+    fields = []
+    for token in row.tokens:
+        if token is None:
+            fields.append((False, 0, 0, 0, 0))
+            continue
+        group, segment, index = token
+        prompt = row.prompts[group]
+        start = first.get((group, 0), 0)
+        before = (start, start + prompt) if segment else (0, 0)
+        fields.append((True, index + (prompt if segment else 0), first[group, segment], *before))
+    return op.Segments(*map(jnp.asarray, zip(*fields, strict=True)))
 
 
-def mask_of(packed, window):
-    """[X, P*S + X], pair by pair from the words of the law."""
-    P, S, X = len(packed.prompt_lengths), packed.S, len(packed.rows)
-    seen = np.zeros((X, P * S + X), bool)
-    for x in np.flatnonzero(packed.is_token):
-        row, slot = packed.rows[x], packed.slots[x]
-        prompt = row // (packed.num_rows // P)
-        length = packed.prompt_lengths[prompt]
-        for n in range(length):  # token n of the prompt is at position n; x is at length + slot
-            if window is None or length + slot - n < window:
-                seen[x, prompt * S + S - length + n] = True
-        for y in np.flatnonzero(packed.is_token & (packed.rows == row)):
-            if 0 <= slot - packed.slots[y] < (window or np.inf):
-                seen[x, P * S + y] = True
+def block_mask_of(row, window):
+    return op.make_block_mask(segments_of(row), window=window)
+
+
+def mask_of(row, window):
+    """[X, X], pair by pair: the tokens of one's prompt and one's own before, less than `window`
+    away."""
+    X = len(row.tokens)
+    seen = np.zeros((X, X), bool)
+    for x, query in enumerate(row.tokens):
+        for y, key in enumerate(row.tokens):
+            if query is None or key is None or query[0] != key[0] or key[1] not in (0, query[1]):
+                continue
+            position = lambda token: token[2] + (row.prompts[token[0]] if token[1] else 0)
+            seen[x, y] = 0 <= position(query) - position(key) < (window or np.inf)
     return seen
 
 
-def by_numpy(packed, window, operands, weights):
+def by_numpy(row, window, operands, weights):
     """The result, and the gradients of sum(weights * result): those of a softmax."""
-    q, k, v, prompt_k, prompt_v = (np.asarray(x, np.float64) for x in operands)
+    q, keys, values = (np.asarray(x, np.float64) for x in operands)
     weights = np.asarray(weights, np.float64)
-    (_, N, H), K = q.shape, k.shape[1]
-    P, S = prompt_k.shape[:2]
-    keys, values = (
-        np.concatenate([prompts.reshape(-1, K, H), own])
-        for prompts, own in ((prompt_k, k), (prompt_v, v))
-    )
-    seen = mask_of(packed, window)
+    (_, N, H), K = q.shape, keys.shape[1]
+    seen = mask_of(row, window)
     mixed, dq = np.zeros_like(q), np.zeros_like(q)
     dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)
     for n in range(N):
@@ -120,9 +114,7 @@ def by_numpy(packed, window, operands, weights):
         dq[:, n] = dscores @ keys[:, kv]
         dkeys[:, kv] += dscores.T @ q[:, n]
         dvalues[:, kv] += probs.T @ weights[:, n]
-    back = lambda x: (x[P * S :], x[: P * S].reshape(P, S, K, H))
-    (dk, dprompt_k), (dv, dprompt_v) = back(dkeys), back(dvalues)
-    return mixed, (dq, dk, dv, dprompt_k, dprompt_v)
+    return mixed, (dq, dkeys, dvalues)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -145,84 +137,68 @@ def assert_alike(actual, expected, tolerance=tolerances.KERNEL_ATTENTION):
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("name", PACKS)
-def test_the_kernel_is_a_softmax_over_the_tree_in_its_result_and_all_five_gradients(name, window):
-    packed = PACKS[name]
-    operands, weights = inputs(packed)
-    actual = value_and_gradients(kernel, operands, weights, sight_of(packed, window))
-    assert_alike(actual, by_numpy(packed, window, operands, weights))
+@pytest.mark.parametrize("name", ROWS)
+def test_the_kernel_is_a_softmax_over_the_tree_in_its_result_and_all_gradients(name, window):
+    row = ROWS[name]
+    operands, weights = inputs(row)
+    actual = value_and_gradients(kernel, operands, weights, block_mask_of(row, window))
+    assert_alike(actual, by_numpy(row, window, operands, weights))
 
 
 @pytest.mark.parametrize("heads", [(2, 1), (3, 3)], ids=["one key head", "a key head each"])
 def test_it_is_that_for_any_grouping_of_heads(heads):
-    packed = ONE_GROUP
-    operands, weights = inputs(packed, N=heads[0], K=heads[1])
-    actual = value_and_gradients(kernel, operands, weights, sight_of(packed, 4))
-    assert_alike(actual, by_numpy(packed, 4, operands, weights))
+    row = ONE_GROUP
+    operands, weights = inputs(row, N=heads[0], K=heads[1])
+    actual = value_and_gradients(kernel, operands, weights, block_mask_of(row, 4))
+    assert_alike(actual, by_numpy(row, 4, operands, weights))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_the_reference_is_it_too(window):
-    packed = PACKS["many groups, left-padded prompts, empty places"]
-    operands, weights = inputs(packed)
-    who = [packed.rows, packed.slots, packed.is_token, packed.prompt_lengths]
+    row = ROWS["many groups, empty places"]
+    operands, weights = inputs(row)
     form = lambda *operands: reference.packed_attention(
-        *operands, *map(jnp.asarray, who), num_rows=packed.num_rows, window=window, scale=SCALE
+        *operands, segments_of(row), window=window, scale=SCALE
     )
     actual = value_and_gradients(form, operands, weights)
-    assert_alike(actual, by_numpy(packed, window, operands, weights))
+    assert_alike(actual, by_numpy(row, window, operands, weights))
 
 
-def unpacked_form(packed, window):
-    """The model's own form of other devices, around which the tokens are unpacked."""
-    B, T, S = packed.num_rows, packed.T, packed.S
-    tokens = np.where(packed.is_token, packed.rows * T + packed.slots, B * T)
-    rows = Packed.of(jnp.asarray(tokens), (B, T))
-    mask_BT = np.isin(np.arange(B * T), tokens).reshape(B, T)
-    prompt_mask = np.arange(S) >= S - packed.prompt_lengths[:, None]
-    own = attention.causal_mask(T, window=window) & mask_BT[:, None]
-    of_prompt = attention.prompt_window_mask(S, jnp.arange(T), window=window) & prompt_mask[:, None]
+def dense_form(row, window):
+    """Plain attention in the operands' dtype under the mask of all pairs."""
+    seen = jnp.asarray(mask_of(row, window))[None]
 
-    def form(q, k, v, prompt_k, prompt_v):
-        padded = lambda q, k, v: attention.attend_with_prompt(
-            q, prompt_k, prompt_v, of_prompt, [(k, v, own)], scale=SCALE
-        )
-        return rows.between(padded)(q[None], k[None], v[None])[0]
+    def form(q, k, v):
+        mixed = attention.attend(q[None], k[None], v[None], seen, scale=SCALE)[0]
+        return jnp.where(seen[0].any(axis=1)[:, None, None], mixed, 0)
 
     return form
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_it_is_what_other_devices_make_of_the_unpacked_rows(window):
-    packed = PACKS["many groups, left-padded prompts, empty places"]
-    operands, weights = inputs(packed)
-    actual = value_and_gradients(kernel, operands, weights, sight_of(packed, window))
-    assert_alike(actual, value_and_gradients(unpacked_form(packed, window), operands, weights))
-
-
-def test_in_bfloat16_it_errs_no_more_than_half_again_as_far_as_the_unpacked_form():
+def test_in_bfloat16_it_errs_no_more_than_half_again_as_far_as_plain_attention():
     """The root of the mean square error, over the result and all gradients."""
-    packed = ONE_GROUP
-    operands, weights = inputs(packed, dtype=jnp.bfloat16)
+    row = ONE_GROUP
+    operands, weights = inputs(row, dtype=jnp.bfloat16)
     flat = lambda mixed, gradients: np.concatenate(
         [np.asarray(x, np.float64).ravel() for x in (mixed, *gradients)]
     )
-    expected = flat(*by_numpy(packed, None, operands, weights))
-    forms = {"kernel": (kernel, sight_of(packed, None)), "unpacked": (unpacked_form(packed, None),)}
+    expected = flat(*by_numpy(row, None, operands, weights))
+    forms = {"kernel": (kernel, block_mask_of(row, None)), "plain": (dense_form(row, None),)}
     errors = {}
     for name, (form, *others) in forms.items():
         mixed, gradients = value_and_gradients(form, operands, weights, *others)
         chex.assert_type([mixed, *gradients], jnp.bfloat16)
         errors[name] = np.sqrt(np.mean((flat(mixed, gradients) - expected) ** 2))
-    assert 0 < errors["kernel"] <= 1.5 * errors["unpacked"], errors
+    assert 0 < errors["kernel"] <= 1.5 * errors["plain"], errors
 
 
 def test_places_without_a_token_give_nothing_and_take_no_gradient():
-    packed = PACKS["an empty prompt, and a block of empty places"]
-    operands, _ = inputs(packed)
-    weights = jnp.where(packed.is_token[:, None, None], 0.0, jnp.ones_like(operands[0]))
-    mixed, gradients = value_and_gradients(kernel, operands, weights, sight_of(packed, None))
-    assert not np.asarray(mixed)[~packed.is_token].any()
+    row = ROWS["an empty prompt, and a block of empty places"]
+    operands, _ = inputs(row)
+    is_token = np.array([token is not None for token in row.tokens])
+    weights = jnp.where(is_token[:, None, None], 0.0, jnp.ones_like(operands[0]))
+    mixed, gradients = value_and_gradients(kernel, operands, weights, block_mask_of(row, None))
+    assert not np.asarray(mixed)[~is_token].any()
     for name, gradient in zip(SIDES, gradients, strict=True):
         assert not np.asarray(gradient).any(), name
 
@@ -231,33 +207,67 @@ def test_places_without_a_token_give_nothing_and_take_no_gradient():
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_pairs_are_those_that_hold_a_seen_key_and_one_for_blocks_that_see_none(name, window):
-    packed = PACKS[name]
-    sight, seen = sight_of(packed, window), mask_of(packed, window)
-    prompts = len(packed.prompt_lengths) * packed.S
-    of_key = np.arange(seen.shape[1])
-    of_key = np.where(
-        of_key < prompts, of_key // 4, sights.blocks(prompts, 4) + (of_key - prompts) // 4
-    )
-    expected = {(x // 8, of_key[c]) for x, c in zip(*np.nonzero(seen), strict=True)}
-    blind = set(range(sights.blocks(len(seen), 8))) - {query for query, _ in expected}
+    row = ROWS[name]
+    mask, seen = block_mask_of(row, window), mask_of(row, window)
+    expected = {(x // 8, y // 4) for x, y in zip(*np.nonzero(seen), strict=True)}
+    blind = set(range(block_masks.blocks(len(seen), 8))) - {query for query, _ in expected}
     expected |= {(query, 0) for query in blind}
-    count = int(sight.count)
-    pairs = np.stack([sight.query_blocks, sight.key_blocks], axis=1)
+    count = int(mask.count)
+    pairs = np.stack([mask.query_blocks, mask.key_blocks], axis=1)
     assert sorted(expected) == [tuple(pair) for pair in pairs[:count].tolist()]
     assert (pairs[count:] == -1).all() and len(pairs) > count
 
 
 def test_the_work_follows_the_tokens_and_the_window():
-    """Rows of 16 tokens behind prompts of 8, blocks of 8 by 4, by hand: two blocks of queries a
-    row. Without a window the first sees the prompt's 2 blocks and 2 of its own, the second 2 and 4;
-    with one of 4 tokens each sees its own 2 and what reaches back 3: a block of the prompt, or of
-    its own. Half as many rows, half as many pairs."""
-    for rows in (1, 2, 4):
-        packed = pack([16] * rows, [8], S=8)
-        assert int(sight_of(packed, None).count) == rows * (2 + 2 + 2 + 4)
-        assert int(sight_of(packed, 4).count) == rows * (2 + 1 + 2 + 1)
+    """A prompt of 8 and completions of 16 tokens, blocks of 8 by 4, by hand. The prompt is one
+    block of queries that sees its 2 blocks of keys. A completion is two: without a window the first
+    sees the prompt's 2 and 2 of its own, the second 2 and 4; with one of 4 tokens each sees its own
+    2 and what reaches back 3: a block of the prompt, or of its own."""
+    for completions in (1, 2, 4):
+        row = row_of((8, *[16] * completions))
+        assert int(block_mask_of(row, None).count) == 2 + completions * (2 + 2 + 2 + 4)
+        first = 3  # the block of the prompt that a window of 4 reaches is its last
+        assert int(block_mask_of(row, 4).count) == 2 + completions * (2 + 1 + first)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_models_rows_tell_the_kernel_where_each_place_belongs(is_packed):
+    """Of two groups of two in padded arrays, as the loops above have it."""
+    row = row_of((2, 3, 1), (3, 1, 2))
+    prompt_mask = np.arange(4) >= 4 - np.array([[2], [3]])
+    completion_mask = np.arange(3) < np.array([[3], [1], [1], [2]])
+    shapes = prompt_mask.shape, completion_mask.shape
+    if is_packed:
+        slot = lambda group, segment, index: (
+            group * 4 + 4 - row.prompts[group] + index
+            if segment == 0
+            else 8 + (group * 2 + segment - 1) * 3 + index
+        )
+        rows = Packed.of(jnp.array([slot(*token) for token in row.tokens] + [20]), *shapes)
+        expected = segments_of(SimpleNamespace(tokens=[*row.tokens, None], prompts=row.prompts))
+    else:
+        rows = Rows(*shapes)
+        tokens = [(p, 0, s - 4 + row.prompts[p]) for p in range(2) for s in range(4)]
+        tokens = [token if token[2] >= 0 else None for token in tokens]
+        for b in range(4):
+            held = int(completion_mask[b].sum())
+            tokens += [(b // 2, b % 2 + 1, t) if t < held else None for t in range(3)]
+        expected = segments_of(SimpleNamespace(tokens=tokens, prompts=row.prompts))
+    actual = rows.segments(jnp.asarray(prompt_mask), jnp.asarray(completion_mask))
+    is_token = np.asarray(expected.is_token)
+    np.testing.assert_array_equal(actual.is_token, is_token)
+    for name in ("position", "own_start"):
+        np.testing.assert_array_equal(
+            np.asarray(getattr(actual, name))[is_token],
+            np.asarray(getattr(expected, name))[is_token],
+            err_msg=name,
+        )
+    length = lambda segments: np.asarray(segments.prompt_end - segments.prompt_start)
+    np.testing.assert_array_equal(length(actual)[is_token], length(expected)[is_token])
+    after = is_token & (length(expected) > 0)
+    np.testing.assert_array_equal(actual.prompt_start[after], expected.prompt_start[after])
 
 
 # --- in the model ---
@@ -273,9 +283,12 @@ def run_model(*, is_packed=False, is_whole=False):
     ids = jnp.asarray(rng.integers(8, TINY.vocab_size, (len(lengths), T)), jnp.int32)
     mask = np.arange(T) < lengths[:, None]
     weights = np.where(mask[..., None], rng.normal(size=(*mask.shape, TINY.embed_dim)), 0)
-    slots = np.concatenate([np.flatnonzero(mask), np.full(empty, mask.size)])
-    rows = Packed.of(jnp.asarray(slots), mask.shape) if is_packed else Rows(mask.shape)
-    prompt_ids, prompt_mask = map(jnp.asarray, tiny_prompts(2))
+    prompt_ids, prompt_mask = tiny_prompts(2)
+    held = np.concatenate([prompt_mask.ravel(), mask.ravel()])
+    slots = np.concatenate([np.flatnonzero(held), np.full(empty, held.size)])
+    shapes = prompt_mask.shape, mask.shape
+    rows = Packed.of(jnp.asarray(slots), *shapes) if is_packed else Rows(*shapes)
+    prompt_ids, prompt_mask = map(jnp.asarray, (prompt_ids, prompt_mask))
 
     def weighted(params):
         model = nnx.merge(graphdef, params)
@@ -287,8 +300,8 @@ def run_model(*, is_packed=False, is_whole=False):
             hidden = gemma3.forward(model, *sequences)[0][:, -T:]
             return jnp.sum(hidden * weights), hidden
         batch = prompt_ids, prompt_mask, ids, jnp.asarray(mask)
-        _, hidden = gemma3.forward_groups(model, *batch, remat="full", rows=rows)
-        hidden = rows.unpack(hidden)
+        hidden = gemma3.forward_groups(model, batch, rows, remat="full")
+        hidden = rows.unpack(hidden)[1]
         return jnp.sum(hidden * weights), hidden
 
     (_, hidden), gradients = jax.jit(jax.value_and_grad(weighted, has_aux=True))(params)
@@ -304,12 +317,10 @@ PACKED_OR_PADDED = pytest.mark.parametrize(
 def test_a_model_by_the_kernel_is_what_it_is_on_whole_sequences(is_packed, monkeypatch):
     expected, expected_gradients = run_model(is_whole=True)
 
-    def by_kernel(q, k, v, *others, scale, elsewhere):
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
-        mixed = pallas_tpu.attend(*flat, *others, scale=scale, interpret=True)
-        return mixed.reshape(q.shape)
+    def by_kernel(q, k, v, block_mask, *, scale, fallback):
+        return pallas_tpu.attend(q[0], k[0], v[0], block_mask, scale=scale, interpret=True)[None]
 
-    monkeypatch.setattr(transformer.packed_attention, "packed_attention", by_kernel)
+    monkeypatch.setattr(groups.packed_attention, "packed_attention", by_kernel)
     hidden, gradients = run_model(is_packed=is_packed)
     np.testing.assert_allclose(hidden, expected, atol=tolerances.HIDDEN_F32)
     for one, other in zip(
@@ -319,19 +330,19 @@ def test_a_model_by_the_kernel_is_what_it_is_on_whole_sequences(is_packed, monke
         np.testing.assert_allclose(one, other, atol=scale * tolerances.HIDDEN_GRAD_F32)
 
 
-def call(*, H=8, length=8, prompts=1, implementation=None):
-    """The op on ones, whose form of other devices gives the values back."""
-    packed = pack([length], [4] * prompts, S=4)
-    (q, k, v, *of_prompts), _ = inputs(packed, N=1, K=1, H=H)
+def call(*, H=8, implementation=None):
+    """The op on ones, whose fallback gives the values back."""
+    row = row_of((4, 4))
+    (q, k, v), _ = inputs(row, N=1, K=1, H=H)
     return op.packed_attention(
-        *(q[None], k[None], v[None], *of_prompts, sight_of(packed, None)),
+        *(q[None], k[None], v[None], block_mask_of(row, None)),
         scale=SCALE,
-        elsewhere=lambda q, k, v: v,
+        fallback=lambda q, k, v: v,
         implementation=implementation,
     ), v[None]
 
 
-def test_other_devices_take_their_own_form():
+def test_other_devices_take_the_fallback():
     for implementation in (None, "xla"):
         for H in (8, 128):
             mixed, v = call(H=H, implementation=implementation)
@@ -344,7 +355,7 @@ def test_the_kernel_is_refused_by_name_where_there_is_no_tpu():
 
 
 @pytest.mark.parametrize(
-    "case", [cases.GEMMA3_270M, cases.GEMMA3_1B, cases.GEMMA3_1B_FULL, cases.GEMMA3_4B]
+    "case", [cases.GEMMA3_270M, cases.GEMMA3_1B, cases.GEMMA3_1B_LARGE, cases.GEMMA3_4B]
 )
 def test_the_shapes_of_gemma_fit_in_vmem(case, monkeypatch):
     monkeypatch.undo()
@@ -354,7 +365,6 @@ def test_the_shapes_of_gemma_fit_in_vmem(case, monkeypatch):
 def needed(case):
     return pallas_tpu.vmem_bytes(
         case.num_tokens,
-        case.num_prompt_slots,
         heads_each=case.num_heads // case.num_kv_heads,
         head_dim=case.head_dim,
         dtype=jnp.dtype(jnp.bfloat16),
@@ -369,7 +379,7 @@ def needed(case):
     [
         (cases.GEMMA3_1B, 8),
         pytest.param(cases.GEMMA3_1B, 1, marks=pytest.mark.slow),
-        pytest.param(cases.GEMMA3_1B_FULL, 1, marks=pytest.mark.slow),
+        pytest.param(cases.GEMMA3_1B_LARGE, 1, marks=pytest.mark.slow),
         pytest.param(cases.GEMMA3_4B, 1, marks=pytest.mark.slow),
     ],
 )
@@ -379,25 +389,20 @@ def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(v5e, case, num_
     monkeypatch.undo()  # blocks of their real size
     mesh = Mesh(np.array(v5e[:num_chips]), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    N, K, H, S, X = case[1:4] + case[5:]
+    N, K, H, X = *case[1:4], case.num_tokens
     described = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
         (num_chips * shape[0], *shape[1:]), dtype, sharding=rows
     )
 
-    def loss(q, k, v, prompt_k, prompt_v, rows, slots, is_token, lengths):
-        sight = op.sight(
-            *(rows[0], slots[0], is_token[0], lengths),
-            num_rows=8,
-            num_prompt_slots=S,
-            window=case.window,
-        )
+    def loss(q, k, v, *segments):
+        block_mask = op.make_block_mask(op.Segments(*segments), window=case.window)
         mixed = op.packed_attention(
-            *(q, k, v, prompt_k, prompt_v, sight), scale=H**-0.5, elsewhere=lambda q, k, v: q
+            *(q, k, v, block_mask), scale=H**-0.5, fallback=lambda q, k, v: q
         )
         return mixed.astype(jnp.float32).sum()
 
     gradients = jax.shard_map(
-        jax.grad(loss, argnums=tuple(range(5))),
+        jax.grad(loss, argnums=(0, 1, 2)),
         mesh=mesh,
         in_specs=PartitionSpec("data"),
         out_specs=PartitionSpec("data"),
@@ -407,9 +412,8 @@ def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(v5e, case, num_
         jax.jit(gradients)
         .lower(
             *(described(1, X, N, H), described(1, X, K, H), described(1, X, K, H)),
-            *(described(1, S, K, H), described(1, S, K, H)),
-            *(described(1, X, dtype=jnp.int32), described(1, X, dtype=jnp.int32)),
-            *(described(1, X, dtype=jnp.bool_), described(1, dtype=jnp.int32)),
+            described(X, dtype=jnp.bool_),
+            *[described(X, dtype=jnp.int32)] * 4,
         )
         .compile()
     )
@@ -443,10 +447,11 @@ def test_compiled_for_v5e_a_model_attends_by_the_kernels_in_both_passes(
 
     def loss(params, ids, mask, prompt_ids, prompt_mask, slots):
         model = nnx.merge(graphdef, params)
-        rows = Packed.of(slots, (B, T)) if is_packed else Rows((B, T))
+        shapes = (2, S), (B, T)
+        rows = Packed.of(slots, *shapes) if is_packed else Rows(*shapes)
         batch = prompt_ids, prompt_mask, ids, mask
         remat = "full" if is_packed else "none"
-        _, hidden = gemma3.forward_groups(model, *batch, remat=remat, rows=rows)
+        hidden = gemma3.forward_groups(model, batch, rows, remat=remat)
         return hidden.astype(jnp.float32).sum()
 
     text = (

@@ -63,9 +63,9 @@ def run_forward(params, ids_BL, mask_BL, *, config=CONFIG):
 def run_groups(params, prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT, *, remat="none"):
     """Hidden states of completions, the prompt run once for its group."""
     batch = prompt_ids_PS, prompt_mask_PS, ids_BT, mask_BT
-    rows = gemma3.Rows(ids_BT.shape)
-    hidden = gemma3.forward_groups(build(CONFIG, params), *batch, remat=remat, rows=rows)[1]
-    return rows.unpack(hidden)
+    rows = gemma3.Rows(prompt_ids_PS.shape, ids_BT.shape)
+    hidden = gemma3.forward_groups(build(CONFIG, params), batch, rows, remat=remat)
+    return rows.unpack(hidden)[1]
 
 
 @jax.jit
