@@ -3,8 +3,8 @@ the form that unpacks the rows.
 
 python -m benchmarks.attention [--topology v5e:2x4]
 
-Gemma 3 1B's heads in bfloat16, one prompt of 512 and the completions of the fullest group of
-`benchmarks.lengths`, packed as preset gemma3-1b packs them. A row for each kind of layer and pass.
+Gemma 3 1B's heads in bfloat16, the fullest pack of `benchmarks.lengths` as preset gemma3-1b packs
+it for eight chips. A row for each kind of layer and pass.
 `tpu_schedule.py` says how times are read; they are the compiler's. What begins and ends a block of
 queries counts at every pair, which makes the kernels slower than they are. What they move and
 multiply is counted by the pairs of blocks that they go through.
@@ -21,18 +21,24 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import lengths
+from benchmarks import packing
 from benchmarks.executed_ops import Op
 from benchmarks.timing import print_row
 from benchmarks.tpu_schedule import Schedule, schedule
+from gemma_grpo import presets
 from gemma_grpo.kernels import packed_attention
-from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, sights
+from gemma_grpo.kernels.packed_attention import block_masks, cases, pallas_tpu
 from gemma_grpo.model import Packed, attention
 from gemma_grpo.planning import roofline, topology
+from gemma_grpo.training import grpo
 
 CASE = cases.GEMMA3_1B
 WINDOWS = {"local": CASE.window, "global": None}
-ROWS = lengths.GENERATIONS, lengths.BUDGET
+RUN = presets.preset("gemma3-1b")
+(PACK, *_) = grpo.make_packing(RUN.grpo, (512, 800), 8).shapes
+PROMPTS, COMPLETIONS = (PACK.num_prompts, 512), (PACK.num_prompts * PACK.rows_each, 800)
+PROMPT_SLOTS = PROMPTS[0] * PROMPTS[1]
+NUM_SLOTS = PROMPT_SLOTS + COMPLETIONS[0] * COMPLETIONS[1]
 
 
 def main(where: str = "v5e:2x4") -> None:
@@ -43,7 +49,7 @@ def main(where: str = "v5e:2x4") -> None:
     """
     chip = roofline.chip_of(where)
     for kind in WINDOWS:
-        pairs = int(sight(kind, *who()).count)
+        pairs = int(make_block_mask(kind, jnp.asarray(fullest())).count)
         for both_ways in (False, True):
             read = {
                 side: schedule(
@@ -63,10 +69,10 @@ def main(where: str = "v5e:2x4") -> None:
                 layer=kind,
                 passes="forward and backward" if both_ways else "forward",
                 dtype="bfloat16",
-                tokens=int(lengths_of_fullest().sum()),
+                tokens=int((fullest() < NUM_SLOTS).sum()),
                 slots=CASE.num_tokens,
                 pairs_of_blocks=pairs,
-                blocks=[sights.QUERIES, sights.KEYS],
+                blocks=[block_masks.QUERIES, block_masks.KEYS],
                 ms=each(lambda one: round(one.seconds * 1e3, 3)),
                 ratio=round(read["unpacked"].seconds / read["ours"].seconds, 2),
                 matrix_unit_percent=each(lambda one: round(100 * one.products, 1)),
@@ -84,61 +90,55 @@ def lowered(
     described = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
         shape, dtype, sharding=on_chip
     )
-    N, K, H, S, X = *CASE[1:4], *CASE[5:]
+    N, K, H, X = *CASE[1:4], CASE.num_tokens
     form = {"ours": ours, "unpacked": unpacked}[side]
 
     def program(operands, cotangent_XNH, slots_X):
         mixed, back = jax.vjp(lambda *a: form(kind, slots_X, *a), *operands)
         return (mixed, back(cotangent_XNH)) if both_ways else mixed
 
-    q, k, prompt = described(X, N, H), described(X, K, H), described(1, S, K, H)
-    return jax.jit(program).lower((q, k, k, prompt, prompt), q, described(X, dtype=jnp.int32))
+    q, k = described(X, N, H), described(X, K, H)
+    return jax.jit(program).lower((q, k, k), q, described(X, dtype=jnp.int32))
 
 
 def ours(kind, slots_X, *operands):
     """By the kernel."""
-    return pallas_tpu.attend(*operands, sight(kind, *places(slots_X)), scale=CASE.head_dim**-0.5)
+    block_mask = make_block_mask(kind, slots_X)
+    return pallas_tpu.attend(*operands, block_mask, scale=CASE.head_dim**-0.5)
 
 
-def unpacked(kind, slots_X, q_XNH, k_XKH, v_XKH, *prompt_kv):
+def unpacked(kind, slots_X, *operands):
     """As the model does on other devices."""
-    rows, (B, T), window = Packed.of(slots_X, ROWS), ROWS, WINDOWS[kind]
-    is_token_BT = (rows.places < len(slots_X)).reshape(B, T)
-    own_mask = attention.causal_mask(T, window=window) & is_token_BT[:, None]
-    prompt_mask = attention.prompt_window_mask(CASE.num_prompt_slots, jnp.arange(T), window=window)
-    padded = lambda q, k, v: attention.attend_with_prompt(
-        q, *prompt_kv, prompt_mask, [(k, v, own_mask)], scale=CASE.head_dim**-0.5
-    )
-    return rows.between(padded)(q_XNH[None], k_XKH[None], v_XKH[None])[0]
+    rows, (prompt_mask, completion_mask) = rows_of(slots_X)
+    window, scale = WINDOWS[kind], CASE.head_dim**-0.5
+    (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = (rows.unpack(x[None]) for x in operands)
+    causal = lambda length, mask: attention.causal_mask(length, window=window) & mask[:, None]
+    S, T = PROMPTS[1], COMPLETIONS[1]
+    of_prompts = attention.attend(q_PS, k_PS, v_PS, causal(S, prompt_mask), scale=scale)
+    seen = attention.prompt_window_mask(S, jnp.arange(T), window=window) & prompt_mask[:, None]
+    own = [(k_BT, v_BT, causal(T, completion_mask))]
+    of_completions = attention.attend_with_prompt(q_BT, k_PS, v_PS, seen, own, scale=scale)
+    return rows.pack(of_prompts, of_completions)[0]
 
 
-def sight(kind, *places):
+def make_block_mask(kind, slots_X):
     """What a layer sees."""
-    return packed_attention.sight(
-        *places,
-        jnp.array([CASE.num_prompt_slots]),
-        num_rows=ROWS[0],
-        num_prompt_slots=CASE.num_prompt_slots,
-        window=WINDOWS[kind],
-    )
+    rows, masks = rows_of(slots_X)
+    return packed_attention.make_block_mask(rows.segments(*masks), window=WINDOWS[kind])
 
 
-def places(slots_X):
-    """Rows, slots, and which are tokens."""
-    return slots_X // ROWS[1], slots_X % ROWS[1], slots_X < ROWS[0] * ROWS[1]
+def rows_of(slots_X):
+    """The rows of a pack, and which of the padded slots hold a token."""
+    rows = Packed.of(slots_X, PROMPTS, COMPLETIONS)
+    is_token = rows.place_of < len(slots_X)
+    prompts, completions = is_token[:PROMPT_SLOTS], is_token[PROMPT_SLOTS:]
+    return rows, (prompts.reshape(PROMPTS), completions.reshape(COMPLETIONS))
 
 
-def who():
-    """`places` of the trace's fullest group."""
-    tokens = np.flatnonzero(np.arange(ROWS[1]) < lengths_of_fullest()[:, None])
-    empty = np.full(CASE.num_tokens - len(tokens), ROWS[0] * ROWS[1])
-    return places(jnp.asarray(np.concatenate([tokens, empty])))
-
-
-def lengths_of_fullest() -> np.ndarray:
-    """Tokens of its completions."""
-    groups = np.array(lengths.LENGTHS).reshape(lengths.PROMPTS, -1)
-    return groups[groups.sum(axis=1).argmax()]
+def fullest() -> np.ndarray:
+    """The slots of the trace's fullest pack on eight chips."""
+    slots = packing.packed_trace(RUN, num_devices=8)[0]["slots"]
+    return slots[(slots < NUM_SLOTS).sum(axis=1).argmax()]
 
 
 def restated(op: Op, *, pairs: int) -> Op:
@@ -146,12 +146,12 @@ def restated(op: Op, *, pairs: int) -> Op:
     each; queries, results and all gradients go by once."""
     is_backward = "gradient" in op.name
     N, H, itemsize = CASE.num_heads, CASE.head_dim, 2
-    keys = CASE.num_prompt_slots + CASE.num_tokens
-    fetched = pairs * 2 * sights.KEYS * H
+    keys = CASE.num_tokens
+    fetched = pairs * 2 * block_masks.KEYS * H
     once = (3 if is_backward else 2) * CASE.num_tokens * N * H + (2 * keys * H) * is_backward
     return replace(
         op,
-        macs=(5 if is_backward else 2) * pairs * sights.QUERIES * sights.KEYS * N * H,
+        macs=(5 if is_backward else 2) * pairs * block_masks.QUERIES * block_masks.KEYS * N * H,
         hbm_bytes=(fetched + once) * itemsize,
     )
 

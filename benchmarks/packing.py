@@ -1,18 +1,18 @@
-"""What packing saves of an update: executed matmul FLOPs, and wall-clock on the CPU.
+"""What packs save of an update: places computed, matmul FLOPs, and seconds on the CPU.
 
-python -m benchmarks.packing [flops | 270m | nano]
+python -m benchmarks.packing [places | flops | 270m | nano]
 
-All on the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
-(preset gemma3-1b) as traced, of the device that does most; "cpu" stands for all devices that unpack
-the rows for attention, "tpu" for the kernel, by the pairs of blocks that it goes through. The
-baseline of both ratios is the padded form that unpacks. Seconds: whole updates on random weights,
-padded and packed in turn, of the clock and of the CPU (all threads: on a busy machine the steadier
-of the two); the baseline of `ratio` and `cpu_ratio` is the padded one of the same row.
+On the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
+(preset gemma3-1b) as traced, of one device; "cpu" stands for all devices that unpack the rows for
+attention, "tpu" for the kernel, by the pairs of blocks that it goes through. Seconds: whole updates
+on random weights, padded and in packs in turn, of the clock and of the CPU (all threads: on a busy
+machine the steadier of the two). The baseline of all ratios is the update of padded rows.
 """
 
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -33,6 +33,7 @@ from gemma_grpo.training import grpo, grpo_update, packing
 from gemma_grpo.training.state import init_train_state
 
 DEVICES = 8
+MASKS = "prompt_mask", "completion_mask"
 
 ONE_B = presets.preset("gemma3-1b")
 NANO = presets.preset("gemma3-nano")
@@ -48,26 +49,28 @@ def main() -> None:
     """Print the rows of the parts named, or of all."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
     parts = {
+        "places": print_places,
         "flops": print_flops,
-        "270m": lambda: print_seconds("gemma3-270m", M270, repeats=3),
-        "nano": lambda: print_seconds("gemma3-nano", NANO, repeats=20),
+        "270m": lambda: print_seconds("gemma3-270m", M270, pack_tokens=512, repeats=3),
+        "nano": lambda: print_seconds("gemma3-nano", NANO, pack_tokens=512, repeats=20),
     }
     for name in sys.argv[1:] or parts:
         parts[name]()
 
 
 def print_flops() -> None:
-    """Executed matmul FLOPs of a device, by devices that share the batch and by sizes."""
+    """Executed matmul FLOPs of all devices, by devices that share the batch and by pack size."""
     config = CONFIGS["gemma3-1b"]
     for num_devices in (DEVICES, 1):
         mesh = meshes.data_mesh(jax.devices()[:num_devices])
         padded_flops = None
-        for sizes in (1, 8, 16, 32):
-            packed = packed_trace(ONE_B, num_devices=num_devices, sizes=sizes)
-            trace = update_on(packed, ONE_B, config, mesh).trace()
-            steps = max(pairs_of_devices(packed, config, num_devices))
+        for tokens in (0, 1536, 3072, 4096):
+            run = replace(ONE_B, grpo=replace(ONE_B.grpo, pack_tokens=tokens))
+            packs = packed_trace(run, num_devices=num_devices)
+            trace = update_on(packs, run, config, mesh).trace()
+            loops = fit.pack_loops(packs, config, num_devices)
             flops = {
-                platform: matmul_flops(trace, platform=platform, steps=steps)
+                platform: matmul_flops(trace, platform=platform, **loops)
                 for platform in ("cpu", "tpu")
             }
             padded_flops = padded_flops or flops["cpu"]
@@ -78,59 +81,80 @@ def print_flops() -> None:
                 remat=ONE_B.model.remat,
                 shape=shape_of(ONE_B),
                 devices_sharing=num_devices,
-                packed_sizes=sizes,
-                completion_tokens=int(packed["completion_mask"].sum()),
-                slots_of_a_device=packed.get("slots", packed["weights"]).size // num_devices,
-                pairs_of_blocks_a_layer=round(steps, 2),
+                pack_tokens=tokens,
+                tokens=num_tokens(packs),
+                places_per_token=round(num_places(packs) / num_tokens(packs), 3),
                 matmul_tflops_of_a_device={name: round(n / 1e12, 2) for name, n in flops.items()},
                 ratio={name: round(padded_flops / n, 2) for name, n in flops.items()},
             )
 
 
-def packed_trace(run: RunConfig, *, num_devices: int, sizes: int) -> dict[str, np.ndarray]:
-    """The trace's batch for an update of `run`, packed to one of `sizes`; 1 packs nothing."""
-    return packing.pack(
-        batch_of(run, vocab_size=512),
-        num_devices=num_devices,
-        passes=run.grpo.accumulation_steps,
-        sizes=sizes,
-    )
+def print_places() -> None:
+    """Places computed for each token over many steps, by simulation: lengths drawn as the trace's
+    were, prompts of 40 to 120 tokens."""
+    rng = np.random.default_rng(0)
+    S, T = ONE_B.model.max_prompt_length, ONE_B.model.max_completion_length
+    for tokens in (1536, 2048, 3072, 4096):
+        plan = packing.make_packing(8, 8, tokens, (S, T), DEVICES)
+        places = held = 0
+        for _ in range(50):
+            drawn = rng.lognormal(np.log(269), 0.58, 64)
+            lengths_B = np.minimum(np.rint(drawn), min(T, tokens - S)).astype(int)
+            lengths_P = rng.integers(40, 121, 8)
+            packs = packing.pack(
+                {
+                    "prompt_ids": np.zeros((8, S), np.int32),
+                    "prompt_mask": np.arange(S) >= S - lengths_P[:, None],
+                    "completion_ids": np.zeros((64, T), np.int32),
+                    "completion_mask": np.arange(T) < lengths_B[:, None],
+                },
+                plan,
+            )
+            places += num_places(packs)
+            held += int(lengths_B.sum() + lengths_P.sum())
+        print_row(
+            benchmark="packing/places",
+            devices_sharing=DEVICES,
+            shape=shape_of(ONE_B),
+            pack_tokens=[shape.tokens for shape in plan.shapes],
+            steps=50,
+            places_per_token=round(places / held, 3),
+        )
+
+
+def num_places(packs: Sequence[dict[str, np.ndarray]]) -> int:
+    """Places of all packs that are used, on all devices."""
+    if "count" not in packs[0]:
+        return packs[0]["prompt_mask"].size + packs[0]["completion_mask"].size
+    return sum(int(each["count"].sum()) * each["slots"].shape[1] for each in packs)
+
+
+def num_tokens(packs: Sequence[dict[str, np.ndarray]]) -> int:
+    """Tokens of the batch, prompts that are run again counted again."""
+    return int(sum(each[name].sum() for each in packs for name in MASKS))
+
+
+def packed_trace(run: RunConfig, *, num_devices: int) -> tuple[dict[str, np.ndarray], ...]:
+    """The trace's packs for an update of `run`."""
+    lengths_of_run = run.model.max_prompt_length, run.model.max_completion_length
+    plan = grpo.make_packing(run.grpo, lengths_of_run, num_devices)
+    return packing.pack(batch_of(run, vocab_size=512), plan)
 
 
 def update_on(
-    batch: dict[str, np.ndarray], run: RunConfig, config: Gemma3Config, mesh: Mesh
+    packs: Sequence[dict[str, np.ndarray]], run: RunConfig, config: Gemma3Config, mesh: Mesh
 ) -> programs.Program:
-    """The update of `run` on a batch of these shapes."""
+    """The update of `run` on packs of these shapes."""
     update = programs.of_step(run, config, mesh)[-1]
-    shapes = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=meshes.batch_sharding(mesh))
-        for name, array in batch.items()
-    }
+    sharding = meshes.batch_sharding(mesh)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tuple(packs)
+    )
     return replace(update, arguments=(*update.arguments[:2], shapes))
 
 
-def pairs_of_devices(
-    batch: dict[str, np.ndarray], config: Gemma3Config, num_devices: int
-) -> list[float]:
-    """Pairs of blocks of attention in a layer on average, of each device."""
-    (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_mask"].shape
-    rows = B // num_devices, T
-    flat = batch["completion_mask"].reshape(num_devices, -1)
-    padded = np.where(flat, np.arange(flat.shape[1]), flat.shape[1])
-    return [
-        fit.mean_pairs(
-            config,
-            slots_X,
-            rows=rows,
-            num_prompts=P // num_devices,
-            prompt_length=S,
-        )
-        for slots_X in batch.get("slots", padded).reshape(num_devices, -1)
-    ]
-
-
-def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
-    """A row: seconds of an update on one CPU device, padded and packed to 16 sizes."""
+def print_seconds(name: str, run: RunConfig, *, pack_tokens: int, repeats: int) -> None:
+    """A row: seconds of an update on one CPU device, of padded rows and of packs."""
     config, mesh = CONFIGS[name], meshes.data_mesh(jax.devices()[:1])
     made = model.Gemma3(config, rngs=nnx.Rngs(0), lora_config=run.model.lora)
     graphdef, params = model.split(made)
@@ -139,11 +163,15 @@ def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
     trained, frozen = (adapter, base) if run.model.lora.rank else (base, {})
     trainer = grpo.make_trainer(run.grpo, graphdef, mesh, dtype=run.model.dtype, remat="none")
     batch = batch_of(run, vocab_size=config.vocab_size)
+    lengths_of_run = run.model.max_prompt_length, run.model.max_completion_length
     forms = {
-        "padded": batch,
-        "packed": packing.pack(batch, num_devices=1, passes=1, sizes=16),
+        form: packing.pack(
+            batch, grpo.make_packing(replace(run.grpo, pack_tokens=tokens), lengths_of_run, 1)
+        )
+        for form, tokens in (("padded", 0), ("packed", pack_tokens))
     }
-    forms = {form: meshes.place_rows(mesh, arrays) for form, arrays in forms.items()}
+    places = {form: num_places(packs) for form, packs in forms.items()}
+    forms = {form: meshes.place_rows(mesh, packs) for form, packs in forms.items()}
     state = init_train_state(trained, trainer.optimizer, mesh)
     seconds, cpu_seconds = {form: [] for form in forms}, {form: [] for form in forms}
     for repeat in range(repeats + 1):
@@ -162,7 +190,8 @@ def print_seconds(name: str, run: RunConfig, *, repeats: int) -> None:
         lora_rank=run.model.lora.rank,
         shape=shape_of(run),
         completion_tokens=int(batch["completion_mask"].sum()),
-        slots={form: arrays.get("slots", arrays["weights"]).size for form, arrays in forms.items()},
+        pack_tokens=pack_tokens,
+        places=places,
         repeats=repeats,
         seconds=wall,
         cpu_seconds=cpu,
@@ -194,7 +223,6 @@ def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
         Rollout(draw(B, T), mask_BT, np.zeros((B, T), np.float32), lengths_B < T),
         rng.normal(size=B).astype(np.float32),
         run.grpo.loss,
-        grpo_update.Buckets(run.grpo.prompt_bucket, run.grpo.length_bucket),
     )
 
 

@@ -4,7 +4,7 @@ python -m benchmarks.tunix.cpu [--model gemma3-nano | gemma3-270m] [--rounds 3]
 needs the environment of `python -m benchmarks.tunix.install`
 
 For the 270M, of which there is no room for two in 24 GB:
---model gemma3-270m --passes 1 --remat dots --apart
+--model gemma3-270m --pack-tokens 2048 --remat dots --apart
 """
 
 from typing import Annotated

@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import numpy as np
 import tyro
 
 from benchmarks import lengths, packing
@@ -38,7 +37,7 @@ from benchmarks.tunix.sides import SideProcess, start_theirs
 from gemma_grpo import model as gemma3
 from gemma_grpo import presets
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.planning import programs
+from gemma_grpo.planning import fit, programs
 from gemma_grpo.planning.traced import matmul_flops
 
 CHIPS = 8
@@ -134,16 +133,16 @@ def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
     turns = longest(lengths_of(case), case.chips)
     if case.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * case.chips
-    sizes = 1 if case.full else run.grpo.packed_sizes
-    batch = packing.packed_trace(run, num_devices=case.chips, sizes=sizes)
     if case.full:
-        batch["completion_mask"] = np.ones_like(batch["completion_mask"])
-    update = packing.update_on(batch, run, config, mesh).trace()
-    pairs = packing.pairs_of_devices(batch, config, case.chips)
+        packs = programs.full_packs(run, case.chips)
+    else:
+        packs = packing.packed_trace(run, num_devices=case.chips)
+    update = packing.update_on(packs, run, config, mesh).trace()
+    loops = fit.pack_loops(packs, config, case.chips)
     count = functools.partial(matmul_flops, platform="tpu")
     return {
         "rollout": sum(count(rollout, turns=chip) for chip in turns),
-        "update": sum(count(update, steps=chip) for chip in pairs),
+        "update": case.chips * count(update, **loops),
     }
 
 

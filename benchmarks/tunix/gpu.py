@@ -20,7 +20,7 @@ SIZES = whole_step.Options(
     rows=64,
     prompt_length=512,
     budget=800,
-    passes=8,
+    pack_tokens=3072,
     apart=True,
 )
 

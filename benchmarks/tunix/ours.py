@@ -70,8 +70,7 @@ class Side:
         self,
         trace: str,
         generations: int,
-        passes: int,
-        packed_sizes: int,
+        pack_tokens: int,
         learning_rate: float,
         dtype: str,
         remat: model.Remat,
@@ -83,8 +82,7 @@ class Side:
         stage = grpo.GRPOConfig(
             prompts_per_step=len(self.prompts),
             num_generations=generations,
-            accumulation_steps=passes,
-            packed_sizes=packed_sizes,
+            pack_tokens=pack_tokens,
             scale="group",
             loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
             optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=0.0, decay="constant"),
@@ -167,16 +165,11 @@ class Side:
             drawn,
             np.asarray(advantages_PG).reshape(-1),
             self.stage.loss,
-            grpo_update.Buckets(self.stage.prompt_bucket, self.stage.length_bucket),
         )
-        batch = packing.pack(
-            batch,
-            num_devices=self.mesh.size,
-            passes=self.stage.accumulation_steps,
-            sizes=self.stage.packed_sizes,
-        )
-        batch = mesh.place_rows(self.mesh, batch)
-        self.state, metrics = self.trainer.update(self.state, {}, batch)
+        lengths = prompt_ids_PS.shape[1], drawn.completion_ids.shape[1]
+        packs = packing.pack(batch, grpo.make_packing(self.stage, lengths, self.mesh.size))
+        packs = mesh.place_rows(self.mesh, packs)
+        self.state, metrics = self.trainer.update(self.state, {}, packs)
         jax.device_get(metrics)
         jax.block_until_ready(self.state)
 

@@ -123,8 +123,9 @@ def compile_ours(case: Case, text: Path) -> dict:
     settings = replace(_RUN.model, rollout_layout=case.layout, remat=case.remat)
     run, config = replace(_RUN, grpo=stage, model=settings), model.CONFIGS[MODEL]
     if case.packed:
-        batch = packing.packed_trace(run, num_devices=mesh.size, sizes=stage.packed_sizes)
-        program = packing.update_on(batch, run, config, mesh)
+        program = packing.update_on(
+            packing.packed_trace(run, num_devices=mesh.size), run, config, mesh
+        )
     else:
         made = {one.name: one for one in programs.of_step(run, config, mesh)}
         program = made[OURS[case.program]]

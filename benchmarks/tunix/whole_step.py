@@ -56,10 +56,8 @@ class Options:
     """S, tokens."""
     budget: int = 128
     """T, tokens."""
-    passes: int = 4
-    """Of our update (accumulation_steps); 4 is a prompt a pass, as Tunix takes them."""
-    packed_sizes: int = 16
-    """Of our update (grpo.packed_sizes), as in the presets for 1B."""
+    pack_tokens: int = 1024
+    """Of our update (grpo.pack_tokens); 0 computes all padded rows at once."""
     remat: Remat = "none"
     """Of ours (model.remat)."""
     devices: int = 1
@@ -130,8 +128,7 @@ class Pair:
         np.savez(self._file("rows.npz"), **trace.padded_rows(vocab_size=vocab_size, length=96))
         return self._prepared(
             side,
-            passes=options.passes,
-            packed_sizes=options.packed_sizes,
+            pack_tokens=options.pack_tokens,
             dtype=options.dtype,
             remat=options.remat,
         )
@@ -160,8 +157,7 @@ class Pair:
         options = self.options
         chosen = {
             "ours": {
-                "passes": options.passes,
-                "packed_sizes": options.packed_sizes,
+                "pack_tokens": options.pack_tokens,
                 "remat": options.remat,
                 "devices": options.devices,
             },

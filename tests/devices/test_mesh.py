@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import tolerances
-from fake_batches import T, batch_of, fake_rollout
+from fake_batches import T, batch_of, fake_rollout, packs_of
 from jax.sharding import PartitionSpec
 from stubs import tiny_model
 
@@ -50,7 +50,7 @@ def everything_is_sharded(monkeypatch):
     monkeypatch.setattr(mesh, "FSDP_FROM", 1)
 
 
-def updated(num_devices, *, passes=1, beta=0.0):
+def updated(num_devices, *, tokens=0, beta=0.0):
     """State and metrics after two updates of the tiny model."""
     devices = mesh.data_mesh(jax.devices()[:num_devices])
     optimizer = optax.sgd(0.1, momentum=0.9)  # a moment, and linear: rounding stays rounding
@@ -59,7 +59,7 @@ def updated(num_devices, *, passes=1, beta=0.0):
         devices,
         optimizer,
         LossConfig(beta=beta),
-        UpdateConfig("float32", "full", passes),
+        UpdateConfig("float32", "full"),
         temperature=1.0,
     )
     state = train_state.init_train_state(PARAMS, optimizer, devices)
@@ -67,15 +67,16 @@ def updated(num_devices, *, passes=1, beta=0.0):
         batch = batch_of(fake_rollout(seed))
         if beta:
             batch["ref_logps"] = np.full((len(batch["weights"]), T), -3.0, np.float32)
-        state, metrics = update(state, {}, mesh.place_rows(devices, batch))
+        packs = packs_of(batch, tokens=tokens, num_devices=num_devices)
+        state, metrics = update(state, {}, mesh.place_rows(devices, packs))
     return state, metrics
 
 
 @pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
-@pytest.mark.parametrize("passes, beta", [(1, 0.0), (1, 0.1), (2, 0.0)])
-def test_an_update_sharded_over_eight_devices_is_that_of_one(passes, beta):
-    one, metrics_of_one = updated(1, passes=passes, beta=beta)
-    eight, metrics_of_eight = updated(4 if passes == 2 else 8, passes=passes, beta=beta)
+@pytest.mark.parametrize("tokens, beta", [(0, 0.0), (0, 0.1), (20, 0.1)])
+def test_an_update_sharded_over_eight_devices_is_that_of_one(tokens, beta):
+    one, metrics_of_one = updated(1, beta=beta)
+    eight, metrics_of_eight = updated(8, tokens=tokens, beta=beta)
     chex.assert_trees_all_close(
         jax.device_get(one.params), jax.device_get(eight.params), atol=tolerances.MODEL_GRAD
     )

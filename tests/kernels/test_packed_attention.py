@@ -100,7 +100,7 @@ def by_numpy(row, window, operands, weights):
     """The result, and the gradients of sum(weights * result): those of a softmax."""
     q, keys, values = (np.asarray(x, np.float64) for x in operands)
     weights = np.asarray(weights, np.float64)
-    (_, N, H), K = q.shape, keys.shape[1]
+    (_, N, _), K = q.shape, keys.shape[1]
     seen = mask_of(row, window)
     mixed, dq = np.zeros_like(q), np.zeros_like(q)
     dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)

@@ -12,6 +12,7 @@ import optax
 import pytest
 import safetensors.numpy
 import tolerances
+from fake_batches import packs_of
 from flax import nnx
 from stubs import PAD, TINY, host, tiny_model, tiny_prompts
 
@@ -145,28 +146,27 @@ def batch_of(params):
     roll = make_rollout(graph(), mesh.data_mesh(jax.devices()[:1]), config)
     drawn = Rollout(*host(roll(params, *tiny_prompts(P), jax.random.key(0))))
     advantages = np.random.default_rng(4).normal(size=P * G).astype(np.float32)
-    batch = grpo_update.make_batch(
-        *tiny_prompts(P), drawn, advantages, LossConfig(), grpo_update.Buckets(8, 1)
-    )
+    batch = grpo_update.make_batch(*tiny_prompts(P), drawn, advantages, LossConfig())
     return jax.tree.map(jnp.asarray, batch)
 
 
-def update_program(num_devices=1, passes=1):
+def update_program(num_devices=1):
     return grpo_update.make_update(
         graph(),
         mesh.data_mesh(jax.devices()[:num_devices]),
         optax.sgd(1.0),
         LossConfig(),
-        UpdateConfig("float32", "none", passes),
+        UpdateConfig("float32", "none"),
         temperature=1.0,
     )
 
 
-def moved(adapter, batch, **settings):
+def moved(adapter, batch, *, tokens=0, num_devices=1):
     """The adapters' gradient, and the update's metrics."""
-    devices = mesh.data_mesh(jax.devices()[: settings.get("num_devices", 1)])
+    devices = mesh.data_mesh(jax.devices()[:num_devices])
     state = train_state.init_train_state(adapter, optax.sgd(1.0), devices)
-    after, metrics = update_program(**settings)(state, BASE, batch)
+    packs = packs_of(batch, tokens=tokens, num_devices=num_devices)
+    after, metrics = update_program(num_devices)(state, BASE, packs)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), adapter, after.params), metrics
 
 
@@ -191,8 +191,8 @@ def test_the_gradient_is_that_of_the_merged_weights_by_the_chain_rule():
     np.testing.assert_allclose(actual["b"], of_b, atol=tolerances.MODEL_GRAD)
 
 
-@pytest.mark.parametrize("settings", [dict(num_devices=4), dict(passes=2)])
-def test_devices_and_passes_do_not_change_the_gradient(settings):
+@pytest.mark.parametrize("settings", [dict(num_devices=4), dict(tokens=60)])
+def test_devices_and_packs_do_not_change_the_gradient(settings):
     adapter = drawn_adapter()
     batch = batch_of(model.join(adapter, BASE))
     plain, other = moved(adapter, batch)[0], moved(adapter, batch, **settings)[0]
@@ -221,18 +221,23 @@ def dropped_logps(keys, batch, adapter):
     return np.asarray(dropping(model.join(adapter, BASE), batch | keys))
 
 
-def key_words(seed, num):
-    return {"dropout_keys": jax.random.key_data(jax.random.split(jax.random.key(seed), num))}
+def key_words(seed):
+    keys = lambda num: jax.random.key_data(jax.random.split(jax.random.key(seed), num))
+    return {"dropout_keys": keys(P), "completion_dropout_keys": keys(P * G)}
 
 
 def test_dropout_depends_on_the_rows_key_alone_and_is_off_without_one():
     adapter = drawn_adapter(DROPPING)
     batch = batch_of(model.join(adapter, BASE))
-    one, two = key_words(1, P), key_words(2, P)
+    one, two = key_words(1), key_words(2)
     first = dropped_logps(one, batch, adapter)
     np.testing.assert_array_equal(first, dropped_logps(one, batch, adapter))
     assert np.abs(first - dropped_logps(two, batch, adapter)).max() > 1e-3
-    mixed = {"dropout_keys": jnp.concatenate([one["dropout_keys"][:1], two["dropout_keys"][1:]])}
+    first_group = {"dropout_keys": 1, "completion_dropout_keys": G}
+    mixed = {
+        name: jnp.concatenate([one[name][:rows], two[name][rows:]])
+        for name, rows in first_group.items()
+    }
     np.testing.assert_allclose(
         dropped_logps(mixed, batch, adapter)[:G], first[:G], atol=tolerances.LOGP_GAP
     )

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
@@ -85,42 +84,42 @@ def test_pairs_seen_are_counted_by_hand():
     assert roofline.seen_pairs(config, before=3, tokens=2) == (2 * (2 + 2) + (4 + 5)) / 3
 
 
-def pairs_in_blocks(window: int | None) -> int:
-    """Pairs in the blocks of 256 x 256 that hold any seen one, of 8 rows of 800 behind a prompt of
-    512: from the mask of all pairs."""
-    row, slot = np.divmod(np.arange(8 * 800), 800)
-    own = (row[:, None] == row) & (slot[:, None] >= slot)
-    distance = np.concatenate([slot[:, None] + 512 - np.arange(512), slot[:, None] - slot], axis=1)
-    seen = np.concatenate([np.ones((8 * 800, 512), bool), own], axis=1)
-    seen &= distance < (window or 9999)
-    return 256 * 256 * int(seen.reshape(25, 256, 27, 256).any(axis=(1, 3)).sum())
-
-
 @pytest.mark.parametrize("preset", ["gemma3-1b", "gemma3-1b-lora"])
-def test_the_programs_do_no_more_than_the_formulas_say(preset):
+def test_an_unpacked_update_does_no_more_than_the_formulas_say(preset):
     """Of matmuls, as traced: nothing is computed twice but what remat and the head's chunks are.
-    XLA's attention computes the hidden pairs too; a TPU's kernel full blocks of pairs, and makes
-    the scores once more in its backward pass, five matmuls for four."""
+    XLA's attention computes the hidden pairs too."""
     run = presets.preset(preset)
-    run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=0.1)))
+    loss = replace(run.grpo.loss, beta=0.1)
+    run = replace(run, grpo=replace(run.grpo, loss=loss, pack_tokens=0))
     devices = mesh.data_mesh()
-    of_prompt = 512 * 512 - roofline.seen_pairs(ONE_B, before=0, tokens=512)
-    seen = 8 * roofline.seen_pairs(ONE_B, before=512, tokens=800)
-    in_blocks = pairs_in_blocks(512) * 22 / 26 + pairs_in_blocks(None) * 4 / 26
-    for program in programs.of_step(run, ONE_B, devices):
-        if program.name == "rollout":
-            continue
+    hidden = 512 * 512 - roofline.seen_pairs(ONE_B, before=0, tokens=512)
+    hidden += 8 * (800 * 1312 - roofline.seen_pairs(ONE_B, before=512, tokens=800))
+    for program in programs.of_step(run, ONE_B, devices)[1:]:
         (floor,) = fit.work_of(program.name, run, ONE_B, devices.size)
-        times, by_kernel = (4, 4.5) if program.name == "update" else (1, 1)
-        others = floor.flops + times * roofline.attention(ONE_B, of_prompt - seen)
-        trace = program.trace()
-        counted = traced.matmul_flops(trace, platform="cpu")
-        padded = times * roofline.attention(ONE_B, 8 * 800 * 1312)
-        assert counted == pytest.approx(others + padded, rel=1e-3)
-        steps = fit.attention_steps(program.name, run, ONE_B, devices.size)
-        on_tpu = traced.matmul_flops(trace, platform="tpu", steps=steps)
-        kernel = by_kernel * roofline.attention(ONE_B, in_blocks)
-        assert on_tpu == pytest.approx(others + kernel, rel=1e-3), program.name
+        times = 4 if program.name == "update" else 1
+        counted = traced.matmul_flops(program.trace(), platform="cpu")
+        expected = floor.flops + times * roofline.attention(ONE_B, hidden)
+        assert counted == pytest.approx(expected, rel=1e-3), program.name
+
+
+def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
+    """Three packs of 3072 places at full lengths. A TPU's kernel computes full blocks of pairs, and
+    makes the scores once more in its backward pass: five matmuls for four."""
+    run, devices = presets.preset("gemma3-1b"), mesh.data_mesh()
+    loops = fit.packs_of(run, ONE_B, devices.size)
+    assert loops["turns"] == [3, 0]
+    trace = programs.of_step(run, ONE_B, devices)[-1].trace()
+    counted = traced.matmul_flops(trace, platform="tpu", **loops)
+    places = roofline.update(
+        ONE_B,
+        block_tokens=3 * 3072,
+        head_tokens=3 * 3072,
+        attended=0,
+        adapter_parameters=0,
+        remat="full",
+    )
+    kernel = 4.5 * roofline.attention(ONE_B, 3 * 256 * 256 * loops["steps"][0])
+    assert counted == pytest.approx(places.flops + kernel, rel=2e-3)
 
 
 def test_matmuls_are_counted_through_loops_branches_and_gradients():

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tolerances
-from fake_batches import ADVANTAGES, BUCKETS, STOP, G, P, T, batch_of, fake_rollout
+from fake_batches import ADVANTAGES, STOP, G, P, T, batch_of, fake_rollout, packs_of
 from flax import nnx
 from stubs import PAD, host, tiny_model, tiny_prompts
 
@@ -22,7 +22,6 @@ from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, logps, resample, sft
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.grpo_update import Buckets
 from gemma_grpo.training.update import UpdateConfig
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -48,21 +47,22 @@ def on(num_devices=1):
 
 
 @functools.cache
-def update_program(passes=1, num_devices=1, loss=LossConfig()):  # noqa: B008 (frozen)
+def update_program(num_devices=1, loss=LossConfig()):  # noqa: B008 (frozen)
     return grpo_update.make_update(
         GRAPHDEF,
         on(num_devices),
         SGD,
         loss,
-        UpdateConfig("float32", "none", passes),
+        UpdateConfig("float32", "none"),
         temperature=1.0,
     )
 
 
-def gradient(batch, **settings):
+def gradient(batch, *, tokens=0, num_devices=1, **loss):
     """With SGD at rate 1 the gradient is what the weights moved by."""
-    state = train_state.init_train_state(PARAMS, SGD, on(settings.get("num_devices", 1)))
-    moved, metrics = update_program(**settings)(state, {}, batch)
+    state = train_state.init_train_state(PARAMS, SGD, on(num_devices))
+    packs = packs_of(batch, tokens=tokens, num_devices=num_devices)
+    moved, metrics = update_program(num_devices, **loss)(state, {}, packs)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), PARAMS, moved.params), metrics
 
 
@@ -101,7 +101,7 @@ def test_an_update_is_traced_once_for_all_steps_of_one_shape():
     once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
     state = train_state.init_train_state(PARAMS, SGD, on())
     for seed in (3, 4):
-        state, _ = once(state, {}, batch_of(fake_rollout(seed)))
+        state, _ = once(state, {}, (batch_of(fake_rollout(seed)),))
 
 
 def test_the_stop_token_gets_gradient():
@@ -114,10 +114,10 @@ def test_the_stop_token_gets_gradient():
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
-@pytest.mark.parametrize("passes", [2, 8])
-def test_the_gradient_does_not_depend_on_the_number_of_passes(passes, aggregation):
+@pytest.mark.parametrize("tokens", [16, 60])
+def test_the_gradient_does_not_depend_on_the_size_of_packs(tokens, aggregation):
     batch = batch_of(fake_rollout(), aggregation=aggregation)
-    (one, metrics_one), (many, metrics_many) = gradient(batch), gradient(batch, passes=passes)
+    (one, metrics_one), (many, metrics_many) = gradient(batch), gradient(batch, tokens=tokens)
     assert_trees_close(one, many, tolerances.MODEL_GRAD)
     for name, value in metrics_one.items():
         np.testing.assert_allclose(metrics_many[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -136,24 +136,17 @@ def test_truncated_completions_can_be_left_out_of_the_loss():
     np.testing.assert_allclose(batch["weights"].sum(), 1.0, rtol=1e-6)
 
 
-def test_padding_beyond_the_longest_completion_is_cut_to_the_bucket():
+def test_more_padding_before_prompts_and_behind_completions_does_not_change_the_gradient():
     rollout = fake_rollout()
-    short = rollout._replace(completion_mask=rollout.completion_mask & (np.arange(T) < 3))
-    assert batch_of(short, buckets=Buckets(8, 2))["completion_ids"].shape[1] == 4
-    assert batch_of(short, buckets=Buckets(8, 4))["completion_ids"].shape[1] == 4
-    assert batch_of(rollout, buckets=Buckets(8, 4))["completion_ids"].shape[1] == T
-
-
-def test_padding_before_the_longest_prompt_is_cut_to_the_bucket_and_the_gradient_stays():
-    padded = [np.pad(array, ((0, 0), (9, 0))) for array in tiny_prompts(P)]
-    longest = int(padded[1].sum(axis=1).max())
-    rollout = fake_rollout()
-    whole = batch_of(rollout, prompts=padded, buckets=Buckets(17, 1))
-    cut = batch_of(rollout, prompts=padded, buckets=Buckets(longest, 1))
-    np.testing.assert_array_equal(whole["prompt_ids"], padded[0])
-    np.testing.assert_array_equal(cut["prompt_ids"], padded[0][:, -longest:])
-    np.testing.assert_array_equal(cut["prompt_mask"], padded[1][:, -longest:])
-    assert_trees_close(gradient(cut)[0], gradient(whole)[0], tolerances.MODEL_GRAD)
+    prompts = [np.pad(array, ((0, 0), (9, 0))) for array in tiny_prompts(P)]
+    wide = lambda x: np.pad(x, ((0, 0), (0, 4)))
+    padded = rollout._replace(
+        **{name: wide(getattr(rollout, name)) for name in rollout._fields if name != "stopped"}
+    )
+    expected = gradient(batch_of(rollout))[0]
+    batch = batch_of(padded, prompts=prompts)
+    for tokens in (0, 40):
+        assert_trees_close(gradient(batch, tokens=tokens)[0], expected, tolerances.MODEL_GRAD)
 
 
 def test_at_a_rate_of_1e_6_every_weight_with_a_gradient_moves():
@@ -199,9 +192,8 @@ def test_a_toy_reward_rises_within_a_few_steps():
             drawn,
             centred.reshape(-1).astype(np.float32),
             LossConfig(),
-            BUCKETS,
         )
-        state, _ = update(state, {}, batch)
+        state, _ = update(state, {}, (batch,))
         shares.append(reward.mean())
     assert np.mean(shares[:3]) < 0.2 < 0.8 < np.mean(shares[-3:])
 
@@ -210,8 +202,7 @@ def test_sft_counts_completion_tokens_alike_and_prompt_tokens_not_at_all():
     prompts = [[2, 9, 9], [2, 9]]
     completions = [[10, 11, STOP], [12, STOP]]
     batch = sft.make_batch(
-        prompts, completions, max_prompt_length=4, max_completion_length=5, length_bucket=8,
-        pad_id=PAD,
+        prompts, completions, max_prompt_length=4, max_completion_length=5, pad_id=PAD,
     )  # fmt: skip
     np.testing.assert_array_equal(batch["prompt_ids"], [[0, 2, 9, 9], [0, 0, 2, 9]])
     np.testing.assert_array_equal(

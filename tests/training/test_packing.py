@@ -1,4 +1,4 @@
-"""Packing: packs are worth what the padded batch is, in every value and gradient, whatever comes."""
+"""Packing: packs are worth what the padded batch is, in every value and gradient."""
 
 import functools
 
