@@ -20,7 +20,6 @@ from gemma_grpo.model import Gemma3Config
 from gemma_grpo.runtime import LAYOUTS
 from gemma_grpo.training import grpo, packing
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.update import Packs
 
 STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its padding
 
@@ -146,5 +145,5 @@ def full_batch(run: RunConfig) -> dict[str, np.ndarray]:
     return batch
 
 
-def _with_logps(packs: Packs, name: str) -> Packs:
+def _with_logps(packs: tuple[dict, ...], name: str) -> tuple[dict, ...]:
     return tuple(of_shape | {name: of_shape["sampler_logps"]} for of_shape in packs)

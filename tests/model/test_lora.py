@@ -165,7 +165,7 @@ def moved(adapter, batch, *, tokens=0, num_devices=1):
     """The adapters' gradient, and the update's metrics."""
     devices = mesh.data_mesh(jax.devices()[:num_devices])
     state = train_state.init_train_state(adapter, optax.sgd(1.0), devices)
-    packs = packs_of(batch, tokens=tokens, num_devices=num_devices)
+    packs = packs_of(host(batch), tokens=tokens, num_devices=num_devices)
     after, metrics = update_program(num_devices)(state, BASE, packs)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), adapter, after.params), metrics
 

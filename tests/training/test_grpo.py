@@ -280,8 +280,6 @@ def test_without_rounds_nothing_is_resampled():
         (dict(num_generations=1), "num_generations"),
         (dict(temperature=0.0), "temperature"),
         (dict(prompts_per_step=6, accumulation_steps=4), "accumulation_steps"),
-        (dict(prompt_bucket=0), "prompt_bucket"),
-        (dict(length_bucket=0), "length_bucket"),
         (dict(resample_rounds=-1), "resample_rounds"),
         (dict(loss=LossConfig(level="sequence")), "aggregation"),
         (dict(loss=LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
