@@ -22,6 +22,11 @@ OLD_VALUES: dict[str, dict[str | bool, str]] = {
     "model.rollout_layout": {"hybrid": "tensor_parallel"},
     "model.remat": {True: "full", False: "none"},
 }
+# Fields of earlier versions that are read over: how an update was cut, not what it computes.
+OLD_FIELDS = {
+    *("sft.accumulation_steps", "sft.length_bucket", "sft.packed_sizes"),
+    *("grpo.accumulation_steps", "grpo.length_bucket", "grpo.packed_sizes", "grpo.prompt_bucket"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where or 'the file'} must be a mapping of fields to values")
         hints = typing.get_type_hints(kind)
+        value = {name: v for name, v in value.items() if f"{where}.{name}" not in OLD_FIELDS}
         if unknown := value.keys() - hints.keys():
             known = ", ".join(hints)
             raise UserError(f"{where or 'top level'} has no field {min(unknown)!r}; it has {known}")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -339,3 +340,12 @@ def test_the_old_name_of_the_tensor_parallel_layout_is_read_on_the_command_line(
         description="",
     )
     assert parsed[1].model == ModelConfig(instruction="hybrid", rollout_layout="tensor_parallel")
+
+
+def test_a_config_of_the_time_before_packs_is_read_without_its_fields(tmp_path):
+    path = tmp_path / "config.yaml"
+    old = "sft: {length_bucket: 32, packed_sizes: 1}\ngrpo: {accumulation_steps: 2, num_steps: 7}\n"
+    path.write_text(old)
+    assert config.from_yaml(path) == config.RunConfig(
+        grpo=replace(config.GRPOConfig(), num_steps=7)
+    )

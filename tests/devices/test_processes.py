@@ -21,8 +21,10 @@ from gemma_grpo.errors import UserError
 # The embedded model is so small that its arrays would be replicated, and be packed.
 TRAIN = """
 import sys
-from gemma_grpo import checkpoint, mesh, train
-mesh.SPREAD_FROM = 1
+from gemma_grpo import train
+from gemma_grpo.devices import mesh
+from gemma_grpo.records import checkpoint
+mesh.FSDP_FROM = 1
 checkpoint.PACK_BELOW = 1 << 14
 sys.exit(train.main(sys.argv[1:]))
 """
@@ -196,7 +198,8 @@ def test_four_processes_go_on_with_what_two_have_saved(killed, alone, runs):
 AGREE = """
 import argparse, sys
 import jax
-from gemma_grpo import cli, processes
+from gemma_grpo import cli
+from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 
 flags = argparse.ArgumentParser()
