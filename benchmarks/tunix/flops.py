@@ -95,7 +95,6 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         side = start_theirs(
             environment or install.default_folder(),
-            devices=1,
             folder=Path(name),
             script="programs.py",
         )

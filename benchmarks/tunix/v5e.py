@@ -153,7 +153,7 @@ def compile_ours(case: Case, text: Path) -> dict:
 
 def compile_theirs(case: Case, text: Path, environment: Path) -> dict:
     """The figures of Tunix's program; its HLO goes to `text`."""
-    side = start_theirs(environment, devices=1, folder=text.parent, script="programs.py")
+    side = start_theirs(environment, folder=text.parent, script="programs.py")
     read = side.call(
         "compile",
         program=THEIRS[case.program],

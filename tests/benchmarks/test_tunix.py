@@ -300,7 +300,7 @@ def side(tmp_path):
     script.write_text(STUB.format(folder=str(folder)))
     log = tmp_path / "log"
     command = [sys.executable, str(script)]
-    process = sides.SideProcess("stub", command, devices=1, log=log, cwd=tmp_path)
+    process = sides.SideProcess("stub", command, log=log, cwd=tmp_path)
     yield process
     process.close()
 
