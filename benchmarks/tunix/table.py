@@ -20,7 +20,7 @@ import tyro
 GB, TERA = 1e9, 1e12
 FIRST = "first step, compilation included, CPU time"
 LARGEST = "sequences that fit an update (remat full, DECODER), ours / Tunix"
-LAYOUT = "tensor_parallel"  # rows of before 2026-11-26 call it hybrid
+LAYOUT = "tensor_parallel"  # called hybrid in rows before 2026-11-26
 MARKERS = "<!-- table -->", "<!-- /table -->"
 
 

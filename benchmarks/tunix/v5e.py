@@ -44,7 +44,7 @@ THEIRS = {"prefill": "prefill", "decode": "decode", "logps": "logps", "update": 
 @dataclass(frozen=True)
 class Case:
     """A side and a program; the layout of our rollout, and whether our update is packed; and
-    Tunix's settings (`replicated`: weights on all chips, rows spread over them)."""
+    Tunix's settings (`replicated`: weights on all chips, rows sharded)."""
 
     side: str
     program: str

@@ -1,4 +1,4 @@
-"""Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
+"""The benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
 
 import ast
 import dataclasses

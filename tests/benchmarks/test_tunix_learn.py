@@ -1,4 +1,4 @@
-"""Laws of the learning curves beside Tunix's: what is paid, what is compared, what is cut."""
+"""Learning curves beside Tunix's: what is paid, what is compared, what is cut."""
 
 import json
 
