@@ -1,4 +1,4 @@
-"""Cycles of a TPU kernel from its schedule as the compiler dumps it. Knows no program and no chip.
+"""Cycles of a TPU kernel from its schedule as the compiler dumps it.
 
 `--xla_jf_dump_llo_text` writes the VLIW bundles of every kernel, one a cycle, and marks with `>`
 how deep in loops each stands. What stalls is not in it: a bundle that waits for memory or for the

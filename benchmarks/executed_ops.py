@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gemma_grpo.planning import hlo
 from gemma_grpo.planning.hlo import Computation, Instruction, Module
 
-_PRODUCTS = {"convolution", "dot"}
+_MATMULS = {"convolution", "dot"}
 _PALLAS = 'custom_call_target="tpu_custom_call"'
 
 
@@ -24,7 +24,7 @@ class Op:
         name: as in the dumps of its schedule.
         times: one, or the trips of the loops around it.
         hbm_bytes: between HBM and the core, each time.
-        macs: multiply-adds of its matrix products, each time.
+        macs: multiply-adds of its matmuls, each time.
         estimated_cycles: XLA's own, each time; None where it makes none.
         is_pallas: bytes and MACs are then the kernel's `cost_estimate`.
         is_transfer: an asynchronous copy, which other ops run beside.
@@ -95,8 +95,8 @@ def _op(module: Module, computation: Computation, one: Instruction, times: int) 
 
 
 def _macs(module: Module, computation: Computation, one: Instruction) -> float:
-    """Of a product [M, K] [K, N] -> [M, N]: M K N is the root of the three sizes' product."""
-    if one.op in _PRODUCTS:
+    """Of a matmul [M, K] [K, N] -> [M, N]: M K N is the root of MK * KN * MN."""
+    if one.op in _MATMULS:
         sides = [computation.instructions[name].shape for name in one.operands]
         return math.sqrt(math.prod(map(_elements, [*sides, one.shape])))
     if one.op != "fusion":

@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.kernels` as a bar chart. Knows no op and no clock."""
+"""The rows of `benchmarks.kernels` as a bar chart."""
 
 from collections.abc import Sequence
 from pathlib import Path

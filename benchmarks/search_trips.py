@@ -1,4 +1,4 @@
-"""How many passes `truncated_sampling`'s search takes on given logits. Knows no kernel's schedule.
+"""How many passes `truncated_sampling`'s search takes on given logits.
 
 Its loops end on data, which a compiler has not: here they are run and counted.
 """
@@ -16,8 +16,8 @@ from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Wor
 
 
 def search_trips(logits_BV: Float[np.ndarray, "B V"], truncation: Truncation) -> list[int]:
-    """Trips of the kernel's search loops in order: top-k's over candidates and over all words, then
-    top-p's; of the parts that `truncation` has. V is a multiple of the block."""
+    """Trips of the kernel's search loops in order: top-k's over candidates and over the
+    vocabulary, then top-p's; of the parts that `truncation` has. V is a multiple of the block."""
     B, V = logits_BV.shape
     made = Counter()
     layers = np.sort(logits_BV.reshape(B, V // BLOCK, BLOCK), axis=1)[:, -LAYERS:]

@@ -1,4 +1,4 @@
-"""Warm-up, waiting for the device, medians, and the JSON line around them. Knows nothing timed."""
+"""Warm-up, waiting for the device, medians, and one JSON line for each result."""
 
 import json
 import statistics

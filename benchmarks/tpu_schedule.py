@@ -1,11 +1,11 @@
 """What the TPU's compiler says of a program: HBM traffic, memory, and its own schedule in ms.
 
 Nothing runs on a TPU. Each op of the optimised HLO takes the longest of: its HBM bytes at the
-chip's bandwidth; its matrix products at the chip's peak; its schedule at 1.5 GHz. The schedule is
+chip's bandwidth; its matmuls at the chip's peak; its schedule at 1.5 GHz. The schedule is
 
-- for a product that the matrix unit bounds, XLA's `estimated_cycles` (97 % of the peak for a plain
-  product of 4096 cubed). Its bundles leave out waits for that unit and count an epilogue at every
-  step: they put the products of `lm_head_logps` and of its plain form at 31 to 117 % of the peak;
+- for a matmul that the matrix unit bounds, XLA's `estimated_cycles` (97 % of the peak for a plain
+  matmul of 4096 cubed). Its bundles leave out waits for that unit and count an epilogue at every
+  step: they put the matmuls of `lm_head_logps` and of its plain form at 31 to 117 % of the peak;
 - else the VLIW bundles times trips. XLA's estimate is up to 30 times as long for elementwise work,
   and there is none for Pallas kernels and sorts.
 
@@ -40,7 +40,7 @@ class Schedule(NamedTuple):
         temporaries: alive at the peak that are no arguments and no results.
         peak: the most alive at a time.
         seconds: of the schedule.
-        products: share of the matrix unit's peak that the program's products would have.
+        products: share of the matrix unit's peak that the program's matmuls would have.
         ops: (name, seconds) of those that take 1 % or more, the longest first.
     """
 

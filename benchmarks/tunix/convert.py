@@ -1,4 +1,4 @@
-"""Our parameters under Tunix's names and in its shapes, and back. Knows no file and no Tunix."""
+"""Our parameters under Tunix's names and in its shapes, and back."""
 
 from collections.abc import Mapping
 
@@ -6,42 +6,40 @@ import numpy as np
 
 from gemma_grpo.model import Params
 
+# Tunix's name -> our path, for what both keep once and for what Tunix keeps layer by layer.
+ONCE = {
+    "embedder/input_embedding": "embedding",
+    "final_norm/scale": "final_norm/scale",
+}
+OF_A_LAYER = {
+    "attn/attn_vec_einsum/w": "attention/o_proj",
+    "attn/_query_norm/scale": "attention/q_norm/scale",
+    "attn/_key_norm/scale": "attention/k_norm/scale",
+    "mlp/gate_proj/kernel": "mlp/gate",
+    "mlp/up_proj/kernel": "mlp/up",
+    "mlp/down_proj/kernel": "mlp/down",
+    "pre_attention_norm/scale": "pre_attention_norm/scale",
+    "post_attention_norm/scale": "post_attention_norm/scale",
+    "pre_ffw_norm/scale": "pre_mlp_norm/scale",
+    "post_ffw_norm/scale": "post_mlp_norm/scale",
+}
+Q, KV = "attn/q_einsum/w", "attn/kv_einsum/w"
+
 
 def to_tunix(params: Params) -> dict[str, np.ndarray]:
     """Name ("layers/0/attn/q_einsum/w") -> array, for tunix.models.gemma3.
 
-    Ours are stacked over layers with the embedding axis first; theirs lie layer by layer with the
-    head axis first, keys and values in one array.
+    Ours are stacked over layers with the embedding axis first; Tunix has an array for each layer,
+    the head axis first, keys and values in one.
     """
     layers = params["layers"]
-    attention, mlp = layers["attention"], layers["mlp"]
-    head_first = lambda leaf: np.swapaxes(
-        np.asarray(leaf), 1, 2
-    )  # [layers D N H] -> [layers N D H]
-    stacked = {
-        "attn/q_einsum/w": head_first(attention["q_proj"]),
-        "attn/kv_einsum/w": np.stack(
-            [head_first(attention["k_proj"]), head_first(attention["v_proj"])], axis=1
-        ),
-        "attn/attn_vec_einsum/w": attention["o_proj"],
-        "attn/_query_norm/scale": attention["q_norm"]["scale"],
-        "attn/_key_norm/scale": attention["k_norm"]["scale"],
-        "mlp/gate_proj/kernel": mlp["gate"],
-        "mlp/up_proj/kernel": mlp["up"],
-        "mlp/down_proj/kernel": mlp["down"],
-        "pre_attention_norm/scale": layers["pre_attention_norm"]["scale"],
-        "post_attention_norm/scale": layers["post_attention_norm"]["scale"],
-        "pre_ffw_norm/scale": layers["pre_mlp_norm"]["scale"],
-        "post_ffw_norm/scale": layers["post_mlp_norm"]["scale"],
-    }
-    whole = {
-        "embedder/input_embedding": np.asarray(params["embedding"]),
-        "final_norm/scale": np.asarray(params["final_norm"]["scale"]),
-    }
-    return whole | {
-        f"layers/{layer}/{name}": np.asarray(leaf)[layer]
+    q, k, v = (_heads_and_embedding(layers["attention"][f"{name}_proj"]) for name in "qkv")
+    stacked = {name: _get(layers, path) for name, path in OF_A_LAYER.items()}
+    stacked |= {Q: q, KV: np.stack([k, v], axis=1)}
+    return {name: np.asarray(_get(params, path)) for name, path in ONCE.items()} | {
+        f"layers/{layer}/{name}": array
         for name, leaf in stacked.items()
-        for layer in range(len(mlp["gate"]))
+        for layer, array in enumerate(np.asarray(leaf))
     }
 
 
@@ -49,24 +47,30 @@ def from_tunix(arrays: Mapping[str, np.ndarray]) -> Params:
     """The inverse of `to_tunix`."""
     num_layers = len({name.split("/")[1] for name in arrays if name.startswith("layers/")})
     stacked = lambda name: np.stack([arrays[f"layers/{i}/{name}"] for i in range(num_layers)])
-    head_inside = lambda leaf: np.swapaxes(leaf, 1, 2)  # [layers N D H] -> [layers D N H]
-    kv = stacked("attn/kv_einsum/w")
-    return {
-        "embedding": arrays["embedder/input_embedding"],
-        "final_norm": {"scale": arrays["final_norm/scale"]},
-        "layers": {
-            "attention": {
-                "q_proj": head_inside(stacked("attn/q_einsum/w")),
-                "k_proj": head_inside(kv[:, 0]),
-                "v_proj": head_inside(kv[:, 1]),
-                "o_proj": stacked("attn/attn_vec_einsum/w"),
-                "q_norm": {"scale": stacked("attn/_query_norm/scale")},
-                "k_norm": {"scale": stacked("attn/_key_norm/scale")},
-            },
-            "mlp": {name: stacked(f"mlp/{name}_proj/kernel") for name in ("gate", "up", "down")},
-            "pre_attention_norm": {"scale": stacked("pre_attention_norm/scale")},
-            "post_attention_norm": {"scale": stacked("post_attention_norm/scale")},
-            "pre_mlp_norm": {"scale": stacked("pre_ffw_norm/scale")},
-            "post_mlp_norm": {"scale": stacked("post_ffw_norm/scale")},
-        },
-    }
+    kv = stacked(KV)
+    params: Params = {}
+    for name, path in ONCE.items():
+        _set(params, path, arrays[name])
+    for name, path in OF_A_LAYER.items():
+        _set(params, f"layers/{path}", stacked(name))
+    for name, heads in (("q", stacked(Q)), ("k", kv[:, 0]), ("v", kv[:, 1])):
+        _set(params, f"layers/attention/{name}_proj", _heads_and_embedding(heads))
+    return params
+
+
+def _heads_and_embedding(leaf: np.ndarray) -> np.ndarray:
+    """[layers D N H] <-> [layers N D H]."""
+    return np.swapaxes(np.asarray(leaf), 1, 2)
+
+
+def _get(tree: Params, path: str) -> np.ndarray:
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def _set(tree: Params, path: str, leaf: np.ndarray) -> None:
+    *folders, last = path.split("/")
+    for key in folders:
+        tree = tree.setdefault(key, {})
+    tree[last] = leaf

@@ -185,13 +185,13 @@ def _steps_within(seconds: np.ndarray, total: float) -> int:
 
 
 def block_means(values: np.ndarray, size: int) -> np.ndarray:
-    """Means of so many steps after another, along the last axis; the last block may be shorter."""
+    """Means of blocks of `size` steps, along the last axis; the last block may be shorter."""
     starts = range(0, values.shape[-1], size)
     return np.stack([values[..., start : start + size].mean(axis=-1) for start in starts], axis=-1)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """At each step the mean over the last so many, or over as many as there are."""
+    """At each step the mean over the last `window` steps, or over all there are."""
     return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
 
 

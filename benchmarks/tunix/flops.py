@@ -1,4 +1,4 @@
-"""Matrix products of one GRPO step, both sides: operations as executed, counted before a compiler.
+"""Matmul FLOPs of one GRPO step, both sides, counted in the programs as traced.
 
 python -m benchmarks.tunix.flops [--cases "full lengths"]
 needs the environment of `python -m benchmarks.tunix.install`
@@ -94,7 +94,6 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         side = start_theirs(
             environment or install.default_folder(),
-            devices=1,
             folder=Path(name),
             script="programs.py",
         )

@@ -1,4 +1,4 @@
-"""Makes the environment that Tunix lives in. Knows no benchmark.
+"""Makes the Python environment that Tunix runs in.
 
 python -m benchmarks.tunix.install [--folder .tunix-env] [--python python3.11] [--cuda]
 
@@ -45,7 +45,7 @@ def interpreter(folder: Path) -> Path:
 
 
 def check(folder: Path) -> Path:
-    """The interpreter, or exit with the mend where there is none."""
+    """The interpreter, or exit with the command that makes it."""
     if not shutil.which(interpreter(folder)):
         raise SystemExit(f"no Tunix in {folder}: run python -m benchmarks.tunix.install")
     return interpreter(folder)

@@ -1,4 +1,4 @@
-"""The most sequences that fit one pass of the update on a v5e:2x4, both sides: the compiler's word.
+"""The most sequences that fit one pass of the update on a v5e:2x4, both sides, by the compiler.
 
 python -m benchmarks.tunix.largest [--cases ours-update tunix-update-best]
 needs the environment of `python -m benchmarks.tunix.install`

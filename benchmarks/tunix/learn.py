@@ -36,8 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.tunix import convert, install, trace, whole_step
-from benchmarks.tunix.sides import SideProcess, start_ours, start_theirs
+from benchmarks.tunix import convert, install
+from benchmarks.tunix.sides import Opener, SideProcess, commit, processor
 from gemma_grpo import pipeline, rewards, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data import batches
@@ -49,7 +49,6 @@ from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.rewards import RewardWeights, Sample
 from gemma_grpo.text.prompts import encode_prompts
 from gemma_grpo.text.tokenizer import Tokenizer
-from gemma_grpo.training import state as train_state
 
 PAID = RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosity=0.0, format=0.1)
 HELD_OUT = (
@@ -145,50 +144,14 @@ def open_sides(
 ) -> tuple[list[SideProcess], dict[str, dict], float]:
     """All sides with the weights that SFT has left, ready for their first step; their versions, and
     how far apart their logits are."""
-    file = lambda name: str(folder / name)
-    grpo, model = run.grpo, run.model
-    sides, versions = [], {}
-    for name, trained_stop in (("ours", True), ("ours_stop_untrained", False)):
-        side = start_ours("cpu", devices=1, folder=folder, module="learn_ours", name=name)
-        loaded = side.call(
-            "load",
-            name=model.weights,
-            real=True,
-            out=file("weights.npz"),
-            trained=str(run_dir / "weights" / "sft.safetensors"),
-        )
-        sides.append(side)
-        versions[name] = loaded["versions"]
-        if name == "ours":
-            rows = trace.padded_rows(vocab_size=loaded["shape"]["vocab_size"], length=96)
-            np.savez(file("rows.npz"), **rows)
-            side.call("logits", rows=file("rows.npz"), out=file("ours-logits.npy"))
-        side.call(
-            "begin",
-            run=str(run_dir / "config.yaml"),
-            stop_ids=list(stop_ids),
-            trained_stop=trained_stop,
-        )
-    side = start_theirs(options.environment, devices=1, folder=folder, script="learner.py")
-    loaded = side.call(
-        "load", shape=loaded["shape"], weights=file("weights.npz"), remat="NONE", dtype=model.dtype
-    )
-    side.call("logits", rows=file("rows.npz"), out=file("tunix-logits.npy"))
-    apart = whole_step.logits_apart(folder, apart=whole_step.APART[model.dtype])
-    schedule = train_state.make_schedule(grpo.optimizer, grpo.num_steps)
-    side.call(
-        "begin",
-        num_prompts=grpo.prompts_per_step,
-        generations=grpo.num_generations,
-        prompt_length=model.max_prompt_length,
-        budget=model.max_completion_length,
-        micro_batch=options.tunix_micro_batch,
-        learning_rates=[float(schedule(step)) for step in range(grpo.num_steps)],
-        stop_ids=list(stop_ids),
-        first_seed=grpo.num_steps * run.seed,
-    )
-    versions["tunix"] = loaded["versions"]
-    return [*sides, side], versions, apart
+    opener = Opener(run, folder, stop_ids=stop_ids)
+    trained = str(run_dir / "weights" / "sft.safetensors")
+    sides = [
+        opener.ours(trained=trained),
+        opener.ours(name="ours_stop_untrained", trained=trained, trained_stop=False),
+        opener.theirs(options.environment, micro_batch=options.tunix_micro_batch, remat="NONE"),
+    ]
+    return sides, opener.versions, opener.logits_apart()
 
 
 def score(
@@ -282,8 +245,8 @@ def _about(options: Options, run: RunConfig) -> dict:
         "benchmark": "tunix/learn",
         "model": model.weights,
         "dtype": model.dtype,
-        "device": whole_step.processor(),
-        "commit": whole_step.commit(),
+        "device": processor(),
+        "commit": commit(),
         "steps": grpo.num_steps,
         "prompts": grpo.prompts_per_step,
         "generations": grpo.num_generations,

@@ -1,10 +1,11 @@
-"""Our side: the functions that our own training calls, on the trace's rows. Serves `turns`.
+"""Our side: the functions that our own training calls, in a process that answers `turns`.
 
-python -m benchmarks.tunix.ours, started by the benchmark.
+python -m benchmarks.tunix.ours, started by the benchmarks.
 """
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,40 +16,37 @@ from flax import nnx
 from benchmarks.tunix import convert
 from benchmarks.tunix.theirs import turns
 from benchmarks.tunix.trace import PAD
-from gemma_grpo import model, weights
+from gemma_grpo import config, model, weights
 from gemma_grpo.devices import mesh
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.objective import advantages
-from gemma_grpo.objective.config import LossConfig
+from gemma_grpo.text import padding
 from gemma_grpo.training import grpo, grpo_update, packing
 from gemma_grpo.training import state as train_state
-from gemma_grpo.training.state import OptimizerConfig
 
 PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
 
 
 class Side:
-    """The calls that the benchmark makes."""
+    """The calls that the benchmarks make."""
 
     def load(self, name: str, real: bool, out: str, trained: str = "") -> dict:
-        """Make the parameters, real or random, or read what a run's stage has left of them, and
-        write them for Tunix."""
+        """Make the parameters: real, random, or those that a run's stage has saved in `trained`;
+        and write them for Tunix."""
+        self.config = model.CONFIGS[name]
+        self.graphdef, shapes = model.abstract(self.config)
         if real:
             source = weights.open_source(name)
-            self.config = source.config
-            self.graphdef, shapes = model.abstract(self.config)
             self.params = weights.assemble(source, shapes, dtype="float32", sharding=None)
         else:
-            self.config = model.CONFIGS[name]
-            self.graphdef, _ = model.abstract(self.config)
-            self.params = _random(self.config)
+            make = lambda key: model.split(model.Gemma3(self.config, rngs=nnx.Rngs(params=key)))[1]
+            self.params = jax.jit(make)(jax.random.key(0))
         if trained:
             self.params = weights.load(Path(trained), self.params)
         np.savez(out, **convert.to_tunix(self.params))
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {
-            "versions": versions,
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "shape": dataclasses.asdict(self.config),
             "device": jax.devices()[0].device_kind,
         }
@@ -60,56 +58,82 @@ class Side:
 
         @jax.jit
         def logits(params):
-            whole = nnx.merge(self.graphdef, params)
-            return whole.logits(model.forward(whole, ids, mask)[0])
+            gemma = nnx.merge(self.graphdef, params)
+            return gemma.logits(model.forward(gemma, ids, mask)[0])
 
         np.save(out, logits(self.params))
         return {}
 
-    def prepare(
-        self,
-        trace: str,
-        generations: int,
-        pack_tokens: int,
-        learning_rate: float,
-        dtype: str,
-        remat: model.Remat,
-    ) -> dict:
-        """The stage's programs and its state, ready for `step`."""
-        with np.load(trace) as file:
-            self.prompts, self.completions = file["prompt_ids"], file["completion_ids"]
-            self.lengths, self.rewards = file["lengths"], file["rewards"]
-        stage = grpo.GRPOConfig(
-            prompts_per_step=len(self.prompts),
-            num_generations=generations,
-            pack_tokens=pack_tokens,
-            scale="group",
-            loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
-            optimizer=OptimizerConfig(learning_rate=learning_rate, warmup=0.0, decay="constant"),
-            curriculum=False,
+    def begin(self, run: str, stop_ids: list[int], trained_stop: bool = True) -> dict:
+        """The GRPO stage of a run's config.yaml, ready for its first step. Without `trained_stop`
+        completions go into the update without the token that ended them, as Tunix's do."""
+        self.run, self.stop_ids = config.from_yaml(Path(run)), stop_ids
+        self.trained_stop, self.mesh = trained_stop, mesh.data_mesh()
+        settings, stage = self.run.model, self.run.grpo
+        self.trainer = grpo.make_trainer(
+            stage, self.graphdef, self.mesh, dtype=settings.dtype, remat=settings.remat
         )
-        budget = self.completions.shape[1]
-        self._open(stage, budget=budget, stop_ids=(), dtype=dtype, remat=remat)
+        rollout = RolloutConfig(
+            num_generations=stage.num_generations,
+            max_completion_length=settings.max_completion_length,
+            stop_ids=tuple(stop_ids),
+            pad_id=PAD,
+            sampling=SamplingConfig(temperature=stage.temperature),
+        )
+        self.rollout = make_rollout(self.graphdef, self.mesh, rollout)
+        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
+        del self.params
         return {}
 
-    def step(self, number: int) -> dict:
-        """One whole GRPO step, as `grpo.train` takes it."""
-        mask_PS = np.ones_like(self.prompts, bool)
-        with turns.measured(jax.devices()[0]) as rollout:
-            drawn = self._draw(self.prompts, mask_PS, jax.random.key(number))
-            _ = [" ".join(map(str, row)) for row in drawn.completion_ids.tolist()]
-        with turns.measured(jax.devices()[0]) as update:
-            self._update(self.prompts, mask_PS, self._traced(drawn), self.rewards)
-        return {
-            "rollout": rollout,
-            "update": update,
-            "step": {key: rollout[key] + update[key] for key in ("wall", "cpu")},
-            "resident": turns.resident(),
-        }
+    def draw(
+        self, prompts: list[list[int]], number: int, instead: list[list[int]] | None = None
+    ) -> dict:
+        """Step `number`'s rollout, by the key of our own training: completions without their stop
+        token, whether each had one, and how many tokens were drawn; `instead` is trained on in
+        place of what was drawn."""
+        with turns.measured(jax.devices()[0]) as reading:
+            self.prompts = padding.pad_left(
+                prompts, length=self.run.model.max_prompt_length, pad_id=PAD
+            )
+            step_key = jax.random.fold_in(jax.random.key(self.run.seed), number)
+            params = model.in_dtype(self.state.params, self.run.model.dtype)
+            params = jax.device_put(params, mesh.replicated(self.mesh))
+            key = jax.random.fold_in(step_key, 0)
+            self.drawn = jax.device_get(self.rollout(params, *self.prompts, key))
+            kept = without_tokens(self.drawn, self.stop_ids).completion_mask
+            rows = zip(self.drawn.completion_ids, kept, strict=True)
+            completions = [ids[mask].tolist() for ids, mask in rows]
+        answer = {"completions": completions, "stopped": self.drawn.stopped.tolist()}
+        answer["drawn"] = int(self.drawn.completion_mask.sum())
+        if instead:
+            self.drawn = replaced(self.drawn, instead)
+        return answer | {"reading": reading}
+
+    def learn(self, rewards: list[float]) -> dict:
+        """The same step's update, from rewards to updated weights."""
+        with turns.measured(jax.devices()[0]) as reading:
+            stage = self.run.grpo
+            rewards_PG = jnp.array(rewards, jnp.float32).reshape(-1, stage.num_generations)
+            advantages_PG = advantages.sharded_group_advantages(
+                rewards_PG, self.mesh, scale=stage.scale, baseline=stage.baseline
+            )
+            stop_ids = [] if self.trained_stop else self.stop_ids
+            batch = grpo_update.make_batch(
+                *self.prompts,
+                without_tokens(self.drawn, stop_ids),
+                np.asarray(advantages_PG).reshape(-1),
+                stage.loss,
+            )
+            lengths = self.prompts[0].shape[1], self.drawn.completion_ids.shape[1]
+            packs = packing.pack(batch, grpo.make_packing(stage, lengths, self.mesh.size))
+            packs = mesh.place_rows(self.mesh, packs)
+            self.state, metrics = self.trainer.update(self.state, {}, packs)
+            jax.device_get(metrics)
+            jax.block_until_ready(self.state)
+        return {"reading": reading}
 
     def moment(self, out: str) -> dict:
-        """Adam's first moment of the final norm, to a file: the gradient, as the optimizer saw
-        it."""
+        """Adam's first moment of the final norm, to a file: the gradient the optimizer saw."""
         (found,) = [
             leaf
             for path, leaf in jax.tree.leaves_with_path(self.state.opt_state)
@@ -118,80 +142,27 @@ class Side:
         np.save(out, found)
         return {}
 
-    def _open(
-        self,
-        stage: grpo.GRPOConfig,
-        *,
-        budget: int,
-        stop_ids: tuple[int, ...],
-        dtype: str,
-        remat: model.Remat,
-    ) -> None:
-        """The programs of a stage, and the state that it begins with; takes the parameters."""
-        self.stage, self.mesh, self.dtype = stage, mesh.data_mesh(), dtype
-        self.trainer = grpo.make_trainer(stage, self.graphdef, self.mesh, dtype=dtype, remat=remat)
-        config = RolloutConfig(
-            num_generations=stage.num_generations,
-            max_completion_length=budget,
-            stop_ids=stop_ids,
-            pad_id=PAD,
-            sampling=SamplingConfig(temperature=stage.temperature),
-        )
-        self.rollout = make_rollout(self.graphdef, self.mesh, config)
-        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
-        del self.params
-
-    def _draw(self, prompt_ids_PS: np.ndarray, prompt_mask_PS: np.ndarray, key) -> Rollout:
-        """A rollout of the weights as they are, on the host."""
-        params = model.in_dtype(self.state.params, self.dtype)
-        params = jax.device_put(params, mesh.replicated(self.mesh))
-        return jax.device_get(self.rollout(params, prompt_ids_PS, prompt_mask_PS, key))
-
-    def _update(
-        self,
-        prompt_ids_PS: np.ndarray,
-        prompt_mask_PS: np.ndarray,
-        drawn: Rollout,
-        rewards_B: np.ndarray,
-    ) -> None:
-        """From rewards to moved weights."""
-        rewards_PG = rewards_B.reshape(len(prompt_ids_PS), -1).astype(np.float32)
-        advantages_PG = advantages.sharded_group_advantages(
-            jnp.asarray(rewards_PG), self.mesh, scale=self.stage.scale, baseline="mean"
-        )
-        batch = grpo_update.make_batch(
-            prompt_ids_PS,
-            prompt_mask_PS,
-            drawn,
-            np.asarray(advantages_PG).reshape(-1),
-            self.stage.loss,
-        )
-        lengths = prompt_ids_PS.shape[1], drawn.completion_ids.shape[1]
-        packs = packing.pack(batch, grpo.make_packing(self.stage, lengths, self.mesh.size))
-        packs = mesh.place_rows(self.mesh, packs)
-        self.state, metrics = self.trainer.update(self.state, {}, packs)
-        jax.device_get(metrics)
-        jax.block_until_ready(self.state)
-
-    def _traced(self, drawn: Rollout) -> Rollout:
-        """The trace's completions in the place of those drawn."""
-        slots = np.arange(self.completions.shape[1])
-        mask_BT = slots < self.lengths[:, None]
-        return drawn._replace(
-            completion_ids=self.completions,
-            completion_mask=mask_BT,
-            stopped=self.lengths < len(slots),
-        )
+    def save(self, out: str) -> dict:
+        """The weights, to a file."""
+        weights.save(Path(out), self.state.params)
+        return {}
 
 
-def _random(config: model.Gemma3Config) -> model.Params:
-    """The architecture's initial weights."""
-    make = lambda key: model.split(model.Gemma3(config, rngs=nnx.Rngs(params=key)))[1]
-    return jax.jit(make)(jax.random.key(0))
+def without_tokens(drawn: Rollout, ids: Sequence[int]) -> Rollout:
+    """The completions with these tokens masked out."""
+    is_out_BT = np.isin(drawn.completion_ids, ids)
+    return drawn._replace(completion_mask=drawn.completion_mask & ~is_out_BT)
+
+
+def replaced(drawn: Rollout, completions: Sequence[Sequence[int]]) -> Rollout:
+    """These completions in place of those drawn."""
+    ids_BT = np.full_like(drawn.completion_ids, PAD)
+    for row_T, ids in zip(ids_BT, completions, strict=True):
+        row_T[: len(ids)] = ids
+    T, lengths_B = ids_BT.shape[1], np.array([len(ids) for ids in completions])
+    mask_BT = np.arange(T) < lengths_B[:, None]
+    return drawn._replace(completion_ids=ids_BT, completion_mask=mask_BT, stopped=lengths_B < T)
 
 
 if __name__ == "__main__":
-    side = Side()
-    turns.serve(
-        {name: getattr(side, name) for name in ("load", "logits", "prepare", "step", "moment")}
-    )
+    turns.serve_side(Side())

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.tunix import install, learn, whole_step
+from benchmarks.tunix import install, learn
+from benchmarks.tunix.sides import commit, processor
 from gemma_grpo import pipeline, weights
 from gemma_grpo.model import Params
 from gemma_grpo.text.prompts import encode_prompts
@@ -64,8 +65,8 @@ def replay(options: learn.Options, seed: int, folder: Path) -> dict:
         "seed": seed,
         "steps": run.grpo.num_steps,
         "learning_rate": run.grpo.optimizer.learning_rate,
-        "device": whole_step.processor(),
-        "commit": whole_step.commit(),
+        "device": processor(),
+        "commit": commit(),
         "apart": distance(of_ours, of_theirs) / distance(of_ours, task.base),
     }
 

@@ -1,6 +1,6 @@
 """JSON lines of the benchmarks here to a Markdown table and a bar chart. Measures nothing.
 
-python -m benchmarks.tunix.table rows.jsonl [more.jsonl] [--chart docs/tunix.png]
+python -m benchmarks.tunix.table rows.jsonl [more.jsonl] [--chart tunix.png] [--page tunix.md]
 
 A line of the table has a figure of both sides and Tunix's over ours, or ours over Tunix's where
 more is better and the line says so; every row given is in it, those that Tunix wins too.
@@ -18,6 +18,36 @@ import matplotlib.pyplot as plt
 import tyro
 
 GB, TERA = 1e9, 1e12
+FIRST = "first step, compilation included, CPU time"
+LARGEST = "sequences that fit an update (remat full, DECODER), ours / Tunix"
+LAYOUT = "tensor_parallel"  # called hybrid in rows before 2026-11-26
+MARKERS = "<!-- table -->", "<!-- /table -->"
+
+
+STEP = "4 x 8, 128+128, CPU"
+CHIP = "gemma3-1b, v5e compiler, a chip's share of 64 sequences"
+DECODE = "decode (ours tensor_parallel, Tunix weights replicated)"
+UPDATE = "update (ours remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
+COUNTED = "gemma3-1b, a step of 64 sequences, counted"
+# What the picture shows, of the table's lines: title -> label and line.
+PICTURED = {
+    "nano on CPU": (
+        ("step, CPU time", (f"gemma3-nano, {STEP}", "step, CPU time")),
+        ("first step, with compilation", (f"gemma3-nano, {STEP}", FIRST)),
+    ),
+    "270M on CPU": (
+        ("rollout, CPU time", (f"gemma3-270m, {STEP}", "rollout, CPU time")),
+        ("update, CPU time", (f"gemma3-270m, {STEP}", "update, CPU time")),
+        ("update, peak memory", (f"gemma3-270m, {STEP}", "update, peak memory")),
+    ),
+    "1B for v5e-8, by the compiler": (
+        ("HBM bytes of a decode step", (CHIP, f"{DECODE}: HBM of a step")),
+        ("update, peak memory of a chip", (CHIP, f"{UPDATE}: peak")),
+        ("update, CPU time to compile", (CHIP, f"{UPDATE}: CPU time to compile")),
+        ("sequences that fit an update", ("gemma3-1b, v5e compiler, eight chips", LARGEST)),
+        ("matmuls of a step", (COUNTED, "matmuls of the step, on 8 chips, remat")),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -32,21 +62,32 @@ class Line:
 
 
 def main(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional], chart: Path | None = None
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    chart: Path | None = None,
+    page: Path | None = None,
 ) -> None:
-    """Print the table; draw the chart.
+    """Print the table; draw the chart; write the table into a page.
 
     Args:
         files: JSON lines of the benchmarks.
-        chart: PNG to write.
+        chart: PNG to write: the rows of PICTURED.
+        page: Markdown file that has the table between <!-- table --> and <!-- /table -->.
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    lines = step_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
-    print(markdown(lines))
-    for setting in settings(rows):
-        print(f"- {setting}")
+    lines = lines_of(rows)
+    said = "\n".join([markdown(lines), "", *(f"- {setting}" for setting in settings(rows))])
+    print(said)
+    if page:
+        text = page.read_text()
+        before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
+        page.write_text(f"{before}{MARKERS[0]}\n{said}\n{MARKERS[1]}{after}")
     if chart:
         draw(lines, chart)
+
+
+def lines_of(rows: list[dict]) -> list[Line]:
+    """The table's lines."""
+    return step_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
 
 
 def step_lines(rows: list[dict]) -> list[Line]:
@@ -88,7 +129,11 @@ def v5e_lines(rows: list[dict]) -> list[Line]:
             mesh = "weights replicated" if row["replicated"] else mesh
             mesh += "" if row["remat"].upper() == "NONE" else f", remat {row['remat']}"
             mesh += "" if row["sequences"] == own["sequences"] else f", {row['sequences']} rows"
-            layout = f"ours {own['layout']}, " if own["program"] == "decode" else ""
+            layout = (
+                f"ours {own['layout'].replace('hybrid', LAYOUT)}, "
+                if own["program"] == "decode"
+                else ""
+            )
             if own["program"] == "update":
                 packed = "packed to the trace, " if own.get("packed") else ""
                 layout = f"ours {packed}remat {own['remat']}; "
@@ -131,11 +176,11 @@ def largest_lines(rows: list[dict]) -> list[Line]:
 
 
 def flops_lines(rows: list[dict]) -> list[Line]:
-    """Matrix products of a step."""
+    """Matmuls of a step."""
     return [
         _line(
             f"{row['model']}, a step of {row['sequences']} sequences, counted",
-            f"matrix products of the {row['part']}, {row['case']}",
+            f"matmuls of the {row['part']}, {row['case'].replace('hybrid', LAYOUT)}",
             row["ours"] / TERA,
             row["tunix"] / TERA,
             "TFLOP",
@@ -174,22 +219,45 @@ def markdown(lines: list[Line]) -> str:
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Bars of the ratios, on a log scale; red where Tunix's figure is the lower."""
-    shown = [line for line in lines if line.ratio < float("inf")][::-1]
-    figure, axes = plt.subplots(figsize=(10, 1 + 0.3 * len(shown)), layout="constrained")
-    names = [f"{line.group.split(',')[0]}: {line.what}" for line in shown]
-    ratios = [line.ratio for line in shown]
-    colours = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios]
-    bars = axes.barh(range(len(shown)), [ratio - 1 for ratio in ratios], left=1, color=colours)
-    axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8)
-    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    """Bars of the ratios of PICTURED, on a log scale; red where Tunix's figure is the better."""
+    found = {(line.group, line.what): line for line in lines}
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    places, names, place = [], [], 0.0
+    for title, rows in PICTURED.items():
+        shown = [(label, found[key]) for label, key in rows if key in found]
+        if not shown:
+            continue
+        axes.text(
+            -0.01,
+            place,
+            title,
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            weight="bold",
+        )
+        for label, line in shown:
+            place += 1
+            colour = "tab:blue" if line.ratio >= 1 else "tab:red"
+            axes.barh(place, line.ratio - 1, left=1, color=colour, height=0.7)
+            figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"
+            end = max(line.ratio, 1.0) * 1.05
+            axes.text(end, place, figures, va="center", fontsize=9)
+            places.append(place)
+            names.append(label)
+        place += 1.4
+    axes.set_yticks(places, names, fontsize=9)
+    axes.set_ylim(place - 0.6, -0.6)
     axes.set_xscale("log")
-    axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axes.set_xlim(0.8, 24)
+    axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     axes.set_xticks([], minor=True)
-    axes.margins(x=0.12)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("Tunix's figure / ours: right of 1, ours is lower (better)")
-    figure.savefig(path, dpi=120)
+    axes.set_xlabel("times better (log scale); labels: ours / Tunix; red: Tunix is better")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.suptitle("Beside Google's Tunix: how many times better ours is, with both figures")
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The frozen batch that both sides run: prompts, completions, lengths, rewards. Knows no side.
+"""The frozen batch that both sides run: prompts, completions, lengths, rewards.
 
 Lengths are the first of `benchmarks/lengths.py`, scaled to the budget, which one of the first
 sixteen runs into; groups may be of another size, in the same order.

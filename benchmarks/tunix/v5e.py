@@ -44,7 +44,7 @@ THEIRS = {"prefill": "prefill", "decode": "decode", "logps": "logps", "update": 
 @dataclass(frozen=True)
 class Case:
     """A side and a program; the layout of our rollout, and whether our update is packed; and
-    Tunix's settings (`replicated`: weights on all chips, rows spread over them)."""
+    Tunix's settings (`replicated`: weights on all chips, rows sharded)."""
 
     side: str
     program: str
@@ -154,7 +154,7 @@ def compile_ours(case: Case, text: Path) -> dict:
 
 def compile_theirs(case: Case, text: Path, environment: Path) -> dict:
     """The figures of Tunix's program; its HLO goes to `text`."""
-    side = start_theirs(environment, devices=1, folder=text.parent, script="programs.py")
+    side = start_theirs(environment, folder=text.parent, script="programs.py")
     read = side.call(
         "compile",
         program=THEIRS[case.program],

@@ -1,5 +1,5 @@
-"""One GRPO step, ours against Tunix's: rollout, update, the whole; turns alternate. `cpu` and `gpu`
-are the ways to start it; knows no device.
+"""One GRPO step, ours against Tunix's: rollout, update and their sum, in turns that alternate.
+`cpu` and `gpu` start it.
 
 Both sides hold the same weights (their logits are compared first, and the first gradient after the
 first step) and run the same frozen batch (`trace.py`): P prompts x G completions, beta 0, mu 1, no
@@ -9,7 +9,10 @@ takes it all; the update is then on the trace's completions at the trace's lengt
 two of Tunix's ways out of the comparison: that it leaves EOS out of the loss, and that its key is
 the same every step (it is given another seed each step).
 
-Each side is a process of its own; while one runs, the other waits. One row a side and part;
+Each side is a process of its own; while one runs, the other waits. The rollout is all that happens
+until completions could be scored, the update all from rewards to updated weights. (Rows before
+2026-11-26 timed of Tunix's only `generate` and `update_actor`, and of its step everything.) One row
+a side and part;
 `first_` is of the first step, which compiles. `wall` and `cpu` (of all threads) are seconds,
 medians over the rounds (`_all` has each); `peak` is the most bytes resident in the part, its
 weights and optimizer included, and `device_peak` the most that a GPU has held until the part's end.
@@ -18,23 +21,21 @@ weights and optimizer included, and `device_peak` the most that a GPU has held u
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.tunix import install, trace
-from benchmarks.tunix.sides import SideProcess, start_ours, start_theirs
+from benchmarks.tunix.sides import SIDES, Devices, Opener, SideProcess, processor
+from gemma_grpo import model
+from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Remat
+from gemma_grpo.objective.config import LossConfig
+from gemma_grpo.presets import GEMMA3_NANO
+from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.state import OptimizerConfig
 
 PARTS = ("rollout", "update", "step")
-# Of the logits' spread, and of the gradient's largest entry.
-APART = {"float32": 1e-3, "bfloat16": 0.1}
-REAL = ("gemma3-nano",)  # weights at hand; others are random, which costs the same
-LEARNING_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Options:
     remat: Remat = "none"
     """Of ours (model.remat)."""
     devices: int = 1
-    """Devices that ours is split over."""
+    """Devices that ours is sharded over."""
     tunix_micro_batch: int = 1
     """Prompts of a pass of Tunix's update (train_micro_batch_size)."""
     tunix_remat: str = "NONE"
     """NONE, BLOCK or DECODER (remat_config)."""
     tunix_devices: int = 1
-    """Devices that Tunix is split over (its fsdp axis)."""
+    """Devices that Tunix is sharded over (its fsdp axis)."""
     apart: bool = False
     """Hold one side in memory at a time, where there is no room for two."""
     environment: Path = field(default_factory=install.default_folder)
@@ -75,227 +76,161 @@ class Options:
 
 
 def run(options: Options, *, platform: str) -> None:
-    """Take both sides through whole GRPO steps in turn on devices of `platform`, and print."""
+    """Take both sides through GRPO steps in turn on devices of `platform`, and print."""
+    made = trace.make_trace(
+        vocab_size=model.CONFIGS[options.model].vocab_size,
+        rows=options.rows,
+        generations=options.generations,
+        prompt_length=options.prompt_length,
+        budget=options.budget,
+    )
     with tempfile.TemporaryDirectory() as name:
-        pair = Pair(options, platform, Path(name))
-        take = take_turns_apart if options.apart else take_turns
-        first, steps, agreement = take(pair, options.rounds)
-    described = {
+        opener = Opener(run_of(options), Path(name))
+        taken, agreement = take_turns(opener, options, platform, Steps(made))
+    about = {
         "benchmark": f"tunix/{platform}",
         "model": options.model,
         "dtype": options.dtype,
-        "device": processor() if platform == "cpu" else pair.device,
-        "prompts": len(pair.batch["prompt_ids"]),
+        "device": processor() if platform == "cpu" else opener.device,
+        "prompts": len(made["prompt_ids"]),
         "generations": options.generations,
         "prompt_length": options.prompt_length,
         "budget": options.budget,
-        "completion_tokens": int(pair.batch["lengths"].sum()),
+        "completion_tokens": int(made["lengths"].sum()),
         "rounds": options.rounds,
         "one_side_in_memory": options.apart,
         **agreement,
     }
-    for row in rows_of(first, steps, pair.batch["completion_ids"].size):
-        print(json.dumps(described | row | pair.settings(row["side"])), flush=True)
+    for row in rows_of(taken, made["completion_ids"].size):
+        side = row["side"]
+        said = {"settings": settings(options)[side], "versions": opener.versions[side]}
+        print(json.dumps(about | row | said), flush=True)
 
 
-class Pair:
-    """Both sides as they are opened: the weights and the batch that they share, in `folder`."""
-
-    def __init__(self, options: Options, platform: str, folder: Path):
-        self.options, self.platform, self.folder = options, platform, folder
-        self.device = ""
-        self.versions: dict[str, dict] = {}
-        self.batch: dict[str, np.ndarray] = {}
-        self._shape: dict = {}
-
-    def ours(self) -> SideProcess:
-        """Our side, ready for its steps; it makes the weights."""
-        options = self.options
-        side = start_ours(self.platform, devices=options.devices, folder=self.folder)
-        real = options.model in REAL
-        loaded = side.call("load", name=options.model, real=real, out=self._file("weights.npz"))
-        self.versions["ours"] = loaded["versions"] | {"commit": commit()}
-        self._shape, self.device = loaded["shape"], loaded["device"]
-        vocab_size = self._shape["vocab_size"]
-        self.batch = trace.make_trace(
-            vocab_size=vocab_size,
-            rows=options.rows,
-            generations=options.generations,
-            prompt_length=options.prompt_length,
-            budget=options.budget,
-        )
-        np.savez(self._file("trace.npz"), **self.batch)
-        np.savez(self._file("rows.npz"), **trace.padded_rows(vocab_size=vocab_size, length=96))
-        return self._prepared(
-            side,
-            pack_tokens=options.pack_tokens,
-            dtype=options.dtype,
-            remat=options.remat,
-        )
-
-    def theirs(self) -> SideProcess:
-        """Tunix's side, ready for its steps, with the weights of ours."""
-        options = self.options
-        side = start_theirs(
-            options.environment,
-            self.platform,
-            devices=options.tunix_devices,
-            folder=self.folder,
-        )
-        loaded = side.call(
-            "load",
-            shape=self._shape,
-            weights=self._file("weights.npz"),
-            remat=options.tunix_remat,
-            dtype=options.dtype,
-        )
-        self.versions["tunix"] = loaded["versions"]
-        return self._prepared(side, micro_batch=options.tunix_micro_batch)
-
-    def settings(self, side: str) -> dict:
-        """What is said of a side in its rows."""
-        options = self.options
-        chosen = {
-            "ours": {
-                "pack_tokens": options.pack_tokens,
-                "remat": options.remat,
-                "devices": options.devices,
-            },
-            "tunix": {
-                "train_micro_batch_size": options.tunix_micro_batch,
-                "remat": options.tunix_remat,
-                "devices": options.tunix_devices,
-            },
-        }
-        return {"settings": chosen[side], "versions": self.versions[side]}
-
-    def _prepared(self, side: SideProcess, **settings: object) -> SideProcess:
-        side.call("logits", rows=self._file("rows.npz"), out=self._file(f"{side.name}-logits.npy"))
-        side.call(
-            "prepare",
-            trace=self._file("trace.npz"),
-            generations=self.options.generations,
-            learning_rate=LEARNING_RATE,
-            **settings,
-        )
-        return side
-
-    def _file(self, name: str) -> str:
-        return str(self.folder / name)
+def run_of(options: Options) -> RunConfig:
+    """The run of which both sides take steps."""
+    sizes = {"max_prompt_length": options.prompt_length, "max_completion_length": options.budget}
+    model = replace(
+        GEMMA3_NANO.model,
+        weights=options.model,
+        dtype=options.dtype,
+        remat=options.remat,
+        **sizes,
+    )
+    grpo = GRPOConfig(
+        num_steps=options.rounds + 2,
+        prompts_per_step=options.rows // options.generations,
+        num_generations=options.generations,
+        pack_tokens=options.pack_tokens,
+        scale="group",
+        loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
+        optimizer=OptimizerConfig(learning_rate=1e-6, warmup=0.0, decay="constant"),
+        curriculum=False,
+    )
+    return replace(GEMMA3_NANO, model=model, grpo=grpo)
 
 
-Steps = dict[str, list[dict]]
+def settings(options: Options) -> dict[str, dict]:
+    """What is said of each side in its rows."""
+    ours = ("pack_tokens", "remat", "devices")
+    return {
+        "ours": {name: getattr(options, name) for name in ours},
+        "tunix": {
+            "train_micro_batch_size": options.tunix_micro_batch,
+            "remat": options.tunix_remat,
+            "devices": options.tunix_devices,
+        },
+    }
 
 
-def take_turns(pair: Pair, rounds: int) -> tuple[dict[str, dict], Steps, dict[str, float]]:
-    """A B A B ..., both sides in memory; one step of each to compile, one to warm up, and then
-    those that count. Returns the first steps, those that count, and how far apart the two are."""
-    sides = [pair.ours(), pair.theirs()]
-    first = {side.name: _first_step(side, pair.folder) for side in sides}
-    agreement = compare(pair.folder, apart=APART[pair.options.dtype])
-    steps: Steps = {side.name: [] for side in sides}
-    for number in range(rounds + 1):
-        for side in sides:
-            steps[side.name].append(side.call("step", number=1 + number))
-    for side in sides:
-        side.close()
-    return first, {name: taken[1:] for name, taken in steps.items()}, agreement
+class Steps:
+    """Steps of a side on the trace."""
+
+    def __init__(self, made: dict):
+        self.prompts, self.rewards = made["prompt_ids"].tolist(), made["rewards"].tolist()
+        rows = zip(made["completion_ids"], made["lengths"], strict=True)
+        self.completions = [ids[:length].tolist() for ids, length in rows]
+        self.sampled = made["completion_ids"].size
+
+    def take(self, side: SideProcess, number: int) -> dict[str, dict]:
+        """Readings of a step's parts and of their sum."""
+        drawn = side.call("draw", prompts=self.prompts, number=number, instead=self.completions)
+        if drawn["drawn"] != self.sampled:
+            raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {self.sampled}")
+        rollout = drawn["reading"]
+        update = side.call("learn", rewards=self.rewards)["reading"]
+        whole = {key: rollout[key] + update[key] for key in ("wall", "cpu")}
+        return {"rollout": rollout, "update": update, "step": whole}
 
 
-def take_turns_apart(pair: Pair, rounds: int) -> tuple[dict[str, dict], Steps, dict[str, float]]:
-    """The same with one side in memory at a time, for models of which there is no room for two:
-    in each round each side starts anew, compiles (after the first round from a cache), and takes
-    one step that counts."""
-    first: dict[str, dict] = {}
-    steps: Steps = {"ours": [], "tunix": []}
+Taken = dict[str, list[dict]]
+
+
+def take_turns(
+    opener: Opener, options: Options, platform: str, steps: Steps
+) -> tuple[Taken, dict[str, float]]:
+    """The steps of each side, the first of which compiles and is not counted, and how far apart the
+    two are.
+
+    Both sides are in memory, take a step that compiles and one to warm up, and then A B A B ...;
+    or, `apart`, one side is at a time: in each round each starts anew, compiles (after the first
+    round from a cache), and takes one step that counts.
+    """
+    devices = Devices(platform, options.devices), Devices(platform, options.tunix_devices)
+    remat, micro_batch = options.tunix_remat, options.tunix_micro_batch
+    opened = {
+        "ours": lambda: opener.ours(devices[0]),
+        "tunix": lambda: opener.theirs(
+            options.environment, devices[1], micro_batch=micro_batch, remat=remat
+        ),
+    }
+    taken: Taken = {name: [] for name in SIDES}
     agreement: dict[str, float] = {}
-    for _ in range(rounds):
-        for opened in (pair.ours, pair.theirs):
-            side = opened()
-            first.setdefault(side.name, _first_step(side, pair.folder))
-            steps[side.name].append(side.call("step", number=1))
-            side.close()
-        agreement = agreement or compare(pair.folder, apart=APART[pair.options.dtype])
-    return first, steps, agreement
+    sides: dict[str, SideProcess] = {}
+    for number in range(options.rounds if options.apart else options.rounds + 2):
+        for name in SIDES:
+            if options.apart or number == 0:
+                sides[name] = opened[name]()
+                first = steps.take(sides[name], 0)
+                if number == 0:
+                    taken[name].append(first)
+                    sides[name].call("moment", out=opener.file(f"{name}-moment.npy"))
+            if options.apart or number:
+                taken[name].append(steps.take(sides[name], 1 if options.apart else number))
+            if options.apart:
+                sides[name].close()
+        agreement = agreement or {
+            "logits_apart": opener.logits_apart(),
+            "gradient_apart": opener.gradients_apart(),
+        }
+    if options.apart:
+        return taken, agreement
+    for side in sides.values():
+        side.close()
+    return {name: [first, *rest] for name, (first, _, *rest) in taken.items()}, agreement
 
 
-def _first_step(side: SideProcess, folder: Path) -> dict:
-    step = side.call("step", number=0)
-    side.call("moment", out=str(folder / f"{side.name}-moment.npy"))
-    return step
-
-
-def compare(folder: Path, *, apart: float) -> dict[str, float]:
-    """How far apart the two are: the logits of padded rows, as a share of their spread, and Adam's
-    first moments of the final norm after one step, as a share of the largest.
-
-    Raises:
-        SystemExit: it is not the same model, or not the same update.
-    """
-    far = logits_apart(folder, apart=apart)
-    ours, theirs = (np.load(folder / f"{name}-moment.npy") for name in ("ours", "tunix"))
-    gradient_apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    print(f"apart: gradient {gradient_apart:.1e}", file=sys.stderr)
-    if not gradient_apart < apart:
-        raise SystemExit("the first gradients differ: not the same update")
-    return {"logits_apart": far, "gradient_apart": gradient_apart}
-
-
-def logits_apart(folder: Path, *, apart: float) -> float:
-    """How far apart both sides' logits of the padded rows are, as a share of their spread.
-
-    Raises:
-        SystemExit: it is not the same model.
-    """
-    with np.load(folder / "rows.npz") as rows:
-        mask = rows["mask"]
-    ours, theirs = (np.load(folder / f"{name}-logits.npy")[mask] for name in ("ours", "tunix"))
-    far = float(np.abs(ours - theirs).max() / theirs.std())
-    print(f"apart: logits {far:.1e}", file=sys.stderr)
-    if not far < apart:
-        raise SystemExit("the logits differ: not the same model")
-    return far
-
-
-def rows_of(first: dict[str, dict], turns: dict[str, list[dict]], sampled: int) -> list[dict]:
+def rows_of(taken: Taken, sampled: int) -> list[dict]:
     """The table: a row a part and side; `sampled` tokens are drawn in a rollout."""
     rows = []
     for part in PARTS:
-        walls = {name: [turn[part]["wall"] for turn in taken] for name, taken in turns.items()}
-        cpus = {name: [turn[part]["cpu"] for turn in taken] for name, taken in turns.items()}
-        wall = {name: statistics.median(seconds) for name, seconds in walls.items()}
-        cpu = {name: statistics.median(seconds) for name, seconds in cpus.items()}
-        for name, taken in turns.items():
-            row = {
-                "side": name,
-                "part": part,
-                "wall": round(wall[name], 4),
-                "wall_all": [round(seconds, 4) for seconds in walls[name]],
-                "cpu": round(cpu[name], 4),
-                "cpu_all": [round(seconds, 4) for seconds in cpus[name]],
-                "ratio": round(wall["tunix"] / wall[name], 2),
-                "cpu_ratio": round(cpu["tunix"] / cpu[name], 2),
-                "first_wall": round(first[name][part]["wall"], 2),
-                "first_cpu": round(first[name][part]["cpu"], 2),
-            }
+        read = lambda key, part=part: {
+            name: [step[part][key] for step in steps] for name, steps in taken.items()
+        }
+        all_seconds = {key: read(key) for key in ("wall", "cpu")}
+        for name, (first, *counted) in taken.items():
+            row = {"side": name, "part": part}
+            for key, seconds in all_seconds.items():
+                median = {side: statistics.median(each[1:]) for side, each in seconds.items()}
+                row[key] = round(median[name], 4)
+                row[f"{key}_all"] = [round(one, 4) for one in seconds[name][1:]]
+                ratio = "ratio" if key == "wall" else "cpu_ratio"
+                row[ratio] = round(median["tunix"] / median[name], 2)
+                row[f"first_{key}"] = round(first[part][key], 2)
             if part == "rollout":
-                row["tokens_per_s"] = round(sampled / wall[name], 1)
-            if part != "step":
-                for key in ("peak", "device_peak"):
-                    if taken[0][part].get(key):
-                        row[key] = max(turn[part][key] for turn in taken)
+                row["tokens_per_s"] = round(sampled / row["wall"], 1)
+            for key in ("peak", "device_peak"):
+                if counted[0][part].get(key):
+                    row[key] = max(step[part][key] for step in counted)
             rows.append(row)
     return rows
-
-
-def processor() -> str:
-    """The machine's cores, in words."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}"
-
-
-def commit() -> str:
-    """This repository's, short."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -1,5 +1,5 @@
-"""Laws of reading the TPU compiler: traffic from HLO, cycles from bundles, and two programs whose
-bytes and products are known by hand."""
+"""Reading the TPU compiler: traffic from HLO, cycles from bundles, and two programs whose
+bytes and matmuls are known by hand."""
 
 import os
 import struct
@@ -96,7 +96,7 @@ def test_ops_of_a_loop_run_as_often_as_it_does():
     }
 
 
-def test_products_are_counted_in_multiply_adds_and_estimates_are_read():
+def test_matmuls_are_counted_in_multiply_adds_and_estimates_are_read():
     ops = {op.name: op for op in executed(MODULE)}
     assert ops["head"].macs == 8 * 128 * 16
     assert ops["kernel"].macs == 300
@@ -158,7 +158,7 @@ def test_only_schedules_are_taken_from_the_dumps(tmp_path):
 
 
 def test_the_search_is_counted_by_hand():
-    """Two blocks: all words are candidates, so that no pass goes over all. The top-1 of 0 and one
+    """Two blocks: all tokens are candidates, so that no pass goes over all. The top-1 of 0 and one
     1: the first middle keeps both, and each next halves what is between 0.0 and 1.0 in floats'
     order until the middle is above 0."""
     logits_BV = np.zeros((1, 1024), np.float32)
@@ -175,7 +175,7 @@ def test_the_search_is_counted_by_hand():
 
 
 def test_an_op_takes_the_longest_of_its_limits():
-    """A millisecond of HBM is 819 MB, of products 98.5 G multiply-adds, of the clock 1.5 M."""
+    """A millisecond of HBM is 819 MB, of matmuls 98.5 G multiply-adds, of the clock 1.5 M."""
 
     def seconds(kernel=None, **op):
         nothing = dict(times=1, hbm_bytes=0, macs=0, estimated_cycles=None, is_transfer=False)
@@ -224,7 +224,7 @@ def test_the_chart_is_a_picture_that_grows_with_its_rows(tmp_path):
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
 
-def square_product(side):
+def square_matmul(side):
     on_chip = NamedSharding(
         Mesh(np.array(topology.devices("v5e:2x4")[:1]), ("x",)), PartitionSpec()
     )
@@ -240,8 +240,8 @@ def sum_of_three(num):
     return jax.jit(lambda a, b, c: a + b * c).lower(array, array, array)
 
 
-def test_a_product_is_scheduled_above_nine_tenths_of_the_matrix_units_peak(v5e):
-    read = tpu_schedule.schedule(square_product, (4096,), V5E)
+def test_a_matmul_is_scheduled_above_nine_tenths_of_the_matrix_units_peak(v5e):
+    read = tpu_schedule.schedule(square_matmul, (4096,), V5E)
     assert read.hbm_by_layout == 3 * 4096**2 * 2
     assert read.hbm_by_cost_estimate == 0
     assert 0.9 < read.products < 1

@@ -1,4 +1,4 @@
-"""Laws of the benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
+"""The benchmarks against Tunix: the counter of HBM bytes, the trace, the conversion."""
 
 import ast
 import dataclasses
@@ -224,6 +224,19 @@ def test_a_row_that_tunix_wins_stays_in_the_table(tmp_path, capsys):
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
+def test_every_row_of_the_picture_is_in_the_results_and_the_page_has_the_whole_table(capsys):
+    root = Path(table.__file__).parents[2]
+    results, page = root / "benchmarks/results/tunix.jsonl", root / "docs/tunix.md"
+    table.main((results,))
+    printed = capsys.readouterr().out.strip()
+    start, end = table.MARKERS
+    assert page.read_text().split(start)[1].split(end)[0].strip() == printed
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    found = {(line.group, line.what) for line in table.lines_of(rows)}
+    pictured = {key for shown in table.PICTURED.values() for _, key in shown}
+    assert len(pictured) == 10 and pictured <= found
+
+
 def test_the_largest_batch_that_fits_is_found_by_whole_steps():
     for limit in (64, 95, 96, 160, 383, 384, 1000):
         for step in (32, 64):
@@ -300,7 +313,7 @@ def side(tmp_path):
     script.write_text(STUB.format(folder=str(folder)))
     log = tmp_path / "log"
     command = [sys.executable, str(script)]
-    process = sides.SideProcess("stub", command, devices=1, log=log, cwd=tmp_path)
+    process = sides.SideProcess("stub", command, log=log, cwd=tmp_path)
     yield process
     process.close()
 

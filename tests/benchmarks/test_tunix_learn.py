@@ -1,4 +1,4 @@
-"""Laws of the learning curves beside Tunix's: what is paid, what is compared, what is cut."""
+"""Learning curves beside Tunix's: what is paid, what is compared, what is cut."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.tunix import convert, curves, learn, learn_ours, replay
+from benchmarks.tunix import convert, curves, learn, ours, replay
 from gemma_grpo import model, weights
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.generation.rollout import Rollout
@@ -46,12 +46,10 @@ def test_one_that_did_not_end_by_itself_is_not_paid_for_its_form(tokenizer):
 
 
 def test_the_update_of_the_untrained_stop_sees_what_tunix_keeps_of_a_completion():
-    side = learn_ours.Learner()
-    side.stop_ids = [1, 106]
     ids = np.array([[7, 8, 106, 0], [7, 1, 0, 0], [7, 8, 9, 9]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]], bool)
     drawn = Rollout(ids, mask, np.zeros((3, 4)), np.array([True, True, False]))
-    assert side._without_stop(drawn).completion_mask.sum(axis=1).tolist() == [2, 1, 4]
+    assert ours.without_tokens(drawn, [1, 106]).completion_mask.sum(axis=1).tolist() == [2, 1, 4]
 
 
 def test_a_distance_is_over_all_weights():

@@ -84,7 +84,7 @@ def compile_program(program: str, hlo: str, **settings: Any) -> dict:
 
 
 def count_flops(program: str, turns: int, **settings: Any) -> dict:
-    """Operations of one run's matrix products, the decode loop for some turns."""
+    """Matmul FLOPs of one run, with this many turns of the decode loop."""
     given = Settings(**settings)
     function, arguments, _ = PROGRAMS[program](given, _mesh(given))
     counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=turns)

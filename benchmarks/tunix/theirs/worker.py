@@ -1,8 +1,8 @@
-"""Tunix's side: its model, its sampler, its learner, as its users call them. Run by its own Python.
+"""Tunix's side: its model, sampler and learner, as its users call them. Run by its own Python.
 
-Imports nothing of gemma_grpo. What stands here beside plain use of Tunix's API: clocks around
-`RLCluster.generate` and `update_actor`, and the exchange of what was drawn for the trace's
-completions, so that both sides train on the same rows.
+Imports nothing of gemma_grpo. Tunix's reward function hands the completions out and waits for their
+rewards, so that a step is two requests, `draw` and `learn`. Besides plain use of Tunix's API there
+is only this: completions that `draw` is given are trained on in place of those that were drawn.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import queue
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import turns
@@ -25,13 +26,14 @@ from tunix.rl.rollout import base_rollout
 PAD, BOS = 0, 2
 ACTOR, ROLLOUT = rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT
 PACKAGES = ("google-tunix", "jax", "flax", "optax", "numpy")
+NEVER = 1_000_000  # steps
 
 
 class Numbers:
     """A tokenizer whose text is the ids: "17 4 256"."""
 
     def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
+        return [int(token) for token in text.split()]
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
@@ -40,7 +42,7 @@ class Numbers:
         return BOS
 
     def eos_id(self) -> int:
-        return -1  # no token: rollouts run to the budget
+        return -1  # no token: `eos_tokens` says what stops a completion
 
     def pad_id(self) -> int:
         return PAD
@@ -65,7 +67,7 @@ def model_config(shape: dict, *, remat: str, dtype: str) -> gemma3.ModelConfig:
 
 
 def load_model(config: gemma3.ModelConfig, weights: str, mesh: Mesh) -> nnx.Module:
-    """Tunix's model with the weights of an .npz file, every one of them used."""
+    """Tunix's model with the weights of an .npz file, which must be exactly its own."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: gemma3.Gemma3(config, rngs=nnx.Rngs(0))))
     shapes = nnx.to_flat_state(state)
     specs = dict(nnx.to_flat_state(nnx.get_partition_spec(state)))
@@ -84,8 +86,23 @@ def load_model(config: gemma3.ModelConfig, weights: str, mesh: Mesh) -> nnx.Modu
     return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of a GRPO run: sizes, a learning rate for each step, the tokens that end a completion (none:
+    all run to the budget), and the seed of step 0."""
+
+    num_prompts: int
+    generations: int
+    prompt_length: int
+    budget: int
+    micro_batch: int
+    learning_rates: list[float]
+    stop_ids: list[int]
+    first_seed: int
+
+
 class Side:
-    """The calls that the benchmark makes."""
+    """The calls that the benchmarks make."""
 
     def load(self, shape: dict, weights: str, remat: str, dtype: str) -> dict:
         """Build the model."""
@@ -108,46 +125,58 @@ class Side:
         np.save(out, np.asarray(logits, np.float32))
         return {}
 
-    def prepare(self, trace: str, generations: int, micro_batch: int, learning_rate: float) -> dict:
-        """The learner, ready for `step`."""
-        with np.load(trace) as file:
-            self.prompts, self.completions = file["prompt_ids"], file["completion_ids"]
-            self.lengths, self.rewards = file["lengths"], file["rewards"]
-        self._open(
-            num_prompts=len(self.prompts),
-            generations=generations,
-            prompt_length=self.prompts.shape[1],
-            budget=self.completions.shape[1],
-            micro_batch=micro_batch,
-            learning_rate=learning_rate,
-            eos_tokens=None,
+    def begin(self, **settings: object) -> dict:
+        """The learner, in a thread that waits for its first batch."""
+        self.settings = Settings(**settings)
+        self.rollout_config = base_rollout.RolloutConfig(
+            max_tokens_to_generate=self.settings.budget,
+            temperature=1.0,
+            top_p=1.0,
+            max_prompt_length=self.settings.prompt_length,
+            kv_cache_size=self.settings.prompt_length + self.settings.budget,
+            seed=0,
+            eos_tokens=self.settings.stop_ids or None,
         )
+        self.cluster = self._cluster()
+        self.cluster.generate = self._generate(self.cluster.generate)
+        learner = grpo_learner.GRPOLearner(
+            rl_cluster=self.cluster,
+            algo_config=grpo_learner.GRPOConfig(
+                num_generations=self.settings.generations, num_iterations=1, beta=0.0, epsilon=0.2
+            ),
+            reward_fns=self._reward,
+        )
+        self.requests, self.ended, self.paid = queue.Queue(), queue.Queue(), queue.Queue()
+        threading.Thread(target=self._train, args=(learner,), daemon=True).start()
+        self._outcome()
         return {}
 
-    def step(self, number: int) -> dict:
-        """One whole GRPO step: `learner.train` between two batches."""
-        self.rollout_config.seed = number
-        self.reading = {"rollout": None, "updates": []}
-        with turns.measured() as whole:
-            prompts = [" ".join(map(str, row)) for row in self.prompts]
-            self.requests.put({"prompts": np.array(prompts)})
+    def draw(
+        self, prompts: list[list[int]], number: int, instead: list[list[int]] | None = None
+    ) -> dict:
+        """Step `number`'s rollout: completions without their stop token, whether each had one, and
+        how many tokens were drawn; `instead` is trained on in place of what was drawn."""
+        self.instead = instead
+        self.rollout_config.seed = self.settings.first_seed + number
+        with turns.measured(jax.devices()[0]) as reading:
+            texts = [" ".join(map(str, ids)) for ids in prompts]
+            self.requests.put({"prompts": np.array(texts)})
+            completions = [[int(token) for token in text.split()] for text in self._outcome()]
+        # Cut before the token that ended it, a completion is shorter than the budget.
+        stopped = [len(ids) < self.settings.budget for ids in completions]
+        answer = {"completions": completions, "stopped": stopped}
+        return answer | {"drawn": self.num_drawn, "reading": reading}
+
+    def learn(self, rewards: list[float]) -> dict:
+        """The same step's update."""
+        with turns.measured(jax.devices()[0]) as reading:
+            self.paid.put(rewards)
             self._outcome()
-        updates = self.reading["updates"]
-        return {
-            "rollout": self.reading["rollout"],
-            "update": {
-                "wall": sum(part["wall"] for part in updates),
-                "cpu": sum(part["cpu"] for part in updates),
-                "peak": max(part["peak"] for part in updates),
-                "device_peak": max(part.get("device_peak", 0) for part in updates),
-            },
-            "step": {"wall": whole["wall"], "cpu": whole["cpu"]},
-            "resident": turns.resident(),
-        }
+            jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
+        return {"reading": reading}
 
     def moment(self, out: str) -> dict:
-        """Adam's first moment of the final norm, to a file: the gradient, as the optimizer saw
-        it."""
+        """Adam's first moment of the final norm, to a file: the gradient the optimizer saw."""
         state = nnx.to_pure_dict(nnx.state(self.cluster.actor_trainer.optimizer))
         (found,) = [
             leaf
@@ -158,59 +187,36 @@ class Side:
         np.save(out, np.asarray(found, np.float32))
         return {}
 
-    def _open(
-        self,
-        *,
-        num_prompts: int,
-        generations: int,
-        prompt_length: int,
-        budget: int,
-        micro_batch: int,
-        learning_rate: float | optax.Schedule,
-        eos_tokens: list[int] | None,
-    ) -> None:
-        """Tunix's cluster and its learner, which waits in a thread for its first batch."""
-        self.rollout_config = base_rollout.RolloutConfig(
-            max_tokens_to_generate=budget,
-            temperature=1.0,
-            top_p=1.0,
-            max_prompt_length=prompt_length,
-            kv_cache_size=prompt_length + budget,
-            seed=0,
-            eos_tokens=eos_tokens,
-        )
+    def save(self, out: str) -> dict:
+        """The weights, to a file."""
+        state = nnx.to_flat_state(nnx.state(self.cluster.actor_trainer.model, nnx.Param))
+        np.savez(out, **{"/".join(map(str, path)): leaf.get_value() for path, leaf in state})
+        return {}
+
+    def _cluster(self) -> rl_cluster.RLCluster:
+        num_prompts, rates = self.settings.num_prompts, jnp.array(self.settings.learning_rates)
+        micro_batch = self.settings.micro_batch
         optimizer = optax.chain(
             optax.clip_by_global_norm(1.0),
-            optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=0.0),
+            optax.adamw(lambda count: rates[count], b1=0.9, b2=0.95, weight_decay=0.0),
         )
-        self.cluster = rl_cluster.RLCluster(
+        training = rl_cluster.RLTrainingConfig(
+            actor_optimizer=optimizer,
+            eval_every_n_steps=NEVER,
+            max_steps=NEVER,
+            mini_batch_size=num_prompts,
+            train_micro_batch_size=micro_batch if micro_batch < num_prompts else None,
+            rollout_micro_batch_size=num_prompts,
+        )
+        return rl_cluster.RLCluster(
             actor=self.model,
             tokenizer=Numbers(),
             cluster_config=rl_cluster.ClusterConfig(
                 role_to_mesh={ACTOR: self.mesh, ROLLOUT: self.mesh},
-                training_config=rl_cluster.RLTrainingConfig(
-                    actor_optimizer=optimizer,
-                    eval_every_n_steps=1_000_000,
-                    max_steps=1_000_000,
-                    mini_batch_size=num_prompts,
-                    train_micro_batch_size=micro_batch if micro_batch < num_prompts else None,
-                    rollout_micro_batch_size=num_prompts,
-                ),
+                training_config=training,
                 rollout_config=self.rollout_config,
             ),
         )
-        self.cluster.generate = self._generate(self.cluster.generate)
-        self.cluster.update_actor = self._update(self.cluster.update_actor)
-        learner = grpo_learner.GRPOLearner(
-            rl_cluster=self.cluster,
-            algo_config=grpo_learner.GRPOConfig(
-                num_generations=generations, num_iterations=1, beta=0.0, epsilon=0.2
-            ),
-            reward_fns=self._reward,
-        )
-        self.requests, self.ended = queue.Queue(), queue.Queue()
-        threading.Thread(target=self._train, args=(learner,), daemon=True).start()
-        self._outcome()
 
     def _outcome(self) -> object:
         """What the thread says next; raises the error that ended it."""
@@ -218,10 +224,6 @@ class Side:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-
-    def _reward(self, prompts: list[str], completions: list[str], **_: object) -> list[float]:
-        """Tunix's reward function: the trace's rewards."""
-        return self.rewards.tolist()
 
     def _train(self, learner: grpo_learner.GRPOLearner) -> None:
         try:
@@ -235,34 +237,22 @@ class Side:
             self.ended.put(None)
             yield self.requests.get()
 
+    def _reward(self, prompts: list[str], completions: list[str], **_: object) -> list[float]:
+        self.ended.put(completions)
+        return self.paid.get()
+
     def _generate(self, generate):
-        """Tunix's rollout under the clock; then the trace's completions instead of its own."""
-
         def run(*args, **kwargs):
-            with turns.measured(jax.devices()[0]) as self.reading["rollout"]:
-                output = generate(*args, **kwargs)
-            drawn = sum(len(row) for row in output.tokens)
-            if drawn != self.completions.size:
-                raise ValueError(f"drew {drawn} tokens of {self.completions.size}")
-            rows = zip(self.completions, self.lengths, strict=True)
-            return dataclasses.replace(output, tokens=[row[:length] for row, length in rows])
-
-        return run
-
-    def _update(self, update):
-        """Tunix's update of one micro-batch under the clock; it waits for the device itself."""
-
-        def run(*args, **kwargs):
-            with turns.measured(jax.devices()[0]) as reading:
-                update(*args, **kwargs)
-                jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
-            self.reading["updates"].append(reading)
+            output = generate(*args, **kwargs)
+            self.num_drawn = sum(len(row) for row in output.tokens)
+            if self.instead is None:
+                return output
+            texts = [" ".join(map(str, ids)) for ids in self.instead]
+            tokens = [np.array(ids, np.int32) for ids in self.instead]
+            return dataclasses.replace(output, tokens=tokens, text=texts)
 
         return run
 
 
 if __name__ == "__main__":
-    side = Side()
-    turns.serve(
-        {name: getattr(side, name) for name in ("load", "logits", "prepare", "step", "moment")}
-    )
+    turns.serve_side(Side())
