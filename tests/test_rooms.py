@@ -24,8 +24,9 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 COMMANDS = set(FLOORS[-1].split())
 NO_JAX = (  # files whose imports, and theirs, reach no device library
     "errors data/problem data/curriculum data/gsm8k data/jsonl data/kaggle data/sources "
-    "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components rewards/samples rewards/scores "
-    "rewards/custom evaluation/statistics training/packing records/report records/metrics"
+    "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components "
+    "rewards/samples rewards/scores rewards/custom evaluation/statistics training/packing "
+    "records/report records/metrics"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
