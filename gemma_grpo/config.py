@@ -34,8 +34,9 @@ class DataConfig:
     """Problems to learn from and to be tested on."""
 
     source: str = "curriculum"
-    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:TASK, a .jsonl or .parquet
-    file, or two of them with a comma between: train,test."""
+    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:TASK, a .jsonl, .csv or
+    .parquet file, or two of them with a comma between: train,test. PATH may be
+    kagglehub:OWNER/DATASET."""
     num_train: int = 2000
     """Problems to learn from; 0 for all of a source that ends."""
     num_test: int = 400

@@ -25,7 +25,8 @@ class ModelConfig:
 
     weights: str = "gemma3-nano"
     """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
-    Kaggle's) or a file (.safetensors in such a folder, .gguf)."""
+    Kaggle's), a file (.safetensors in such a folder, .gguf) or a model at Kaggle
+    (kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION)."""
     tokenizer: str = ""
     """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
     lora: LoRAConfig = NO_LORA

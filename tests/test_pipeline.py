@@ -309,6 +309,15 @@ def test_a_config_survives_yaml(tmp_path):
     assert config.from_yaml(path) == run
 
 
+def test_the_clip_widths_of_an_earlier_config_are_kept_and_none_is_the_objectives_own(tmp_path):
+    path = tmp_path / "config.yaml"
+    gspo = "level: sequence, aggregation: sequence_mean"
+    path.write_text(f"grpo: {{loss: {{{gspo}, epsilon: 0.2, epsilon_high: 0.28}}}}\n")
+    assert config.from_yaml(path).grpo.loss.widths == (0.2, 0.28)
+    path.write_text(f"grpo: {{loss: {{{gspo}, epsilon: null}}}}\n")
+    assert config.from_yaml(path).grpo.loss.widths == (3e-4, 4e-4)
+
+
 @pytest.mark.parametrize(
     "old, now",
     [

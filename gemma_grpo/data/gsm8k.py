@@ -36,9 +36,9 @@ def gsm8k_problems(
     """All problems of one split, in file order.
 
     Args:
-        path: a JSONL or parquet file, or a folder with train and test files (`train.jsonl`, or the
-            hub's `main/train-00000-of-00001.parquet`, or one file with the split's name in its
-            own); None fetches the data set from the hub.
+        path: a JSONL, CSV or parquet file, or a folder with train and test files (`train.jsonl`,
+            Kaggle's `main_train.csv`, the hub's `main/train-00000-of-00001.parquet`, or one file
+            with the split's name in its own); None fetches the data set from the hub.
         split: "test" is the official test split; "train" and "validation" divide the official
             training problems.
 
@@ -103,11 +103,7 @@ def _hub_rows(split: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _local_rows(path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
-    rows = []
-    for file in _files(path, split):
-        read = tables.read_parquet if file.suffix == ".parquet" else jsonl.read_rows
-        rows += read(file)
-    return rows
+    return [row for file in _files(path, split) for row in tables.read_rows(file)]
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -124,11 +120,11 @@ def _files_in(folder: Path, split: str) -> list[Path]:
     named = [
         file
         for file in sorted(folder.glob("*"))
-        if file.suffix in (".jsonl", ".parquet") and file.is_file() and _is_named(file, split)
+        if file.suffix in tables.SUFFIXES and file.is_file() and _is_named(file, split)
     ]
-    exact = [file for file in named if file.stem == split]
-    if exact:  # train.jsonl, whatever train_socratic.jsonl may lie beside it
-        return exact[:1]
+    for exact in (split, f"main_{split}"):  # whatever socratic_train.csv may lie beside it
+        if files := [file for file in named if file.stem == exact]:
+            return files[:1]
     shards = [_SHARD.search(file.stem) for file in named]
     if len(named) > 1 and (not all(shards) or len({_SHARD.sub("", f.stem) for f in named}) > 1):
         names = ", ".join(file.name for file in named)
@@ -145,8 +141,8 @@ def _is_named(file: Path, split: str) -> bool:
 
 def _no_split(path: Path, split: str) -> list[Path]:
     raise UserError(
-        f"{path} holds no GSM8K {split} split (looked for {split} in the names of .jsonl and "
-        f".parquet files): add {split}.jsonl"
+        f"{path} holds no GSM8K {split} split (looked for {split} in the names of .jsonl, .csv "
+        f"and .parquet files): add {split}.jsonl"
         + (
             f", or hold out training problems with gsm8k-validation:{path}"
             if split == "test"

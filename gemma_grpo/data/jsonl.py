@@ -1,6 +1,6 @@
-"""Problems from a JSONL file, one object a line.
+"""Rows of a JSONL file, one object a line, and problems from rows of any file.
 
-Each line holds `prompt` and `answer`, and if it likes `completion`, `difficulty` and `domain`;
+A row holds `prompt` and `answer`, and if it likes `completion`, `difficulty` and `domain`;
 other fields are ignored. A fault is named by file, line and field, as `FILE:LINE: ...`.
 """
 
@@ -16,21 +16,11 @@ from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 
 
-def read_jsonl(path: str | Path) -> list[Problem]:
-    """The problems of a JSONL file, in file order.
-
-    Blank lines and a UTF-8 byte order mark are skipped.
-
-    Raises:
-        UserError: no such file, a folder, not UTF-8, no problem in it, or a malformed line.
-    """
-    return [problem_from_row(row, where) for where, row in read_rows(path)]
-
-
 def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with where it stands ("FILE:LINE"); never empty.
 
-    Fractions come as `Decimal`, so that 0.10 keeps its digits.
+    Fractions come as `Decimal`, so that 0.10 keeps its digits. Blank lines and a UTF-8 byte order
+    mark are skipped.
 
     Raises:
         UserError: the file cannot be read, a line is not a JSON object, or there is none.
@@ -49,14 +39,20 @@ def problem_from_row(row: Mapping[str, Any], where: str) -> Problem:
     """One problem from named fields; null counts as absent.
 
     Args:
-        row: `prompt` (text) and `answer` (text, or a number, which is written out); optional
-            `completion`, `difficulty` and `domain` (text). Text is stripped of outer white space.
+        row: `prompt` (text; without one, `question`) and `answer` (text, or a number, which is
+            written out); optional `completion`, `difficulty` and `domain` (text). Text is stripped
+            of outer white space.
         where: what the message of an error begins with.
 
     Raises:
-        UserError: a field is missing, blank, of the wrong type, or an unknown difficulty.
+        UserError: a field is missing, blank, of the wrong type, or an unknown difficulty; a
+            `question` whose answer is a worked solution of GSM8K's.
     """
     answer = row.get("answer")
+    if row.get("prompt") is None and row.get("question") is not None:
+        if isinstance(answer, str) and "####" in answer:
+            raise UserError(f'{where}: field "answer" is GSM8K\'s (####): give gsm8k:FILE')
+        row = {**row, "prompt": row["question"]}
     if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
         if isinstance(answer, float) and not math.isfinite(answer):
             raise UserError(f'{where}: field "answer" is {answer}: give a finite number or text')
@@ -73,6 +69,22 @@ def problem_from_row(row: Mapping[str, Any], where: str) -> Problem:
         difficulty=difficulty,
         domain=_optional_text(row, "domain", where) or Problem.domain,
     )
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a text file, without a UTF-8 byte order mark.
+
+    Raises:
+        UserError: no such file, a folder, or it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a file in it") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def required_text(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -115,14 +127,7 @@ def _kind(value: object) -> str:
 
 def _lines(path: str | Path) -> list[bytes]:
     # Split at line feeds alone: str.splitlines would also cut at U+2028, which JSON text may hold.
-    try:
-        return Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a JSONL file in it") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return read_bytes(path).split(b"\n")
 
 
 def _decoded(line: bytes, where: str) -> str:

@@ -1,11 +1,13 @@
 """Problems by the name of their source: the entry point to all data.
 
     curriculum                 the built-in task, drawn from the seed
-    gsm8k, gsm8k:PATH          GSM8K from the hub, or a file or folder; tested on its test split
+    gsm8k, gsm8k:PATH          GSM8K from the hub, or a file or folder; tested on its test split.
+                               PATH may be kagglehub:OWNER/DATASET, a data set at Kaggle
     gsm8k-validation[:PATH]    the same training problems; tested on those carved from training
     reasoning_gym:TASK         a task of the reasoning-gym package
-    FILE.jsonl, FILE.parquet   one file; a tenth of its prompts is held out for the test
-    TRAIN.jsonl,TEST.jsonl     two files (parquet too)
+    FILE.jsonl                 one file (.csv and .parquet too); a tenth of its prompts is held out
+                               for the test
+    TRAIN.jsonl,TEST.jsonl     two files (.csv and .parquet too)
 
 Training and test problems of a source never share a prompt, except GSM8K's official splits, which
 are taken as published. Which problems are held out never depends on the seed.
@@ -14,7 +16,7 @@ are taken as published. Which problems are held out never depends on the seed.
 from pathlib import Path
 from typing import Literal
 
-from gemma_grpo.data import curriculum, gsm8k, jsonl, reasoning_gym, splits, tables
+from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 
@@ -22,7 +24,7 @@ HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one proble
 
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
-    "FILE.jsonl, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
+    "FILE.jsonl, FILE.csv, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
 )
 
 
@@ -60,10 +62,12 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
     if kind in ("gsm8k", "gsm8k-validation"):
         if colon and not path:
             raise UserError(f'source "{source}" names no path after the colon')
+        if path.startswith(kaggle.PREFIX):
+            path = str(kaggle.dataset_folder(path))
         held_out = "test" if kind == "gsm8k" else "validation"
         return gsm8k.gsm8k_problems(path or None, "train" if split == "train" else held_out)
     files = [source] if _is_file(source) else source.split(",")
-    if len(files) > 2 or not all(file.endswith((".jsonl", ".parquet")) for file in files):
+    if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
         raise UserError(f'unknown data source "{source}": use {_KNOWN}')
     if len(files) == 2:
         return _of_pair(*files, split)
@@ -83,9 +87,7 @@ def _of_pair(train_file: str, test_file: str, split: str) -> list[Problem]:
 
 
 def _read(file: str) -> list[Problem]:
-    if not file.endswith(".parquet"):
-        return jsonl.read_jsonl(file)
-    return [jsonl.problem_from_row(row, where) for where, row in tables.read_parquet(file)]
+    return [jsonl.problem_from_row(row, where) for where, row in tables.read_rows(file)]
 
 
 def _is_file(path: str) -> bool:

@@ -1,12 +1,78 @@
-"""Rows from parquet files and from the hub.
+"""Rows of files, in JSONL, CSV and parquet, and of the hub's data sets.
 
 `datasets` takes seconds to import, so it and its `pyarrow` are imported where they are used.
 """
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
+from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a file in one of `SUFFIXES`, each with where it stands; never empty.
+
+    Raises:
+        UserError: what the reader of its kind raises.
+    """
+    readers = {".csv": read_csv, ".parquet": read_parquet}
+    return readers.get(Path(path).suffix, jsonl.read_rows)(path)
+
+
+def read_csv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, each with where it stands ("FILE, row N"); never empty.
+
+    The first row names the columns; row 1 is the one after it. Fields are separated by commas;
+    one with a comma, a quote or a line break stands in double quotes, its own quotes doubled. An
+    empty field is absent from its row. A byte order mark and blank lines are skipped.
+
+    Raises:
+        UserError: no such file, not UTF-8, not CSV, a column name twice, no rows, or a row of more
+            or fewer fields than the first.
+    """
+    rows = _csv_rows(path)
+    if not rows:
+        raise UserError(f"no problems in {path}: the file is empty")
+    columns = [name.strip() for name in rows[0]]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path}: its first row names a column twice ({', '.join(columns)})")
+    if len(rows) == 1:
+        raise UserError(f"no problems in {path}: no rows after the names of the columns")
+    named = []
+    for number, fields in enumerate(rows[1:], start=1):
+        if len(fields) != len(columns):
+            raise UserError(
+                f"{path}, row {number}: {len(fields)} fields, but {len(columns)} columns "
+                f"({', '.join(columns)}): a field with a comma in it needs double quotes"
+            )
+        named.append({name: field for name, field in zip(columns, fields, strict=True) if field})
+    return _numbered(named, str(path))
+
+
+def _csv_rows(path: str | Path) -> list[list[str]]:
+    """The fields of all rows that are not blank."""
+    content = jsonl.read_bytes(path)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[list[str]] = []
+    try:
+        for fields in reader:
+            if fields:
+                rows.append(fields)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, row {max(len(rows), 1)}, line {reader.line_num}: not CSV ({error})"
+        ) from None
+    return rows
 
 
 def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:

@@ -41,7 +41,9 @@ class LoRAConfig:
     """Regular expression searched for in attention.q_proj, .k_proj, .v_proj, .o_proj, mlp.gate, .up
     and .down: the projections that get an adapter, in every layer."""
     dropout: float = 0.0
-    """Share of the adapters' inputs dropped in training."""
+    """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
+    under the update's own dropout masks: so the ratio is 1 until the weights move, and the KL is 0
+    while they are the reference's. Sampling drops nothing; the metric logp_gap shows this."""
 
     def __post_init__(self):
         if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:

@@ -38,11 +38,11 @@ def refuse_kl_loss(loss: LossConfig) -> None:
 
 def _refuse_numbers(loss: LossConfig) -> None:
     """Raise UserError for a number out of range. Written as `not (x > low)`, so NaN is refused."""
-    for name, width in (("epsilon", loss.epsilon), ("epsilon_high", loss.epsilon_high)):
+    for name, width in zip(("epsilon", "epsilon_high"), loss.widths, strict=True):
         if not width > 0:
             raise UserError(
                 f"{name}={width} must be above 0: the first update has ratio 1, which would be "
-                "on the clip's edge; 0.2 is usual"
+                "on the clip's edge; none is the objective's own width"
             )
     if not loss.beta >= 0:
         raise UserError(f"beta={loss.beta} would reward distance from the reference: use 0 or more")

@@ -9,6 +9,15 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 KlEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "k3_unbiased"]
 TisLevel = Literal["token", "sequence"]
 
+# (epsilon, epsilon_high) by objective, and by whether the ratio is a token's. CISPO looks at tokens
+# only; with a sequence's ratio `checks` refuses it.
+_OWN_WIDTHS = {
+    ("clip", True): (0.2, 0.28),  # DAPO, 2503.14476
+    ("clip", False): (3e-4, 4e-4),  # GSPO, 2507.18071: a mean over the tokens moves far less
+    ("cispo", True): (1.0, 4.0),  # the cap of 5 of ScaleRL (2510.13786), as TRL recommends it
+    ("cispo", False): (1.0, 4.0),
+}
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -20,10 +29,12 @@ class LossConfig:
     """Ratio of each token, or GSPO's of the sequence."""
     aggregation: Aggregation = "token_mean"
     """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
-    epsilon: float = 0.2
-    """Lower clip width."""
-    epsilon_high: float = 0.28
-    """Upper clip width."""
+    epsilon: float | None = None
+    """Lower clip width: ratios below 1 - epsilon are clipped; none is the objective's own: 0.2, of
+    a sequence's ratio 3e-4, with cispo 1 (no lower bound)."""
+    epsilon_high: float | None = None
+    """Upper clip width: ratios above 1 + epsilon_high are clipped; none is the objective's own:
+    0.28, of a sequence's ratio 4e-4, with cispo 4 (a cap of 5)."""
     dual_clip: float | None = None
     """Bound on the loss of tokens with a negative advantage, above 1; none is off."""
     beta: float = 0.0
@@ -36,3 +47,10 @@ class LossConfig:
     """Importance weight of each token, or of the sequence."""
     mask_truncated: bool = False
     """Leave truncated completions (cut off by the token budget) out of the loss."""
+
+    @property
+    def widths(self) -> tuple[float, float]:
+        """`epsilon` and `epsilon_high`, each the objective's own where it is None."""
+        own = _OWN_WIDTHS[self.objective, self.level == "token"]
+        low, high = self.epsilon, self.epsilon_high
+        return own[0] if low is None else low, own[1] if high is None else high

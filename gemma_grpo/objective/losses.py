@@ -299,8 +299,9 @@ def metric_means(sums: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""
 
 def _policy_term(logps_BT, ratio_BT, advantages_B, config):
     """Policy loss of each token, and whether clipping acts on it."""
-    widths = dict(epsilon=config.epsilon, epsilon_high=config.epsilon_high)
-    too_low_BT, too_high_BT = ratio_BT < 1 - config.epsilon, ratio_BT > 1 + config.epsilon_high
+    epsilon, epsilon_high = config.widths
+    widths = dict(epsilon=epsilon, epsilon_high=epsilon_high)
+    too_low_BT, too_high_BT = ratio_BT < 1 - epsilon, ratio_BT > 1 + epsilon_high
     if config.objective == "clip":
         policy_BT = clipped_surrogate(ratio_BT, advantages_B, **widths, dual_clip=config.dual_clip)
         # Where the min of `clipped_surrogate` takes its constant branch.

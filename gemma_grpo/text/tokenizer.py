@@ -13,9 +13,11 @@ from gemma_grpo.errors import UserError
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
-# Between a mark's first character and its rest. SentencePiece takes the marks for symbols wherever
-# they occur in a text; split there, they are no longer marks, and nothing else changes.
-_INSIDE_MARK = re.compile("|".join(f"(?<={m[0]})(?={m[1:]})" for m in (START_OF_TURN, END_OF_TURN)))
+# Pieces of Gemma's that are no text: wherever a text spells one, SentencePiece makes it one token.
+# Its other user-defined pieces (runs of white space, HTML tags) are text, and stay single tokens.
+_SPECIAL = (START_OF_TURN, END_OF_TURN, "<start_of_image>", "<end_of_image>", "<image_soft_token>")
+_SPECIAL += ("<mask>", "[multimodal]", "[@BOS@]")
+_UNUSED = re.compile(r"<unused\d+>")
 
 
 class Tokenizer:
@@ -57,8 +59,19 @@ class Tokenizer:
         return token_id
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with no BOS: text that looks like a special token stays text."""
-        return [i for part in _INSIDE_MARK.split(text) for i in self._processor.encode(part)]
+        """The ids of a text, with no BOS: text that looks like a special token stays text.
+
+        Special are the control tokens, turn and image marks, `<mask>`, `[multimodal]`, `[@BOS@]`
+        and `<unusedN>`; `decode` gives back the text.
+        """
+        ids = []
+        for token_id in self._processor.encode(text):
+            piece = self._processor.id_to_piece(token_id)
+            if piece in _SPECIAL or _UNUSED.fullmatch(piece):  # its first character, then the rest
+                ids += self._processor.encode(piece[0]) + self._processor.encode(piece[1:])
+            else:
+                ids.append(token_id)
+        return ids
 
     def encode_marked(self, text: str) -> list[int]:
         """The ids of a text of our own making, with no BOS: turn marks in it are the marks."""
@@ -95,8 +108,9 @@ class Tokenizer:
 
         `<bos><start_of_turn>user\n{turns[0]}<end_of_turn>\n<start_of_turn>model\n{turns[1]}`
         `<end_of_turn>\n...<start_of_turn>model\n`: Gemma's chat format, the model's next turn
-        opened, after exactly one BOS. The marks are set as ids; if a turn holds them as text, they
-        are encoded as text.
+        opened, after exactly one BOS. Each turn loses its outer white space, as by the `trim` of
+        Gemma's chat template. The marks are set as ids; if a turn holds them as text, they are
+        encoded as text.
 
         Raises:
             ValueError: the last turn is the model's, or there is none.
@@ -110,7 +124,7 @@ class Tokenizer:
         close = [self._end_id, *self.encode("\n")]
         ids = [self.bos_id]
         for number, turn in enumerate(turns):
-            ids += [*openings[number % 2], *self.encode(turn), *close]
+            ids += [*openings[number % 2], *self.encode(turn.strip()), *close]
         return ids + openings[1]
 
     def encode_raw(self, text: str) -> list[int]:

@@ -35,7 +35,7 @@ CHAT_TEMPLATE = f"""\
 {{{{- raise_exception('the roles are user and assistant; put instructions into a user turn') -}}}}
 {{%- endif -%}}
 {{{{- '{START_OF_TURN}' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}}}
-{{{{- message.content + '{END_OF_TURN}\\n' -}}}}
+{{{{- (message.content | trim) + '{END_OF_TURN}\\n' -}}}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '{START_OF_TURN}model\\n' -}}}}{{%- endif -%}}
 """

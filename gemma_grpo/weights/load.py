@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from gemma_grpo.data import kaggle
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.records import files
@@ -26,7 +27,8 @@ def open_source(where: str) -> Source:
     Args:
         where: gemma3-nano (embedded), gemma3-270m (its installed package), a folder as Hugging Face
             or Kaggle has it or a *.safetensors file in it, an Orbax checkpoint ("flax" at Kaggle)
-            or the folder around it, or a *.gguf file. A folder called as one of the names is
+            or the folder around it, a *.gguf file, or a model at Kaggle as
+            kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION. A folder called as one of the names is
             `./gemma3-270m`.
 
     Raises:
@@ -36,7 +38,8 @@ def open_source(where: str) -> Source:
         return _with_known_config(hf_folder.open_folder(assets.NANO))
     if where == gemma3_270m.NAME:
         return hf_folder.open_folder(gemma3_270m.cached_folder())
-    path = Path(where).expanduser()
+    from_kaggle = where.startswith(kaggle.PREFIX)
+    path = kaggle.model_folder(where) if from_kaggle else Path(where).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return gguf_file.open_gguf(path)
     if path.suffix == ".safetensors" and path.is_file():

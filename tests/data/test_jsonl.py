@@ -13,10 +13,10 @@ from gemma_grpo.errors import UserError
 GOOD = b'{"prompt": "What is 2 + 3?", "answer": "5"}'
 
 
-def read(tmp_path, *lines: bytes, end: bytes = b"\n"):
+def read(tmp_path, *lines: bytes, end: bytes = b"\n") -> list[Problem]:
     file = tmp_path / "mine.jsonl"
     file.write_bytes(end.join(lines) + end)
-    return jsonl.read_jsonl(file)
+    return [jsonl.problem_from_row(row, where) for where, row in jsonl.read_rows(file)]
 
 
 def refusal(tmp_path, *lines: bytes) -> str:
@@ -81,8 +81,8 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
         (b"7", "mine.jsonl:2: must be an object with prompt and answer, not a number"),
         (b"null", "mine.jsonl:2: must be an object with prompt and answer, not null"),
         (
-            b'{"question": "a", "answer": "1"}',
-            'mine.jsonl:2: field "prompt" is missing (fields found: answer, question)',
+            b'{"query": "a", "answer": "1"}',
+            'mine.jsonl:2: field "prompt" is missing (fields found: answer, query)',
         ),
         (b'{"prompt": "a"}', 'mine.jsonl:2: field "answer" is missing (fields found: prompt)'),
         (b'{"prompt": "a", "answer": null}', 'mine.jsonl:2: field "answer" is missing'),
@@ -120,18 +120,18 @@ def test_a_file_without_problems_is_refused(tmp_path, content):
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"no such file: .*gone\.jsonl"):
-        jsonl.read_jsonl(tmp_path / "gone.jsonl")
+        jsonl.read_rows(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="is a folder"):
-        jsonl.read_jsonl(tmp_path)
+        jsonl.read_rows(tmp_path)
     (tmp_path / "plain").touch()
     with pytest.raises(UserError, match=r"cannot read .*: Not a directory"):
-        jsonl.read_jsonl(tmp_path / "plain" / "mine.jsonl")
+        jsonl.read_rows(tmp_path / "plain" / "mine.jsonl")
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.jsonl").write_bytes(GOOD)
-    assert len(jsonl.read_jsonl("~/mine.jsonl")) == 1
+    assert len(jsonl.read_rows("~/mine.jsonl")) == 1
 
 
 # The division

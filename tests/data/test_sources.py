@@ -113,7 +113,7 @@ def test_generated_sources_cannot_give_all(source):
         "curriculum:x",
         "a.json",
         "a.jsonl,b.jsonl,c.jsonl",
-        "a.jsonl,b.csv",
+        "a.jsonl,b.tsv",
         "gsm",
         ".",
     ],

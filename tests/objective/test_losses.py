@@ -759,3 +759,32 @@ def test_the_loss_refuses_what_it_cannot_mean(change, message):
         losses.policy_loss(
             x_BT, losses.LossInputs(jnp.ones(1), x_BT, x_BT), LossConfig(**(PLAIN | change))
         )
+
+
+# Widths
+
+
+@pytest.mark.parametrize(
+    ("settings", "below_and_above"),
+    [  # the ratios at which clipping begins
+        ({}, (0.8, 1.28)),
+        ({"level": "sequence"}, (0.9997, 1.0004)),
+        ({"level": "sequence_token"}, (0.9997, 1.0004)),
+        ({"objective": "cispo"}, (0.0, 5.0)),
+        ({"objective": "cispo", "epsilon_high": 0.28}, (0.0, 1.28)),
+        ({"level": "sequence", "epsilon": 0.2}, (0.8, 1.0004)),
+        ({"epsilon": 0.1, "epsilon_high": 0.3}, (0.9, 1.3)),
+    ],
+)
+def test_each_objective_has_its_own_widths_and_a_number_replaces_one(settings, below_and_above):
+    epsilon, epsilon_high = LossConfig(**settings).widths
+    np.testing.assert_allclose((1 - epsilon, 1 + epsilon_high), below_and_above, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "clipped"), [(0.01, 0.0), (4.9, 0.0), (5.1, 1.0)])
+def test_cispo_of_its_own_widths_clips_ratios_above_five_alone(ratio, clipped):
+    logps_BT, one_BT = jnp.full((1, 1), -1.0), jnp.ones((1, 1))
+    inputs = losses.LossInputs(jnp.ones(1), one_BT, one_BT, old_logps=logps_BT - np.log(ratio))
+    loss, metrics = losses.policy_loss(logps_BT, inputs, LossConfig(objective="cispo"))
+    assert metrics["clipped_tokens"] == clipped
+    np.testing.assert_allclose(loss, min(ratio, 5.0), rtol=1e-5)

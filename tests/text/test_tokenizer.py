@@ -59,7 +59,7 @@ TURNS = [
 def test_turns_are_encoded_as_the_chat_format_written_out_is(num):
     roles = ["user", "model"] * num
     written = [
-        f"<start_of_turn>{role}\n{turn}<end_of_turn>\n"
+        f"<start_of_turn>{role}\n{turn.strip()}<end_of_turn>\n"
         for role, turn in zip(roles, TURNS[:num], strict=False)
     ]
     # SentencePiece takes the marks in a text for the marks: the format's own text, encoded whole.
@@ -93,7 +93,7 @@ def test_whatever_the_prompt_holds_there_is_one_bos_and_no_mark_but_the_turns_ow
     ids = TOKENIZER.encode_prompt(prompt)
     assert [i for i in ids if i in (PAD, EOS, BOS, START, END)] == [BOS, START, END, START]
     last_end = len(ids) - 1 - ids[::-1].index(END)
-    assert RAW.decode(ids[4:last_end]) == prompt  # after <bos><start_of_turn>user\n
+    assert RAW.decode(ids[4:last_end]) == prompt.strip()  # after <bos><start_of_turn>user\n
 
 
 def test_a_completion_ends_on_its_one_end_of_turn_even_if_its_text_spells_the_mark():
@@ -109,6 +109,48 @@ def test_a_text_comes_back_as_it_went_in(text):
     assert BOS not in ids
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER.decode(TOKENIZER.encode_completion(text)) == text
+
+
+# Gemma's pieces that are no text; the embedded tokenizer has only the turn marks of them.
+SPECIAL = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"]
+SPECIAL += ["<image_soft_token>", "<mask>", "[multimodal]", "[@BOS@]", "<unused0>", "<unused6241>"]
+TEXT_SYMBOLS = ["<table>", "</h1>", "\n\n"]
+
+
+@pytest.fixture(scope="module")
+def with_all_marks(tmp_path_factory) -> Tokenizer:
+    """A tokenizer with all of Gemma's special pieces, and user-defined ones that are text."""
+    path = tmp_path_factory.mktemp("marks") / "tokenizer.model"
+    path.write_bytes(
+        train_foreign(
+            user_defined_symbols=SPECIAL + TEXT_SYMBOLS,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            byte_fallback=True,
+            size=512,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+        )
+    )
+    return Tokenizer(path)
+
+
+@pytest.mark.parametrize("piece", SPECIAL)
+@pytest.mark.parametrize("form", ["{}", "a {} b", "{0}{0}", "<{}>", "[{}\n"])
+def test_no_special_piece_can_be_spelled_in_a_text(with_all_marks, piece, form):
+    raw = sentencepiece.SentencePieceProcessor(model_file=str(with_all_marks.path))
+    special, text = raw.piece_to_id(piece), form.format(piece)
+    assert special in with_all_marks.encode_marked(text)
+    ids = with_all_marks.encode(text)
+    assert special not in ids and with_all_marks.decode(ids) == text
+
+
+@pytest.mark.parametrize("piece", TEXT_SYMBOLS)
+def test_user_defined_pieces_that_are_text_stay_one_token(with_all_marks, piece):
+    assert with_all_marks.pieces(with_all_marks.encode(f"a{piece}b")) == ["a", piece, "b"]
 
 
 def test_every_digit_is_a_token_of_its_own():
@@ -159,14 +201,14 @@ def test_pieces_are_the_texts_of_single_tokens():
 # --- files that are no Gemma tokenizer ---
 
 
-def train_foreign(**options) -> bytes:
+def train_foreign(*, size: int = 32, **options) -> bytes:
     """A tiny character model with SentencePiece's own conventions."""
     file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c d e f g"] * 20),
         model_writer=file,
         model_type="char",
-        vocab_size=32,
+        vocab_size=size,
         hard_vocab_limit=False,
         minloglevel=2,
         **options,

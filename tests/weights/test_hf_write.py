@@ -171,7 +171,7 @@ def test_the_template_makes_the_prompt_that_the_tokenizer_makes(tokenizer):
     answered = [user, {"role": "assistant", "content": "19"}]
     text = template.render(bos_token="<bos>", messages=answered, add_generation_prompt=False)
     assert text == (
-        "<bos><start_of_turn>user\n What is 12 + 7?\n<end_of_turn>\n"
+        "<bos><start_of_turn>user\nWhat is 12 + 7?<end_of_turn>\n"
         "<start_of_turn>model\n19<end_of_turn>\n"
     )
 

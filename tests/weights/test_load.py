@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hf_folders import FOLDERS, copy_of
 
+from gemma_grpo.data import kaggle
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS, Gemma3Config
 from gemma_grpo.weights import assets, gemma3_270m
@@ -52,6 +53,14 @@ def test_an_orbax_checkpoint_and_the_folder_around_it_are_known_by_their_manifes
     shutil.copytree(ORBAX, tmp_path / "gemma" / "it")
     for where in (tmp_path / "gemma", tmp_path / "gemma" / "it"):
         assert open_source(str(where)).config.num_layers == 7
+
+
+def test_a_model_at_kaggle_goes_by_its_handle(tmp_path, monkeypatch):
+    monkeypatch.setattr(kaggle, "INPUT", tmp_path)
+    folder = tmp_path / "gemma-3" / "transformers" / "gemma-3-1b-it" / "1"
+    folder.parent.mkdir(parents=True)
+    copy_of("text", folder)
+    assert open_source("kagglehub:google/gemma-3/transformers/gemma-3-1b-it").path == folder
 
 
 def test_what_is_not_there_is_refused_with_what_could_be(tmp_path):
