@@ -203,7 +203,7 @@ def test_the_readme_is_short():
 
 def test_the_readme_says_in_which_line_eos_is_decided():
     rollout = (ROOT / "gemma_grpo" / "generation" / "rollout.py").read_text()
-    shown = next(block for block in fenced(ROOT / "README.md", "python") if "stop" in block)
+    shown = next(block for block in fenced(ROOT / "README.md", "python") if "stop_ids" in block)
     assert shown.strip() in rollout
 
 
