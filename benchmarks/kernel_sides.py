@@ -33,9 +33,9 @@ class Sides(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """Of one call: vocabulary, embed_dim, rows or tokens, and the dtype of what is multiplied."""
+    """Of one call: vocab_size, embed_dim, rows or tokens, and the dtype of what is multiplied."""
 
-    num_words: int
+    vocab_size: int
     embed_dim: int
     rows: int
     dtype: str
@@ -59,7 +59,7 @@ def lowered(
     arguments = described(X, D, dtype=dtype), described(V, D, dtype=dtype)
     if op == "lm_head_logps":
         return jax.jit(function).lower(*arguments, described(X, dtype=jnp.int32))
-    with_keys = lambda h, e, data: function(h, e, jax.random.wrap_key_data(data))
+    with_keys = lambda h, e, raw_keys: function(h, e, jax.random.wrap_key_data(raw_keys))
     return jax.jit(with_keys).lower(*arguments, described(X, 2, dtype=jnp.uint32))
 
 

@@ -168,11 +168,11 @@ def _megabytes(read: Schedule) -> dict[str, float]:
 
 
 def _logits(shapes: Shapes) -> np.ndarray:
-    """Normal with deviation 3, from products: `random.normal` in float32 has ties far out."""
+    """Normal with deviation 3, from matmuls: `random.normal` in float32 has ties far out."""
     rng, terms = np.random.default_rng(0), 64
     hidden, embedding = (
         rng.normal(size=(count, terms)).astype(np.float32)
-        for count in (shapes.rows, shapes.num_words)
+        for count in (shapes.rows, shapes.vocab_size)
     )
     return hidden @ embedding.T * np.float32(3 / terms**0.5)
 

@@ -1,11 +1,11 @@
-"""The first command on a new device: every op of `kernels/` against its reference, there.
+"""The first command on a new device: compares every op of `kernels/` with its reference there.
 
 python -m gemma_grpo.verify_kernels              tables of errors; exit status 1 if one is off
 
-Hidden states and embedding are bfloat16 (their products are exact in float32, on any backend) and
-drawn from a seed; the references are plain float32 jax. An op that draws is held to the log-prob
-that the reference gives the same word, and to drawing the reference's word in nearly every row:
-rounding may turn a tie.
+Hidden states and embedding are bfloat16 (products of two are exact in float32, on any backend) and
+drawn from a seed; the references are plain float32 JAX. For an op that draws, the log-prob of its
+token is compared with the reference's for that token, and the tokens drawn must be the reference's
+in nearly every row: rounding may decide a tie.
 """
 
 import sys
@@ -32,13 +32,13 @@ from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
 from gemma_grpo.model import CONFIGS, Gemma3Config
 
 TOLERANCE = 2e-3  # log-probs of order 10: float32 sums of 262 144 terms, in any order
-GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its product
-SAME_WORDS = 0.95  # of the rows, at least
+GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its matmul
+SAME_TOKENS = 0.95  # of the rows, at least
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: the largest error, and what it may be."""
+    """One comparison: the largest error, and the error allowed."""
 
     op: str
     setting: str
@@ -61,9 +61,9 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
     """Compare every op with its reference on the device present.
 
     Args:
-        size: of the model whose head is taken; 1b is what a TPU should be asked.
+        size: of the model whose head is taken; use 1b on a TPU.
         rows: hidden states.
-        seed: of everything drawn.
+        seed: random seed of the inputs and the draws.
 
     Returns:
         0 if all are within tolerance, else 1.
@@ -97,7 +97,7 @@ def compare_all(V: int, D: int, rows: int, seed: int) -> Iterator[Finding]:
 
 
 def compare_fused(hidden_BD, embedding_VD, keys_B, temperature: float) -> Iterator[Finding]:
-    """Words, and the log-probs of the words drawn."""
+    """Tokens, and the log-probs of the tokens drawn."""
     settings = dict(temperature=temperature)
     ids_B, logps_B = jax.jit(lambda *a: fused_sampling(*a, **settings))(
         hidden_BD, embedding_VD, keys_B
@@ -107,22 +107,22 @@ def compare_fused(hidden_BD, embedding_VD, keys_B, temperature: float) -> Iterat
         hidden_BD, embedding_VD, ids_B, temperature=temperature or 1.0
     )
     setting = f"T = {temperature}"
-    yield _other_words("fused_sampling", setting, ids_B, own_ids_B)
+    yield _other_tokens("fused_sampling", setting, ids_B, own_ids_B)
     yield Finding("fused_sampling", setting, "log-prob", _largest(logps_B, expected_B), TOLERANCE)
 
 
 def compare_truncated(hidden_BD, embedding_VD, keys_B, name: str) -> Iterator[Finding]:
-    """Words, kept masses, and the log-probs where the words are the same."""
+    """Tokens, kept masses, and the log-probs where the tokens are the same."""
     truncation, temperature = TRUNCATIONS[name], 0.8
     settings = truncation._asdict() | dict(temperature=temperature)
     drawn = jax.jit(lambda *a: truncated_sampling(*a, **settings))(hidden_BD, embedding_VD, keys_B)
     logits_BV = hidden_BD.astype(jnp.float32) @ embedding_VD.astype(jnp.float32).T / temperature
     noise = block_draw.noise(keys_B, len(embedding_VD))
     ids_B, logps_B, full_B, mass_B = truncated_reference.draw_truncated(
-        logits_BV, *noise, truncation
+        logits_BV, noise, truncation
     )
     op, same = "truncated_sampling", np.asarray(drawn.ids == ids_B)
-    yield _other_words(op, name, drawn.ids, ids_B)
+    yield _other_tokens(op, name, drawn.ids, ids_B)
     for quantity, ours, theirs in (
         ("log-prob, truncated", drawn.logps, logps_B),
         ("log-prob, full", drawn.full_logps, full_B),
@@ -205,9 +205,9 @@ def compare_attention(config: Gemma3Config, seed: int) -> Iterator[Finding]:
             yield Finding(op, f"window {window}", name, error, GRADIENT_TOLERANCE)
 
 
-def _other_words(op: str, setting: str, ids_B: jax.Array, expected_B: jax.Array) -> Finding:
+def _other_tokens(op: str, setting: str, ids_B: jax.Array, expected_B: jax.Array) -> Finding:
     share = float(np.mean(np.asarray(ids_B) != np.asarray(expected_B)))
-    return Finding(op, setting, "rows with another word", share, 1 - SAME_WORDS)
+    return Finding(op, setting, "rows with another token", share, 1 - SAME_TOKENS)
 
 
 def _largest(value, expected) -> float:

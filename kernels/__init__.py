@@ -1,7 +1,8 @@
-"""The ops over Gemma's 262 144 words, one folder each. Knows no model, rollout or loss.
+"""The ops whose cost grows with the vocabulary or with attention, one folder each.
 
-Every op has `api.py` (what the pipeline calls), `reference.py` (plain float32 jax, the law),
-`xla.py` and `pallas_tpu.py` (the implementations), and `cases.py` (shapes that tests and benchmarks
-share). `implementation=None` takes what is best on this device and always works; a named one raises
-if it cannot. Import it as `gemma_grpo.kernels`: the bare name belongs to another package.
+Every op has `api.py` (what the pipeline calls), `reference.py` (plain float32 JAX, which the others
+are tested against), `xla.py` and `pallas_tpu.py` (the implementations), and `cases.py` (shapes that
+tests and benchmarks share). `implementation=None` takes the best on this device and always works; a
+named one raises where it cannot run. Import it as `gemma_grpo.kernels`: the bare name belongs to
+another package.
 """

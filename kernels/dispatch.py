@@ -1,4 +1,4 @@
-"""Which form of an op runs: the one named, or the best where it is compiled for. Knows no op."""
+"""Chooses an op's implementation: the one named, or the best for the platform compiled for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,14 @@ def dispatch(
 ) -> Any:
     """`pallas(*operands)` or `xla(*operands)`.
 
-    None takes the kernel where the program is compiled for a TPU and nothing stands in its way.
+    None takes the kernel where the program is compiled for a TPU and there is no obstacle.
 
     Args:
         operands: arrays, or trees of them.
         obstacle: why the kernel cannot run on a TPU either; None if it can.
 
     Raises:
-        UserError: an unknown name, or the kernel where it cannot run.
+        UserError: the name is unknown, or the kernel named cannot run here.
     """
     if implementation not in (None, "xla", "pallas"):
         raise UserError(f'implementation="{implementation}": must be None, "xla" or "pallas"')

@@ -1,4 +1,4 @@
-"""The tied language-model head: hidden states to float32 logits. Knows no model and no sampler."""
+"""The tied language-model head: hidden states to float32 logits."""
 
 from functools import partial
 
@@ -12,15 +12,16 @@ def logits(
 ) -> Float[Array, "... V"]:
     """hidden @ embedding.T, accumulated and returned in float32.
 
-    On CPU the embedding stands on the left of the product: on the right, XLA packs all of it anew
-    at every decode step, at a third more time. The barrier keeps XLA from turning it back.
+    On CPU the embedding is the left operand of the matmul: as the right one, XLA packs all of it
+    again at every decode step, which takes a third more time. The barrier keeps XLA from swapping
+    them back.
     """
     flat_RD = hidden.reshape(-1, hidden.shape[-1])
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
     logits_RV = jax.lax.platform_dependent(
         flat_RD,
         embedding_VD,
-        cpu=lambda h, e: jax.lax.optimization_barrier(product("vd,rd->vr", e, h)).T,
-        default=partial(product, "rd,vd->rv"),
+        cpu=lambda h, e: jax.lax.optimization_barrier(matmul("vd,rd->vr", e, h)).T,
+        default=partial(matmul, "rd,vd->rv"),
     )
     return logits_RV.reshape(*hidden.shape[:-1], -1)

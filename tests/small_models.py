@@ -1,4 +1,4 @@
-"""Small Gemma 3 models with drawn weights, norms included, for the laws of gemma_grpo.model."""
+"""Small Gemma 3 models with drawn weights, norms included, for the tests of gemma_grpo.model."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Masks and grouped-query attention with QK-norm. Knows no layer pattern, cache layout or sampling.
+"""Attention masks and grouped-query attention with QK-norm.
 
-Key slots come in two pieces: the prompt's, which all completions of a group share (P rows), and
-the sequence's own (B rows). A plain sequence has only its own.
+Key slots are of two kinds: the prompt's, which all completions of a group share (P rows), and the
+sequence's own (B rows). A plain sequence has only its own.
 """
 
 from collections.abc import Sequence
@@ -84,18 +84,18 @@ def attend_with_prompt(
 ) -> Float[Array, "B L N H"]:
     """`attend` over the group's prompt slots and then the row's own, without repeating the prompt.
 
-    The G rows b = p*G + g of a group meet the same keys in one product (Hydragen, arXiv 2402.05099,
-    section 3.1); the softmaxes of the pieces share their maximum and their sum.
+    The G rows b = p*G + g of a group meet the same keys in one matmul (Hydragen, arXiv 2402.05099,
+    section 3.1); the partial softmaxes share their maximum and their sum.
 
     Args:
-        own: the row's own slots in one or more pieces, each (k_BCKH, v_BCKH, mask_BLC) as in
-            `attend`. In pieces, a cache can be read before it is written.
+        own: the row's own slots in one or more parts, each (k_BCKH, v_BCKH, mask_BLC) as in
+            `attend`. With more than one, a cache can be read before it is written.
     """
     B, L, N, H = q_BLNH.shape
     P, _, K, _ = prompt_k_PSKH.shape
     G, R = B // P, N // K
     prompt = _Slots(prompt_k_PSKH, prompt_v_PSKH, prompt_mask_PLS, scale=scale)
-    own_slots = [_Slots(*piece, scale=scale) for piece in own]
+    own_slots = [_Slots(*part, scale=scale) for part in own]
 
     def by_group(x):  # In: [B K R L .]  Out: [P K (G R) L .]
         return jnp.swapaxes(x.reshape(P, G, K, R, L, -1), 1, 2).reshape(P, K, G * R, L, -1)
@@ -106,20 +106,20 @@ def attend_with_prompt(
     q_BKRLH = _heads_first(q_BLNH, K)
     prompt_scores = by_row(prompt.scores(by_group(q_BKRLH)))
     scores = [prompt_scores, *(slots.scores(q_BKRLH) for slots in own_slots)]
-    top = reduce(jnp.maximum, [piece.max(axis=-1, keepdims=True) for piece in scores])
-    weights = [jnp.exp(piece - jax.lax.stop_gradient(top)) for piece in scores]
-    total = sum(piece.sum(axis=-1, keepdims=True) for piece in weights)
+    top = reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - jax.lax.stop_gradient(top)) for part in scores]
+    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
     mixed = by_row(prompt.mix(by_group(weights[0])))
-    for slots, piece in zip(own_slots, weights[1:], strict=True):
-        mixed += slots.mix(piece)
+    for slots, part in zip(own_slots, weights[1:], strict=True):
+        mixed += slots.mix(part)
     return _heads_last(mixed / total, q_BLNH)
 
 
 class _Slots:
-    """Keys and values with the mask over them, as plain batched matrix products.
+    """Keys and values with the mask over them, for plain batched matmuls.
 
-    Heads of one kv head stand beside its query slots, M = R * L rows of one product: XLA's CPU
-    backend transposes any other arrangement through memory, at several times the cost.
+    The query heads of a kv head are folded into its query slots, M = R * L rows of one matmul:
+    XLA's CPU backend transposes any other arrangement through memory, at several times the cost.
     """
 
     def __init__(self, k_BCKH: jax.Array, v_BCKH: jax.Array, mask_BLC: jax.Array, *, scale: float):
@@ -130,10 +130,10 @@ class _Slots:
     def scores(self, q_BKRLH: jax.Array) -> jax.Array:
         B, K, R, L, H = q_BKRLH.shape
         q_BKMH = q_BKRLH.reshape(B, K, R * L, H)
-        products = jnp.einsum(
+        scores = jnp.einsum(
             "bkmh,bkch->bkmc", q_BKMH, self.k_BKCH, preferred_element_type=jnp.float32
         )
-        return jnp.where(self.mask, products.reshape(B, K, R, L, -1) * self.scale, MASKED)
+        return jnp.where(self.mask, scores.reshape(B, K, R, L, -1) * self.scale, MASKED)
 
     def mix(self, weights_BKRLC: jax.Array) -> jax.Array:
         B, K, R, L, C = weights_BKRLC.shape

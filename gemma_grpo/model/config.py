@@ -1,7 +1,7 @@
-"""Gemma 3's sizes, as literal numbers with their sources. Knows no array, tokenizer or training.
+"""Gemma 3's sizes, as literal numbers with their sources.
 
 Sources: the `config.json` files of google/gemma-3-1b-it and google/gemma-3-270m, and the Gemma 3
-technical report (arXiv 2503.19786, section 2). What those files leave unsaid (rope bases, the
+technical report (arXiv 2503.19786, section 2). What those files leave out (rope bases, the
 local:global pattern) is the default of `Gemma3TextConfig` in transformers. The sizes of 4B, 12B and
 27B are those of Google's `gemma` library (3.3.0, gm/nn/_gemma.py), which agrees on the smaller ones
 too; only their vocabulary is that of Hugging Face's multimodal files, 64 rows longer.
@@ -32,8 +32,8 @@ class Gemma3Config:
         rope_scale_global: positions are divided by it in global layers (Chen et al., arXiv
             2306.15595, eq. 4): how the models from 4B up reach 128K tokens of context.
         norm_eps: added to the mean square in RMSNorm.
-        scan_unroll: layers compiled together in the scan over them. No part of the model: 1 keeps
-            compile time flat in depth, all of them runs a tiny model faster on CPU.
+        scan_unroll: layers compiled together in the scan over them. Changes no result: 1 keeps
+            compile time flat in depth; num_layers runs a tiny model faster on CPU.
     """
 
     vocab_size: int

@@ -1,4 +1,4 @@
-"""RMSNorm, RoPE and the gated MLP. Knows nothing of attention, caches or how layers are stacked."""
+"""The layers around attention: RMSNorm, RoPE and the gated MLP."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class RMSNorm(nnx.Module):
 
 
 def project(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x @ weight with the leading axes flattened: the weight's gradient is then one plain product,
+    """x @ weight with the leading axes flattened: the weight's gradient is then one plain matmul,
     where XLA's CPU backend would transpose a three-axis operand through memory first."""
     return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
 
@@ -37,7 +37,7 @@ def adapted(
     adapter: lora.LoRA | None,
     keys_BL: Key[Array, "B L"] | None,
 ) -> Float[Array, "B L O"]:
-    """x @ weight, with the adapter's share added where there is one."""
+    """x @ weight, plus the adapter's output where there is one."""
     out_BLO = project(x_BLI, weight_IO)
     return out_BLO if adapter is None else out_BLO + adapter(x_BLI, keys_BL)
 

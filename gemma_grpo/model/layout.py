@@ -1,12 +1,12 @@
-"""Where the embedding and the MLPs lie when the model is run: whole on each device, or in slices.
-Knows no block, mesh or sampling.
+"""How the embedding and the MLPs are laid out when the model runs: replicated, or tensor-parallel.
 
-A device always has its own rows of every activation and cache, and all of attention's weights. In
-slices, it has 1/n of each MLP's hidden units and of the words beside: the rows of all devices are
-gathered before the MLP, and its partial sums are added up and scattered back to their rows after it
-(tensor parallelism as in Megatron-LM, Shoeybi et al., arXiv 1909.08053, section 3, with the rows
-split in between as in Korthikanti et al., arXiv 2205.05198, section 4.2.2). The arithmetic stays
-the same, a device reads 1/n of these weights. That pays where few rows are run at a time: decoding.
+In both layouts a device has its own rows of every activation and cache, and all of attention's
+weights. Tensor-parallel, it also has a shard of 1/n of each MLP's hidden units and of the
+vocabulary: the rows of all devices are gathered before the MLP, and its partial sums are
+reduce-scattered back to their rows after it (Megatron-LM, Shoeybi et al., arXiv 1909.08053, section
+3, with the rows split in between as in Korthikanti et al., arXiv 2205.05198, section 4.2.2). The
+arithmetic stays the same, and a device reads 1/n of these weights, which is faster where few rows
+run at a time: in decoding.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.model.config import Gemma3Config
 
-# The axis of each array that is sliced. Blocks' matrices are [layer, in, out]. Adapters are sliced
-# as their weights are, where they meet the hidden units.
+# The sharded axis of each array. Blocks' matrices are [layer, in, out]. Adapters are sharded as
+# their weights are, on the side of the hidden units.
 _SHARDED_AXIS = {
     "embedding": 0,
     "layers.mlp.gate": 2,
@@ -35,13 +35,13 @@ _SHARDED_AXIS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """All weights whole on every device, which then has nothing to say to the others.
+    """All weights replicated: a device runs its rows without communication.
 
-    R rows are those of all devices that the weights are sliced over, in order, and B this device's
-    own; here they are the same.
+    The R rows are those of all devices that the weights are sharded over, in order, and the B rows
+    this device's own; here they are the same.
 
     Attributes:
-        axis_name: of the mesh's axis that the words are sliced over; None where they are whole.
+        axis_name: the mesh axis that the vocabulary is sharded over; None where it is replicated.
     """
 
     axis_name: str | None = None
@@ -51,11 +51,11 @@ class Layout:
         return own
 
     def scatter(self, partial: Float[Array, "R *rest"]) -> Float[Array, "B *rest"]:
-        """Own rows, added up over the devices."""
+        """Own rows of the sum over the devices."""
         return partial
 
     def own(self, everyone: Shaped[Array, "R *rest"]) -> Shaped[Array, "B *rest"]:
-        """Own rows of what every device has: `gather` undone."""
+        """Own rows of what every device has: the inverse of `gather`."""
         return everyone
 
     def lookup(
@@ -77,7 +77,7 @@ REPLICATED = Layout()
 
 @dataclass(frozen=True)
 class TensorParallel(Layout):
-    """MLPs and embedding in slices. All but `specs` and `check` is for use inside `shard_map`."""
+    """MLPs and embedding sharded. All but `specs` and `check` is for use inside `shard_map`."""
 
     axis_name: str
 
@@ -93,9 +93,9 @@ class TensorParallel(Layout):
         return jax.lax.dynamic_slice_in_dim(everyone, first, num_own)
 
     def lookup(self, embedding_VD, ids):
-        num_words = len(embedding_VD)
-        here = ids - jax.lax.axis_index(self.axis_name) * num_words
-        here = jnp.where(here < 0, num_words, here)  # a negative index would count from the end
+        shard_size = len(embedding_VD)
+        here = ids - jax.lax.axis_index(self.axis_name) * shard_size
+        here = jnp.where(here < 0, shard_size, here)  # a negative index would count from the end
         return embedding_VD.at[here].get(mode="fill", fill_value=0)
 
     def specs(self, params):
@@ -116,6 +116,6 @@ class TensorParallel(Layout):
         ):
             if size % (num_devices * unit):
                 raise UserError(
-                    f"model.rollout_layout=tensor_parallel: {name}={size} is no multiple of "
+                    f"model.rollout_layout=tensor_parallel: {name}={size} is not a multiple of "
                     f"{num_devices * unit}, as {num_devices} devices need; use data"
                 )

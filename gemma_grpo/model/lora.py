@@ -1,4 +1,4 @@
-"""Low-rank adapters beside projections, and trees with and without them. Knows no block or loss.
+"""Low-rank adapters beside projections: their configuration, the module, and the merge into a base.
 
 Hu et al., arXiv 2106.09685, eq. 3: h = W x + (alpha / r) B A x, with W frozen. Theirs is [out, in];
 here `a` is [in, r] and `b` [r, out], so that h = x W + (alpha / r) (x a) b.
@@ -55,7 +55,7 @@ class LoRAConfig:
             chosen = self.chosen
         except re.error as error:
             raise UserError(
-                f"lora.targets={self.targets!r} is no regular expression: {error}"
+                f"lora.targets={self.targets!r} is not a regular expression: {error}"
             ) from error
         if self.rank and not chosen:
             raise UserError(
@@ -75,7 +75,7 @@ NO_LORA = LoRAConfig()
 
 
 class LoRA(nnx.Module):
-    """One adapter: scale * dropout(x) a b, zero at birth.
+    """One adapter: scale * dropout(x) a b, zero at initialization.
 
     `a` is uniform in ±1/sqrt(in), as in PEFT (a Kaiming uniform of slope sqrt(5)); `b` is 0.
     """
@@ -92,7 +92,7 @@ class LoRA(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L I"], keys_BL: Key[Array, "B L"] | None
     ) -> Float[Array, "B L O"]:
-        """The adapter's share of the output.
+        """The adapter's part of the output.
 
         Args:
             keys_BL: a key for each token, to drop inputs by; None drops nothing.
@@ -108,7 +108,7 @@ class LoRA(nnx.Module):
 
 
 def make(in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rngs) -> LoRA | None:
-    """The adapter of the projection `name`, or None where the config wants none."""
+    """The adapter of the projection `name`, or None where the config gives it none."""
     return LoRA(in_dim, out_dim, name, config, rngs) if name in config.chosen else None
 
 

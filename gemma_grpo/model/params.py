@@ -1,4 +1,4 @@
-"""Trees of parameters: adapters and base apart and together, and in the dtype computed in."""
+"""Parameter trees: adapters and base, split and joined, and casts to the compute dtype."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from gemma_grpo.model.lora import SUFFIX
 
 
 def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree as two: the adapters alone, and the base alone. `join` undoes it."""
+    """Splits a tree in two: the adapters, and the base. `join` is its inverse."""
     adapter, base = {}, {}
     for name, value in params.items():
         if name.endswith(SUFFIX):

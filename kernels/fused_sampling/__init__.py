@@ -1,4 +1,4 @@
-"""From final hidden states to a token and its log-prob, head included. The api and nothing else."""
+"""From final hidden states to a token and its log-prob, head included."""
 
 from gemma_grpo.kernels.fused_sampling.api import FusedDraw, fused_sampling
 

@@ -1,4 +1,4 @@
-"""Draws a token a row from final hidden states. Knows which implementation runs where, no maths."""
+"""Draws a token a row from final hidden states: the interface, which chooses the implementation."""
 
 from functools import partial
 from typing import Literal, NamedTuple
@@ -31,24 +31,24 @@ def fused_sampling(
     """One token a row from softmax(hidden @ embedding.T / temperature).
 
     On TPU the kernel reads the embedding once and writes no logits to HBM. The draw is
-    `kernels/block_draw.py`'s. A row's token depends on its hidden state and key alone: not on the
-    batch, the shards or the implementation, but for rounding.
+    that of `kernels/block_draw.py`. A row's token depends on its hidden state and key alone, up to
+    rounding: not on the batch, the shards or the implementation.
 
     Args:
         hidden_BD: after the final norm, in the embedding's dtype.
-        embedding_VD: the tied embedding; products are accumulated in float32.
+        embedding_VD: the tied embedding; the matmul accumulates in float32.
         keys_B: typed threefry keys, one a row.
         temperature: divides the logits. 0 takes the first of the largest, with its log-prob at
             temperature 1.
-        axis_name: inside `shard_map`, the axis over which the words are sliced; `embedding_VD` is
-            then this device's slice, and every device gets the same result.
+        axis_name: inside `shard_map`, the axis that the vocabulary is sharded over; `embedding_VD`
+            is then this device's shard, and every device gets the same result.
         implementation: None takes "pallas" on TPU where it fits in VMEM, else "xla".
 
     A NaN or +inf among a row's logits gives a log-prob of NaN.
 
     Raises:
-        UserError: the temperature has no meaning, a slice is no whole number of blocks, or the
-            kernel asked for cannot run here.
+        UserError: the temperature is out of range, a shard is not a multiple of `block_draw.BLOCK`
+            tokens, or the implementation named cannot run here.
     """
     if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
         raise UserError(
@@ -60,7 +60,7 @@ def fused_sampling(
         implementation,
         hidden_BD,
         embedding_VD,
-        *block_draw.noise_here(keys_B, V, axis_name),
+        block_draw.shard_noise(keys_B, V, axis_name),
         pallas=partial(pallas_tpu.pick, temperature=temperature),
         xla=partial(xla.pick, temperature=temperature),
         obstacle=None if fits else f"{B} rows do not fit in VMEM",

@@ -1,9 +1,9 @@
-"""Head and draw in one pass over the embedding, for TPU. Knows no key, shard or platform.
+"""Head and draw in one pass over the embedding, as a TPU kernel.
 
-Words run down the sublanes and rows along the lanes: the embedding streams through the matrix unit
-against hidden states that stay there, and every reduction over a block's words is elementwise but
-for its last three steps. A tile of words is in VMEM at a time; what is kept of those before it is a
-few numbers a row, and the logits of the best block so far.
+Tokens run down the sublanes and rows along the lanes: the embedding streams through the matrix unit
+against hidden states that stay there, and every reduction over a block's tokens is elementwise but
+for its last three steps. VMEM holds one tile of the embedding at a time; of the tiles before it, a
+few numbers a row are kept and the logits of the best block so far.
 """
 
 from functools import partial
@@ -18,24 +18,26 @@ from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.block_draw import BLOCK, LOWEST
 
 VMEM_LIMIT = 16 * 2**20  # bytes: what v5e grants a kernel that asks for no more
-TILE_BYTES = 5 * 2**20  # of the embedding: 2048 words of Gemma 3 1B in bfloat16
+TILE_BYTES = 5 * 2**20  # of the embedding: 2048 tokens of Gemma 3 1B in bfloat16
 MAX_TILE_BLOCKS = 8  # each is its own copy of the kernel's body
 LANES = 128
 
 
-def tile_blocks(num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
-    """Blocks of words in a tile."""
+def tile_blocks(vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """Blocks of tokens in a tile."""
     block_bytes = BLOCK * embed_dim * jnp.dtype(dtype).itemsize
-    return max(1, min(TILE_BYTES // block_bytes, MAX_TILE_BLOCKS, block_draw.num_blocks(num_words)))
+    return max(
+        1, min(TILE_BYTES // block_bytes, MAX_TILE_BLOCKS, block_draw.num_blocks(vocab_size))
+    )
 
 
-def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
-    """What the kernel holds in VMEM. Inputs are there twice: the next is fetched meanwhile."""
+def vmem_bytes(rows: int, vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """What the kernel holds in VMEM. Inputs and outputs are double-buffered."""
     itemsize = jnp.dtype(dtype).itemsize
     lanes = -(-rows // LANES) * LANES
-    blocks = -(-block_draw.num_blocks(num_words) // 8) * 8
+    blocks = -(-block_draw.num_blocks(vocab_size) // 8) * 8
     return (
-        2 * tile_blocks(num_words, embed_dim, dtype) * BLOCK * embed_dim * itemsize  # embedding
+        2 * tile_blocks(vocab_size, embed_dim, dtype) * BLOCK * embed_dim * itemsize  # embedding
         + 2 * embed_dim * lanes * itemsize  # hidden states
         + 2 * blocks * lanes * 4  # block noise
         + 2 * BLOCK * lanes * 4  # output: the best block's logits
@@ -48,30 +50,29 @@ def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> i
 def pick(
     hidden_BD: Float[Array, "B D"],
     embedding_VD: Float[Array, "V D"],
-    block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B 2"],
+    noise: block_draw.Noise,
     *,
     temperature: float,
     interpret: bool = False,
 ) -> block_draw.Pick:
-    """As `xla.pick`. The kernel finds each row's block; the word is drawn from its logits."""
+    """As `xla.pick`. The kernel finds each row's block; the token is drawn from its logits."""
     (B, D), V = hidden_BD.shape, len(embedding_VD)
     blocks_in_tile = tile_blocks(V, D, embedding_VD.dtype)
     num_tiles = pl.cdiv(V, blocks_in_tile * BLOCK)
-    missing = num_tiles * blocks_in_tile - block_noise.shape[1]
-    noise_NB = jnp.pad(block_noise, ((0, 0), (0, missing))).T
+    missing = num_tiles * blocks_in_tile - noise.gumbel.shape[1]
+    gumbel_NB = jnp.pad(noise.gumbel, ((0, 0), (0, missing))).T
     itemsize = embedding_VD.dtype.itemsize
-    whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0,) * len(shape))
+    full = lambda *shape: pl.BlockSpec(shape, lambda tile: (0,) * len(shape))
     number = jax.ShapeDtypeStruct((1, B), jnp.float32)
     score, block, logsumexp, best_logits = pl.pallas_call(
-        partial(_kernel, num_words=V, temperature=temperature),
+        partial(_kernel, vocab_size=V, temperature=temperature),
         grid=(num_tiles,),
         in_specs=[
-            whole(D, B),
+            full(D, B),
             pl.BlockSpec((blocks_in_tile * BLOCK, D), lambda tile: (tile, 0)),
-            whole(*noise_NB.shape),
+            full(*gumbel_NB.shape),
         ],
-        out_specs=[whole(1, B), whole(1, B), whole(1, B), whole(BLOCK, B)],
+        out_specs=[full(1, B), full(1, B), full(1, B), full(BLOCK, B)],
         out_shape=[
             number,
             jax.ShapeDtypeStruct((1, B), jnp.int32),
@@ -81,7 +82,7 @@ def pick(
         scratch_shapes=[pltpu.VMEM((1, B), jnp.float32), pltpu.VMEM((1, B), jnp.float32)],
         cost_estimate=pl.CostEstimate(
             flops=2 * B * V * D,
-            bytes_accessed=(V + B) * D * itemsize + (noise_NB.size + BLOCK * B) * 4,
+            bytes_accessed=(V + B) * D * itemsize + (gumbel_NB.size + BLOCK * B) * 4,
             transcendentals=B * V,
         ),
         compiler_params=pltpu.CompilerParams(
@@ -89,18 +90,18 @@ def pick(
         ),
         interpret=interpret,
         name="fused_sampling",
-    )(hidden_BD.T, embedding_VD, noise_NB)
+    )(hidden_BD.T, embedding_VD, gumbel_NB)
     if temperature:
-        word_B, logits_B, _ = block_draw.pick_word(best_logits, word_noise)
+        token_B, logits_B, _ = block_draw.pick_token(best_logits, noise.uniform)
     else:
-        word_B, logits_B = jnp.argmax(best_logits, axis=0).astype(jnp.int32), score[0]
-    return block_draw.Pick(score[0], block[0] * BLOCK + word_B, logits_B, logsumexp[0])
+        token_B, logits_B = jnp.argmax(best_logits, axis=0).astype(jnp.int32), score[0]
+    return block_draw.Pick(score[0], block[0] * BLOCK + token_B, logits_B, logsumexp[0])
 
 
 def _kernel(
     hidden_DB,
-    embedding,  # the tile's words
-    noise_NB,
+    embedding,  # the tile's tokens
+    gumbel_NB,
     best_score,
     best_block,
     logsumexp,
@@ -108,7 +109,7 @@ def _kernel(
     top,  # the largest logit so far
     total,  # the sum of exp(logit - top) so far
     *,
-    num_words: int,
+    vocab_size: int,
     temperature: float,
 ):
     tile = pl.program_id(0)
@@ -131,14 +132,14 @@ def _kernel(
         )
         if temperature:
             logits = logits * (1 / temperature)
-        if num_words % (blocks_in_tile * BLOCK):  # beyond the last word the tile holds anything
-            word = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-            logits = jnp.where(word < num_words, logits, -jnp.inf)
+        if vocab_size % (blocks_in_tile * BLOCK):  # beyond the vocabulary the tile is undefined
+            token = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+            logits = jnp.where(token < vocab_size, logits, -jnp.inf)
         block_top = jnp.maximum(logits.max(axis=0, keepdims=True), LOWEST)
         mass = jnp.exp(logits - block_top).sum(axis=0, keepdims=True)
         score = block_top
         if temperature:
-            score = block_top + jnp.log(mass) + noise_NB[pl.ds(block, 1)]
+            score = block_top + jnp.log(mass) + gumbel_NB[pl.ds(block, 1)]
         better = score > best_score[...]
         best_score[...] = jnp.where(better, score, best_score[...])
         best_block[...] = jnp.where(better, block, best_block[...])

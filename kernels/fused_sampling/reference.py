@@ -1,4 +1,4 @@
-"""The law in float32: all logits, then a block's draw, then a word's. Knows no shard."""
+"""The reference, in float32: all logits, then a block drawn, then a token of it."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def fused_sampling(
     *,
     temperature: float,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Ids and log-probs, as the api's `FusedDraw`, the head in float32 at the highest precision."""
+    """Ids and log-probs as in `FusedDraw`, with the head in float32 at the highest precision."""
     logits_BV = jnp.einsum(
         "bd,vd->bv",
         hidden_BD.astype(jnp.float32),
@@ -25,6 +25,6 @@ def fused_sampling(
         ids_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     else:
         logits_BV = logits_BV / temperature
-        ids_B, _ = block_draw.draw(logits_BV, *block_draw.noise(keys_B, len(embedding_VD)))
+        ids_B, _ = block_draw.draw(logits_BV, block_draw.noise(keys_B, len(embedding_VD)))
     logps_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     return ids_B, jnp.take_along_axis(logps_BV, ids_B[:, None], axis=-1)[:, 0]

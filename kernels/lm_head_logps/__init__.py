@@ -1,4 +1,4 @@
-"""Log-probs of given words under the tied head, whose logits are never whole."""
+"""Log-probs of given tokens under the tied head, whose logits are never all in memory."""
 
 from gemma_grpo.kernels.lm_head_logps.api import TokenLogps, lm_head_logps
 

@@ -1,11 +1,11 @@
-"""Shapes of log-probs that tests and benchmarks share. Holds numbers only."""
+"""Shapes of log-probs that tests and benchmarks share."""
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
     name: str
-    num_words: int  # V
+    vocab_size: int  # V
     embed_dim: int  # D
     num_tokens: int  # X, of one device
 

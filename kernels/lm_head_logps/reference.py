@@ -1,7 +1,4 @@
-"""Log-probs of given words, plainly: the law that the fast forms are held to.
-
-Knows no chunk or device.
-"""
+"""The reference for log-probs of given tokens, from all logits at once."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +12,10 @@ def lm_head_logps(
     *,
     temperature: float = 1.0,
 ) -> tuple[Float[Array, " X"], Float[Array, " X"], Float[Array, " X"]]:
-    """Log-prob of `ids`, logsumexp and entropy, from whole logits in float32.
+    """Log-prob of `ids`, logsumexp and entropy, from all logits in float32.
 
-    All three by autodiff, where the op has a gradient for the first alone. Logits must be finite
-    and ids within the vocabulary.
+    All three can be differentiated; of the op's results only the first. Logits must be finite and
+    ids within the vocabulary.
     """
     hidden_XD, embedding_VD = hidden_XD.astype(jnp.float32), embedding_VD.astype(jnp.float32)
     logits_XV = jnp.einsum("xd,vd->xv", hidden_XD, embedding_VD, precision="highest") / temperature

@@ -1,4 +1,4 @@
-"""Truncated sampling: hidden states and the tied embedding to a word drawn from the kept ones."""
+"""Truncated sampling: hidden states and the tied embedding to a token drawn from those kept."""
 
 from gemma_grpo.kernels.truncated_sampling.api import (
     TruncatedDraw,

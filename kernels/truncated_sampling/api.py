@@ -1,4 +1,4 @@
-"""What the pipeline calls to draw from a truncated distribution. Knows no model or loop."""
+"""Draws from a truncated distribution: the interface, which chooses the implementation."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
 
 class TruncatedDraw(NamedTuple):
-    """Words drawn, and how likely they were. float32 but for the ids, which are int32."""
+    """Tokens drawn, and how likely they were. float32 but for the ids, which are int32."""
 
     ids: Int[Array, " B"]
     logps: Float[Array, " B"]  # under what was drawn from: tempered, truncated, renormalised
-    full_logps: Float[Array, " B"]  # under the tempered distribution of all words
-    kept_mass: Float[Array, " B"]  # of the kept words, under that one
+    full_logps: Float[Array, " B"]  # under the tempered distribution of all tokens
+    kept_mass: Float[Array, " B"]  # of the kept tokens, under that distribution
 
 
 def truncated_sampling(
@@ -35,40 +35,42 @@ def truncated_sampling(
     axis_name: str | None = None,
     implementation: str | None = None,
 ) -> TruncatedDraw:
-    """Draw one word for each row from softmax(hidden embedding^T / temperature), truncated.
+    """Draw one token for each row from softmax(hidden embedding^T / temperature), truncated.
 
-    Truncations apply in the order of the arguments, each to what the one before has left:
+    Truncations apply in the order top_k, top_p, min_p, each to what the one before has left.
 
     Args:
-        keys_B: one key a row; a draw depends on its own row alone. Where nothing is cut off, it is
-            the word that `fused_sampling` draws.
-        temperature: 1e-6 or more. The largest word is `fused_sampling`'s at temperature 0.
-        top_k: keep the k largest, and whatever ties with the smallest of them; 0, or as many as
-            there are words, keeps all.
-        top_p: keep the fewest largest ones whose mass reaches p: the word that crosses p stays, and
-            so does what ties with it. 1 keeps all; towards 0 the largest alone. Masses are float32
-            sums: within about 1e-6 of p, which word crosses it is theirs to say.
+        hidden_BD: after the final norm, in the embedding's dtype.
+        embedding_VD: the tied embedding; the matmul accumulates in float32.
+        keys_B: one key a row; a draw depends on its own row alone. Where nothing is cut off, the
+            draw is that of `fused_sampling`.
+        temperature: 1e-6 or more; for greedy decoding call `fused_sampling`.
+        top_k: keep the k largest, and whatever ties with the smallest of them; 0 keeps all, and so
+            does a k of V or more.
+        top_p: keep the smallest set of largest tokens whose mass reaches p: the token that crosses
+            p stays, with its ties. 1 keeps all; near 0 only the largest. Masses are float32 sums,
+            so that the cut is exact to about 1e-6 of p.
         min_p: keep what has min_p times the largest probability or more (arXiv 2407.01082); 0
             keeps all, 1 the largest and its ties.
-        axis_name: inside `jax.shard_map`: the axis over which the words are sliced, this
-            device's being its equal slice of the words, in order. Every device gets the same
-            result, the one of words that are not sliced.
-        implementation: None takes "pallas" on TPU where the words are not sliced and all logits
-            fit in VMEM, else "xla".
+        axis_name: inside `jax.shard_map`, the axis that the vocabulary is sharded over, equally
+            and in order; `embedding_VD` is then this device's shard. Every device gets the same
+            result as without sharding.
+        implementation: None takes "pallas" on TPU where the vocabulary is not sharded and all
+            logits fit in VMEM, else "xla".
 
-    A word with a logit of -inf is never drawn. A row with a logit of NaN or +inf, or with none that
-    is finite, is no distribution: its id is in range, its log-probs and kept mass are NaN.
+    A token with a logit of -inf is never drawn. A row with a logit of NaN or +inf, or with none
+    that is finite, is no distribution: its id is in range, its log-probs and kept mass are NaN.
 
     Raises:
-        UserError: a setting has no meaning, a slice is no whole number of blocks, or the kernel
-            asked for cannot run here.
+        UserError: a setting is out of range, a shard is not a multiple of `block_draw.BLOCK`
+            tokens, or the implementation named cannot run here.
     """
     check_truncation(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     B, (V, D) = len(hidden_BD), embedding_VD.shape
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     obstacle = None
     if shards > 1:
-        obstacle = "the words are sliced"
+        obstacle = "the vocabulary is sharded"
     elif pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) > pallas_tpu.VMEM_LIMIT:
         obstacle = f"{B} rows do not fit in VMEM"
     settings = dict(truncation=Truncation(top_k, top_p, min_p), temperature=temperature)
@@ -76,14 +78,14 @@ def truncated_sampling(
         implementation,
         hidden_BD,
         embedding_VD,
-        *block_draw.noise_here(keys_B, V, axis_name),
+        block_draw.shard_noise(keys_B, V, axis_name),
         pallas=partial(pallas_tpu.draw_truncated, **settings),
         xla=partial(_head_and_draw, **settings, axis_name=axis_name if shards > 1 else None),
         obstacle=obstacle,
     )
     ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
     return TruncatedDraw(
-        # Where there is no distribution the word drawn may be of the padding.
+        # Where there is no distribution the token drawn may lie in the padding.
         ids=jnp.minimum(ids_B, shards * V - 1),
         logps=logits_B - kept_logsumexps_B,
         full_logps=logits_B - logsumexps_B,
@@ -92,7 +94,7 @@ def truncated_sampling(
 
 
 def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """Raises UserError where a setting has no meaning."""
+    """Raises UserError where a setting is out of range."""
     if not 1e-6 <= temperature < float("inf"):
         raise UserError(
             f"temperature={temperature}: must be 1e-6 or more and finite (greedy cuts nothing off)"
@@ -105,8 +107,6 @@ def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: flo
         raise UserError(f"min_p={min_p}: must be at least 0 (off) and at most 1")
 
 
-def _head_and_draw(
-    hidden_BD, embedding_VD, block_noise, word_noise, *, truncation, temperature, axis_name
-):
+def _head_and_draw(hidden_BD, embedding_VD, noise, *, truncation, temperature, axis_name):
     logits_BV = head.logits(hidden_BD, embedding_VD) / temperature
-    return xla.draw_truncated(logits_BV, block_noise, word_noise, truncation, axis_name=axis_name)
+    return xla.draw_truncated(logits_BV, noise, truncation, axis_name=axis_name)

@@ -1,4 +1,4 @@
-"""Shapes and truncations that tests and benchmarks share. Holds numbers only."""
+"""Truncations that tests and benchmarks share."""
 
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
 

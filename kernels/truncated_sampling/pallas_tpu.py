@@ -1,11 +1,11 @@
 """Truncated sampling as one TPU kernel: the embedding read once, logits never outside VMEM.
 
 Tiles of the embedding stream through the matrix unit into logits that stay in VMEM, 64 MiB for 64
-rows of Gemma's words: a v5e has 128 MiB. Behind the last tile everything else is passes over them,
-of 9 to 24 us each where a sort takes 10 ms. Few are needed: while the embedding streams, which is
-what takes the time, the largest `LAYERS` words are kept of all that have the same place in their
-blocks. Among these 4096 candidates are, for any but a contrived order of words, the few hundred
-largest. Knows no shard: a kernel cannot sum over devices.
+rows of Gemma's vocabulary: a v5e has 128 MiB. After the last tile everything else is passes over
+the logits, of 9 to 24 us each where a sort takes 10 ms. Few are needed: while the embedding
+streams, which is what takes the time, the `LAYERS` largest logits are kept of each place in a
+block. These 4096 candidates contain the few hundred largest tokens, except for a contrived order of
+the vocabulary. Not for a sharded vocabulary: a kernel cannot sum over devices.
 """
 
 from functools import partial
@@ -17,28 +17,28 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from gemma_grpo.kernels import block_draw
-from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
+from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Vocabulary, threshold
 
-TILE = 1024  # words a step
+TILE = 1024  # tokens a step
 LAYERS = 8
 LANES = 128
 VMEM_LIMIT = 120 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
-SLACK_BYTES = 4 * 2**20  # values within a pass that find no register
+SLACK_BYTES = 4 * 2**20  # values within a pass that do not fit in registers
 
 
-def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> int:
-    """What the kernel holds in VMEM. Inputs and outputs are there twice."""
+def vmem_bytes(rows: int, vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
+    """What the kernel holds in VMEM. Inputs and outputs are double-buffered."""
     rows, itemsize = -(-rows // 16) * 16, jnp.dtype(dtype).itemsize
-    tiles = -(-num_words // TILE)
+    tiles = -(-vocab_size // TILE)
     return (
         tiles * TILE * rows * 4  # logits
         + 2 * TILE * embed_dim * itemsize  # embedding
         + 2 * rows * embed_dim * itemsize  # hidden states
-        + 2 * rows * _noise_columns(num_words) * 4  # block noise
-        + rows * _noise_columns(num_words) * 4  # block masses
+        + 2 * rows * _noise_columns(vocab_size) * 4  # block noise
+        + rows * _noise_columns(vocab_size) * 4  # block masses
         + LAYERS * rows * block_draw.BLOCK * 4  # candidates
         + 2 * rows * block_draw.BLOCK * 4  # output: the drawn block's logits
-        + 2 * 4 * rows * LANES * 4  # outputs of one column, which take 128
+        + 2 * 4 * rows * LANES * 4  # outputs of one column, padded to 128
         + SLACK_BYTES
     )
 
@@ -46,8 +46,7 @@ def vmem_bytes(rows: int, num_words: int, embed_dim: int, dtype: jnp.dtype) -> i
 def draw_truncated(
     hidden_BD: Float[Array, "B D"],
     embedding_VD: Float[Array, "V D"],
-    block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B 2"],
+    noise: block_draw.Noise,
     truncation: Truncation,
     *,
     temperature: float,
@@ -55,25 +54,25 @@ def draw_truncated(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """As `xla.draw_truncated`, with the head. `vmem_bytes` must be within `VMEM_LIMIT`.
 
-    The kernel finds each row's block; its word is drawn from what it hands out.
+    The kernel finds each row's block; the token is drawn from the block's logits.
     """
     B, D = hidden_BD.shape
     V = embedding_VD.shape[0]
     columns = _noise_columns(V)
-    missing = columns - block_noise.shape[1]
-    block_noise = jnp.pad(block_noise, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-    whole = lambda *shape: pl.BlockSpec(shape, lambda tile: (0, 0))
+    missing = columns - noise.gumbel.shape[1]
+    gumbel = jnp.pad(noise.gumbel, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    full = lambda *shape: pl.BlockSpec(shape, lambda tile: (0, 0))
     column = lambda dtype: jax.ShapeDtypeStruct((B, 1), dtype)
     tiles = pl.cdiv(V, TILE)
-    block, top, kept_mass, full_mass, words = pl.pallas_call(
-        partial(_kernel, num_words=V, truncation=truncation, temperature=temperature),
+    block, top, kept_mass, full_mass, kept_logits = pl.pallas_call(
+        partial(_kernel, vocab_size=V, truncation=truncation, temperature=temperature),
         grid=(tiles,),
         in_specs=[
-            whole(B, D),
+            full(B, D),
             pl.BlockSpec((TILE, D), lambda tile: (tile, 0)),
-            whole(B, columns),
+            full(B, columns),
         ],
-        out_specs=[*[whole(B, 1)] * 4, whole(B, block_draw.BLOCK)],
+        out_specs=[*[full(B, 1)] * 4, full(B, block_draw.BLOCK)],
         out_shape=[
             column(jnp.int32),
             *[column(jnp.float32)] * 3,
@@ -90,14 +89,14 @@ def draw_truncated(
         cost_estimate=pl.CostEstimate(
             flops=2 * B * V * D,
             bytes_accessed=(V + B) * D * embedding_VD.dtype.itemsize
-            + (block_noise.size + B * block_draw.BLOCK) * 4,
-            transcendentals=3 * B * V,  # the masses: of all words, of top-k's, of the kept ones
+            + (gumbel.size + B * block_draw.BLOCK) * 4,
+            transcendentals=3 * B * V,  # the masses: of all tokens, of top-k's, of those kept
         ),
         interpret=interpret,
         name="truncated_sampling",
-    )(hidden_BD, embedding_VD, block_noise)
-    word_B, logits_B, _ = block_draw.pick_word(words.T, word_noise)
-    ids_B = block[:, 0] * block_draw.BLOCK + word_B
+    )(hidden_BD, embedding_VD, gumbel)
+    token_B, logits_B, _ = block_draw.pick_token(kept_logits.T, noise.uniform)
+    ids_B = block[:, 0] * block_draw.BLOCK + token_B
     logsumexps = [(top + jnp.log(mass))[:, 0] for mass in (kept_mass, full_mass)]
     return ids_B, logits_B, *logsumexps
 
@@ -105,17 +104,17 @@ def draw_truncated(
 def _kernel(
     hidden_ref,  # [B, D]
     embedding_ref,  # [TILE, D]
-    block_noise_ref,  # [B, blocks], with -inf for blocks that are none
+    gumbel_ref,  # [B, blocks], padded with -inf
     block_out,  # [B, 1], like the next three
     top_out,
     kept_mass_out,
     full_mass_out,
-    words_out,  # [B, BLOCK]: the drawn block's logits, -inf where they are not kept
+    kept_logits_out,  # [B, BLOCK]: the drawn block's logits, -inf where they are not kept
     logits_ref,  # [tiles, B, TILE]
-    candidates_ref,  # [LAYERS, B, BLOCK]: the largest of each place in a block, in order
+    candidates_ref,  # [LAYERS, B, BLOCK]: the largest of each place in a block, descending
     mass_ref,  # [B, blocks]
     *,
-    num_words: int,
+    vocab_size: int,
     truncation: Truncation,
     temperature: float,
 ):
@@ -127,10 +126,10 @@ def _kernel(
         preferred_element_type=jnp.float32,
     )
     logits = logits * (1 / temperature)
-    if num_words % TILE:
-        # The last tile reaches past the embedding, into whatever lies there.
-        word = tile * TILE + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        logits = jnp.where(word < num_words, logits, -jnp.inf)
+    if vocab_size % TILE:
+        # The last tile reaches past the end of the embedding, where memory is undefined.
+        token = tile * TILE + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        logits = jnp.where(token < vocab_size, logits, -jnp.inf)
     logits_ref[tile] = logits
 
     @pl.when(tile == 0)
@@ -141,23 +140,23 @@ def _kernel(
         entering = [block[:, lane : lane + LANES] for block in _blocks(logits)]
         for layer in range(LAYERS):
             held = candidates_ref[layer, :, lane : lane + LANES]
-            for index, words in enumerate(entering):
-                held, entering[index] = jnp.maximum(held, words), jnp.minimum(held, words)
+            for index, values in enumerate(entering):
+                held, entering[index] = jnp.maximum(held, values), jnp.minimum(held, values)
             candidates_ref[layer, :, lane : lane + LANES] = held
 
     @pl.when(tile == last)
     def _():
-        draw = _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, truncation)
+        draw = _draw(logits_ref, candidates_ref, mass_ref, gumbel_ref, vocab_size, truncation)
         (
             block_out[...],
             top_out[...],
             kept_mass_out[...],
             full_mass_out[...],
-            words_out[...],
+            kept_logits_out[...],
         ) = draw
 
 
-def _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, truncation):
+def _draw(logits_ref, candidates_ref, mass_ref, gumbel_ref, vocab_size, truncation):
     """The kernel's outputs."""
     tiles, B, _ = logits_ref.shape
     top = candidates_ref[0].max(axis=-1, keepdims=True)
@@ -165,15 +164,16 @@ def _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, trun
     candidates = _passes(candidates_ref, top)
     incomplete = candidates_ref[LAYERS - 1].max(axis=-1, keepdims=True)
     _, full_mass = everything.count_and_mass(jnp.full_like(top, -jnp.inf))
-    words = Words(everything, candidates, incomplete, top, full_mass, num_words)
-    least = threshold(words, truncation)
+    vocabulary = Vocabulary(everything, candidates, incomplete, top, full_mass, vocab_size)
+    least = threshold(vocabulary, truncation)
 
     mass_ref[...] = jnp.zeros_like(mass_ref)
     lane = jax.lax.broadcasted_iota(jnp.int32, (B, LANES), 1)
 
     def weigh_tile(tile, _):
-        for place, words in enumerate(_blocks(logits_ref[tile])):
-            mass = jnp.where(words >= least, jnp.exp(words - top), 0.0).sum(axis=-1, keepdims=True)
+        for place, logits in enumerate(_blocks(logits_ref[tile])):
+            weights = jnp.where(logits >= least, jnp.exp(logits - top), 0.0)
+            mass = weights.sum(axis=-1, keepdims=True)
             block = tile * (TILE // block_draw.BLOCK) + place
             columns = pl.ds(pl.multiple_of(block & -LANES, LANES), LANES)
             mass_ref[:, columns] = jnp.where(
@@ -182,57 +182,58 @@ def _draw(logits_ref, candidates_ref, mass_ref, block_noise_ref, num_words, trun
 
     jax.lax.fori_loop(0, tiles, weigh_tile, None)
     mass = mass_ref[...]
-    scores = jnp.log(mass) + block_noise_ref[...]
+    scores = jnp.log(mass) + gumbel_ref[...]
     best = scores.max(axis=-1, keepdims=True)
     column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    block = jnp.where(scores == best, column, block_draw.num_blocks(num_words) - 1)
+    block = jnp.where(scores == best, column, block_draw.num_blocks(vocab_size) - 1)
     block = block.min(axis=-1, keepdims=True)
 
     def take_tile(tile, taken):
-        for place, words in enumerate(_blocks(logits_ref[tile])):
+        for place, logits in enumerate(_blocks(logits_ref[tile])):
             here = block == tile * (TILE // block_draw.BLOCK) + place
-            taken = jnp.where(here, words, taken)
+            taken = jnp.where(here, logits, taken)
         return taken
 
     nothing = jnp.full((B, block_draw.BLOCK), -jnp.inf, jnp.float32)
-    words = jax.lax.fori_loop(0, tiles, take_tile, nothing)
-    words = jnp.where(words >= least, words, -jnp.inf)
-    return block, top, mass.sum(axis=-1, keepdims=True), full_mass, words
+    taken = jax.lax.fori_loop(0, tiles, take_tile, nothing)
+    kept_logits = jnp.where(taken >= least, taken, -jnp.inf)
+    return block, top, mass.sum(axis=-1, keepdims=True), full_mass, kept_logits
 
 
-def _passes(words_ref, top: jax.Array) -> Passes:
-    """Over words [slices, B, words of a slice]."""
-    slices, B, size = words_ref.shape
+def _passes(logits_ref, top: jax.Array) -> Passes:
+    """Over logits [tiles, B, tokens of a tile]."""
+    tiles, B, size = logits_ref.shape
 
-    def over_words(add, start):
-        def add_slice(at, sums):
+    def over_logits(add, start):
+        def add_tile(tile, sums):
             for lane in range(0, size, LANES):
-                sums = add(words_ref[at, :, lane : lane + LANES], sums)
+                sums = add(logits_ref[tile, :, lane : lane + LANES], sums)
             return sums
 
-        sums = jax.lax.fori_loop(0, slices, add_slice, start)
+        sums = jax.lax.fori_loop(0, tiles, add_tile, start)
         return jax.tree.map(lambda lanes: lanes.sum(axis=-1, keepdims=True), sums)
 
     zeros = jnp.zeros((B, LANES), jnp.float32)
 
     def count(least):
-        return over_words(lambda words, sum: sum + jnp.where(words >= least, 1.0, 0.0), zeros)
+        add = lambda logits, sums: sums + jnp.where(logits >= least, 1.0, 0.0)
+        return over_logits(add, zeros)
 
     def count_and_mass(least):
-        def add(words, sums):
-            reaches = words >= least
-            mass = jnp.where(reaches, jnp.exp(words - top), 0.0)
+        def add(logits, sums):
+            reaches = logits >= least
+            mass = jnp.where(reaches, jnp.exp(logits - top), 0.0)
             return sums[0] + jnp.where(reaches, 1.0, 0.0), sums[1] + mass
 
-        return over_words(add, (zeros, zeros))
+        return over_logits(add, (zeros, zeros))
 
     return Passes(count, count_and_mass)
 
 
-def _blocks(words: jax.Array) -> list[jax.Array]:
-    return [words[:, at : at + block_draw.BLOCK] for at in range(0, TILE, block_draw.BLOCK)]
+def _blocks(logits: jax.Array) -> list[jax.Array]:
+    return [logits[:, at : at + block_draw.BLOCK] for at in range(0, TILE, block_draw.BLOCK)]
 
 
-def _noise_columns(num_words: int) -> int:
-    """Blocks, in whole vector registers and as many as whole tiles have."""
-    return pl.cdiv(pl.cdiv(num_words, TILE) * TILE // block_draw.BLOCK, LANES) * LANES
+def _noise_columns(vocab_size: int) -> int:
+    """Blocks of all tiles, rounded up to a multiple of `LANES`."""
+    return pl.cdiv(pl.cdiv(vocab_size, TILE) * TILE // block_draw.BLOCK, LANES) * LANES

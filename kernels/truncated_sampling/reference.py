@@ -1,4 +1,4 @@
-"""Truncated sampling by a sort, in plain float32 jax: the law. Knows no shard, spares nothing."""
+"""The reference for truncated sampling: by a sort, in plain float32 JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from gemma_grpo.kernels.truncated_sampling.search import Truncation
 
 
 def truncate(logits_BV: Float[Array, "B V"], truncation: Truncation) -> Float[Array, "B V"]:
-    """Tempered logits with the words that are not kept at -inf."""
+    """Tempered logits, at -inf where the token is not kept."""
     top_k, top_p, min_p = truncation
     V = logits_BV.shape[-1]
     if 0 < top_k < V:
@@ -18,7 +18,7 @@ def truncate(logits_BV: Float[Array, "B V"], truncation: Truncation) -> Float[Ar
     if top_p < 1:
         sorted_BV = -jnp.sort(-logits_BV, axis=-1)
         probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        # A word stays while the mass of those before it is short of p: the first always does.
+        # A token stays while the mass of those before it is below p: the first always does.
         kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
         least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
@@ -30,13 +30,12 @@ def truncate(logits_BV: Float[Array, "B V"], truncation: Truncation) -> Float[Ar
 
 def draw_truncated(
     logits_BV: Float[Array, "B V"],
-    block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B 2"],
+    noise: block_draw.Noise,
     truncation: Truncation,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """Ids, log-probs under the kept distribution and under the full one, kept masses."""
     kept_BV = truncate(logits_BV, truncation)
-    ids_B, _ = block_draw.draw(kept_BV, block_noise, word_noise)
+    ids_B, _ = block_draw.draw(kept_BV, noise)
     pick = lambda values_BV: jnp.take_along_axis(values_BV, ids_B[:, None], axis=-1)[:, 0]
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
     return (

@@ -1,13 +1,13 @@
-"""The smallest logit that truncation keeps, found by counting. Knows no layout, device or draw.
+"""The smallest logit that truncation keeps, found by bisection instead of a sort.
 
-What is kept of a row is what reaches a threshold, and how many words reach it, or with what mass,
-falls as it rises: the threshold is found by bisection, each step one pass over words instead of a
-sort of them. It halves an interval of the floats themselves, in the order of their bits, so that it
-ends at the exact one after 32 steps, and usually after 10, when one word is left in the interval.
+A token is kept if its logit reaches the row's threshold, and the number of tokens that reach a
+threshold, like their mass, falls as it rises. So the threshold is found by bisection, each step one
+pass over the logits. The interval is of floats in the order of their bits: the exact threshold is
+found after at most 32 steps, and usually after 10, when one token is left in the interval.
 
-Passes over all words are long. Whoever has a few candidates at hand, among them the largest words,
-gives these too: the search runs over them first, and over all words from where that leaves off,
-which is the end if the threshold lies where candidates are complete.
+A pass over the full vocabulary is long. So the caller also gives a few candidates, among them the
+largest tokens: the search runs over the candidates first, then over all tokens from where that
+ended. That is the end already if the threshold lies in the range that the candidates cover.
 """
 
 from collections.abc import Callable
@@ -27,54 +27,54 @@ class Truncation(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """Passes over words, for thresholds [B, 1]: float32 [B, 1] of what reaches them.
+    """Passes over tokens: thresholds [B, 1] to the count, or count and mass, of what reaches them.
 
-    Mass is of exp(logits - the row's largest).
+    All are float32 [B, 1]. Mass is the sum of exp(logit - the row's largest logit).
     """
 
     count: Callable[[jax.Array], jax.Array]
     count_and_mass: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
-class Words(NamedTuple):
-    """All words of the vocabulary and some of them, and what is known of all. [B, 1] each."""
+class Vocabulary(NamedTuple):
+    """Passes over all tokens and over the candidates, and what is known of all tokens."""
 
     everything: Passes
     candidates: Passes
-    incomplete: Float[Array, "B 1"]  # every word above this is among the candidates
+    incomplete: Float[Array, "B 1"]  # every token with a logit above this is a candidate
     top: Float[Array, "B 1"]  # the largest logit
-    mass: Float[Array, "B 1"]  # of everything
-    number: int
+    mass: Float[Array, "B 1"]  # of all tokens
+    size: int
 
 
-def threshold(words: Words, truncation: Truncation) -> Float[Array, "B 1"]:
-    """A word is kept where its logit is at least its row's threshold.
+def threshold(vocabulary: Vocabulary, truncation: Truncation) -> Float[Array, "B 1"]:
+    """A token is kept if its logit is at least its row's threshold.
 
-    That is at most the smallest kept logit, and above the largest one dropped.
+    The threshold is at most the smallest kept logit and above the largest dropped one.
     """
     top_k, top_p, min_p = truncation
-    top_B1, mass_B1 = words.top, words.mass
+    top_B1, mass_B1 = vocabulary.top, vocabulary.mass
     least_B1 = jnp.full_like(top_B1, -jnp.inf)
-    reach_B1 = jnp.full_like(top_B1, words.number)
+    reach_B1 = jnp.full_like(top_B1, vocabulary.size)
 
-    if 0 < top_k < words.number:
+    if 0 < top_k < vocabulary.size:
 
         def count_of(passes, least_B1):
             count_B1 = passes.count(least_B1)
             return count_B1, count_B1
 
         target_B1 = jnp.full_like(top_B1, top_k)
-        least_B1 = _search(words, count_of, target_B1, least_B1, reach_B1)
+        least_B1 = _search(vocabulary, count_of, target_B1, least_B1, reach_B1)
         if top_p < 1:
-            reach_B1, mass_B1 = words.everything.count_and_mass(least_B1)
+            reach_B1, mass_B1 = vocabulary.everything.count_and_mass(least_B1)
 
     if top_p < 1:
-        # All of them below this would have less than the mass to lose. The hundredth is for the
-        # rounding of sums.
+        # A lower bound: even all tokens below it have less mass together than top-p drops. The
+        # 0.01 allows for the rounding of sums.
         safe_B1 = top_B1 + jnp.log((1 - top_p) * mass_B1 / reach_B1) - 0.01
         least_B1 = jnp.maximum(least_B1, jnp.minimum(safe_B1, top_B1))
         mass_of = lambda passes, least_B1: passes.count_and_mass(least_B1)
-        least_B1 = _search(words, mass_of, top_p * mass_B1, least_B1, reach_B1)
+        least_B1 = _search(vocabulary, mass_of, top_p * mass_B1, least_B1, reach_B1)
 
     if min_p > 0:
         least_B1 = jnp.maximum(least_B1, top_B1 + jnp.log(jnp.float32(min_p)))
@@ -82,28 +82,28 @@ def threshold(words: Words, truncation: Truncation) -> Float[Array, "B 1"]:
 
 
 def _search(
-    words: Words,
+    vocabulary: Vocabulary,
     measure: Callable[[Passes, jax.Array], tuple[jax.Array, jax.Array]],
     target_B1: jax.Array,
     least_B1: jax.Array,
     reach_B1: jax.Array,
 ) -> jax.Array:
-    """The largest threshold that still measures `target`; `least` is known to.
+    """The largest threshold whose measured amount is at least `target`, as that of `least` is.
 
-    `measure` gives how many of the passes' words reach a threshold, and the amount to hold against
-    the target. `reach` is a bound of how many reach `least`.
+    `measure` gives how many tokens reach a threshold, and the amount to compare with the target.
+    `reach` is an upper bound of how many reach `least`.
     """
     of_candidates, of_everything = (
         lambda least_B1, passes=passes: measure(passes, least_B1)
-        for passes in (words.candidates, words.everything)
+        for passes in (vocabulary.candidates, vocabulary.everything)
     )
-    # What the candidates reach, all words do.
-    low_B1 = _bisect(of_candidates, target_B1, least_B1, words.top, reach_B1)
-    complete_B1 = _unordered(_ordered(words.incomplete) + 1)
-    within_B1 = jnp.minimum(jnp.maximum(low_B1, complete_B1), words.top)
+    # A target that the candidates reach is reached by all tokens.
+    low_B1 = _bisect(of_candidates, target_B1, least_B1, vocabulary.top, reach_B1)
+    complete_B1 = _unordered(_ordered(vocabulary.incomplete) + 1)
+    within_B1 = jnp.minimum(jnp.maximum(low_B1, complete_B1), vocabulary.top)
     settled_B1 = of_candidates(within_B1)[1] >= target_B1
     low_B1 = jnp.where(settled_B1, within_B1, low_B1)
-    high_B1 = jnp.where(settled_B1, within_B1, words.incomplete)
+    high_B1 = jnp.where(settled_B1, within_B1, vocabulary.incomplete)
     return _bisect(of_everything, target_B1, low_B1, high_B1, reach_B1)
 
 
@@ -114,10 +114,10 @@ def _bisect(
     high_B1: jax.Array,
     reach_low_B1: jax.Array,
 ) -> jax.Array:
-    """The largest threshold from `low` to `high` that measures the target, or else `low`.
+    """The largest threshold in [low, high] whose amount is at least the target, or else `low`.
 
-    Any threshold between the same two words will do: a row is settled as soon as no more than one
-    word is left in its interval.
+    Any threshold between the same two logits is as good: a row is settled as soon as at most one
+    token is left in its interval.
     """
 
     def unsettled(state):
@@ -142,13 +142,13 @@ def _bisect(
 
 
 def _ordered(floats: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Whole numbers in the floats' order: bits of negative ones count backwards."""
+    """Integers in the floats' order: the bits of negative floats count backwards."""
     bits = jax.lax.bitcast_convert_type(floats, jnp.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _unordered(ordered: Int[Array, "..."]) -> Float[Array, "..."]:
-    """0 for subnormal floats, which some devices take for 0 and some do not."""
+    """Inverse of `_ordered`; subnormal floats become 0, as some devices treat them."""
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     bits = jnp.where(bits & 0x7F800000 == 0, 0, bits)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)

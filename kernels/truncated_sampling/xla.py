@@ -1,52 +1,51 @@
-"""Truncation and draw for logits at hand, in plain XLA, sharded or not. Knows no head or kernel."""
+"""Truncation and draw from given logits in plain XLA, sharded or not."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma_grpo.kernels import block_draw
-from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Words, threshold
+from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Vocabulary, threshold
 
 
-def truncation_thresholds(
+def truncate(
     logits_BV: Float[Array, "B V"], truncation: Truncation, *, axis_name: str | None = None
-) -> Float[Array, " B"]:
-    """A word is kept where its logit is at least its row's threshold. No sort: see `search.py`.
-
-    Logits are float32 and tempered. With `axis_name` they are this device's equal slice of the
-    words, and the thresholds are the whole vocabulary's.
-    """
-    blocked_BNW = _in_blocks(logits_BV)
-    least_B1, _, _ = _threshold(blocked_BNW, logits_BV.shape[-1], truncation, axis_name)
-    return least_B1[:, 0]
-
-
-def draw_truncated(
-    logits_BV: Float[Array, "B V"],
-    block_noise: Float[Array, "B blocks"],
-    word_noise: Float[Array, "B 2"],
-    truncation: Truncation,
-    *,
-    axis_name: str | None = None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Words drawn from the kept ones, their logits, the logsumexps of the kept ones and of all.
+) -> tuple[Float[Array, "B V"], Float[Array, " B"]]:
+    """Logits, at -inf where the token is not kept, and the logsumexps of all. No sort: `search.py`.
 
     Args:
-        logits_BV: float32, tempered. With `axis_name` this device's slice, in whole blocks.
-        block_noise: of the same words; with `word_noise`, of `block_draw.noise`.
+        logits_BV: float32, tempered. With `axis_name`, of this device's shard of the vocabulary;
+            what is kept is decided over all shards, and the logsumexps are theirs together.
     """
     blocked_BNW = _in_blocks(logits_BV)
     least_B1, top_B1, mass_B1 = _threshold(blocked_BNW, logits_BV.shape[-1], truncation, axis_name)
     kept_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    picked = block_draw.pick(kept_BV, block_noise, word_noise)
+    return kept_BV, (top_B1 + jnp.log(mass_B1))[:, 0]
+
+
+def draw_truncated(
+    logits_BV: Float[Array, "B V"],
+    noise: block_draw.Noise,
+    truncation: Truncation,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Tokens drawn from those kept, their logits, the logsumexps of the kept ones and of all.
+
+    Args:
+        logits_BV: as in `truncate`; a shard is a multiple of `block_draw.BLOCK` tokens.
+        noise: of `block_draw.shard_noise`.
+    """
+    kept_BV, logsumexp_B = truncate(logits_BV, truncation, axis_name=axis_name)
+    picked = block_draw.pick(kept_BV, noise)
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * logits_BV.shape[-1]
         picked = block_draw.merge(picked._replace(ids=first + picked.ids), axis_name)
-    return picked.ids, picked.logits, picked.logsumexps, (top_B1 + jnp.log(mass_B1))[:, 0]
+    return picked.ids, picked.logits, picked.logsumexps, logsumexp_B
 
 
 def _in_blocks(logits_BV: jax.Array) -> jax.Array:
-    """[B, blocks, words of a block], the last filled up with -inf."""
+    """[B, blocks, tokens of a block], the last block filled up with -inf."""
     B, V = logits_BV.shape
     padding = block_draw.num_blocks(V) * block_draw.BLOCK - V
     padded = jnp.pad(logits_BV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
@@ -54,9 +53,9 @@ def _in_blocks(logits_BV: jax.Array) -> jax.Array:
 
 
 def _threshold(
-    blocked_BNW: jax.Array, num_words: int, truncation: Truncation, axis_name: str | None
+    blocked_BNW: jax.Array, shard_size: int, truncation: Truncation, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Thresholds, largest logits and masses of all words, [B, 1] each."""
+    """Thresholds, largest logits and masses over the full vocabulary, [B, 1] each."""
     maxima_BN = blocked_BNW.max(axis=-1)
     if axis_name is not None:
         maxima_BN = jax.lax.all_gather(maxima_BN, axis_name, axis=1, tiled=True)
@@ -64,7 +63,7 @@ def _threshold(
 
     def passes(blocked, axis_name=None):
         def total(values):
-            # Over the blocks first: a CPU adds neighbours one by one, but rows of them at once.
+            # Over the blocks first: a CPU adds neighbours one by one, but vectors of them at once.
             total_B1 = values.sum(axis=1).sum(axis=-1, keepdims=True)
             return total_B1 if axis_name is None else jax.lax.psum(total_B1, axis_name)
 
@@ -80,8 +79,7 @@ def _threshold(
 
     everything = passes(blocked_BNW, axis_name)
     _, mass_B1 = everything.count_and_mass(jnp.full_like(top_B1, -jnp.inf))
-    if axis_name is not None:
-        num_words *= jax.lax.axis_size(axis_name)
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     candidates = passes(maxima_BN[:, None])
-    words = Words(everything, candidates, top_B1, top_B1, mass_B1, num_words)
-    return threshold(words, truncation), top_B1, mass_B1
+    vocabulary = Vocabulary(everything, candidates, top_B1, top_B1, mass_B1, shards * shard_size)
+    return threshold(vocabulary, truncation), top_B1, mass_B1

@@ -1,4 +1,4 @@
-"""Laws of fused sampling: head, draw and log-prob in one op. Expected values by NumPy, float64."""
+"""Fused sampling: head, draw and log-prob in one op. Expected values by NumPy, float64."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = {
 }
 sample = jitted(fused_sampling)
 noise_of = jax.jit(block_draw.noise, static_argnums=1)
-EVERYWHERE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 def some_inputs(B, V, D, dtype=jnp.float32):
@@ -32,7 +32,7 @@ def some_inputs(B, V, D, dtype=jnp.float32):
 
 
 def numpy_pick(hidden_BD, embedding_VD, noise, temperature):
-    """Score, id, logit and logsumexp of each row, in float64, by the draw's documented law."""
+    """Score, id, logit and logsumexp of each row, in float64, by the draw's documented rule."""
     logits_BV = np.asarray(hidden_BD, np.float64) @ np.asarray(embedding_VD, np.float64).T
     logits_BV /= temperature or 1
     exponentials = np.exp(logits_BV)
@@ -46,13 +46,13 @@ def numpy_pick(hidden_BD, embedding_VD, noise, temperature):
     scores = np.log(np.add.reduceat(exponentials, starts, axis=1)) + gumbel
     ids_B = []
     for row, block in enumerate(scores.argmax(-1)):
-        # A group's mass is drawn and then a word's of it: the two-level form of one inverse.
+        # A group is drawn by mass and then a token of it: the two-level form of one inverse.
         masses = exponentials[row, block * BLOCK : (block + 1) * BLOCK]
         groups = np.add.reduceat(masses, np.arange(0, len(masses), block_draw.GROUP))
         group = np.argmax(groups.cumsum() > uniform[row, 0] * groups.sum())
         inside = masses[group * block_draw.GROUP : (group + 1) * block_draw.GROUP]
-        word = np.argmax(inside.cumsum() > uniform[row, 1] * inside.sum())
-        ids_B.append(block * BLOCK + group * block_draw.GROUP + word)
+        token = np.argmax(inside.cumsum() > uniform[row, 1] * inside.sum())
+        ids_B.append(block * BLOCK + group * block_draw.GROUP + token)
     return scores.max(-1), np.array(ids_B), logits_BV[rows, ids_B], logsumexp_B
 
 
@@ -69,7 +69,7 @@ def tiles_of_two_blocks(monkeypatch, compile_quickly):
         (1, 300, jnp.float32),  # less than a block
         (8, 512, jnp.bfloat16),
         (3, 1536, jnp.bfloat16),  # the second tile short of a block
-        (5, 1537, jnp.float32),  # and with a block of one word
+        (5, 1537, jnp.float32),  # and with a block of one token
         (9, 2048, jnp.float32),
         (9, 2048, jnp.bfloat16),
     ],
@@ -77,7 +77,7 @@ def tiles_of_two_blocks(monkeypatch, compile_quickly):
 def test_every_implementation_is_the_law(tiles_of_two_blocks, name, temperature, B, V, dtype):
     hidden_BD, embedding_VD, keys_B = some_inputs(B, V, 32, dtype)
     noise = noise_of(keys_B, V)
-    picked = IMPLEMENTATIONS[name](hidden_BD, embedding_VD, *noise, temperature=temperature)
+    picked = IMPLEMENTATIONS[name](hidden_BD, embedding_VD, noise, temperature=temperature)
     expected = numpy_pick(hidden_BD, embedding_VD, noise, temperature)
     np.testing.assert_array_equal(picked.ids, expected[1])
     for value, exact in zip(picked, expected, strict=True):
@@ -108,24 +108,24 @@ def test_the_reference_and_the_api_agree_with_the_law(temperature):
 
 @pytest.mark.usefixtures("compile_quickly")
 def test_bfloat16_weights_lose_no_more_than_twice_what_the_plain_head_loses():
-    """Against the float32 law on the same weights: products are exact, sums are in float32."""
+    """Against float64 on the same weights: products are exact, sums are in float32."""
     hidden_BD, embedding_VD, keys_B = some_inputs(16, 1200, 64, jnp.bfloat16)
     noise = noise_of(keys_B, 1200)
     plain_BV = jnp.einsum("bd,vd->bv", hidden_BD, embedding_VD, preferred_element_type=jnp.float32)
     exact = numpy_pick(hidden_BD, embedding_VD, noise, 1.0)
     plain_error = np.abs(jax.nn.logsumexp(plain_BV, axis=-1) - exact[3]).max()
     for pick in IMPLEMENTATIONS.values():
-        picked = pick(hidden_BD, embedding_VD, *noise, temperature=1.0)
+        picked = pick(hidden_BD, embedding_VD, noise, temperature=1.0)
         assert np.abs(picked.logsumexps - exact[3]).max() <= 2 * plain_error + tolerances.F32
 
 
 @pytest.mark.usefixtures("compile_quickly")
-def test_ties_at_temperature_zero_go_to_the_first_word():
+def test_ties_at_temperature_zero_go_to_the_first_token():
     hidden_BD, _, keys_B = some_inputs(2, 1, 16)
     embedding_VD = jnp.ones((3 * BLOCK, 16))
     for pick in IMPLEMENTATIONS.values():
         noise = noise_of(keys_B, 3 * BLOCK)
-        picked = pick(hidden_BD, embedding_VD, *noise, temperature=0.0)
+        picked = pick(hidden_BD, embedding_VD, noise, temperature=0.0)
         np.testing.assert_array_equal(picked.ids, [0, 0])
 
 
@@ -151,29 +151,29 @@ def test_a_row_is_drawn_alike_in_any_batch():
 @pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("pick", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 @pytest.mark.parametrize("V", [300, 1200])
-def test_nan_gives_nan_and_a_word_of_the_vocabulary(pick, V):
+def test_nan_gives_nan_and_a_token_of_the_vocabulary(pick, V):
     hidden_BD, embedding_VD, keys_B = some_inputs(2, V, 16)
     noise = noise_of(keys_B, V)
-    picked = pick(hidden_BD.at[1].set(jnp.nan), embedding_VD, *noise, temperature=1.0)
+    picked = pick(hidden_BD.at[1].set(jnp.nan), embedding_VD, noise, temperature=1.0)
     assert ((0 <= picked.ids) & (picked.ids < V)).all()
     np.testing.assert_array_equal(np.isnan(picked.logits - picked.logsumexps), [False, True])
 
 
 def sharded(mesh, temperature):
-    """`fused_sampling` over raw keys, the words sliced over all of the mesh's devices."""
+    """`fused_sampling` over raw keys, the vocabulary sharded over all of the mesh's devices."""
 
     def of_device(hidden_BD, embedding_VD, raw_keys_B):
         keys_B = jax.random.wrap_key_data(raw_keys_B)
         return fused_sampling(
-            hidden_BD, embedding_VD, keys_B, temperature=temperature, axis_name="words"
+            hidden_BD, embedding_VD, keys_B, temperature=temperature, axis_name="vocab"
         )
 
     return jax.jit(
         jax.shard_map(
             of_device,
             mesh=mesh,
-            in_specs=(EVERYWHERE, PartitionSpec("words"), EVERYWHERE),
-            out_specs=EVERYWHERE,
+            in_specs=(REPLICATED, PartitionSpec("vocab"), REPLICATED),
+            out_specs=REPLICATED,
             check_vma=False,
         )
     )
@@ -182,19 +182,21 @@ def sharded(mesh, temperature):
 @pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("blocks_per_device", [1, 2])
-def test_words_sliced_over_eight_devices_give_the_same_tokens(temperature, blocks_per_device):
+def test_a_vocabulary_sharded_over_eight_devices_gives_the_same_tokens(
+    temperature, blocks_per_device
+):
     hidden_BD, embedding_VD, keys_B = some_inputs(48, 8 * blocks_per_device * BLOCK, 32)
-    mesh = jax.make_mesh((8,), ("words",), axis_types=(AxisType.Auto,))
-    sliced = sharded(mesh, temperature)(hidden_BD, embedding_VD, jax.random.key_data(keys_B))
-    whole = sample(hidden_BD, embedding_VD, keys_B, temperature=temperature)
-    np.testing.assert_array_equal(sliced.ids, whole.ids)
-    chex.assert_trees_all_close(sliced.logps, whole.logps, atol=tolerances.SAMPLED_LOGP)
-    assert len(set(np.asarray(whole.ids) // (blocks_per_device * BLOCK))) > 4
+    mesh = jax.make_mesh((8,), ("vocab",), axis_types=(AxisType.Auto,))
+    found = sharded(mesh, temperature)(hidden_BD, embedding_VD, jax.random.key_data(keys_B))
+    expected = sample(hidden_BD, embedding_VD, keys_B, temperature=temperature)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    chex.assert_trees_all_close(found.logps, expected.logps, atol=tolerances.SAMPLED_LOGP)
+    assert len(set(np.asarray(expected.ids) // (blocks_per_device * BLOCK))) > 4
 
 
-def test_a_slice_that_cuts_a_block_is_refused():
+def test_a_shard_that_cuts_a_block_is_refused():
     hidden_BD, embedding_VD, keys_B = some_inputs(2, 8 * 300, 16)
-    mesh = jax.make_mesh((8,), ("words",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("vocab",), axis_types=(AxisType.Auto,))
     with pytest.raises(UserError, match="multiple of 512"):
         sharded(mesh, 1.0)(hidden_BD, embedding_VD, jax.random.key_data(keys_B))
 
@@ -214,7 +216,7 @@ def test_a_setting_that_cannot_be_met_is_refused_by_name(setting, named):
         fused_sampling(*some_inputs(2, 600, 16), **setting)
 
 
-def test_the_head_is_the_product_with_every_word_in_float32():
+def test_the_head_is_the_matmul_with_the_embedding_in_float32():
     hidden_BD, embedding_VD, _ = some_inputs(6, 40, 32, jnp.bfloat16)
     logits = head.logits(hidden_BD.reshape(2, 3, 32), embedding_VD)
     expected = np.asarray(hidden_BD, np.float64) @ np.asarray(embedding_VD, np.float64).T
@@ -225,7 +227,7 @@ def test_the_head_is_the_product_with_every_word_in_float32():
 
 
 def test_vmem_by_hand_and_within_the_limit():
-    """64 rows of Gemma 3 1B: two tiles of 2048 words, the hidden states, 512 blocks' noise and the
+    """64 rows of Gemma 3 1B: two tiles of 2048 tokens, the hidden states, 512 blocks' noise and the
     best block's logits twice, three rows of results twice, two of state, two blocks of values."""
     bfloat16 = jnp.dtype(jnp.bfloat16)
     by_hand = 2 * 2048 * 1152 * 2 + 2 * 1152 * 128 * 2 + 2 * 512 * 128 * 4 + 2 * 512 * 128 * 4
@@ -233,7 +235,7 @@ def test_vmem_by_hand_and_within_the_limit():
     assert pallas_tpu.vmem_bytes(64, 262_144, 1152, bfloat16) == by_hand
     for case in (cases.NANO, cases.GEMMA3_270M, cases.GEMMA3_1B, cases.GEMMA3_1B_MULTIMODAL):
         for rows in case.rows:
-            size = pallas_tpu.vmem_bytes(rows, case.num_words, case.embed_dim, bfloat16)
+            size = pallas_tpu.vmem_bytes(rows, case.vocab_size, case.embed_dim, bfloat16)
             assert size <= pallas_tpu.VMEM_LIMIT
 
 
@@ -242,16 +244,16 @@ def test_vmem_by_hand_and_within_the_limit():
 def test_it_compiles_for_v5e_as_one_kernel_beside_which_nothing_large_is_kept(
     v5e, num_devices, rows
 ):
-    mesh = Mesh(np.array(v5e[:num_devices]), ("words",))
-    V, D = cases.GEMMA3_1B.num_words, cases.GEMMA3_1B.embed_dim
-    shape = lambda size, dtype, spec=EVERYWHERE: jax.ShapeDtypeStruct(
+    mesh = Mesh(np.array(v5e[:num_devices]), ("vocab",))
+    V, D = cases.GEMMA3_1B.vocab_size, cases.GEMMA3_1B.embed_dim
+    shape = lambda size, dtype, spec=REPLICATED: jax.ShapeDtypeStruct(
         size, dtype, sharding=NamedSharding(mesh, spec)
     )
     compiled = (
         sharded(mesh, 1.0)
         .lower(
             shape((rows, D), jnp.bfloat16),
-            shape((V, D), jnp.bfloat16, PartitionSpec("words")),
+            shape((V, D), jnp.bfloat16, PartitionSpec("vocab")),
             shape((rows, 2), jnp.uint32),
         )
         .compile()

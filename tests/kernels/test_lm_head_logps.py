@@ -1,4 +1,4 @@
-"""Laws of log-probs by chunks of the vocabulary. Expected values by NumPy, in float64."""
+"""Log-probs by chunks of the vocabulary. Expected values by NumPy, in float64."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "e
 def inputs(case, seed=0):
     """Hidden states, embedding, ids and a weight for each log-prob; logits of order 2."""
     rng = np.random.default_rng(seed)
-    X, V, D = case.num_tokens, case.num_words, case.embed_dim
+    X, V, D = case.num_tokens, case.vocab_size, case.embed_dim
     hidden = rng.normal(size=(X, D)).astype(np.float32)
     embedding = (2 * rng.normal(size=(V, D)) / D**0.5).astype(np.float32)
     ids = rng.integers(0, V, X).astype(np.int32)
@@ -56,9 +56,9 @@ def weighted(form, ids, weights):
     return lambda hidden, embedding: jnp.sum(form(hidden, embedding, ids)[0] * weights)
 
 
-def chunked(words, temperature=1.0, axis_name=None):
-    """The XLA form with chunks of so many words, of NumPy's arrays."""
-    return lambda *arrays: xla.logps(temperature, axis_name, words, *map(jnp.asarray, arrays))
+def chunked(chunk_size, temperature=1.0):
+    """The XLA form with chunks of this many tokens, of NumPy's arrays."""
+    return lambda *arrays: xla.logps(temperature, chunk_size, *map(jnp.asarray, arrays))
 
 
 @quickly
@@ -93,18 +93,18 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature
 
 
 @quickly
-@pytest.mark.parametrize("words", [13, 100, 650, 1299, 4096])
-def test_nothing_depends_on_where_the_chunks_end(words):
+@pytest.mark.parametrize("chunk_size", [13, 100, 650, 1299, 4096])
+def test_nothing_depends_on_where_the_chunks_end(chunk_size):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     ids[1:5] = [0, 99, 100, 650]
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
-    results = jax.jit(chunked(words, 0.7))(hidden, embedding, ids)
+    results = jax.jit(chunked(chunk_size, 0.7))(hidden, embedding, ids)
     chex.assert_trees_all_close(
         jax.tree.map(np.float64, results),
         (expected.logps, expected.logsumexp, expected.entropy),
         atol=tolerances.LM_HEAD_LOGPS,
     )
-    loss = weighted(chunked(words, 0.7), ids, weights)
+    loss = weighted(chunked(chunk_size, 0.7), ids, weights)
     (frozen,) = jax.jit(jax.grad(loss, (0,)))(hidden, embedding)
     trained = jax.jit(jax.grad(loss, (0, 1)))(hidden, embedding)
     chex.assert_trees_all_close(
@@ -145,18 +145,18 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form():
 
 
 @quickly
-def test_an_id_outside_the_vocabulary_has_no_probability_and_no_word_of_its_own():
+def test_an_id_outside_the_vocabulary_has_no_probability_and_no_row_of_its_own():
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     outside = ids.copy()
-    outside[2], outside[4] = -1, cases.ONE_CHUNK.num_words
-    for words in (500, 4096):
-        logps, *others = jax.jit(chunked(words))(hidden, embedding, outside)
-        inside, *same = jax.jit(chunked(words))(hidden, embedding, ids)
+    outside[2], outside[4] = -1, cases.ONE_CHUNK.vocab_size
+    for chunk_size in (500, 4096):
+        logps, *others = jax.jit(chunked(chunk_size))(hidden, embedding, outside)
+        inside, *same = jax.jit(chunked(chunk_size))(hidden, embedding, ids)
         wrong = outside != ids
         assert (logps[wrong] == -np.inf).all()
         chex.assert_trees_all_equal((logps[~wrong], others), (inside[~wrong], same))
         for sides in [(0,), (0, 1)]:
-            loss = weighted(chunked(words), outside, weights)
+            loss = weighted(chunked(chunk_size), outside, weights)
             gradient = np.float64(jax.jit(jax.grad(loss, sides))(hidden, embedding)[0])
             expected = by_numpy(hidden, embedding, ids, weights, 1.0).gradients[0]
             expected[wrong] -= embedding[ids[wrong]] * weights[wrong, None]
@@ -164,9 +164,9 @@ def test_an_id_outside_the_vocabulary_has_no_probability_and_no_word_of_its_own(
 
 
 @quickly
-@pytest.mark.parametrize("first", [0, 600], ids=["first words", "later words"])
-def test_a_logit_of_minus_infinity_is_a_word_of_probability_zero(first):
-    """600 words' logits overflow, in whole chunks or not: the law is that of the others."""
+@pytest.mark.parametrize("first", [0, 600], ids=["first tokens", "later tokens"])
+def test_a_logit_of_minus_infinity_is_a_token_of_probability_zero(first):
+    """600 tokens' logits overflow, filling chunks or not: the others' distribution is left."""
     hidden, embedding, _, weights = inputs(cases.ONE_CHUNK)
     hidden[:, 0] = 2.0
     masked = embedding.copy()
@@ -174,14 +174,14 @@ def test_a_logit_of_minus_infinity_is_a_word_of_probability_zero(first):
     rest = np.r_[0:first, first + 600 : 1300]
     ids = rest[-7:]
     expected = by_numpy(hidden, embedding[rest], np.arange(693, 700), weights, 1.0)
-    for words in (300, 4096):
-        results = jax.jit(chunked(words))(hidden, masked, ids)
+    for chunk_size in (300, 4096):
+        results = jax.jit(chunked(chunk_size))(hidden, masked, ids)
         chex.assert_trees_all_close(
             jax.tree.map(np.float64, results),
             (expected.logps, expected.logsumexp, expected.entropy),
             atol=tolerances.LM_HEAD_LOGPS,
         )
-        loss = weighted(chunked(words), ids, weights)
+        loss = weighted(chunked(chunk_size), ids, weights)
         gradients = jax.jit(jax.grad(loss, (0, 1)))(hidden, masked)
         frozen = jax.jit(jax.grad(loss))(hidden, masked)
         chex.assert_trees_all_close(
@@ -189,7 +189,7 @@ def test_a_logit_of_minus_infinity_is_a_word_of_probability_zero(first):
             [expected.gradients[0], *expected.gradients],
             atol=tolerances.LM_HEAD_GRAD,
         )
-        chosen = jax.jit(chunked(words))(hidden, masked, np.full(7, first))[0]
+        chosen = jax.jit(chunked(chunk_size))(hidden, masked, np.full(7, first))[0]
         assert (chosen == -np.inf).all()
 
 
@@ -219,51 +219,6 @@ def test_one_reduction_of_all_four_sums_is_the_plain_reduction():
     chex.assert_trees_all_close(at_once, plainly, rtol=tolerances.SUM_OF_300)
 
 
-def sharded(program, mesh):
-    """`program(hidden, slice of embedding, ids)` on each device; of what it gives, the last is a
-    slice and the rest whole."""
-    whole, words = PartitionSpec(), PartitionSpec("words")
-    return jax.shard_map(
-        program,
-        mesh=mesh,
-        in_specs=(whole, words, whole),
-        out_specs=(whole, (whole, words)),
-        check_vma=False,
-    )
-
-
-@quickly
-@pytest.mark.parametrize("words", [100, 4096])
-def test_eight_devices_with_an_eighth_of_the_words_each_agree_with_one(words):
-    hidden, embedding, ids, weights = inputs(cases.Case("", 8 * 130, 16, 9))
-    ids[1:4] = [129, 130, 910]
-    expected = by_numpy(hidden, embedding, ids, weights, 0.7)
-    here = chunked(words, 0.7, "words")
-
-    def trained(hidden, embedding, ids):
-        loss = weighted(here, ids, weights)
-        return here(hidden, embedding, ids), jax.grad(loss, (0, 1))(hidden, embedding)
-
-    def frozen(hidden, embedding, ids):
-        gradient = jax.grad(weighted(here, ids, weights))(hidden, embedding)
-        return here(hidden, embedding, ids), (gradient, embedding)
-
-    mesh = Mesh(np.array(jax.devices()[:8]), ("words",))
-    for program in (trained, frozen):
-        results, gradients = jax.jit(sharded(program, mesh))(hidden, embedding, ids)
-        chex.assert_trees_all_close(
-            jax.tree.map(np.float64, results),
-            (expected.logps, expected.logsumexp, expected.entropy),
-            atol=tolerances.LM_HEAD_LOGPS,
-        )
-        wanted = expected.gradients if program is trained else (expected.gradients[0], embedding)
-        chex.assert_trees_all_close(
-            jax.tree.map(np.float64, gradients),
-            jax.tree.map(np.float64, wanted),
-            atol=tolerances.LM_HEAD_GRAD,
-        )
-
-
 def test_the_reference_is_numpys():
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
@@ -277,17 +232,17 @@ def test_the_reference_is_numpys():
 
 
 @pytest.mark.parametrize(
-    "sides, products", [((), 1), ((0,), 2), ((0, 1), 4)], ids=["forward", "frozen", "trained"]
+    "sides, matmuls", [((), 1), ((0,), 2), ((0, 1), 4)], ids=["forward", "frozen", "trained"]
 )
-def test_no_more_products_are_made_than_the_gradient_needs(sides, products):
+def test_no_more_matmuls_are_made_than_the_gradient_needs(sides, matmuls):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     loss = weighted(chunked(650), ids, weights)
     program = jax.grad(loss, sides) if sides else loss
-    assert str(jax.make_jaxpr(program)(hidden, embedding)).count("dot_general[") == products
+    assert str(jax.make_jaxpr(program)(hidden, embedding)).count("dot_general[") == matmuls
 
 
 @pytest.mark.parametrize("sides", [(0,), (0, 1)], ids=["frozen", "trained"])
-def test_memory_is_less_than_a_third_of_what_whole_logits_take(sides):
+def test_memory_is_less_than_a_third_of_what_all_logits_take(sides):
     X, V, D = 256, 65_536, 64
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
@@ -326,24 +281,24 @@ def test_a_senseless_setting_is_refused_by_name(settings, named):
         (1, PartitionSpec(), (0, 1)),
         pytest.param(8, PartitionSpec(None, "data"), (0, 1), marks=pytest.mark.slow),
     ],
-    ids=["frozen", "trained", "trained, spread over eight chips by FSDP"],
+    ids=["frozen", "trained", "trained, FSDP over eight chips"],
 )
 def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(v5e, num_chips, embedding_spec, sides):
     """3200 tokens of Gemma 3 1B on each chip, bfloat16; the plain form takes 3.2 GB."""
     mesh, case = Mesh(np.array(v5e[:num_chips]), ("data",)), cases.GEMMA3_1B
-    V, D, X = case.num_words, case.embed_dim, case.num_tokens * num_chips
+    V, D, X = case.vocab_size, case.embed_dim, case.num_tokens * num_chips
     tokens = NamedSharding(mesh, PartitionSpec("data"))
-    words = NamedSharding(mesh, embedding_spec)
+    embedding_sharding = NamedSharding(mesh, embedding_spec)
     shape = jax.ShapeDtypeStruct
 
     def update(hidden, embedding, ids, weights):
         return jax.grad(weighted(lm_head_logps, ids, weights), sides)(hidden, embedding)
 
     compiled = (
-        jax.jit(update, out_shardings=(tokens, words)[: len(sides)])
+        jax.jit(update, out_shardings=(tokens, embedding_sharding)[: len(sides)])
         .lower(
             shape((X, D), jnp.bfloat16, sharding=tokens),
-            shape((V, D), jnp.bfloat16, sharding=words),
+            shape((V, D), jnp.bfloat16, sharding=embedding_sharding),
             shape((X,), jnp.int32, sharding=tokens),
             shape((X,), jnp.float32, sharding=tokens),
         )

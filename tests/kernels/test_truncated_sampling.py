@@ -1,4 +1,4 @@
-"""Laws of truncated sampling. Expected values by NumPy in float64, or by hand."""
+"""Truncated sampling. Expected values by NumPy in float64, or by hand."""
 
 from functools import partial
 
@@ -41,7 +41,7 @@ TRUNCATIONS = {
 
 
 def kept_by_sorting(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
-    """One row's kept words, in float64."""
+    """One row's kept tokens, in float64."""
     logits = logits.astype(np.float64)
     kept = np.ones(len(logits), bool)
     if 0 < truncation.top_k < len(logits):
@@ -58,8 +58,8 @@ def kept_by_sorting(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
 
 
 def expect_kept(kept: np.ndarray, logits: np.ndarray, truncation: Truncation) -> None:
-    """Row by row a sort's, with top_p as it is or off by what float32 sums are. A word at -inf has
-    no mass to keep."""
+    """Row by row a sort's, with top_p as it is or off by what float32 sums are. A token at
+    -inf has no mass to keep."""
     for of_row, row in zip(kept, logits, strict=True):
         allowed = [
             kept_by_sorting(row, truncation._replace(top_p=truncation.top_p * (1 + off)))
@@ -72,13 +72,13 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
 
 
-def kept_by_thresholds(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
-    find = jax.jit(partial(xla.truncation_thresholds, truncation=truncation))
-    return logits >= np.asarray(find(jnp.asarray(logits)))[:, None]
+def kept_by_search(logits: np.ndarray, truncation: Truncation) -> np.ndarray:
+    kept, _ = jax.jit(partial(xla.truncate, truncation=truncation))(jnp.asarray(logits))
+    return np.isfinite(np.asarray(kept))
 
 
 def expect(drawn: TruncatedDraw, logits: np.ndarray, truncation: Truncation) -> None:
-    """Ids are of kept words, and what is said of them is NumPy's. Logits are tempered, float64."""
+    """Ids are of kept tokens, and what is said of them is NumPy's. Logits are tempered, float64."""
     for row, id_ in enumerate(np.asarray(drawn.ids)):
         kept = kept_by_sorting(logits[row].astype(np.float32), truncation)
         assert kept[id_]
@@ -101,7 +101,7 @@ def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Tr
     """The kernel as `truncated_sampling` calls it on a TPU."""
     noise = block_draw.noise(keys, len(embedding))
     draw = partial(pallas_tpu.draw_truncated, temperature=temperature, interpret=True)
-    ids, logits, kept, every = draw(hidden, embedding, *noise, truncation)
+    ids, logits, kept, every = draw(hidden, embedding, noise, truncation)
     return TruncatedDraw(ids, logits - kept, logits - every, jnp.exp(kept - every))
 
 
@@ -113,12 +113,12 @@ def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Tr
     "name, shape", [*((name, (9, 1300)) for name in TRUNCATIONS), ("top-k, top-p", (4, 3))], ids=str
 )
 def test_the_kept_set_is_that_of_a_sort(name, shape):
-    """In half of the rows words tie, and a third of them is at -inf."""
+    """In half of the rows tokens tie, and a third of them is at -inf."""
     truncation = TRUNCATIONS[name]
     logits = (RNG.normal(size=shape) * 3).astype(np.float32)
     logits[::2] = np.round(logits[::2])
     logits[::2, 1::3] = -np.inf
-    expect_kept(kept_by_thresholds(logits, truncation), logits, truncation)
+    expect_kept(kept_by_search(logits, truncation), logits, truncation)
     by_reference = np.asarray(reference.truncate(jnp.asarray(logits), truncation))
     least = np.where(np.isfinite(by_reference), by_reference, np.inf).min(axis=-1, keepdims=True)
     expect_kept(logits >= least, logits, truncation)
@@ -129,50 +129,52 @@ def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart(
     after_two = np.nextafter(np.float32(2), np.float32(3))
     before_two = np.nextafter(np.float32(2), np.float32(1))
     logits = np.array([[1, 3, 2, 2, before_two], [1, 3, 2, after_two, before_two]], np.float32)
-    kept = kept_by_thresholds(logits, Truncation(top_k=2))
+    kept = kept_by_search(logits, Truncation(top_k=2))
     np.testing.assert_array_equal(kept, [[False, True, True, True, False], [0, 1, 0, 1, 0]])
 
 
 @quickly
 def test_zeros_of_both_signs_tie():
-    kept = kept_by_thresholds(np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32), Truncation(top_k=1))
+    kept = kept_by_search(np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32), Truncation(top_k=1))
     np.testing.assert_array_equal(kept, [[False, True, True, False]])
 
 
 @quickly
-def test_top_p_keeps_the_word_that_crosses_it_with_its_ties_and_none_after_reaching_it():
+def test_top_p_keeps_the_token_that_crosses_it_with_its_ties_and_none_after_reaching_it():
     logits = np.log(np.array([[8, 4, 2, 2, 1]], np.float32))
-    for top_p, words in [(0.4, 1), (0.75, 4), (0.95, 5)]:
-        kept = kept_by_thresholds(logits, Truncation(top_p=top_p))
-        np.testing.assert_array_equal(kept, [np.arange(5) < words])
+    for top_p, kept_count in [(0.4, 1), (0.75, 4), (0.95, 5)]:
+        kept = kept_by_search(logits, Truncation(top_p=top_p))
+        np.testing.assert_array_equal(kept, [np.arange(5) < kept_count])
 
 
 @quickly
-@pytest.mark.parametrize("largest, words", [(0.9499, 1000), (0.9501, 1)])
-def test_the_words_that_share_what_the_largest_leaves_are_kept_if_it_just_misses_p(largest, words):
+@pytest.mark.parametrize("largest, kept_count", [(0.9499, 1000), (0.9501, 1)])
+def test_the_tokens_that_share_what_the_largest_leaves_are_kept_if_it_just_misses_p(
+    largest, kept_count
+):
     logits = np.full((1, 1000), np.log((1 - largest) / 999), np.float32)
     logits[0, 0] = np.log(largest)
-    kept = kept_by_thresholds(logits, Truncation(top_p=0.95))
-    np.testing.assert_array_equal(kept, [np.arange(1000) < words])
+    kept = kept_by_search(logits, Truncation(top_p=0.95))
+    np.testing.assert_array_equal(kept, [np.arange(1000) < kept_count])
 
 
 @quickly
 def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
     # Of 0.5 and 0.3 the first has 0.625; of all, 0.5.
-    kept = kept_by_thresholds(logits, Truncation(top_k=2, top_p=0.6))
+    kept = kept_by_search(logits, Truncation(top_k=2, top_p=0.6))
     np.testing.assert_array_equal(kept, [[True, False, False, False]])
     # Were min-p first, 0.5 of 0.8 would reach 0.6.
-    kept = kept_by_thresholds(logits, Truncation(top_p=0.6, min_p=0.55))
+    kept = kept_by_search(logits, Truncation(top_p=0.6, min_p=0.55))
     np.testing.assert_array_equal(kept, [[True, True, False, False]])
 
 
 @quickly
 def test_min_p_is_relative_to_the_largest_probability():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
-    for min_p, words in [(0.05, 4), (0.5, 2), (0.7, 1)]:
-        kept = kept_by_thresholds(logits, Truncation(min_p=min_p))
-        np.testing.assert_array_equal(kept, [np.arange(4) < words])
+    for min_p, kept_count in [(0.05, 4), (0.5, 2), (0.7, 1)]:
+        kept = kept_by_search(logits, Truncation(min_p=min_p))
+        np.testing.assert_array_equal(kept, [np.arange(4) < kept_count])
 
 
 # What is drawn
@@ -234,7 +236,7 @@ def chi_square(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
 
 
 def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show():
-    """700 words in two blocks. The bias is a temperature off by 2 %."""
+    """700 tokens in two blocks. The bias is a temperature off by 2 %."""
     truncation = Truncation(top_k=60, top_p=0.9, min_p=0.01)
     tempered = (np.random.default_rng(3).normal(size=700) * 2).astype(np.float32)
     kept = kept_by_sorting(tempered, truncation)
@@ -247,7 +249,7 @@ def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show
     @jax.vmap  # over keys alone, so that the threshold is searched for once
     def draw(key):
         noise = block_draw.noise(key[None], 700)
-        return xla.draw_truncated(jnp.asarray(tempered)[None], *noise, truncation)[0][0]
+        return xla.draw_truncated(jnp.asarray(tempered)[None], noise, truncation)[0][0]
 
     chunks = jax.random.split(jax.random.key(5), (500, 2048))
     drawn = np.concatenate([np.asarray(draw(keys)) for keys in chunks])
@@ -258,12 +260,12 @@ def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show
 
 
 @quickly
-def test_a_word_at_minus_infinity_is_never_drawn():
+def test_a_token_at_minus_infinity_is_never_drawn():
     logits = np.full((256, 700), -np.inf, np.float32)
     logits[:, [3, 600]] = 0
     noise = block_draw.noise(jax.random.split(jax.random.key(0), 256), 700)
     draw = jax.jit(partial(xla.draw_truncated, truncation=Truncation(top_k=5, top_p=0.99)))
-    assert set(np.asarray(draw(jnp.asarray(logits), *noise)[0])) == {3, 600}
+    assert set(np.asarray(draw(jnp.asarray(logits), noise)[0])) == {3, 600}
 
 
 @quickly
@@ -293,7 +295,7 @@ def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name
     ],
     ids=str,
 )
-def test_the_kernel_draws_the_reference_words_and_says_the_truth(shape, dtype, name, temperature):
+def test_the_kernel_draws_the_reference_tokens_and_says_the_truth(shape, dtype, name, temperature):
     truncation = TRUNCATIONS[name]
     hidden, embedding, keys, logits = operands(*shape, dtype)
     drawn = in_interpret_mode(
@@ -301,15 +303,15 @@ def test_the_kernel_draws_the_reference_words_and_says_the_truth(shape, dtype, n
     )
     tempered = jnp.asarray(logits / temperature, jnp.float32)
     noise = block_draw.noise(keys, shape[1])
-    ids, *_ = reference.draw_truncated(tempered, *noise, truncation)
+    ids, *_ = reference.draw_truncated(tempered, noise, truncation)
     np.testing.assert_array_equal(drawn.ids, ids)
     expect(drawn, logits / temperature, truncation)
 
 
 @quickly
 @pytest.mark.parametrize("truncation", [Truncation(top_k=10), Truncation(top_p=0.8)], ids=str)
-def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_blocks(truncation):
-    """Twelve large words at place 7, of which the candidates hold eight, and four at other places
+def test_the_kernel_is_exact_where_the_largest_tokens_share_a_place_in_their_blocks(truncation):
+    """Twelve large logits at place 7, of which the candidates hold eight, and four at other places
     that are smaller than two of those left out. The other row is ordinary."""
     V = 12 * block_draw.BLOCK
     logits = RNG.normal(size=(2, V))
@@ -321,42 +323,42 @@ def test_the_kernel_is_exact_where_the_largest_words_share_a_place_in_their_bloc
     expect(drawn, np.asarray(embedding, np.float64).T, truncation)
 
 
-# Sliced words, settings, and the compiler
+# A sharded vocabulary, settings, and the compiler
 
 
 @quickly
 @pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
-def test_eight_devices_with_their_slices_draw_what_one_draws(name):
+def test_eight_devices_with_their_shards_draw_what_one_draws(name):
     truncation = TRUNCATIONS[name]
     hidden, embedding, keys, _ = operands(5, 8 * block_draw.BLOCK, 16)
     draw = partial(truncated_sampling, temperature=0.8, **truncation._asdict())
-    mesh = jax.make_mesh((8,), ("words",), axis_types=(jax.sharding.AxisType.Auto,))
-    sliced = jax.shard_map(
-        partial(draw, axis_name="words"),
+    mesh = jax.make_mesh((8,), ("vocab",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.shard_map(
+        partial(draw, axis_name="vocab"),
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("words"), PartitionSpec()),
+        in_specs=(PartitionSpec(), PartitionSpec("vocab"), PartitionSpec()),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    expected, drawn = (jax.jit(f)(hidden, embedding, keys) for f in (draw, sliced))
+    expected, drawn = (jax.jit(f)(hidden, embedding, keys) for f in (draw, sharded))
     np.testing.assert_array_equal(drawn.ids, expected.ids)
     chex.assert_trees_all_close(
         tuple(drawn[1:]), tuple(expected[1:]), atol=tolerances.SAMPLED_LOGP, rtol=0
     )
 
 
-def test_slices_that_are_no_whole_blocks_are_refused():
+def test_shards_that_are_not_a_multiple_of_a_block_are_refused():
     hidden, embedding, keys, _ = operands(2, 8 * 64, 16)
-    mesh = jax.make_mesh((8,), ("words",), axis_types=(jax.sharding.AxisType.Auto,))
-    sliced = jax.shard_map(
-        partial(truncated_sampling, temperature=1.0, axis_name="words"),
+    mesh = jax.make_mesh((8,), ("vocab",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.shard_map(
+        partial(truncated_sampling, temperature=1.0, axis_name="vocab"),
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("words"), PartitionSpec()),
+        in_specs=(PartitionSpec(), PartitionSpec("vocab"), PartitionSpec()),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    with pytest.raises(UserError, match="512 words in 8 slices"):
-        sliced(hidden, embedding, keys)
+    with pytest.raises(UserError, match="512 tokens in 8 shards"):
+        sharded(hidden, embedding, keys)
 
 
 @pytest.mark.parametrize(
@@ -401,13 +403,13 @@ def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_withou
     ids=str,
 )
 def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(v5e, case, rows):
-    V, D = case.num_words, case.embed_dim
+    V, D = case.vocab_size, case.embed_dim
     assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.VMEM_LIMIT
     draw = partial(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95)
     on_chip = NamedSharding(Mesh(np.array(v5e[:1]), ("chip",)), PartitionSpec())
     place = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=on_chip)
     compiled = (
-        jax.jit(lambda h, e, words: draw(h, e, jax.random.wrap_key_data(words)))
+        jax.jit(lambda h, e, raw_keys: draw(h, e, jax.random.wrap_key_data(raw_keys)))
         .lower(
             place((rows, D), jnp.bfloat16),
             place((V, D), jnp.bfloat16),

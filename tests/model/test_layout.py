@@ -1,4 +1,4 @@
-"""Laws of the layouts: slices change no row, and on v5e what crosses chips is rows alone."""
+"""Layouts: sharding the weights changes no row, and on v5e only rows cross between chips."""
 
 import functools
 from dataclasses import replace
@@ -42,7 +42,7 @@ def graph_and_params(lora_config=NO_LORA):
 
 
 def prompts():
-    """Of ragged lengths, their words in all slices."""
+    """Of ragged lengths, their tokens in all shards of the vocabulary."""
     ids, mask = tiny_prompts(P)
     return np.where(mask, ids * 101 % DIVIDES.vocab_size, PAD), mask
 
@@ -70,13 +70,16 @@ def roll(layout, num_devices, *, lora=NO_LORA, **settings):
         (4, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}),
     ],
 )
-def test_slices_draw_the_rows_that_one_device_with_whole_weights_draws(num_devices, settings):
-    sliced, whole = roll("tensor_parallel", num_devices, **settings), roll("data", 1, **settings)
-    assert len(set(whole.completion_mask.sum(axis=1))) > 1
-    np.testing.assert_array_equal(sliced.completion_ids, whole.completion_ids)
-    np.testing.assert_array_equal(sliced.completion_mask, whole.completion_mask)
-    np.testing.assert_array_equal(sliced.stopped, whole.stopped)
-    np.testing.assert_allclose(sliced.sampler_logps, whole.sampler_logps, atol=tolerances.LOGP_GAP)
+def test_sharded_weights_draw_the_rows_that_one_device_draws(num_devices, settings):
+    found = roll("tensor_parallel", num_devices, **settings)
+    expected = roll("data", 1, **settings)
+    assert len(set(expected.completion_mask.sum(axis=1))) > 1
+    np.testing.assert_array_equal(found.completion_ids, expected.completion_ids)
+    np.testing.assert_array_equal(found.completion_mask, expected.completion_mask)
+    np.testing.assert_array_equal(found.stopped, expected.stopped)
+    np.testing.assert_allclose(
+        found.sampler_logps, expected.sampler_logps, atol=tolerances.LOGP_GAP
+    )
 
 
 @pytest.mark.usefixtures("compile_quickly")
@@ -96,24 +99,24 @@ def test_every_device_decodes_until_the_longest_row_has_ended(monkeypatch):
     assert len(steps) == 8 * longest
 
 
-def test_the_slices_of_the_rollout_are_the_pieces_that_training_keeps():
+def test_the_shards_of_the_rollout_are_those_that_training_keeps():
     """So only attention's weights cross devices between an update and the next rollout."""
     _, shapes = model.abstract(ONE_B)
-    sliced = TENSOR_PARALLEL.specs(shapes)
+    of_rollout = TENSOR_PARALLEL.specs(shapes)
     kept = mesh.fsdp_specs(mesh.data_mesh(), shapes)
-    layers, of_training = sliced["layers"], kept["layers"]
-    assert sliced["embedding"] == kept["embedding"] == PartitionSpec("data")
+    layers, of_training = of_rollout["layers"], kept["layers"]
+    assert of_rollout["embedding"] == kept["embedding"] == PartitionSpec("data")
     assert layers["mlp"] == of_training["mlp"]
     assert layers["mlp"]["down"] == PartitionSpec(None, "data")
     assert set(jax.tree.leaves(layers["attention"])) == {PartitionSpec()}
 
 
-def test_adapters_are_sliced_along_the_hidden_units_only():
+def test_adapters_are_sharded_along_the_hidden_units_only():
     _, shapes = model.abstract(ONE_B, LORA)
     mlp = TENSOR_PARALLEL.specs(shapes)["layers"]["mlp"]
-    hidden, whole = PartitionSpec(None, None, "data"), PartitionSpec()
-    assert mlp["gate_lora"] == mlp["up_lora"] == {"a": whole, "b": hidden}
-    assert mlp["down_lora"] == {"a": PartitionSpec(None, "data"), "b": whole}
+    hidden, replicated = PartitionSpec(None, None, "data"), PartitionSpec()
+    assert mlp["gate_lora"] == mlp["up_lora"] == {"a": replicated, "b": hidden}
+    assert mlp["down_lora"] == {"a": PartitionSpec(None, "data"), "b": replicated}
 
 
 def test_a_run_puts_what_it_samples_with_into_its_layout():
@@ -147,8 +150,8 @@ def test_a_run_puts_what_it_samples_with_into_its_layout():
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"hidden_dim": 36}, "hidden_dim=36 is no multiple of 8"),
-        ({"vocab_size": 4097}, "vocab_size=4097 is no multiple of 4096"),
+        ({"hidden_dim": 36}, "hidden_dim=36 is not a multiple of 8"),
+        ({"vocab_size": 4097}, "vocab_size=4097 is not a multiple of 4096"),
     ],
 )
 def test_a_model_that_does_not_divide_is_refused_in_one_line(change, named):
@@ -174,7 +177,7 @@ def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
     "num_layers", [2, pytest.param(26, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
 )
 def test_on_v5e_nothing_but_rows_crosses_chips_in_the_decode_loop(v5e, num_layers):
-    """A slice of a matrix is 2 MB in bfloat16, of 64 rows' logits 8 MB; 64 rows are 147 kB. Prompts
+    """A shard of a matrix is 2 MB in bfloat16, of 64 rows' logits 8 MB; 64 rows are 147 kB. Prompts
     are short, so that their rows, which the prefill's scan gathers, are not as large as either."""
     run = presets.preset("gemma3-1b")
     run = replace(

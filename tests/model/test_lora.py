@@ -1,4 +1,4 @@
-"""Laws of adapters: what they add, what is trained, what is dropped, and how they leave."""
+"""Adapters: what they add, what is trained, what is dropped, and how they leave."""
 
 import functools
 import json

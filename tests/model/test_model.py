@@ -1,4 +1,4 @@
-"""Laws of gemma_grpo.model: transformers' logits on odd configs, and each piece by hand or NumPy.
+"""gemma_grpo.model: transformers' logits on odd configs, and each part by hand or by NumPy.
 
 How its ways of running agree with each other is in test_decode.py.
 """
@@ -159,7 +159,7 @@ def test_prompt_and_own_masks_side_by_side_are_the_whole_mask(window):
     assert (jnp.concatenate([prompt_TS, own_TT], axis=1) == whole_LL[S:]).all()
 
 
-# --- pieces ---
+# --- parts ---
 
 
 def test_rope_turns_the_two_halves_of_a_head_by_hand_computed_angles():
