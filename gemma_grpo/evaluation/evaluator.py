@@ -13,7 +13,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.model import Params
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import answers, blocks, lenient
 from gemma_grpo.runtime import Runtime
 
 
@@ -205,12 +205,12 @@ def compare(before: Sequence[dict], after: Sequence[dict]) -> dict:
 
 def strict_reading(sample: rewards.Sample) -> str | None:
     """The answer as the rewards read it."""
-    return answers.parse(sample.completion).answer
+    return blocks.parse(sample.completion).answer
 
 
 def lenient_reading(sample: rewards.Sample) -> str | None:
     """The answer as a generous reader would find it."""
-    return answers.lenient_answer(sample.completion)
+    return lenient.lenient_answer(sample.completion)
 
 
 def _of_samples(sampled: Sequence[rewards.Sample], n: int) -> dict:

@@ -7,7 +7,7 @@ can be read in two ways pays nothing.
 import math
 import re
 
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import answers, blocks
 from gemma_grpo.rewards.sample import Reward, Sample
 
 STEPS_NEEDED = {"easy": 1, "medium": 2, "hard": 3}  # reasoning steps for a full trace score
@@ -16,7 +16,7 @@ FREE_SHARE = {"easy": 0.5, "medium": 0.65, "hard": 0.8}  # of max_tokens: this s
 
 def correctness(sample: Sample) -> float:
     """1 if the one answer block says what the gold answer says, else 0. Nothing else is read."""
-    return float(answers.answers_match(answers.parse(sample.completion).answer, sample.answer))
+    return float(answers.answers_match(blocks.parse(sample.completion).answer, sample.answer))
 
 
 def trace(sample: Sample) -> float:
@@ -25,7 +25,7 @@ def trace(sample: Sample) -> float:
     min(1, reasoning_steps / STEPS_NEEDED[difficulty]); 0 without a reasoning block. It looks at
     structure only: a wrong calculation is a step as well, and correctness is what pays for truth.
     """
-    reasoning = answers.parse(sample.completion).reasoning
+    reasoning = blocks.parse(sample.completion).reasoning
     if reasoning is None:
         return 0.0
     return min(1.0, reasoning_steps(reasoning) / STEPS_NEEDED[sample.difficulty])
@@ -45,7 +45,7 @@ def confidence(sample: Sample) -> float:
     c = P(right)), and no wrong answer scores above a right one, as it does under plain Brier.
     Without an answer, or without log-probs of one, the score is the lowest, 0.
     """
-    answer = answers.parse(sample.completion).answer
+    answer = blocks.parse(sample.completion).answer
     if answer is None or not sample.answer_logps:
         return 0.0
     mean_logp = sum(sample.answer_logps) / len(sample.answer_logps)
@@ -70,7 +70,7 @@ def verbosity(sample: Sample) -> float:
 
 def format_ok(sample: Sample) -> float:
     """1 if the completion is well formed (`answers.Parsed`) and stopped by itself, else 0."""
-    return float(sample.stopped and answers.parse(sample.completion).well_formed)
+    return float(sample.stopped and blocks.parse(sample.completion).well_formed)
 
 
 # --- reasoning steps ------------------------------------------------------------------------------

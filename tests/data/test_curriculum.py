@@ -7,7 +7,7 @@ import pytest
 
 from gemma_grpo import pretrain, rewards
 from gemma_grpo.data import curriculum
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import blocks
 
 EQUATION = re.compile(r"(\d+)(%?) (\+|-|\*|/|of) (\d+) = (\d+)")
 
@@ -93,7 +93,7 @@ def test_the_pretraining_text_is_true_and_never_in_the_answer_format():
     texts = [pretrain.document(rng, drafts) for _ in range(3000)]
     assert sum(equations_hold(text) for text in texts) > 3000
     assert not any("reasoning" in text or "<answer" in text for text in texts)
-    assert all(answers.parse(text).answer is None for text in texts)
+    assert all(blocks.parse(text).answer is None for text in texts)
 
 
 def test_the_pretraining_text_asks_no_held_out_question():

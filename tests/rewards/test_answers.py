@@ -3,7 +3,8 @@ gold answer. tests/test_rewards.py holds the readers' rules."""
 
 import pytest
 
-from gemma_grpo.rewards.answers import answers_match, lenient_answer
+from gemma_grpo.rewards.answers import answers_match
+from gemma_grpo.rewards.lenient import lenient_answer
 
 LONG = " and so on" * 40  # 400 characters; a bare number before it is out of reach
 
@@ -41,7 +42,7 @@ TRAPS = [
     # nested braces
     (r"\boxed{\frac{3}{4}}", "0.75"),
     (r"so \boxed{\text{\$18}} it is", "18"),
-    (r"{see \boxed{\frac{36}{2}}} {", "18"),
+    (r"{see \boxed{\frac{37}{2}}} {", "18.5"),
     # trailing dots and marks
     ("The answer is 18...", "18"),
     ("**18.**", "18"),

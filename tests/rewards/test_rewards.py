@@ -16,7 +16,10 @@ import tolerances
 from gemma_grpo import rewards
 from gemma_grpo.errors import UserError
 from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample
-from gemma_grpo.rewards.answers import answers_match, lenient_answer, parse, quantity
+from gemma_grpo.rewards.answers import answers_match
+from gemma_grpo.rewards.blocks import parse
+from gemma_grpo.rewards.lenient import lenient_answer
+from gemma_grpo.rewards.quantities import quantity
 
 GOOD = "<reasoning>\n3 + 4 = 7\n7 * 2 = 14\n</reasoning>\n<answer>\n14\n</answer>"
 
@@ -137,10 +140,10 @@ LENIENT = [
     (r"\boxed{never closed 8", "8"),
     (r"\boxed{5} #### 6", "6"),
     ("he has 3 and then 1,234,567.", "1,234,567"),
-    ("2,3,5", "5"),
-    ("1,2345", "2345"),  # no thousands: a list
+    ("2,3,5", "2,3,5"),  # perhaps 2, 3 and 5, perhaps something else: no half of it is read
+    ("1,2345", "1,2345"),
     ("x=-5", "-5"),
-    ("x = \u22125", "\u22125"),
+    ("x = \u22125", "-5"),
     ("that is 10-5", "5"),
     ("f(2)-5", "5"),
     ("it costs $18.50.", "$18.50"),
@@ -160,8 +163,8 @@ def test_the_lenient_reader_takes_tag_then_hashes_then_box_then_last_number(text
 
 
 def test_a_bare_number_counts_in_the_last_300_characters_only():
-    assert lenient_answer("7" + "x" * 299) == "7"
-    assert lenient_answer("7" + "x" * 300) is None
+    assert lenient_answer("7 " + "x" * 298) == "7"
+    assert lenient_answer("7 " + "x" * 300) is None
     assert lenient_answer("#### 7\n" + "x" * 300) == "7"  # marked answers count wherever they are
     assert lenient_answer("<answer>7</answer>" + "x" * 300) == "7"
 
@@ -169,9 +172,9 @@ def test_a_bare_number_counts_in_the_last_300_characters_only():
 @pytest.mark.parametrize("number", ["12345", "1,234", "12.5", "3/4"])
 def test_a_number_cut_by_the_300_character_limit_is_not_read_from_its_middle(number):
     for visible in range(1, len(number)):
-        text = number + "x" * (300 - visible)
+        text = number + " " + "x" * (299 - visible)
         assert lenient_answer(text) is None
-    assert lenient_answer("a" + number + "x" * (300 - len(number))) == number
+    assert lenient_answer(" " + number + " " + "x" * (299 - len(number))) == number
 
 
 # --- comparing answers ----------------------------------------------------------------------------
@@ -185,15 +188,16 @@ SAME = [
         "+18",
         " 18\n",
         "018",
-        "36/2",
         "18.000",
         "**18**",
         "`18`",
         "(18)",
         "x = 18",
     ],
-    ["-18", "\u221218", "- 18", "-18.0", "\u201318", "-36/2"],
-    ["1234", "1,234", "1,234.00", "+1,234", "1.234e3", "1,234;"],
+    ["-18", "\u221218", "- 18", "-18.0", "\u201318"],
+    ["36/2"],  # what is left to work out is not the result
+    ["-36/2"],
+    ["1234", "1,234", "1,234.00", "+1,234", "1.234e3", "1,234;", "1 234"],
     ["1234567", "1,234,567", "1,234,567.0"],
     ["0.5", ".5", "1/2", "½", "2/4", r"\frac{1}{2}", r"\dfrac{1}{2}", "1 / 2", "+.50"],
     ["1.5", "1 1/2", "1½", "3/2", "1 2/4"],
@@ -202,10 +206,10 @@ SAME = [
     ["0.333"],
     ["5000000", "5 million", "5e6", "5,000,000", "5000k", "5 Million"],
     ["36", "3 dozen", "\uff13\uff16"],
-    ["0", "-0", "0.0", "0/5", "+0"],
+    ["0", "-0", "0.0", "+0"],
     ["0.25", "25/100", "1/4"],
     ["25", "٢٥"],
-    ["forty two", "Forty-Two", " forty  two. ", '"forty two"', "FORTY TWO!"],
+    ["42", "forty two", "Forty-Two", " forty  two. ", '"forty two"', "FORTY TWO."],
     ["yes", "Yes.", "YES", "'yes'", "The answer is yes"],
     ["u.s.", "US", "us"],
     ["b", "(B)", "B.", "b)"],
@@ -220,12 +224,12 @@ SAME = [
     ["5x"],
     ["5π"],
     ["5 and a half"],
+    ["forty three fifty"],
     ["5 or six"],
     ["5 or 6"],
     ["5 point two"],
     ["5 6"],
     ["12,34"],
-    ["1 234"],
     ["1,2345"],
     ["3:4"],
     ["3 4"],
@@ -296,7 +300,8 @@ def test_units_match_within_a_row_contradict_across_rows_and_may_be_missing():
         assert answers_match("7" + a, "7" + b) == (row_a == row_b), (a, b)
     for _, unit in spelled:
         assert not answers_match("8" + unit, "7" + unit), unit
-        assert answers_match("7", "7" + unit) and answers_match("7" + unit, "7"), unit
+        certain = unit not in (" apple", " box", " cherry")  # "7 apple" may be a "7 doubled"
+        assert answers_match("7", "7" + unit) == answers_match("7" + unit, "7") == certain, unit
         assert not answers_match("8", "7" + unit) and not answers_match("8" + unit, "7"), unit
 
 
