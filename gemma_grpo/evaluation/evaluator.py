@@ -244,9 +244,9 @@ def _of_samples(sampled: Sequence[rewards.Sample], n: int) -> dict:
 def _majority_is_right(
     group: Sequence[rewards.Sample], read: Callable[[rewards.Sample], str | None]
 ) -> bool:
-    """Whether the answer most completions gave, by its normalised text, is right."""
+    """Whether the answer most completions gave is right; the grader says which are the same."""
     given = [read(sample) for sample in group]
-    winner = statistics.majority_answer([answer and answer.strip().casefold() for answer in given])
+    winner = statistics.majority_answer(given, answers.answers_match)
     return _is_right(group[0], winner)
 
 

@@ -21,9 +21,10 @@ MAX_BRACKETS = 20  # a list with more of them is compared as text
 def answers_match(given: str | None, gold: str) -> bool:
     """Whether `given` says the same as `gold`. Never raises, whatever the strings.
 
-    - Numbers, perhaps with a unit, are equal exactly: "1,234" = "1234.0" = "$1,234."; "0.5" = "1/2"
-      = "\\frac12"; "5 million" = "5M" = "5e6" = "5 \\times 10^6" = "five million". Nothing is rounded
-      ("0.333" is not "1/3") and nothing left to work out ("36/2" is not "18", "3 + 4" is not "7").
+    - Numbers, perhaps with a unit, are equal exactly: "1,234" = "1234.0" = "$1,234."; "0.5" =
+      "1/2" = "\\frac12"; "5 million" = "5M" = "5e6" = "5 \\times 10^6" = "five million". Nothing
+      is rounded ("0.333" is not "1/3"), and nothing may be left to work out ("36/2" is not "18",
+      "3 + 4" is not "7").
     - A missing unit is right ("5" for "5 km", "5 km" for "5"), and so is a shorter or longer
       wording ("5 apples" for "5 red apples"). Another unit is wrong ("5 km" for "5 m"); so is a
       rate for an amount of a measure ("5 km/h" for "5 km"), and a word that may change the number
@@ -146,8 +147,8 @@ def _sequence(text: str) -> Sequence | None:
         brackets, parts = "", _split(text)  # "(1, 2), (3, 4)" is no bracketed list
     if brackets not in ("", "()", "[]", "[)", "(]", "{}") or (len(parts) < 2 and brackets != "{}"):
         return None
-    if brackets == "()" or (brackets == "[]" and len(parts) != 2):
-        brackets = ""  # "(2, 3)" and "2, 3"; a list of two in square brackets may be an interval
+    if brackets == "[]" and len(parts) != 2:
+        brackets = ""  # a list; two numbers in square brackets may be an interval
     elements = tuple(_element(part.strip()) for part in parts)
     return Sequence(brackets, elements) if None not in elements else None
 
@@ -179,11 +180,12 @@ def _element(text: str) -> Reading | None:
 
 
 def _same_elements(a: Sequence, b: Sequence) -> bool:
-    if {a.brackets, b.brackets} not in ({a.brackets}, {"", "{}"}) or (
-        len(a.elements) != len(b.elements)
+    kinds = {a.brackets, b.brackets}
+    if len(a.elements) != len(b.elements) or (
+        len(kinds) > 1 and kinds not in ({"", "()"}, {"", "{}"})
     ):
         return False
-    if "{}" not in (a.brackets, b.brackets):
+    if "{}" not in kinds:
         return all(map(_same, a.elements, b.elements))
     left = list(b.elements)
     for element in a.elements:
@@ -200,7 +202,7 @@ def _same_elements(a: Sequence, b: Sequence) -> bool:
 def _expression(text: str) -> Expression | None:
     """An expression with symbols. One of numbers alone may be a score, a range or a date, and
     stays text."""
-    if len(text) < 2 or text.isalpha():
+    if re.fullmatch(r"\(?[^\W\d_]+\)?", text):  # "(B)"
         return None
     value = evaluate(text)
     return Expression(value[0]) if value and value[1] else None
@@ -209,8 +211,11 @@ def _expression(text: str) -> Expression | None:
 def _as_text(text: str) -> str:
     """What is left of `text` when case, white space and harmless punctuation are taken away."""
     text = text.casefold()
-    if not re.search(r"[\d+*/^=<>]", text):  # words: brackets are punctuation, and so is "twenty-one"
+    if not re.search(
+        r"[\d+*/^=<>]", text
+    ):  # words: brackets are punctuation, and so is "twenty-one"
         text = re.sub(r"[()]|(?<=[^\W\d_])-(?=[^\W\d_])", " ", text)
+    text = re.sub(r"(?<=\b[^\W\d_])\. ?(?=[^\W\d_]\.)", "", text)  # "J. K." is "JK"
     text = re.sub(r"['\"]|\.(?!\d)", "", text)  # "U.S." is "us"; "3.5" keeps its point
     text = re.sub(r"[,;?]|(?<!\d)!|(?<!\d):|:(?!\d)", " ", text)  # "5!" and "7:30" mean something
     text = " ".join(text.split())

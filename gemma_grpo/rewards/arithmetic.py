@@ -26,6 +26,8 @@ _TOKEN = re.compile(
     r"|(\*\*|[-+*/^()%]))"
 )
 
+_LETTERS_AFTER_NUMBER = re.compile(r"(?<=[\d)])[^\W\d_]{2,3}(?![^\W\d_(])")  # 2ab is 2a*b
+
 
 class _NoExpressionError(Exception):
     """The text is no expression, or one too large to work out."""
@@ -45,7 +47,8 @@ def evaluate(text: str) -> tuple[Fraction, bool] | None:
 
 def _tokens(text: str) -> list[str]:
     tokens, place = [], 0
-    text = text.rstrip()
+    text = re.sub(r"(?<![^\W\d_])pi(?![^\W\d_])", "π", text.rstrip())
+    text = _LETTERS_AFTER_NUMBER.sub(lambda match: "*".join(match[0]), text)
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:

@@ -79,7 +79,7 @@ def _with_digits(text: str) -> str:
     """`text` with the number words it begins with as digits, unless it looks like a title."""
     if not text[:1].isalpha():
         return text
-    start = text[len("minus ") :] if text.lower().startswith("minus ") else text
+    start = re.sub(r"^(?:minus|negative) ", "", text, flags=re.IGNORECASE)
     run = number_words.RUN.match(start)
     if run is None or re.search(r"\s[A-Z][a-z]", start[run.end() :]):
         return text
@@ -105,8 +105,8 @@ def _decimal(text: str) -> Fraction:
 
 def _scale(match: re.Match[str]) -> tuple[int, str]:
     """The power of ten that a suffix says ("$2.5B", "5k"), and all that is unit."""
-    scale, unit = match["scale"] or "", f"{match['currency'] or ''} {match['unit']}"
+    scale, unit = match["scale"] or "", f"{match['unit']} {match['currency'] or ''}"
     is_money = bool(match["currency"] or re.search(r"[$€£¥₹]|\b(?:dollar|usd|eur)", unit, re.I))
     if scale and (is_money or scale in _SCALES_WITHOUT_MONEY):
         return _SCALES[scale.strip().lower()], unit
-    return 0, f"{match['currency'] or ''} {scale} {match['unit']}"
+    return 0, f"{scale}{unit}"

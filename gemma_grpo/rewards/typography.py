@@ -86,15 +86,13 @@ def _ascii_digits(text: str) -> str:
     zeros = {ord(char) - unicodedata.decimal(char) for char in text if char.isdecimal()}
     if len(zeros) != 1 or zeros == {ord("0")}:
         return text
-    return "".join(
-        str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text
-    )
+    return "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text)
 
 
 def _without_latex(text: str) -> str:
     for code, meaning in ((r"\{", "\x01"), (r"\}", "\x02"), ("{,}", ","), (r"\!", "")):
         text = text.replace(code, meaning)
-    text = re.sub(r"\\[,;: ]|~|\\[()\[\]]", " ", text)
+    text = re.sub(r"\\[,;: ]|(?<=[\w}])~(?=[\w\\])|\\[()\[\]]", " ", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
     for _ in range(10):  # from the inside out, ten levels of braces
         before = text

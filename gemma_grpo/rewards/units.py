@@ -42,7 +42,8 @@ _HARMLESS = frozenset(
 _TAKES_BACK = frozenset(
     "and or to not no nor than point plus minus over under below above half halves third thirds "
     "quarter quarters fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths "
-    "thousandth thousandths doubled tripled halved squared cubed factorial times x y z i e n pi π is are was were isn "
+    "thousandth thousandths doubled tripled halved squared cubed factorial times x y "
+    "z i e n pi π is are was were isn "
     "wrong incorrect false but if except without more less fewer short off from between zero one "
     "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty "
     "seventy eighty ninety tens ones score gross negative positive something odd".split()
@@ -133,7 +134,7 @@ def unit_of(text: str, *, few: bool) -> Unit | None:
     text = re.sub(r"(?i)\bper cent\b", "%", text)
     written = _WORD.findall(text)
     tokens = [token.lower() for token in written]
-    if len(tokens) > MAX_UNIT_WORDS or _SYMBOLS_IN_DOUBT & set(written):
+    if len(tokens) > MAX_UNIT_WORDS or "π" in text or _SYMBOLS_IN_DOUBT & set(written):
         return None
     multiplier, num_multipliers = 1, 0
     for token in tokens:

@@ -57,6 +57,20 @@ def test_no_problem_stands_on_both_sides_whatever_the_seed():
     assert not numbers("train") & numbers("test")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_test_problem_shares_its_numbers_in_any_order_with_one_of_its_family(seed):
+    keys = lambda problems: {
+        (p.domain, tuple(sorted(re.findall(r"\d+", p.prompt)))) for p in problems
+    }
+    train = keys(curriculum.problems("train", 2000, seed))
+    assert not train & keys(curriculum.problems("test", 400, 0))
+
+
+def test_the_numbers_that_decide_the_split_are_those_of_the_question():
+    for _, _, draft in first_drafts("train", 600):
+        assert sorted(map(int, re.findall(r"\d+", draft.question))) == sorted(draft.numbers)
+
+
 def test_harder_problems_take_more_steps():
     needed = {"easy": {1}, "medium": {2}, "hard": {2, 3}}
     for difficulty, _, draft in first_drafts("train", 900):

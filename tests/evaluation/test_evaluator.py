@@ -211,3 +211,12 @@ def test_a_senseless_setting_is_refused(change):
 def test_shares_are_reported_in_order_of_appearance():
     shares = evaluator._shares(np.array([True, False, True]), ["z", "a", "z"])
     assert list(shares) == ["z", "a"] and shares["z"] == {"accuracy": 1.0, "n": 2}
+
+
+def test_spellings_of_one_number_are_votes_for_one_candidate():
+    (problem,) = PROBLEMS[:1]
+    given = ["9", "9", "1.0", "1 km", "2/2 km"]  # the last is not worked out: a vote of its own
+    sampled = [answered(problem, answer) for answer in given]
+    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
+    sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
+    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
