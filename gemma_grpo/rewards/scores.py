@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from gemma_grpo.errors import UserError, one_line
-from gemma_grpo.rewards.components import COMPONENTS
+from gemma_grpo.rewards.components import COMPONENTS, TRACES
 from gemma_grpo.rewards.sample import Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
 
@@ -30,6 +30,7 @@ def score(
     samples: Sequence[Sample],
     weights: RewardWeights,
     extra: Sequence[tuple[str, Reward, float]] = (),
+    trace: str = "arithmetic",
 ) -> Scores:
     """Every component and the weighted total of each sample.
 
@@ -37,12 +38,13 @@ def score(
         samples: B samples.
         weights: of the built-in components.
         extra: (name, reward, weight) of the user's own rewards.
+        trace: how the trace is scored, "arithmetic" or "structure" (`RewardConfig.trace`).
 
     Raises:
         UserError: an extra whose name is taken or whose weight is not finite; a reward that raises,
             or returns anything but a finite number. It names the reward and the row.
     """
-    rewards, weight_of = dict(COMPONENTS), weights.named()
+    rewards, weight_of = COMPONENTS | {"trace": TRACES[trace]}, weights.named()
     for name, reward, weight in extra:
         if name in rewards:
             raise UserError(f"two rewards are named {name!r}: rename one of them")

@@ -219,6 +219,7 @@ def _step(
         runtime.sampling_params(state.params),
         weights=weights,
         extra=extra,
+        trace=reward.trace,
     )
     groups, extra_rounds = resample.collect_mixed(
         sample, draw, key, resample_rounds=config.resample_rounds
