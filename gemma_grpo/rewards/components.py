@@ -10,7 +10,7 @@ import re
 from gemma_grpo.rewards import answers, blocks
 from gemma_grpo.rewards.quantities import Quantity
 from gemma_grpo.rewards.sample import Reward, Sample
-from gemma_grpo.rewards.steps import MAX_LINE_CHARS, Steps, line_numbers, read_steps
+from gemma_grpo.rewards.steps import MAX_LINE_CHARS, Steps, num_numbers, read_steps
 
 STEPS_NEEDED = {"easy": 1, "medium": 2, "hard": 3}  # reasoning steps for a full trace score
 WRONG_SHARE = 1 / 3  # of a trace's score where the answer is wrong
@@ -37,7 +37,7 @@ def trace(sample: Sample) -> float:
         return 0.0
     found = read_steps(parsed.reasoning, sample.prompt)
     share = 1.0
-    if len(line_numbers(sample.prompt)) < 2:
+    if num_numbers(sample.prompt) < 2:
         count = found.sentences + len(found.equations)
     else:
         count = _steps_to(parsed.answer, found)

@@ -121,6 +121,11 @@ def line_numbers(text: str) -> set[Fraction]:
     return {Fraction(number.replace(",", "")) for number in re.findall(_NUMBER, text)}
 
 
+def num_numbers(prompt: str) -> int:
+    """How many numbers a question says, one said twice counted twice."""
+    return len(re.findall(_NUMBER, number_words.to_digits(prompt[:20_000])))
+
+
 def _equations(line: str) -> tuple[list[Equation], bool]:
     """The true equations of a line, and whether one of its equations is false."""
     if "=" not in line:
