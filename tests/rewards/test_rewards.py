@@ -500,8 +500,15 @@ def test_repeated_lines_count_once_under_any_label_case_spacing_or_punctuation()
     ],
 )
 def test_harder_problems_need_more_steps_for_the_same_trace_score(difficulty, scores):
-    for count, expected in enumerate(scores):
-        lines = "\n".join(f"{n} + 1 = {n + 1}" for n in range(count)) or "hm"
+    steps = [
+        ["hm"],
+        ["(3 + 4) * 2 = 14"],
+        ["3 + 4 = 7", "7 * 2 = 14"],
+        ["3 + 4 = 7", "7 * 2 = 14", "The baskets hold 14."],
+        ["3 + 4 = 7", "7 * 2 = 14", "The baskets hold 14 eggs.", "Two baskets, so 14 eggs in all."],
+    ]
+    for expected, chosen in zip(scores, steps, strict=True):
+        lines = "\n".join(chosen)
         text = f"<reasoning>{lines}</reasoning><answer>14</answer>"
         assert rewards.trace(sample(text, difficulty=difficulty)) == near(expected)
 
@@ -519,8 +526,61 @@ def test_trace_is_zero_without_a_reasoning_block_before_the_answer():
         assert rewards.trace(sample(hack)) == 0.0, hack
 
 
-def test_trace_judges_structure_and_not_truth():
-    assert rewards.trace(sample(GOOD.replace("= 7", "= 9").replace("\n14\n", "\n1\n"))) == 1.0
+def traced(reasoning: str, answer: str = "14", **changes) -> float:
+    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+    return rewards.trace(sample(text, **changes))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("3 + 4 = 7\n7 * 2 = 14", 1),
+        ("3 + 4 = 7 eggs, so 7 eggs * 2 = 14 eggs", 1),  # two equations on one line
+        ("3 + 4 = 7.\n2 × 7 = $14", 1),
+        ("3 + 4 = 8\n8 * 2 = 16", 0),  # the first is false, so 8 is from nowhere
+        ("3 + 4 = 7\n7 * 2 = 15", 0.25),  # one step holds, and the answer does not follow
+        ("3 + 4 = 7 = 8\n7 * 2 = 14", 0),
+        ("5 + 9 = 14", 0),  # true, of numbers that are not this problem's
+        ("3 + 4 = 7\n4 + 3 = 7\n3+4=7", 0.25),  # one step, and not to 14
+        ("3 + 4 = 7\n7 * 1 = 7\n7 * 2 = 14", 1),
+        ("7 * 2 = 14", 0),  # 7 is used before it is found
+        ("4 - 3 = 1\n3 + 4 = 7\n7 * 2 = 14", 1),
+        ("4 * 3 = 12\n12 + 2 = 14", 1),  # true, and it leads there: what no arithmetic can tell
+        ("9**9**9 = 7\n" + "(" * 400 + " = 3", 0),
+    ],
+)
+def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(reasoning, expected):
+    assert traced(reasoning) == near(expected)
+
+
+def test_a_wrong_answers_trace_is_worth_a_third():
+    assert traced("3 * 4 = 12\n12 * 2 = 24", "24") == near(1 / 3)
+    structure = lambda text: rewards.structure(sample(text))
+    assert structure(GOOD) == 1 and structure(WRONG) == near(1 / 3)
+
+
+def test_percentages_fractions_and_number_words_of_the_question_are_its_numbers():
+    prompt = "A bag of twelve costs 80 coins, 25% off; half of them, 3/4 of a week. How much?"
+    for line, answer in (
+        ("25% of 80 = 20", "20"),
+        ("25/100 * 80 = 20", "20"),
+        ("80 * 0.75 = 60", "60"),
+        ("80 / 12 = 20/3", "20/3"),
+        ("12 / 2 = 6", "6"),
+        ("3/4 * 80 = 60", "60"),
+        ("12 * 7 = 84", "84"),
+    ):
+        assert traced(line, answer, prompt=prompt, answer=answer, difficulty="easy") == 1, line
+
+
+def test_explanations_without_numbers_are_traced_by_sentences_about_the_problem():
+    prompt = "Explain why binary search needs a sorted list."
+    of = lambda text: traced(text, "order", prompt=prompt, answer="order")
+    first = "Binary search compares the middle of the sorted list with the key."
+    second = "One comparison discards half the list, and the search goes on in the sorted rest."
+    assert of(f"{first}\n{second}") == 1 and of(first) == 0.5
+    assert of(f"{first}\n{first}") == 0.5
+    assert of(prompt) == 0 and of("The moon is blue tonight.\nWe all like green cheese.") == 0
 
 
 # --- confidence -----------------------------------------------------------------------------------
@@ -559,11 +619,35 @@ def test_confidence_is_a_proper_score_so_honesty_pays_best():
         assert max(expected, key=expected.get) == p
 
 
-def test_c_is_the_geometric_mean_over_the_answers_tokens():
-    # (0.9 * 0.4)^(1/2) = 0.6: 1 - 0.4^2/2 = 0.92
+def test_c_is_the_probability_of_the_whole_answer():
+    # 0.9 * 0.4 = 0.36: 1 - 0.64^2/2 = 0.7952
     logps = (math.log(0.9), math.log(0.4))
-    assert rewards.confidence(sample(answer_logps=logps)) == near(0.92)
-    assert rewards.confidence(sample(answer_logps=logps * 5)) == near(0.92)
+    assert rewards.confidence(sample(answer_logps=logps)) == near(0.7952)
+
+
+def test_more_tokens_never_raise_the_confidence_in_a_right_answer():
+    of = lambda *ps: rewards.confidence(sample(answer_logps=tuple(map(math.log, ps))))
+    assert of(0.4, 1.0, 1.0, 1.0) == near(of(0.4)) and of(0.4, 0.99, 0.99) < of(0.4)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_truth_is_the_best_answer_distribution_for_answers_of_any_length(length):
+    # Tokens 0 and 1, the right answer all ones with probability p^length. A sampler that says q
+    # for every 1 has expected score, over all 2^length answers, at its best for q = p.
+    p = 0.7
+    right = p**length
+
+    def expected(q: float) -> float:
+        return right * confident(GOOD, q**length) + (1 - right) * confident(WRONG, q**length)
+
+    grid = [n / 100 for n in range(1, 101)]
+    assert max(grid, key=expected) == p
+    by_enumeration = sum(
+        math.prod(p if token else 1 - p for token in answer)
+        * confident(GOOD if all(answer) else WRONG, p**length)
+        for answer in itertools.product((0, 1), repeat=length)
+    )
+    assert by_enumeration == near(expected(p))
 
 
 def test_confidence_without_an_answer_or_its_logps_is_the_lowest():
@@ -624,8 +708,8 @@ def test_a_sample_with_unknown_difficulty_or_no_budget_is_refused():
 # --- weights --------------------------------------------------------------------------------------
 
 
-def test_default_weights_are_those_of_the_seed_document():
-    common = {"confidence": 0.15, "verbosity": -0.05, "format": 0.0}
+def test_default_weights_are_those_of_the_original_document_and_a_tenth_for_the_format():
+    common = {"confidence": 0.15, "verbosity": -0.05, "format": 0.1}
     assert START_WEIGHTS.named() == {"correctness": 0.40, "trace": 0.45} | common
     assert END_WEIGHTS.named() == {"correctness": 0.60, "trace": 0.25} | common
 
@@ -657,7 +741,7 @@ def test_progress_outside_the_run_is_refused(progress):
         ({"correctness": math.inf}, "correctness is inf"),
         ({"verbosity": 0.05}, "verbosity is 0.05.*give -0.05"),
         ({"confidence": -0.15}, "confidence is -0.15"),
-        ({"correctness": 0.0, "trace": 0.0, "confidence": 0.0}, "sum to -0.05"),
+        ({"correctness": 0.0, "trace": 0.0, "confidence": 0.0, "format": 0.0}, "sum to -0.05"),
     ],
 )
 def test_senseless_weights_are_refused_by_name(changes, named):
@@ -676,7 +760,7 @@ def test_totals_are_the_weighted_sum_of_the_components_row_by_row():
     scores = rewards.score([first, hard_and_long], DISTINCT)
     expected = {
         "correctness": [1, 0],
-        "trace": [1, 2 / 3],
+        "trace": [1, 1 / 9],  # no step leads to 15: half of 2/3, and a third of that
         "confidence": [0.875, 0.18],
         "verbosity": [0, 0.25],
         "format": [1, 1],
@@ -684,8 +768,8 @@ def test_totals_are_the_weighted_sum_of_the_components_row_by_row():
     assert list(scores.components) == list(expected)
     for name, values in expected.items():
         assert scores.components[name] == [near(value) for value in values]
-    # 0.5 + 0.3 + 0.11*0.875 + 0.13 ; 0.3*2/3 + 0.11*0.18 - 0.07*0.25 + 0.13
-    assert scores.totals == [near(1.02625), near(0.3323)]
+    # 0.5 + 0.3 + 0.11*0.875 + 0.13 ; 0.3/9 + 0.11*0.18 - 0.07*0.25 + 0.13
+    assert scores.totals == [near(1.02625), near(0.3 / 9 + 0.1323)]
 
 
 def test_every_component_lies_in_its_range_on_arbitrary_completions():
