@@ -135,9 +135,10 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
     line = re.sub(r"(?<=[\d%])\s+(?:of|times)\s+(?=[\d(])", " * ", line)
     line = _UNIT_BEFORE_SIGN.sub(" ", line)
     sides, found = line.split("="), []
-    for left, right in zip(sides, sides[1:], strict=False):
+    for i, (left, right) in enumerate(zip(sides, sides[1:], strict=False)):
         formula, result = _SUFFIX.search(left)[0].lstrip(" ,").rstrip(" ,."), _PREFIX.match(right)
-        if result is None or not re.search(r"[\d)%]\s*[-+*/^]\s*[-(\d.]", formula):
+        is_formula = re.search(r"[\d)%]\s*[-+*/^]\s*[-(\d.]", formula)
+        if result is None or not (is_formula or (i and formula == left.strip())):  # "3+4 = 7 = 8"
             continue
         left_value = evaluate(formula)
         right_value = evaluate(result[0].rstrip("-+*/^( ,."))
@@ -145,7 +146,7 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
             continue
         if left_value[0] != right_value[0]:
             return [], True
-        if not _is_filler(formula):
+        if is_formula and not _is_filler(formula):
             numbers = [number.replace(",", "") for number in re.findall(_NUMBER, formula)]
             found.append(Equation(tuple(sorted(map(Fraction, numbers))), right_value[0]))
     return found, False

@@ -526,8 +526,8 @@ def test_trace_is_zero_without_a_reasoning_block_before_the_answer():
         assert rewards.trace(sample(hack)) == 0.0, hack
 
 
-def traced(reasoning: str, answer: str = "14", **changes) -> float:
-    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+def traced(reasoning: str, said: str = "14", **changes) -> float:
+    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{said}\n</answer>"
     return rewards.trace(sample(text, **changes))
 
 
