@@ -28,7 +28,7 @@ from gemma_grpo.rewards.components import (
     verbosity,
 )
 from gemma_grpo.rewards.custom import load_extra_rewards, load_reward
-from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.sample import BatchReward, Reward, Sample, batch_reward
 from gemma_grpo.rewards.scores import Scores, score
 from gemma_grpo.rewards.weights import (
     END_WEIGHTS,
@@ -39,6 +39,7 @@ from gemma_grpo.rewards.weights import (
 )
 
 __all__ = [
+    "BatchReward",
     "COMPONENTS",
     "END_WEIGHTS",
     "FREE_SHARE",
@@ -49,6 +50,7 @@ __all__ = [
     "START_WEIGHTS",
     "Sample",
     "Scores",
+    "batch_reward",
     "confidence",
     "correctness",
     "format_ok",

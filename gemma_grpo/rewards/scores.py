@@ -9,7 +9,7 @@ from typing import SupportsFloat
 
 from gemma_grpo.errors import UserError, one_line
 from gemma_grpo.rewards.components import COMPONENTS, TRACES
-from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
 
 
@@ -51,15 +51,34 @@ def score(
         if not math.isfinite(weight):
             raise UserError(f"reward {name!r} has weight {weight}: give a finite number")
         rewards[name], weight_of[name] = reward, weight
-    components = {
-        name: [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
-        for name, reward in rewards.items()
-    }
+    components = {name: _column(name, reward, samples) for name, reward in rewards.items()}
     totals = [
         sum(weight_of[name] * values[row] for name, values in components.items())
         for row in range(len(samples))
     ]
     return Scores(components, totals)
+
+
+def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[float]:
+    """One reward's values of all samples."""
+    if not getattr(reward, "takes_batch", False):
+        return [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
+    try:
+        values = list(reward(samples))
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} raised {_described(error)} on {len(samples)} samples: fix it or"
+            " return 0.0 for each"
+        ) from error
+    if len(values) != len(samples):
+        raise UserError(
+            f"reward {name!r} returned {len(values)} values for {len(samples)} samples: return one"
+            " for each"
+        )
+    return [
+        _checked(name, lambda _, value=value: value, row, sample)
+        for row, (value, sample) in enumerate(zip(values, samples, strict=True))
+    ]
 
 
 def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:

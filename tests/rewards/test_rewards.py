@@ -920,3 +920,33 @@ def test_rewards_import_only_the_standard_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(json.loads(out.stdout)) - set(sys.stdlib_module_names) == {"gemma_grpo"}
+
+
+@pytest.mark.parametrize(
+    ("specs", "part"),
+    [
+        (("ra.py:f", "rb.py:f"), "two rewards are named 'f'"),
+        (("ra.py:f=nan",), "the weight is nan"),
+        (("ra.py:trace",), "two rewards are named 'trace'"),
+    ],
+)
+def test_clashing_names_and_senseless_weights_are_refused_when_loaded(
+    tmp_path, monkeypatch, specs, part
+):
+    monkeypatch.chdir(tmp_path)
+    for file in ("ra.py", "rb.py"):
+        (tmp_path / file).write_text("def f(s): return 1.0\ntrace = f\n")
+    with pytest.raises(UserError, match=part):
+        rewards.load_extra_rewards(specs)
+
+
+def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
+    longest = rewards.batch_reward(
+        lambda samples: [one.num_tokens / max(s.num_tokens for s in samples) for one in samples]
+    )
+    two = [sample(num_tokens=10), sample(num_tokens=40)]
+    scores = rewards.score(two, DISTINCT, extra=[("longest", longest, 1.0)])
+    assert scores.components["longest"] == [0.25, 1.0]
+    short = rewards.batch_reward(lambda samples: [1.0])
+    with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
+        rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])
