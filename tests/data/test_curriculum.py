@@ -77,14 +77,14 @@ def test_harder_problems_take_more_steps():
         assert len(draft.steps) in needed[difficulty]
 
 
-def test_a_worked_solution_earns_full_marks_and_a_brief_one_only_where_one_step_is_enough():
+def test_a_worked_solution_earns_full_marks_and_a_brief_one_shows_no_work():
     for difficulty, _, draft in first_drafts("train", 300):
         for solution, full in ((curriculum.worked(draft), True), (curriculum.brief(draft), False)):
             sample = rewards.Sample(
                 draft.question, solution, str(draft.answer), difficulty, 30, 60, (), True
             )
             assert rewards.correctness(sample) == rewards.format_ok(sample) == 1
-            assert (rewards.trace(sample) == 1) == (full or difficulty == "easy")
+            assert rewards.trace(sample) == (1 if full else 0)
 
 
 def test_problems_are_distinct_balanced_and_repeat_with_the_seed():
