@@ -23,10 +23,9 @@ import argparse
 import json
 from dataclasses import replace
 
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample, score
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample, hacks, score
 
-PROMPT = "6 workers paint a hall in 4 days. How many days do 8 workers need for the same hall?"
-ANSWER = "3 days"
+PROMPT, ANSWER = hacks.PROMPT, hacks.ANSWER
 
 # Sampler probabilities of the answer: 0.9 for the good output, 0.7 for the bare guess that is
 # right, 0.6 for the wrong one. Each answer is taken as two tokens.
@@ -38,8 +37,7 @@ Shared by 8 workers that is 24 / 8 = 3 days.
 3 days
 </answer>"""
 _NO_TRACE = "<answer>3 days</answer>"
-# Two steps, both real, the second from a false idea: the trace score is full, so that the ordering
-# is tried where it is hardest to keep.
+# Two steps, both true, the second from a false idea: the most a trace to a wrong answer can earn.
 _WRONG = """<reasoning>
 There are 8 - 6 = 2 workers more than before.
 So they need 4 + 2 = 6 days for the hall.
@@ -63,9 +61,9 @@ def _sample(completion: str, num_tokens: int, answer_logps: tuple[float, ...]) -
 
 
 OUTPUTS = {
-    "Good+Reasoning": _sample(_GOOD, 62, (-0.14, -0.07)),  # mean -0.105: c = 0.90
-    "Correct NoTrace": _sample(_NO_TRACE, 9, (-0.48, -0.23)),  # mean -0.355: c = 0.70
-    "Wrong+Trace": _sample(_WRONG, 55, (-0.69, -0.33)),  # mean -0.510: c = 0.60
+    "Good+Reasoning": _sample(_GOOD, 62, (-0.07, -0.035)),  # sum -0.105: c = 0.90
+    "Correct NoTrace": _sample(_NO_TRACE, 9, (-0.24, -0.115)),  # sum -0.355: c = 0.70
+    "Wrong+Trace": _sample(_WRONG, 55, (-0.345, -0.165)),  # sum -0.510: c = 0.60
 }
 
 
@@ -76,10 +74,14 @@ def _normalised(weights: RewardWeights) -> RewardWeights:
 
 
 CONFIGS = {
-    "Correctness only": RewardWeights(correctness=1.0, trace=0.0, confidence=0.0, verbosity=0.0),
-    "+ Trace structure": _normalised(replace(END_WEIGHTS, confidence=0.0, verbosity=0.0)),
-    "+ Confidence": _normalised(replace(END_WEIGHTS, verbosity=0.0)),
-    "Annealed (early)": _normalised(START_WEIGHTS),
+    "Correctness only": RewardWeights(
+        correctness=1.0, trace=0.0, confidence=0.0, verbosity=0.0, format=0.0
+    ),
+    "+ Trace structure": _normalised(
+        replace(END_WEIGHTS, confidence=0.0, verbosity=0.0, format=0.0)
+    ),
+    "+ Confidence": _normalised(replace(END_WEIGHTS, verbosity=0.0, format=0.0)),
+    "Annealed (early)": _normalised(replace(START_WEIGHTS, format=0.0)),
 }
 
 ORIGINAL = {  # the original design document's table, in the order of OUTPUTS
@@ -117,9 +119,9 @@ def implied_by_original() -> dict[str, tuple[float, ...]]:
 
 
 _TRACE_REASON = {
-    "Good+Reasoning": "two of the two steps a medium problem needs are there",
+    "Good+Reasoning": "both steps are true and lead to the answer",
     "Correct NoTrace": "without a reasoning block there is nothing to score",
-    "Wrong+Trace": "both steps are real calculations, and trace judges structure, not truth",
+    "Wrong+Trace": "both steps are true, and a trace to a wrong answer is worth a third",
 }
 _CONFIDENCE_REASON = {
     "Good+Reasoning": "right at probability 0.90",
@@ -177,10 +179,25 @@ Each row's weights are divided by the sum of its positive ones, so that a full m
 and three use the weights at the end of annealing, the last row those at its start. The outputs and
 their answer log-probs are literals in this file; no model produced them.
 
-The last row has the least margin: at the start weights a full trace (0.45) weighs more than a right
-answer (0.40), so Correct NoTrace stays above Wrong+Trace through confidence alone. It does so for
-any wrong answer as long as the right one has probability above 0.42: (0.45 - 0.40) / 0.15 = 1/3
-is less than 1 - (1-c)^2 / 2 - 1/2 for c > 1 - sqrt(1/3)."""
+The format's weight (0.10) is left out of the rows, as the original document has none. With it and
+without it, at both ends of the annealing and for every confidence, Good+Reasoning is at least 0.10
+above Correct NoTrace and that 0.10 above Wrong+Trace (tests/test_ablation.py)."""
+
+
+def hack_totals() -> dict[str, tuple[float, float]]:
+    """Way to be paid without being right -> its total at the start weights and at the end ones;
+    the first entry is the plainest right answer."""
+    samples = {"the plainest right answer": hacks.plainest_right_answer()} | hacks.samples()
+    start, end = (
+        score(list(samples.values()), weights).totals for weights in (START_WEIGHTS, END_WEIGHTS)
+    )
+    return dict(zip(samples, zip(start, end, strict=True), strict=True))
+
+
+def _hack_table() -> str:
+    lines = [f"{'paid without being right':42}{'start':>8}{'end':>8}"]
+    lines += [f"{name:42}{a:>8.3f}{b:>8.3f}" for name, (a, b) in hack_totals().items()]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -197,6 +214,7 @@ def main(argv: list[str] | None = None) -> None:
             "ours": ours(),
             "original": ORIGINAL,
             "components": components(),
+            "hacks": hack_totals(),
             "implied_by_original": implied_by_original(),
             "differences": [
                 {"config": config, "output": output, "because": sentence}
@@ -208,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     print(_table(), "", NOTES, "", "Why ours differ:", sep="\n")
     for config, output, sentence in explanations():
         print(f"- {config}, {output}: {sentence}")
+    print("", _hack_table(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ a run that was killed goes on from the last file that is there.
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_promp
 from gemma_grpo.model import Params
 from gemma_grpo.records import compile_clock, files, report
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import grpo, sft
@@ -62,6 +64,8 @@ def load_task(run: RunConfig) -> Task:
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
     grpo.load_extra_rewards(run.reward.extra)
+    if (line := golds.warning(train + test)) and processes.is_primary():
+        print(f"warning: {line}", file=sys.stderr)
     encode_prompts(
         train + test,
         runtime.tokenizer,

@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tolerances
 
 from gemma_grpo import ablation
-from gemma_grpo.rewards import START_WEIGHTS, score
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, score
 
 
 def test_correctness_only_gives_one_one_zero():
@@ -17,17 +18,17 @@ def test_correctness_only_gives_one_one_zero():
 @pytest.mark.parametrize("config", ["+ Trace structure", "+ Confidence", "Annealed (early)"])
 def test_good_beats_correct_without_trace_beats_wrong_with_trace(config):
     good, no_trace, wrong = ablation.ours()[config]
-    assert good > no_trace > wrong
+    assert good - no_trace >= 0.1 and no_trace - wrong >= 0.1
 
 
 def test_the_table_by_hand():
-    # trace 1, 0, 1. Confidence at c = exp(-0.105), exp(-0.355), exp(-0.51).
+    # trace 1, 0, 1/3. Confidence at c = exp(-0.105), exp(-0.355), exp(-0.51).
     c_good, c_bare, c_wrong = math.exp(-0.105), math.exp(-0.355), math.exp(-0.51)
     good, bare, wrong = 1 - (1 - c_good) ** 2 / 2, 1 - (1 - c_bare) ** 2 / 2, (1 - c_wrong**2) / 2
     by_hand = {
-        "+ Trace structure": (1.0, 0.60 / 0.85, 0.25 / 0.85),
-        "+ Confidence": (0.85 + 0.15 * good, 0.60 + 0.15 * bare, 0.25 + 0.15 * wrong),
-        "Annealed (early)": (0.85 + 0.15 * good, 0.40 + 0.15 * bare, 0.45 + 0.15 * wrong),
+        "+ Trace structure": (1.0, 0.60 / 0.85, 0.25 / 3 / 0.85),
+        "+ Confidence": (0.85 + 0.15 * good, 0.60 + 0.15 * bare, 0.25 / 3 + 0.15 * wrong),
+        "Annealed (early)": (0.85 + 0.15 * good, 0.40 + 0.15 * bare, 0.15 + 0.15 * wrong),
     }
     for config, expected in by_hand.items():
         assert ablation.ours()[config] == pytest.approx(expected, abs=tolerances.F64)
@@ -50,7 +51,8 @@ def test_positive_weights_of_each_row_sum_to_one():
 
 
 def test_the_early_row_is_the_start_of_the_annealing():
-    totals = score(list(ablation.OUTPUTS.values()), START_WEIGHTS).totals
+    weights = replace(START_WEIGHTS, format=0.0)
+    totals = score(list(ablation.OUTPUTS.values()), weights).totals
     expected = ablation.ours()["Annealed (early)"]
     assert totals == pytest.approx(expected, abs=tolerances.F64)
 
@@ -68,12 +70,28 @@ def test_what_the_original_implies_reproduces_its_second_and_third_row():
         assert row_three == pytest.approx(ablation.ORIGINAL["+ Confidence"][i], abs=tolerances.F64)
 
 
-def test_a_bare_right_answer_beats_any_wrong_trace_at_the_start_once_its_probability_is_above_042():
-    # worst case for the claim: the wrong answer at probability 0 scores 0.5 for confidence
-    margin = lambda c: 0.40 + 0.15 * (1 - (1 - c) ** 2 / 2) - (0.45 + 0.15 * 0.5)
-    edge = 1 - math.sqrt(1 / 3)
-    assert round(edge, 2) == 0.42
-    assert margin(edge - 0.01) < 0 < margin(edge + 0.01)
+@pytest.mark.parametrize("weights", [START_WEIGHTS, END_WEIGHTS], ids=["start", "end"])
+def test_the_order_holds_by_a_tenth_for_every_confidence_at_both_ends_of_the_annealing(weights):
+    bare = replace(weights, format=0.0)
+    full = sum(weight for weight in weights.named().values() if weight > 0)
+    for paid, scale in ((weights, full), (bare, full - weights.format)):
+        totals = {
+            name: [
+                score([replace(sample, answer_logps=(logp,))], paid).totals[0] / scale
+                for logp in [-math.inf, *(math.log(n / 20) for n in range(1, 21))]
+            ]
+            for name, sample in ablation.OUTPUTS.items()
+        }
+        good, bare_right, wrong = totals.values()
+        assert min(good) - max(bare_right) >= 0.1
+        assert min(bare_right) - max(wrong) >= 0.1
+
+
+def test_no_way_to_be_paid_without_being_right_earns_as_much_as_the_plainest_right_answer():
+    plainest, *rest = ablation.hack_totals().values()
+    assert len(rest) >= 20
+    for start, end in rest:
+        assert start < plainest[0] and end < plainest[1]
 
 
 def test_each_figure_that_differs_is_explained_by_one_sentence_and_no_other():
@@ -93,7 +111,7 @@ def test_each_figure_that_differs_is_explained_by_one_sentence_and_no_other():
 def test_the_command_prints_both_tables_and_the_reasons(capsys):
     ablation.main([])
     printed = capsys.readouterr().out
-    for part in ("1.000 (0.892)", "0.706 (0.775)", "0.294 (0.150)", "Wrong+Trace", "no model"):
+    for part in ("1.000 (0.892)", "0.706 (0.775)", "0.098 (0.150)", "Wrong+Trace", "no model"):
         assert part in printed
     for _, _, sentence in ablation.explanations():
         assert sentence in printed

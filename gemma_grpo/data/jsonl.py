@@ -15,6 +15,8 @@ from typing import Any
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 
+MAX_ANSWER_CHARS = 10_000  # of a gold answer; more is a solution or a mistake
+
 
 def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with where it stands ("FILE:LINE"); never empty.
@@ -57,6 +59,11 @@ def problem_from_row(row: Mapping[str, Any], where: str) -> Problem:
         if isinstance(answer, float) and not math.isfinite(answer):
             raise UserError(f'{where}: field "answer" is {answer}: give a finite number or text')
         row = {**row, "answer": str(answer)}
+    if len(required_text(row, "answer", where)) > MAX_ANSWER_CHARS:
+        raise UserError(
+            f'{where}: field "answer" has {len(row["answer"]):,} characters; give the result '
+            f"alone, at most {MAX_ANSWER_CHARS:,}"
+        )
     difficulty = _optional_text(row, "difficulty", where) or Problem.difficulty
     if difficulty not in DIFFICULTIES:
         raise UserError(
@@ -110,7 +117,7 @@ def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str | None
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer takes it
         raise UserError(f'{where}: field "{field}" holds half a surrogate pair') from None
-    if not value.strip():
+    if not any(char.isprintable() and not char.isspace() for char in value):
         raise UserError(f'{where}: field "{field}" is blank')
     return value.strip()
 

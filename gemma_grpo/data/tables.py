@@ -5,11 +5,17 @@
 
 import csv
 import io
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -85,7 +91,7 @@ def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            rows = pyarrow.parquet.ParquetFile(file).read().to_pylist()
+            rows = _rows(pyarrow.parquet.ParquetFile(file).read())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (OSError, pyarrow.ArrowException) as error:
@@ -111,6 +117,26 @@ def download(name: str, config: str, split: str) -> list[tuple[str, dict[str, An
             f"give a local copy's file or folder instead"
         ) from error
     return _numbered(table.to_list(), f"{name} {split}")
+
+
+def _rows(table: "pyarrow.Table") -> list[dict[str, Any]]:
+    """The rows of an Arrow table. Numbers of 16 and 32 bits come as the shortest decimal that
+    rounds to them: float32 0.1 as 0.1, not as 0.10000000149011612."""
+    import pyarrow
+
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        columns[name] = column.to_pylist()
+        if pyarrow.types.is_float16(column.type) or pyarrow.types.is_float32(column.type):
+            width = np.float16 if pyarrow.types.is_float16(column.type) else np.float32
+            columns[name] = [_shortest(value, width) for value in columns[name]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _shortest(value: float | None, width: type[np.floating]) -> float | Decimal | None:
+    if value is None or not np.isfinite(value):
+        return value
+    return Decimal(np.format_float_positional(width(value), unique=True, trim="0"))
 
 
 def _numbered(rows: list[dict[str, Any]], origin: str) -> list[tuple[str, dict[str, Any]]]:

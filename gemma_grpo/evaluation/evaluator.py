@@ -13,7 +13,7 @@ from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
 from gemma_grpo.model import Params
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import answers, blocks, lenient
 from gemma_grpo.runtime import Runtime
 
 
@@ -206,12 +206,12 @@ def compare(before: Sequence[dict], after: Sequence[dict]) -> dict:
 
 def strict_reading(sample: rewards.Sample) -> str | None:
     """The answer as the rewards read it."""
-    return answers.parse(sample.completion).answer
+    return blocks.parse(sample.completion).answer
 
 
 def lenient_reading(sample: rewards.Sample) -> str | None:
     """The answer as a generous reader would find it."""
-    return answers.lenient_answer(sample.completion)
+    return lenient.lenient_answer(sample.completion)
 
 
 def _of_samples(sampled: Sequence[rewards.Sample], n: int) -> dict:
@@ -245,9 +245,9 @@ def _of_samples(sampled: Sequence[rewards.Sample], n: int) -> dict:
 def _majority_is_right(
     group: Sequence[rewards.Sample], read: Callable[[rewards.Sample], str | None]
 ) -> bool:
-    """Whether the answer most completions gave, by its normalised text, is right."""
+    """Whether the answer most completions gave is right; the grader says which are the same."""
     given = [read(sample) for sample in group]
-    winner = statistics.majority_answer([answer and answer.strip().casefold() for answer in given])
+    winner = statistics.majority_answer(given, answers.answers_match)
     return _is_right(group[0], winner)
 
 

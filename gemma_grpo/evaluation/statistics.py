@@ -7,7 +7,7 @@ Departures from the papers:
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,15 +76,25 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
-def majority_answer(answers: Sequence[str | None]) -> str | None:
-    """The answer given most often; of several, the one given first. Wang et al. 2022.
+def majority_answer(
+    answers: Sequence[str | None], same: Callable[[str, str], bool] = str.__eq__
+) -> str | None:
+    """The answer that most others agree with; of several, the one given first. Wang et al. 2022.
 
-    `answers` are normalised already ("1,000" and "1000" would be two answers here). None, a
-    completion without a readable answer, casts no vote; where no one votes the result is None.
+    None, a completion without a readable answer, casts no vote; where no one votes the result is
+    None.
+
+    Args:
+        same: whether two answers say the same. It need not be transitive: "5" may agree with both
+            "5 km" and "5 m".
     """
-    votes = Counter(answer for answer in answers if answer is not None)
-    # Counter keeps the order in which answers come and max returns the first of equals.
-    return max(votes, key=votes.__getitem__) if votes else None
+    counts = Counter(answer for answer in answers if answer is not None)
+    agreeing = {
+        answer: sum(n for other, n in counts.items() if other == answer or same(other, answer))
+        for answer in counts
+    }
+    # Counter keeps the order of first sight and max returns the first of equals.
+    return max(agreeing, key=agreeing.__getitem__) if agreeing else None
 
 
 @dataclass(frozen=True)

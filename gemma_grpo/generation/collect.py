@@ -69,6 +69,7 @@ class Sampler:
         key: jax.Array,
         weights: rewards.RewardWeights,
         extra: Sequence[tuple[str, rewards.Reward, float]],
+        trace: str = "arithmetic",
     ) -> Groups:
         """One rollout of the problems, scored. The host waits for the devices once.
 
@@ -97,7 +98,7 @@ class Sampler:
                 rollout.stopped,
                 self.tokenizer,
             )
-            scores = rewards.score(samples, weights, extra)
+            scores = rewards.score(samples, weights, extra, trace)
             return Groups(list(own), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
 
         return joined(processes.gather_from_all(score))

@@ -2,15 +2,14 @@
 
 A reward is any `Callable[[Sample], float]`. Five are built in, each in [0, 1]:
 
-    correctness  the answer block holds the gold answer                       weight 0.40->0.60
-    trace        enough reasoning steps for the difficulty                    weight 0.45->0.25
+    correctness  the answer block says what the gold answer says              weight 0.40->0.60
+    trace        true steps on this problem's numbers that lead to the answer  weight 0.45->0.25
     confidence   a proper score of the sampler's probability of its answer    weight 0.15
     verbosity    tokens used beyond a free share of the budget (a penalty)    weight -0.05
-    format       well formed and ended on its own stop token                  weight 0
+    format       well formed and ended on its own stop token                  weight 0.10
 
 The total is the weighted sum. Weights anneal linearly over the run, from paying for the trace to
-paying for the answer. Format has no weight by default, because structure already pays through the
-trace (no reasoning block, no trace) and through correctness (no answer block, no answer).
+paying for the answer. Text outside the tags, or no end, costs the format's weight.
 
 Completions are text from a policy that is paid to find holes, so every reading here is strict: what
 can be read in two ways pays nothing.
@@ -24,11 +23,12 @@ from gemma_grpo.rewards.components import (
     correctness,
     format_ok,
     reasoning_steps,
+    structure,
     trace,
     verbosity,
 )
 from gemma_grpo.rewards.custom import load_extra_rewards, load_reward
-from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.sample import BatchReward, Reward, Sample, batch_reward
 from gemma_grpo.rewards.scores import Scores, score
 from gemma_grpo.rewards.weights import (
     END_WEIGHTS,
@@ -39,6 +39,7 @@ from gemma_grpo.rewards.weights import (
 )
 
 __all__ = [
+    "BatchReward",
     "COMPONENTS",
     "END_WEIGHTS",
     "FREE_SHARE",
@@ -49,6 +50,7 @@ __all__ = [
     "START_WEIGHTS",
     "Sample",
     "Scores",
+    "batch_reward",
     "confidence",
     "correctness",
     "format_ok",
@@ -56,6 +58,7 @@ __all__ = [
     "load_reward",
     "reasoning_steps",
     "score",
+    "structure",
     "trace",
     "verbosity",
     "weights_at",

@@ -7,35 +7,76 @@ can be read in two ways pays nothing.
 import math
 import re
 
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import answers, blocks
+from gemma_grpo.rewards.quantities import Quantity
 from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.steps import MAX_LINE_CHARS, Steps, num_numbers, read_steps
 
 STEPS_NEEDED = {"easy": 1, "medium": 2, "hard": 3}  # reasoning steps for a full trace score
+WRONG_SHARE = 1 / 3  # of a trace's score where the answer is wrong
 FREE_SHARE = {"easy": 0.5, "medium": 0.65, "hard": 0.8}  # of max_tokens: this share costs nothing
 
 
 def correctness(sample: Sample) -> float:
     """1 if the one answer block says what the gold answer says, else 0. Nothing else is read."""
-    return float(answers.answers_match(answers.parse(sample.completion).answer, sample.answer))
+    return float(answers.answers_match(blocks.parse(sample.completion).answer, sample.answer))
 
 
 def trace(sample: Sample) -> float:
-    """Share of the reasoning steps this difficulty asks for, in [0, 1].
+    """How much of the work that this difficulty asks for is shown and holds, in [0, 1].
 
-    min(1, reasoning_steps / STEPS_NEEDED[difficulty]); 0 without a reasoning block. It looks at
-    structure only: a wrong calculation is a step as well, and correctness is what pays for truth.
+    Counted are the steps (`steps.read_steps`) that lead to what the answer says, going back from it
+    from operand to result, and a sentence about this problem beside them. Without such a chain all
+    steps count, for half the score. Where the question holds fewer than two numbers, sentences
+    about it count each. STEPS_NEEDED[difficulty] steps are a full score.
+
+    A wrong answer's trace is worth WRONG_SHARE of that: its steps may be true, and its idea is not.
     """
-    reasoning = answers.parse(sample.completion).reasoning
-    if reasoning is None:
+    parsed = blocks.parse(sample.completion)
+    if parsed.reasoning is None:
         return 0.0
-    return min(1.0, reasoning_steps(reasoning) / STEPS_NEEDED[sample.difficulty])
+    found = read_steps(parsed.reasoning, sample.prompt)
+    share = 1.0
+    if num_numbers(sample.prompt) < 2:
+        count = found.sentences + len(found.equations)
+    else:
+        count = _steps_to(parsed.answer, found)
+        if not count:
+            count, share = len(found.equations), 0.5
+        count += bool(count and found.sentences)
+    return share * _of_needed(count, sample)
+
+
+def structure(sample: Sample) -> float:
+    """As `trace`, by structure alone: calculations and sentences count whatever they say."""
+    reasoning = blocks.parse(sample.completion).reasoning
+    return 0.0 if reasoning is None else _of_needed(reasoning_steps(reasoning), sample)
+
+
+def _of_needed(count: int, sample: Sample) -> float:
+    share = 1.0 if correctness(sample) else WRONG_SHARE
+    return share * min(1.0, count / STEPS_NEEDED[sample.difficulty])
+
+
+def _steps_to(answer: str | None, found: Steps) -> int:
+    """The equations whose results the answer needs; 0 where it follows from none."""
+    said = answers.reading(answer) if answer else None
+    said = said.of if isinstance(said, answers.Equation) else said
+    if not isinstance(said, Quantity):
+        return 0
+    needed, count = {said.value}, 0
+    for equation in reversed(found.equations):
+        if equation.result in needed:
+            needed.update(equation.operands)
+            count += 1
+    return count
 
 
 def confidence(sample: Sample) -> float:
     """Calibrated confidence in [0, 1]: a proper score of the sampler's probability of its answer.
 
-    c = exp(mean(answer_logps)), the geometric mean over the answer's tokens, so that a long answer
-    is not taken for an unsure one. With y = 1 if the answer is right, else 0 (Brier 1950):
+    c = exp(sum(answer_logps)) is the probability that the sampler gave to this very answer. With
+    y = 1 if the answer is right, else 0 (Brier 1950):
 
         score = 1/2 (1 - (y - c)^2) + y/2
               = 1 - (1-c)^2 / 2   if right: 0.5 at c=0, 1 at c=1
@@ -45,11 +86,12 @@ def confidence(sample: Sample) -> float:
     c = P(right)), and no wrong answer scores above a right one, as it does under plain Brier.
     Without an answer, or without log-probs of one, the score is the lowest, 0.
     """
-    answer = answers.parse(sample.completion).answer
+    answer = blocks.parse(sample.completion).answer
     if answer is None or not sample.answer_logps:
         return 0.0
-    mean_logp = sum(sample.answer_logps) / len(sample.answer_logps)
-    c = math.exp(min(mean_logp, 0.0))  # rounding may leave a log-prob just above 0; NaN stays NaN
+    c = math.exp(
+        min(sum(sample.answer_logps), 0.0)
+    )  # rounding may leave a log-prob just above 0; NaN stays NaN
     if answers.answers_match(answer, sample.answer):
         return 1.0 - (1.0 - c) ** 2 / 2.0
     return (1.0 - c**2) / 2.0
@@ -70,7 +112,7 @@ def verbosity(sample: Sample) -> float:
 
 def format_ok(sample: Sample) -> float:
     """1 if the completion is well formed (`answers.Parsed`) and stopped by itself, else 0."""
-    return float(sample.stopped and answers.parse(sample.completion).well_formed)
+    return float(sample.stopped and blocks.parse(sample.completion).well_formed)
 
 
 # --- reasoning steps ------------------------------------------------------------------------------
@@ -84,7 +126,6 @@ _CALCULATION = re.compile(
 )
 _WORD = re.compile(r"[^\W_]+")
 _NOT_IN_KEY = re.compile(r"[^\w+*/×÷^=<>%−–.-]|\.(?!\d)")
-MAX_LINE_CHARS = 500  # so much of a line is looked at: enough to see a step
 
 
 def reasoning_steps(reasoning: str) -> int:
@@ -112,3 +153,5 @@ COMPONENTS: dict[str, Reward] = {  # the fields of RewardWeights, in their order
     "verbosity": verbosity,
     "format": format_ok,
 }
+
+TRACES: dict[str, Reward] = {"arithmetic": trace, "structure": structure}  # `RewardConfig.trace`

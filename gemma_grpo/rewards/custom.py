@@ -1,12 +1,14 @@
 """Rewards of the user's own: functions in Python files, loaded by path."""
 
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
 
 
@@ -15,16 +17,23 @@ def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
     unsaid.
 
     Raises:
-        UserError: an unreadable weight, or what `load_reward` refuses.
+        UserError: a weight that is no finite number, two rewards of one name, or what `load_reward`
+            refuses.
     """
-    loaded = []
+    loaded, taken = [], set(COMPONENTS)
     for spec in specs:
         location, equals, weight = spec.partition("=")
         try:
             value = float(weight) if equals else 1.0
         except ValueError as error:
             raise UserError(f"--reward {spec}: {weight!r} is no weight; give a number") from error
-        loaded.append((location.rpartition(":")[2], load_reward(location), value))
+        name = location.rpartition(":")[2]
+        if not math.isfinite(value):
+            raise UserError(f"--reward {spec}: the weight is {value}; give a finite number")
+        if name in taken:
+            raise UserError(f"--reward {spec}: two rewards are named {name!r}: rename one of them")
+        taken.add(name)
+        loaded.append((name, load_reward(location), value))
     return loaded
 
 

@@ -1,6 +1,6 @@
 """What a reward may look at of one completion, and what a reward is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gemma_grpo.data.problem import DIFFICULTIES
@@ -47,3 +47,10 @@ class Sample:
 
 
 Reward = Callable[[Sample], float]
+BatchReward = Callable[[Sequence[Sample]], Sequence[float]]
+
+
+def batch_reward(reward: BatchReward) -> BatchReward:
+    """Decorator of a reward that takes all samples of a step at once and returns a value each."""
+    reward.takes_batch = True
+    return reward

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from gemma_grpo.errors import UserError, one_line
-from gemma_grpo.rewards.components import COMPONENTS
-from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.components import COMPONENTS, TRACES
+from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
 
 
@@ -30,6 +30,7 @@ def score(
     samples: Sequence[Sample],
     weights: RewardWeights,
     extra: Sequence[tuple[str, Reward, float]] = (),
+    trace: str = "arithmetic",
 ) -> Scores:
     """Every component and the weighted total of each sample.
 
@@ -37,27 +38,47 @@ def score(
         samples: B samples.
         weights: of the built-in components.
         extra: (name, reward, weight) of the user's own rewards.
+        trace: how the trace is scored, "arithmetic" or "structure" (`RewardConfig.trace`).
 
     Raises:
         UserError: an extra whose name is taken or whose weight is not finite; a reward that raises,
             or returns anything but a finite number. It names the reward and the row.
     """
-    rewards, weight_of = dict(COMPONENTS), weights.named()
+    rewards, weight_of = COMPONENTS | {"trace": TRACES[trace]}, weights.named()
     for name, reward, weight in extra:
         if name in rewards:
             raise UserError(f"two rewards are named {name!r}: rename one of them")
         if not math.isfinite(weight):
             raise UserError(f"reward {name!r} has weight {weight}: give a finite number")
         rewards[name], weight_of[name] = reward, weight
-    components = {
-        name: [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
-        for name, reward in rewards.items()
-    }
+    components = {name: _column(name, reward, samples) for name, reward in rewards.items()}
     totals = [
         sum(weight_of[name] * values[row] for name, values in components.items())
         for row in range(len(samples))
     ]
     return Scores(components, totals)
+
+
+def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[float]:
+    """One reward's values of all samples."""
+    if not getattr(reward, "takes_batch", False):
+        return [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
+    try:
+        values = list(reward(samples))
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} raised {_described(error)} on {len(samples)} samples: fix it or"
+            " return 0.0 for each"
+        ) from error
+    if len(values) != len(samples):
+        raise UserError(
+            f"reward {name!r} returned {len(values)} values for {len(samples)} samples: return one"
+            " for each"
+        )
+    return [
+        _checked(name, lambda _, value=value: value, row, sample)
+        for row, (value, sample) in enumerate(zip(values, samples, strict=True))
+    ]
 
 
 def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from gemma_grpo.errors import UserError
 
@@ -19,7 +20,7 @@ class RewardWeights:
     trace: float = 0.45
     confidence: float = 0.15
     verbosity: float = -0.05
-    format: float = 0.0
+    format: float = 0.1
 
     def __post_init__(self):
         for name, weight in self.named().items():
@@ -73,5 +74,8 @@ class RewardConfig:
     """Weights at the first step."""
     end: RewardWeights = END_WEIGHTS
     """Weights at the last step."""
+    trace: Literal["arithmetic", "structure"] = "arithmetic"
+    """What a reasoning step must be: true on this problem's numbers, or, for data without
+    arithmetic, any different calculation or sentence."""
     extra: tuple[str, ...] = ()
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""

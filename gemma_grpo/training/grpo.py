@@ -200,6 +200,7 @@ class Stage:
                 self.runtime.sampling_params(params),
                 weights=weights,
                 extra=self.extra,
+                trace=self.reward.trace,
             ),
             partial(self._draw, step),
             jax.random.fold_in(jax.random.key(self.runtime.seed), step),

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_grpo import pretrain, rewards
 from gemma_grpo.data import curriculum
-from gemma_grpo.rewards import answers
+from gemma_grpo.rewards import blocks
 
 EQUATION = re.compile(r"(\d+)(%?) (\+|-|\*|/|of) (\d+) = (\d+)")
 
@@ -57,20 +57,34 @@ def test_no_problem_stands_on_both_sides_whatever_the_seed():
     assert not numbers("train") & numbers("test")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_test_problem_shares_its_numbers_in_any_order_with_one_of_its_family(seed):
+    keys = lambda problems: {
+        (p.domain, tuple(sorted(re.findall(r"\d+", p.prompt)))) for p in problems
+    }
+    train = keys(curriculum.problems("train", 2000, seed))
+    assert not train & keys(curriculum.problems("test", 400, 0))
+
+
+def test_the_numbers_that_decide_the_split_are_those_of_the_question():
+    for _, _, draft in first_drafts("train", 600):
+        assert sorted(map(int, re.findall(r"\d+", draft.question))) == sorted(draft.numbers)
+
+
 def test_harder_problems_take_more_steps():
     needed = {"easy": {1}, "medium": {2}, "hard": {2, 3}}
     for difficulty, _, draft in first_drafts("train", 900):
         assert len(draft.steps) in needed[difficulty]
 
 
-def test_a_worked_solution_earns_full_marks_and_a_brief_one_only_where_one_step_is_enough():
+def test_a_worked_solution_earns_full_marks_and_a_brief_one_shows_no_work():
     for difficulty, _, draft in first_drafts("train", 300):
         for solution, full in ((curriculum.worked(draft), True), (curriculum.brief(draft), False)):
             sample = rewards.Sample(
                 draft.question, solution, str(draft.answer), difficulty, 30, 60, (), True
             )
             assert rewards.correctness(sample) == rewards.format_ok(sample) == 1
-            assert (rewards.trace(sample) == 1) == (full or difficulty == "easy")
+            assert rewards.trace(sample) == (1 if full else 0)
 
 
 def test_problems_are_distinct_balanced_and_repeat_with_the_seed():
@@ -93,7 +107,7 @@ def test_the_pretraining_text_is_true_and_never_in_the_answer_format():
     texts = [pretrain.document(rng, drafts) for _ in range(3000)]
     assert sum(equations_hold(text) for text in texts) > 3000
     assert not any("reasoning" in text or "<answer" in text for text in texts)
-    assert all(answers.parse(text).answer is None for text in texts)
+    assert all(blocks.parse(text).answer is None for text in texts)
 
 
 def test_the_pretraining_text_asks_no_held_out_question():

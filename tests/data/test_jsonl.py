@@ -56,6 +56,14 @@ def test_a_number_as_answer_keeps_its_digits(tmp_path, written, answer):
     assert problems[0].answer == (answer or written.decode())
 
 
+def test_an_answer_of_a_million_characters_or_of_none_that_can_be_seen_is_refused(tmp_path):
+    long = b'{"prompt": "a", "answer": "' + b"9" * 10**6 + b'"}'
+    message = refusal(tmp_path, GOOD, long)
+    assert message.startswith('mine.jsonl:2: field "answer" has 1,000,000 characters')
+    unseen = '{"prompt": "a", "answer": "\u200b\ufeff"}'.encode()
+    assert refusal(tmp_path, unseen) == 'mine.jsonl:1: field "answer" is blank'
+
+
 def test_blank_lines_a_byte_order_mark_and_carriage_returns_are_skipped(tmp_path):
     lines = (b"\xef\xbb\xbf" + GOOD, b"", b"  \t", b'{"prompt": "b", "answer": "x"}')
     problems = read(tmp_path, *lines, end=b"\r\n")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gemma_grpo.data import gsm8k, reasoning_gym, sources
@@ -176,6 +177,21 @@ def test_gsm8k_reads_the_layout_of_the_hub(tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(str(file.parent.parent / "main" / file.name))
     with pytest.raises(UserError, match=r"parquet, row 2: field .answer. must end in"):
         load(f"gsm8k:{tmp_path}", "test")
+
+
+def test_answers_in_narrow_floats_are_the_shortest_decimals_of_their_width(tmp_path):
+    import datasets
+
+    numbers = [0.1, 2.5, 3.0, 1234.5]
+    for width in ("float16", "float32", "float64"):
+        columns = {"prompt": [f"q{i}" for i in range(4)], "answer": np.array(numbers, width)}
+        features = {"prompt": datasets.Value("string"), "answer": datasets.Value(width)}
+        file = tmp_path / f"{width}.parquet"
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(str(file))
+        answers = [problem.answer for problem in sources._read(str(file))]
+        expected = ["0.1", "2.5", "3.0", "1234.0" if width == "float16" else "1234.5"]
+        assert answers == expected, width  # float16 has no 1234.5: its steps are 1 there
 
 
 def test_faulty_parquet_files_are_refused(tmp_path):

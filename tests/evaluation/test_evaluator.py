@@ -51,8 +51,8 @@ def test_greedy_figures_are_those_of_hand_counting():
     assert result["lenient_accuracy"] == 0.75
     assert result["format_rate"] == 0.5  # c has none, d ran out of budget
     assert result["truncation_rate"] == 0.25
-    # Steps needed 1, 2, 2, 3; steps shown 2, 2, none, 1.
-    assert result["trace_score"] == pytest.approx((1 + 1 + 0 + 1 / 3) / 4)
+    # "a" to "d" say no numbers, and "0 + 1 = 1" starts from none of theirs.
+    assert result["trace_score"] == 0
     assert result["by_difficulty"] == {
         "easy": {"accuracy": 1.0, "n": 1},
         "medium": {"accuracy": 0.0, "n": 2},
@@ -211,3 +211,12 @@ def test_a_senseless_setting_is_refused(change):
 def test_shares_are_reported_in_order_of_appearance():
     shares = evaluator._shares(np.array([True, False, True]), ["z", "a", "z"])
     assert list(shares) == ["z", "a"] and shares["z"] == {"accuracy": 1.0, "n": 2}
+
+
+def test_spellings_of_one_number_are_votes_for_one_candidate():
+    (problem,) = PROBLEMS[:1]
+    given = ["9", "9", "1.0", "1 km", "2/2 km"]  # the last is not worked out: a vote of its own
+    sampled = [answered(problem, answer) for answer in given]
+    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
+    sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
+    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1

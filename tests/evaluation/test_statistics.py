@@ -78,6 +78,12 @@ def test_unreadable_completions_cast_no_vote():
     assert statistics.majority_answer([]) is None
 
 
+def test_votes_are_counted_by_what_says_the_same():
+    same = lambda a, b: a[0] == b[0]
+    assert statistics.majority_answer(["9", "7 km", "9", "7", "7.0"], same) == "7 km"
+    assert statistics.majority_answer(["9", "9", "7 km", "7"], same) == "9"
+
+
 def runs(both, gained, lost, neither):
     """The two boolean arrays whose fourfold table this is."""
     before = [True] * both + [False] * gained + [True] * lost + [False] * neither

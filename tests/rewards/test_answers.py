@@ -1,9 +1,14 @@
-"""The known traps of GSM8K parsers, each through the lenient reader and the comparison with the
-gold answer. tests/test_rewards.py holds the readers' rules."""
+"""The grader's two tables, hostile input, and the known traps of GSM8K parsers.
+
+tests/rewards/test_rewards.py holds the readers' rules."""
+
+import time
+from pathlib import Path
 
 import pytest
 
-from gemma_grpo.rewards.answers import answers_match, lenient_answer
+from gemma_grpo.rewards.answers import answers_match
+from gemma_grpo.rewards.lenient import lenient_answer
 
 LONG = " and so on" * 40  # 400 characters; a bare number before it is out of reach
 
@@ -41,7 +46,7 @@ TRAPS = [
     # nested braces
     (r"\boxed{\frac{3}{4}}", "0.75"),
     (r"so \boxed{\text{\$18}} it is", "18"),
-    (r"{see \boxed{\frac{36}{2}}} {", "18"),
+    (r"{see \boxed{\frac{37}{2}}} {", "18.5"),
     # trailing dots and marks
     ("The answer is 18...", "18"),
     ("**18.**", "18"),
@@ -78,3 +83,76 @@ def test_the_lenient_reader_finds_what_the_completion_says(completion, gold):
 )
 def test_what_it_does_not_say_stays_wrong(completion, gold):
     assert not answers_match(lenient_answer(completion), gold)
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+FOLDER = Path(__file__).parent
+
+
+def rows(name: str) -> list[list[str]]:
+    lines = (FOLDER / name).read_text(encoding="utf-8").split("\n")
+    return [line.split("\t") for line in lines if line and not line.startswith("# ")]
+
+
+PAIRS = [(right == "1", given, gold) for _, right, given, gold in rows("grader_pairs.tsv")]
+
+
+def test_the_table_has_400_pairs_of_both_verdicts():
+    assert len(PAIRS) >= 400 and len({pair[1:] for pair in PAIRS}) == len(PAIRS)
+    assert min(sum(right for right, *_ in PAIRS), sum(not right for right, *_ in PAIRS)) > 150
+
+
+def test_the_strict_grader_never_says_right_of_a_wrong_answer_in_either_direction():
+    said_right = [
+        (given, gold)
+        for right, given, gold in PAIRS
+        if not right and (answers_match(given, gold) or answers_match(gold, given))
+    ]
+    assert said_right == []
+
+
+def test_the_strict_grader_says_wrong_of_at_most_one_right_answer_in_a_hundred():
+    right_pairs = [(given, gold) for right, given, gold in PAIRS if right]
+    said_wrong = [pair for pair in right_pairs if not answers_match(*pair)]
+    assert len(said_wrong) <= len(right_pairs) / 100, said_wrong
+
+
+@pytest.mark.parametrize(("right", "completion", "gold"), rows("lenient_pairs.tsv"))
+def test_the_lenient_reader_reads_whole_numbers_in_sentences_and_blocks(right, completion, gold):
+    assert answers_match(lenient_answer(completion), gold) == (right == "1")
+
+
+HOSTILE = [
+    "9" * 10**6,
+    "(" * 10**6,
+    "(" * 400 + "1" + ")" * 400,
+    "{" * 900 + "}" * 90,
+    "\\frac{" * 150 + "1" + "}{2}" * 150,
+    "\\boxed{" * 10**5,
+    "9**9**9",
+    "((((9^99)^99)^99)^99)",
+    "1e999999999",
+    "sqrt" * 200 + "2",
+    "[(" * 100 + "1" + ")]" * 100,
+    "five " * 190,
+    "1/" * 400,
+    "^" * 1000,
+    "- " * 500,
+    "x^" * 90 + "2",
+    "1 234 " * 10**5,
+    "<answer>" * 10**5,
+    "#### " * 10**5,
+    "\ud800",
+    "\u200b" * 1000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
+def test_hostile_answers_neither_hang_nor_raise_nor_pay(text):
+    started = time.process_time()
+    assert not answers_match(text, "5") and not answers_match("5", text)
+    assert not answers_match(text + "x", text)
+    assert not answers_match(lenient_answer(text), "5")
+    assert not answers_match(lenient_answer(f"<answer>{text[:3000]}</answer>"), "5")
+    assert time.process_time() - started < 3  # 0.1 s; on a loaded machine more

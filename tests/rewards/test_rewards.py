@@ -16,7 +16,10 @@ import tolerances
 from gemma_grpo import rewards
 from gemma_grpo.errors import UserError
 from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample
-from gemma_grpo.rewards.answers import answers_match, lenient_answer, parse, quantity
+from gemma_grpo.rewards.answers import answers_match
+from gemma_grpo.rewards.blocks import parse
+from gemma_grpo.rewards.lenient import lenient_answer
+from gemma_grpo.rewards.quantities import quantity
 
 GOOD = "<reasoning>\n3 + 4 = 7\n7 * 2 = 14\n</reasoning>\n<answer>\n14\n</answer>"
 
@@ -137,10 +140,10 @@ LENIENT = [
     (r"\boxed{never closed 8", "8"),
     (r"\boxed{5} #### 6", "6"),
     ("he has 3 and then 1,234,567.", "1,234,567"),
-    ("2,3,5", "5"),
-    ("1,2345", "2345"),  # no thousands: a list
+    ("2,3,5", "2,3,5"),  # perhaps 2, 3 and 5, perhaps something else: no half of it is read
+    ("1,2345", "1,2345"),
     ("x=-5", "-5"),
-    ("x = \u22125", "\u22125"),
+    ("x = \u22125", "-5"),
     ("that is 10-5", "5"),
     ("f(2)-5", "5"),
     ("it costs $18.50.", "$18.50"),
@@ -160,8 +163,8 @@ def test_the_lenient_reader_takes_tag_then_hashes_then_box_then_last_number(text
 
 
 def test_a_bare_number_counts_in_the_last_300_characters_only():
-    assert lenient_answer("7" + "x" * 299) == "7"
-    assert lenient_answer("7" + "x" * 300) is None
+    assert lenient_answer("7 " + "x" * 298) == "7"
+    assert lenient_answer("7 " + "x" * 300) is None
     assert lenient_answer("#### 7\n" + "x" * 300) == "7"  # marked answers count wherever they are
     assert lenient_answer("<answer>7</answer>" + "x" * 300) == "7"
 
@@ -169,9 +172,9 @@ def test_a_bare_number_counts_in_the_last_300_characters_only():
 @pytest.mark.parametrize("number", ["12345", "1,234", "12.5", "3/4"])
 def test_a_number_cut_by_the_300_character_limit_is_not_read_from_its_middle(number):
     for visible in range(1, len(number)):
-        text = number + "x" * (300 - visible)
+        text = number + " " + "x" * (299 - visible)
         assert lenient_answer(text) is None
-    assert lenient_answer("a" + number + "x" * (300 - len(number))) == number
+    assert lenient_answer(" " + number + " " + "x" * (299 - len(number))) == number
 
 
 # --- comparing answers ----------------------------------------------------------------------------
@@ -185,15 +188,16 @@ SAME = [
         "+18",
         " 18\n",
         "018",
-        "36/2",
         "18.000",
         "**18**",
         "`18`",
         "(18)",
         "x = 18",
     ],
-    ["-18", "\u221218", "- 18", "-18.0", "\u201318", "-36/2"],
-    ["1234", "1,234", "1,234.00", "+1,234", "1.234e3", "1,234;"],
+    ["-18", "\u221218", "- 18", "-18.0", "\u201318"],
+    ["36/2"],  # what is left to work out is not the result
+    ["-36/2"],
+    ["1234", "1,234", "1,234.00", "+1,234", "1.234e3", "1,234;", "1 234"],
     ["1234567", "1,234,567", "1,234,567.0"],
     ["0.5", ".5", "1/2", "½", "2/4", r"\frac{1}{2}", r"\dfrac{1}{2}", "1 / 2", "+.50"],
     ["1.5", "1 1/2", "1½", "3/2", "1 2/4"],
@@ -202,10 +206,10 @@ SAME = [
     ["0.333"],
     ["5000000", "5 million", "5e6", "5,000,000", "5000k", "5 Million"],
     ["36", "3 dozen", "\uff13\uff16"],
-    ["0", "-0", "0.0", "0/5", "+0"],
+    ["0", "-0", "0.0", "+0"],
     ["0.25", "25/100", "1/4"],
     ["25", "٢٥"],
-    ["forty two", "Forty-Two", " forty  two. ", '"forty two"', "FORTY TWO!"],
+    ["42", "forty two", "Forty-Two", " forty  two. ", '"forty two"', "FORTY TWO."],
     ["yes", "Yes.", "YES", "'yes'", "The answer is yes"],
     ["u.s.", "US", "us"],
     ["b", "(B)", "B.", "b)"],
@@ -220,12 +224,12 @@ SAME = [
     ["5x"],
     ["5π"],
     ["5 and a half"],
+    ["forty three fifty"],
     ["5 or six"],
     ["5 or 6"],
     ["5 point two"],
     ["5 6"],
     ["12,34"],
-    ["1 234"],
     ["1,2345"],
     ["3:4"],
     ["3 4"],
@@ -296,7 +300,8 @@ def test_units_match_within_a_row_contradict_across_rows_and_may_be_missing():
         assert answers_match("7" + a, "7" + b) == (row_a == row_b), (a, b)
     for _, unit in spelled:
         assert not answers_match("8" + unit, "7" + unit), unit
-        assert answers_match("7", "7" + unit) and answers_match("7" + unit, "7"), unit
+        certain = unit not in (" apple", " box", " cherry")  # "7 apple" may be a "7 doubled"
+        assert answers_match("7", "7" + unit) == answers_match("7" + unit, "7") == certain, unit
         assert not answers_match("8", "7" + unit) and not answers_match("8" + unit, "7"), unit
 
 
@@ -495,8 +500,15 @@ def test_repeated_lines_count_once_under_any_label_case_spacing_or_punctuation()
     ],
 )
 def test_harder_problems_need_more_steps_for_the_same_trace_score(difficulty, scores):
-    for count, expected in enumerate(scores):
-        lines = "\n".join(f"{n} + 1 = {n + 1}" for n in range(count)) or "hm"
+    steps = [
+        ["hm"],
+        ["(3 + 4) * 2 = 14"],
+        ["3 + 4 = 7", "7 * 2 = 14"],
+        ["3 + 4 = 7", "7 * 2 = 14", "The baskets hold 14."],
+        ["3 + 4 = 7", "7 * 2 = 14", "The baskets hold 14 eggs.", "Two baskets, so 14 eggs in all."],
+    ]
+    for expected, chosen in zip(scores, steps, strict=True):
+        lines = "\n".join(chosen)
         text = f"<reasoning>{lines}</reasoning><answer>14</answer>"
         assert rewards.trace(sample(text, difficulty=difficulty)) == near(expected)
 
@@ -514,8 +526,61 @@ def test_trace_is_zero_without_a_reasoning_block_before_the_answer():
         assert rewards.trace(sample(hack)) == 0.0, hack
 
 
-def test_trace_judges_structure_and_not_truth():
-    assert rewards.trace(sample(GOOD.replace("= 7", "= 9").replace("\n14\n", "\n1\n"))) == 1.0
+def traced(reasoning: str, said: str = "14", **changes) -> float:
+    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{said}\n</answer>"
+    return rewards.trace(sample(text, **changes))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("3 + 4 = 7\n7 * 2 = 14", 1),
+        ("3 + 4 = 7 eggs, so 7 eggs * 2 = 14 eggs", 1),  # two equations on one line
+        ("3 + 4 = 7.\n2 × 7 = $14", 1),
+        ("3 + 4 = 8\n8 * 2 = 16", 0),  # the first is false, so 8 is from nowhere
+        ("3 + 4 = 7\n7 * 2 = 15", 0.25),  # one step holds, and the answer does not follow
+        ("3 + 4 = 7 = 8\n7 * 2 = 14", 0),
+        ("5 + 9 = 14", 0),  # true, of numbers that are not this problem's
+        ("3 + 4 = 7\n4 + 3 = 7\n3+4=7", 0.25),  # one step, and not to 14
+        ("3 + 4 = 7\n7 * 1 = 7\n7 * 2 = 14", 1),
+        ("7 * 2 = 14", 0),  # 7 is used before it is found
+        ("4 - 3 = 1\n3 + 4 = 7\n7 * 2 = 14", 1),
+        ("4 * 3 = 12\n12 + 2 = 14", 1),  # true, and it leads there: what no arithmetic can tell
+        ("9**9**9 = 7\n" + "(" * 400 + " = 3", 0),
+    ],
+)
+def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(reasoning, expected):
+    assert traced(reasoning) == near(expected)
+
+
+def test_a_wrong_answers_trace_is_worth_a_third():
+    assert traced("3 * 4 = 12\n12 * 2 = 24", "24") == near(1 / 3)
+    structure = lambda text: rewards.structure(sample(text))
+    assert structure(GOOD) == 1 and structure(WRONG) == near(1 / 3)
+
+
+def test_percentages_fractions_and_number_words_of_the_question_are_its_numbers():
+    prompt = "A bag of twelve costs 80 coins, 25% off; half of them, 3/4 of a week. How much?"
+    for line, answer in (
+        ("25% of 80 = 20", "20"),
+        ("25/100 * 80 = 20", "20"),
+        ("80 * 0.75 = 60", "60"),
+        ("80 / 12 = 20/3", "20/3"),
+        ("12 / 2 = 6", "6"),
+        ("3/4 * 80 = 60", "60"),
+        ("12 * 7 = 84", "84"),
+    ):
+        assert traced(line, answer, prompt=prompt, answer=answer, difficulty="easy") == 1, line
+
+
+def test_explanations_without_numbers_are_traced_by_sentences_about_the_problem():
+    prompt = "Explain why binary search needs a sorted list."
+    of = lambda text: traced(text, "order", prompt=prompt, answer="order")
+    first = "Binary search compares the middle of the sorted list with the key."
+    second = "One comparison discards half the list, and the search goes on in the sorted rest."
+    assert of(f"{first}\n{second}") == 1 and of(first) == 0.5
+    assert of(f"{first}\n{first}") == 0.5
+    assert of(prompt) == 0 and of("The moon is blue tonight.\nWe all like green cheese.") == 0
 
 
 # --- confidence -----------------------------------------------------------------------------------
@@ -554,11 +619,35 @@ def test_confidence_is_a_proper_score_so_honesty_pays_best():
         assert max(expected, key=expected.get) == p
 
 
-def test_c_is_the_geometric_mean_over_the_answers_tokens():
-    # (0.9 * 0.4)^(1/2) = 0.6: 1 - 0.4^2/2 = 0.92
+def test_c_is_the_probability_of_the_whole_answer():
+    # 0.9 * 0.4 = 0.36: 1 - 0.64^2/2 = 0.7952
     logps = (math.log(0.9), math.log(0.4))
-    assert rewards.confidence(sample(answer_logps=logps)) == near(0.92)
-    assert rewards.confidence(sample(answer_logps=logps * 5)) == near(0.92)
+    assert rewards.confidence(sample(answer_logps=logps)) == near(0.7952)
+
+
+def test_more_tokens_never_raise_the_confidence_in_a_right_answer():
+    of = lambda *ps: rewards.confidence(sample(answer_logps=tuple(map(math.log, ps))))
+    assert of(0.4, 1.0, 1.0, 1.0) == near(of(0.4)) and of(0.4, 0.99, 0.99) < of(0.4)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_truth_is_the_best_answer_distribution_for_answers_of_any_length(length):
+    # Tokens 0 and 1, the right answer all ones with probability p^length. A sampler that says q
+    # for every 1 has expected score, over all 2^length answers, at its best for q = p.
+    p = 0.7
+    right = p**length
+
+    def expected(q: float) -> float:
+        return right * confident(GOOD, q**length) + (1 - right) * confident(WRONG, q**length)
+
+    grid = [n / 100 for n in range(1, 101)]
+    assert max(grid, key=expected) == p
+    by_enumeration = sum(
+        math.prod(p if token else 1 - p for token in answer)
+        * confident(GOOD if all(answer) else WRONG, p**length)
+        for answer in itertools.product((0, 1), repeat=length)
+    )
+    assert by_enumeration == near(expected(p))
 
 
 def test_confidence_without_an_answer_or_its_logps_is_the_lowest():
@@ -619,8 +708,8 @@ def test_a_sample_with_unknown_difficulty_or_no_budget_is_refused():
 # --- weights --------------------------------------------------------------------------------------
 
 
-def test_default_weights_are_those_of_the_seed_document():
-    common = {"confidence": 0.15, "verbosity": -0.05, "format": 0.0}
+def test_default_weights_are_those_of_the_original_document_and_a_tenth_for_the_format():
+    common = {"confidence": 0.15, "verbosity": -0.05, "format": 0.1}
     assert START_WEIGHTS.named() == {"correctness": 0.40, "trace": 0.45} | common
     assert END_WEIGHTS.named() == {"correctness": 0.60, "trace": 0.25} | common
 
@@ -652,7 +741,7 @@ def test_progress_outside_the_run_is_refused(progress):
         ({"correctness": math.inf}, "correctness is inf"),
         ({"verbosity": 0.05}, "verbosity is 0.05.*give -0.05"),
         ({"confidence": -0.15}, "confidence is -0.15"),
-        ({"correctness": 0.0, "trace": 0.0, "confidence": 0.0}, "sum to -0.05"),
+        ({"correctness": 0.0, "trace": 0.0, "confidence": 0.0, "format": 0.0}, "sum to -0.05"),
     ],
 )
 def test_senseless_weights_are_refused_by_name(changes, named):
@@ -671,7 +760,7 @@ def test_totals_are_the_weighted_sum_of_the_components_row_by_row():
     scores = rewards.score([first, hard_and_long], DISTINCT)
     expected = {
         "correctness": [1, 0],
-        "trace": [1, 2 / 3],
+        "trace": [1, 1 / 9],  # no step leads to 15: half of 2/3, and a third of that
         "confidence": [0.875, 0.18],
         "verbosity": [0, 0.25],
         "format": [1, 1],
@@ -679,8 +768,8 @@ def test_totals_are_the_weighted_sum_of_the_components_row_by_row():
     assert list(scores.components) == list(expected)
     for name, values in expected.items():
         assert scores.components[name] == [near(value) for value in values]
-    # 0.5 + 0.3 + 0.11*0.875 + 0.13 ; 0.3*2/3 + 0.11*0.18 - 0.07*0.25 + 0.13
-    assert scores.totals == [near(1.02625), near(0.3323)]
+    # 0.5 + 0.3 + 0.11*0.875 + 0.13 ; 0.3/9 + 0.11*0.18 - 0.07*0.25 + 0.13
+    assert scores.totals == [near(1.02625), near(0.3 / 9 + 0.1323)]
 
 
 def test_every_component_lies_in_its_range_on_arbitrary_completions():
@@ -831,3 +920,33 @@ def test_rewards_import_only_the_standard_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(json.loads(out.stdout)) - set(sys.stdlib_module_names) == {"gemma_grpo"}
+
+
+@pytest.mark.parametrize(
+    ("specs", "part"),
+    [
+        (("ra.py:f", "rb.py:f"), "two rewards are named 'f'"),
+        (("ra.py:f=nan",), "the weight is nan"),
+        (("ra.py:trace",), "two rewards are named 'trace'"),
+    ],
+)
+def test_clashing_names_and_senseless_weights_are_refused_when_loaded(
+    tmp_path, monkeypatch, specs, part
+):
+    monkeypatch.chdir(tmp_path)
+    for file in ("ra.py", "rb.py"):
+        (tmp_path / file).write_text("def f(s): return 1.0\ntrace = f\n")
+    with pytest.raises(UserError, match=part):
+        rewards.load_extra_rewards(specs)
+
+
+def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
+    longest = rewards.batch_reward(
+        lambda samples: [one.num_tokens / max(s.num_tokens for s in samples) for one in samples]
+    )
+    two = [sample(num_tokens=10), sample(num_tokens=40)]
+    scores = rewards.score(two, DISTINCT, extra=[("longest", longest, 1.0)])
+    assert scores.components["longest"] == [0.25, 1.0]
+    short = rewards.batch_reward(lambda samples: [1.0])
+    with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
+        rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])

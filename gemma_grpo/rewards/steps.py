@@ -1,0 +1,168 @@
+"""Which lines of a reasoning are steps: true equations on this problem's numbers, and sentences
+about this problem. A step's arithmetic is exact.
+
+An equation is a step if it is true, all its operands stand in the question or are results of
+earlier steps, and it is new: the same numbers in another order are a restatement, and "5 * 1 = 5"
+is filler.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from gemma_grpo.rewards import number_words
+from gemma_grpo.rewards.arithmetic import evaluate
+from gemma_grpo.rewards.typography import plain
+
+MAX_LINE_CHARS = 500  # this much of a line is looked at: enough to see a step
+MAX_LINES = 60
+MIN_NEW_WORDS = 2  # content words that a sentence adds to those before it
+
+# Numbers that a question says without digits: "twice", "half", and what its units are made of.
+_IMPLIED = {
+    **dict.fromkeys("half halves twice double doubled pair pairs both couple".split(), (2,)),
+    **dict.fromkeys("third thirds thrice triple tripled triples".split(), (3,)),
+    **dict.fromkeys("quarter quarters fourth fourths".split(), (4,)),
+    **dict.fromkeys("fifth fifths".split(), (5,)),
+    **dict.fromkeys("dozen dozens".split(), (12,)),
+    **dict.fromkeys("week weeks weekly".split(), (7, 52)),
+    **dict.fromkeys("year years yearly annually annual".split(), (12, 52, 365)),
+    **dict.fromkeys("month months monthly".split(), (12, 30, 4)),
+    **dict.fromkeys("day days daily".split(), (7, 24)),
+    **dict.fromkeys("hour hours hourly minute minutes second seconds".split(), (60,)),
+    **dict.fromkeys("foot feet inch inches".split(), (12,)),
+    **dict.fromkeys("cent cents dollar dollars percent percentage".split(), (100,)),
+    **dict.fromkeys("average equally".split(), (2,)),
+    **dict.fromkeys("kilometer kilometers km kilogram kilograms kg grams meters".split(), (1000,)),
+}
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
+_LABEL = re.compile(r"^(?:[-*•]\s+|\(?\d{1,3}[.)]\s+|step\b\s*\d*\s*[:.)–-]*\s*)+", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_STOP_WORDS = frozenset(
+    "the and are that this there these those with for from has have had was were will would can "
+    "all now then thus therefore hence how many much what who which where when its his her their "
+    "they them she you our your not but into out over than also each one two three step steps "
+    "answer result problem question number numbers get gets is so we in it to of".split()
+)
+_UNIT_BEFORE_SIGN = re.compile(
+    r"(?<=[\d%])\s*(?:[^\W\d_]+\s+){0,2}[^\W\d_]{2,}(?:/[^\W\d_]+)?\s*(?=[-+*/=)]\s*[\d(.])"
+)
+_SUFFIX = re.compile(r"[-+*/^()\d.,%\s]*$")
+_PREFIX = re.compile(r"^\s*-?\s*[\d(.][-+*/^()\d.,%\s]*")
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One true equation: the numbers it starts from, in order of size, and what it gives."""
+
+    operands: tuple[Fraction, ...]
+    result: Fraction
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a reasoning.
+
+    Attributes:
+        equations: in the order they stand.
+        sentences: how many sentences about this problem.
+        num_false: equations that are not true.
+    """
+
+    equations: tuple[Equation, ...]
+    sentences: int
+    num_false: int
+
+
+def read_steps(reasoning: str, prompt: str) -> Steps:
+    """The steps of `reasoning`, one line or sentence after the other."""
+    known, asked = question_numbers(prompt), _content_words(prompt)
+    flat_prompt, seen, said = _flat(prompt), set(), set()
+    equations, sentences, num_false = [], 0, 0
+    for line in reasoning.splitlines()[:MAX_LINES]:
+        line = _LABEL.sub("", line.strip().strip("*#").strip()).lstrip("* ")[:MAX_LINE_CHARS]
+        found, false = _equations(line)
+        num_false += false
+        if found or false:
+            for equation in found if not false else ():
+                if set(equation.operands) <= known and equation not in seen:
+                    seen.add(equation)
+                    known.add(equation.result)
+                    equations.append(equation)
+            continue
+        words = _content_words(line)
+        about = len(words & asked) + bool(line_numbers(line) & known)
+        if about >= 2 - bool(equations) and _flat(line) not in flat_prompt:
+            is_new = len(words - said) >= MIN_NEW_WORDS or bool(equations and not sentences)
+            sentences += is_new
+            said |= words
+    return Steps(tuple(equations), sentences, num_false)
+
+
+def question_numbers(prompt: str) -> set[Fraction]:
+    """The numbers that a question says: digits, words ("five", "twice"), percentages both ways."""
+    numbers = line_numbers(prompt)
+    for percent in re.findall(rf"({_NUMBER})\s*(?:%|percent)", prompt):
+        part = Fraction(percent.replace(",", "")) / 100
+        numbers |= {part, 1 - part, 1 + part, Fraction(100), 100 - 100 * part, 100 + 100 * part}
+    for top, bottom in re.findall(r"(\d{1,9})/(\d{1,9})", prompt):
+        if int(bottom):
+            numbers |= {Fraction(int(top), int(bottom)), 1 - Fraction(int(top), int(bottom))}
+    for word in re.findall(r"[^\W\d_]+", prompt.lower()):
+        numbers |= {Fraction(value) for value in _IMPLIED.get(word, ())}
+    if "$" in prompt:
+        numbers.add(Fraction(100))
+    return numbers
+
+
+def line_numbers(text: str) -> set[Fraction]:
+    """The numbers of a text, in digits and in words."""
+    text = number_words.to_digits(text[:20_000])
+    return {Fraction(number.replace(",", "")) for number in re.findall(_NUMBER, text)}
+
+
+def num_numbers(prompt: str) -> int:
+    """How many numbers a question says, one said twice counted twice."""
+    return len(re.findall(_NUMBER, number_words.to_digits(prompt[:20_000])))
+
+
+def _equations(line: str) -> tuple[list[Equation], bool]:
+    """The true equations of a line, and whether one of its equations is false."""
+    if "=" not in line:
+        return [], False
+    line = re.sub(r"<<[^<>]*>>|[$€£¥₹]", "", plain(line).replace("$", " "))
+    line = re.sub(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.])", " * ", line)
+    line = re.sub(r"(?<=[\d%])\s+(?:of|times)\s+(?=[\d(])", " * ", line)
+    line = _UNIT_BEFORE_SIGN.sub(" ", line)
+    sides, found = line.split("="), []
+    for i, (left, right) in enumerate(zip(sides, sides[1:], strict=False)):
+        formula, result = _SUFFIX.search(left)[0].lstrip(" ,").rstrip(" ,."), _PREFIX.match(right)
+        is_formula = re.search(r"[\d)%]\s*[-+*/^]\s*[-(\d.]", formula)
+        if result is None or not (is_formula or (i and formula == left.strip())):  # "3+4 = 7 = 8"
+            continue
+        left_value = evaluate(formula)
+        right_value = evaluate(result[0].rstrip("-+*/^( ,."))
+        if left_value is None or right_value is None:
+            continue
+        if left_value[0] != right_value[0]:
+            return [], True
+        if is_formula and not _is_filler(formula):
+            numbers = [number.replace(",", "") for number in re.findall(_NUMBER, formula)]
+            found.append(Equation(tuple(sorted(map(Fraction, numbers))), right_value[0]))
+    return found, False
+
+
+def _is_filler(formula: str) -> bool:
+    """ "5 * 1", "5 + 0": true, and nothing is found out by it."""
+    number = r"[\d.,]+"
+    idle = rf"{number}\s*(?:[*/]\s*1|[-+]\s*0)|(?:1\s*\*|0\s*\+)\s*{number}"
+    return re.fullmatch(idle, formula.strip()) is not None
+
+
+def _content_words(text: str) -> set[str]:
+    """The words that carry meaning, each by its first five letters: "works" and "workers"."""
+    return {word[:5].rstrip("s") for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS}
+
+
+def _flat(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
