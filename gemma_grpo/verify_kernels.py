@@ -29,7 +29,7 @@ from gemma_grpo.kernels.packed_attention import reference as attention_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
-from gemma_grpo.model import CONFIGS, Gemma3Config
+from gemma_grpo.model import CONFIGS, Gemma3Config, Packed
 
 TOLERANCE = 2e-3  # log-probs of order 10: float32 sums of 262 144 terms, in any order
 GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its matmul
@@ -157,34 +157,35 @@ def compare_logps(hidden_BD, embedding_VD, ids_B) -> Iterator[Finding]:
 
 
 def compare_attention(config: Gemma3Config, seed: int) -> Iterator[Finding]:
-    """The result, and all gradients, of two groups of three completions behind left-padded prompts.
-    Only a TPU has a form of its own here; elsewhere the reference meets itself."""
-    op, S, T = "packed_attention", 300, 400
-    lengths_B = np.array([400, 1, 300, 17, 128, 256])
-    is_kept = np.arange(T) < lengths_B[:, None]
-    rows_X, slots_X = (np.append(x, np.zeros(9, int)) for x in np.nonzero(is_kept))
-    is_token_X = np.arange(len(rows_X)) < lengths_B.sum()
-    who = [jnp.asarray(x) for x in (rows_X, slots_X, is_token_X, np.array([S, 130]))]
+    """The result, and all gradients, of a packed row of two groups: a prompt of 300 tokens and one
+    of 130, three completions each. Only a TPU has a kernel here; on other devices the reference is
+    compared with itself."""
+    op = "packed_attention"
+    prompts, completions = (2, 300), (6, 400)
+    prompt_mask_PS = jnp.arange(300)[None] >= 300 - jnp.array([[300], [130]])
+    lengths_B = jnp.array([400, 1, 300, 17, 128, 256])
+    completion_mask_BT = jnp.arange(400)[None] < lengths_B[:, None]
+    held = jnp.concatenate([prompt_mask_PS.reshape(-1), completion_mask_BT.reshape(-1)])
+    slots_X = jnp.append(jnp.flatnonzero(held), jnp.full(9, held.size))
+    segments = Packed.of(slots_X, prompts, completions).segments(prompt_mask_PS, completion_mask_BT)
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-    shapes = (len(rows_X), N, H), *[(len(rows_X), K, H)] * 2, *[(2, S, K, H)] * 2
+    X = len(slots_X)
+    shapes = (X, N, H), (X, K, H), (X, K, H), (X, N, H)
     *operands, weights_XNH = (
         jax.random.normal(key, shape, jnp.bfloat16)
-        for key, shape in zip(
-            jax.random.split(jax.random.key(seed), 6), (*shapes, shapes[0]), strict=True
-        )
+        for key, shape in zip(jax.random.split(jax.random.key(seed), 4), shapes, strict=True)
     )
     for window in (128, None):
-        settings = dict(num_rows=len(lengths_B), window=window)
-        law = lambda *a, settings=settings: attention_reference.packed_attention(
-            *a, *who, **settings, scale=H**-0.5
+        reference = lambda *qkv, window=window: attention_reference.packed_attention(
+            *qkv, segments, window=window, scale=H**-0.5
         )
 
-        def ours(q, k, v, *of_prompts, settings=settings, law=law):
+        def ours(q, k, v, window=window, reference=reference):
             mixed = packed_attention.packed_attention(
-                *(q[None], k[None], v[None], *of_prompts),
-                packed_attention.sight(*who, num_prompt_slots=S, **settings),
+                *(q[None], k[None], v[None]),
+                packed_attention.make_block_mask(segments, window=window),
                 scale=H**-0.5,
-                elsewhere=lambda q, k, v: law(q[0], k[0], v[0], *of_prompts)[None].astype(q.dtype),
+                fallback=lambda q, k, v: reference(q[0], k[0], v[0])[None].astype(q.dtype),
             )
             return mixed[0]
 
@@ -193,12 +194,9 @@ def compare_attention(config: Gemma3Config, seed: int) -> Iterator[Finding]:
             mixed, back = jax.vjp(form, *operands)
             return mixed, *back(weights_XNH.astype(mixed.dtype))
 
-        names = (
-            "result",
-            *(f"gradient, {side}" for side in ("q", "k", "v", "prompt k", "prompt v")),
-        )
+        names = ("result", *(f"gradient, {side}" for side in ("q", "k", "v")))
         for name, value, expected in zip(
-            names, all_of(ours, operands), all_of(law, operands), strict=True
+            names, all_of(ours, operands), all_of(reference, operands), strict=True
         ):
             expected = np.asarray(expected, np.float32)
             error = _largest(value, expected) / float(np.abs(expected).max())
