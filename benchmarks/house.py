@@ -41,7 +41,10 @@ DIALECT = {
 }
 SPEAK_OF_THEM = (  # files in which such a word is the subject
     "benchmarks/house.py",
-    "gemma_grpo/config.py",  # the layout's name of earlier versions
+    "CHANGELOG.md",  # the layout's name of earlier versions
+    "gemma_grpo/config.py",
+    "benchmarks/tunix/table.py",
+    "tests/test_rooms.py",
     "tests/test_pipeline.py",
     "tests/weights/test_hf_config.py",  # Hugging Face's hybrid cache
 )

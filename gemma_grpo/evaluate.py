@@ -24,7 +24,6 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
-from gemma_grpo.model import Params
 from gemma_grpo.records import files, report
 from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
@@ -168,9 +167,7 @@ def _problems(task: str, num: int | None) -> list[Problem]:
     return sources.load(task, split="test", num=num, seed=0)
 
 
-def _load(
-    subject: Subject, options: Options, problems: Sequence[Problem]
-) -> tuple[Runtime, Params]:
+def _load(subject: Subject, options: Options, problems: Sequence[Problem]) -> tuple[Runtime, dict]:
     """The model, with a prompt budget that holds all problems.
 
     Raises:

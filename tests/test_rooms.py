@@ -108,16 +108,14 @@ def test_the_model_and_the_math_know_no_text():
 
 def test_the_house_keeps_its_measure():
     assert len(list(PACKAGE.glob("*.py"))) <= 18
-    assert len(FLOOR) <= 30 and sum(len(rooms_below(room)) for room in FLOOR) <= 131
+    assert len(FLOOR) <= 30 and sum(len(rooms_below(room)) for room in FLOOR) <= 130
 
 
-@pytest.mark.xfail(reason="until all folders are through: then delete this mark", strict=True)
 def test_a_function_is_seen_at_once():
     over = [place for place, lines, _ in house.functions() if lines > house.MOST_LINES]
     assert not over
 
 
-@pytest.mark.xfail(reason="until all folders are through: then delete this mark", strict=True)
 def test_code_and_documents_speak_the_words_of_the_field():
     assert not house.dialect()
 

@@ -75,7 +75,8 @@ def main(
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = lines_of(rows)
-    said = "\n".join([markdown(lines), "", *(f"- {setting}" for setting in settings(rows))])
+    about = [f"| {setting.replace(': ', ' | ', 1)} |" for setting in settings(rows)]
+    said = "\n".join([markdown(lines), "", "| side | versions and settings |", "|---|---|", *about])
     print(said)
     if page:
         text = page.read_text()

@@ -1,5 +1,7 @@
 """One more token of each row: the cache, and the blocks one by one as `decode` wants them."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -64,27 +66,20 @@ def decode(
         Hidden states after the final norm, and the cache with slot `slot` filled.
     """
     config = model.config
-    P, S = prompt_mask_PS.shape
-    B = cache[0][0].shape[0]
+    B, P = len(cache[0][0]), len(prompt_mask_PS)
     positions_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None] + slot
     ropes = rope_tables(config, positions_B1)
-    itself = jnp.ones((1, 1, 1), bool)
+    masks = _Masks(slot, prompt_mask_PS)
     x_B1D = model.embed(ids_R[:, None], layout)
     tokens = []
     for i, (block, is_global) in enumerate(zip(blocks, config.is_global, strict=True)):
         window = None if is_global else config.sliding_window
-        C = cache[i][0].shape[1]
-        age_C = (slot - 1 - jnp.arange(C)) % C + 1  # of what stands in each slot; 1 is the newest
-        older_11C = ((age_C <= slot) & (age_C < (window or C + 1)))[None, None]
-        prompt_mask = attention.prompt_window_mask(S, slot[None], window=window)
-        prompt_mask = prompt_mask & prompt_mask_PS[:, None, :]
+        prompt = prompt_kv[0][i], prompt_kv[1][i], masks.of_prompt(window)
+        older = *cache[i], masks.of_cache(cache[i][0].shape[1], window)
 
-        def attend(q, k, v, i=i, older=older_11C, prompt=prompt_mask):
-            own = [(*cache[i], older), (k, v, itself)]
-            prompt_k, prompt_v = prompt_kv[0][i], prompt_kv[1][i]
-            return attention.attend_with_prompt(
-                q, prompt_k, prompt_v, prompt, own, scale=score_scale(config)
-            )
+        def attend(q, k, v, prompt=prompt, older=older):
+            own = [older, (k, v, jnp.ones((1, 1, 1), bool))]
+            return attention.attend_with_prompt(q, *prompt, own, scale=score_scale(config))
 
         x_B1D, new = block(x_B1D, ropes[is_global], attend, layout=layout)
         tokens.append(new)
@@ -98,3 +93,21 @@ def decode(
 
     cache = jax.tree.map(write, cache, tokens)
     return model.final_norm(x_B1D)[:, 0], cache
+
+
+class _Masks(NamedTuple):
+    """What the token at `slot` sees through a window."""
+
+    slot: Int[Array, ""]
+    prompt_mask: Bool[Array, "P S"]
+
+    def of_prompt(self, window: int | None) -> Bool[Array, "P 1 S"]:
+        """Of its prompt."""
+        S = self.prompt_mask.shape[1]
+        near = attention.prompt_window_mask(S, self.slot[None], window=window)
+        return near & self.prompt_mask[:, None, :]
+
+    def of_cache(self, C: int, window: int | None) -> Bool[Array, "1 1 C"]:
+        """Of the tokens before it in its completion, in a cache of C slots."""
+        age_C = (self.slot - 1 - jnp.arange(C)) % C + 1  # of what each slot holds; 1 is the newest
+        return ((age_C <= self.slot) & (age_C < (window or C + 1)))[None, None]

@@ -75,7 +75,7 @@ def _run_file(path: Path):
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
         raise UserError(
             f"reward file {path}, line {line}: {type(error).__name__}:"
-            f" {one_line(str(error), 120)}; mend the file"
+            f" {one_line(str(error), 120)}; fix the file"
         ) from error
     return module
 

@@ -1,5 +1,5 @@
-"""From sampled ids to what rewards look at: text, length, the answer's log-probs. Knows no reward
-function's inside and no device."""
+"""From sampled ids to what rewards look at: text, length, the answer's log-probs. Does not import
+jax."""
 
 from collections.abc import Sequence
 

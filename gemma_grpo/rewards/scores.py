@@ -88,7 +88,7 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
         value = reward(sample)
     except Exception as error:
         raise UserError(
-            f"reward {name!r} raised {_described(error)} {where}: mend it or return 0.0 there"
+            f"reward {name!r} raised {_described(error)} {where}: fix it or return 0.0 there"
         ) from error
     try:
         # SupportsFloat takes 0-d arrays and Fractions too; a str has float() but no __float__.

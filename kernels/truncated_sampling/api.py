@@ -52,9 +52,8 @@ def truncated_sampling(
             so that the cut is exact to about 1e-6 of p.
         min_p: keep what has min_p times the largest probability or more (arXiv 2407.01082); 0
             keeps all, 1 the largest and its ties.
-        axis_name: inside `jax.shard_map`, the axis that the vocabulary is sharded over, equally
-            and in order; `embedding_VD` is then this device's shard. Every device gets the same
-            result as without sharding.
+        axis_name: in `jax.shard_map`, the axis that the vocabulary is sharded over, in order;
+            `embedding_VD` is this device's shard. Every device gets the same result.
         implementation: None takes "pallas" on TPU where the vocabulary is not sharded and all
             logits fit in VMEM, else "xla".
 
@@ -68,20 +67,13 @@ def truncated_sampling(
     check_truncation(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     B, (V, D) = len(hidden_BD), embedding_VD.shape
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    obstacle = None
-    if shards > 1:
-        obstacle = "the vocabulary is sharded"
-    elif pallas_tpu.vmem_bytes(B, V, D, embedding_VD.dtype) > pallas_tpu.VMEM_LIMIT:
-        obstacle = f"{B} rows do not fit in VMEM"
     settings = dict(truncation=Truncation(top_k, top_p, min_p), temperature=temperature)
     drawn = dispatch(
         implementation,
-        hidden_BD,
-        embedding_VD,
-        block_draw.shard_noise(keys_B, V, axis_name),
+        *(hidden_BD, embedding_VD, block_draw.shard_noise(keys_B, V, axis_name)),
         pallas=partial(pallas_tpu.draw_truncated, **settings),
         xla=partial(_head_and_draw, **settings, axis_name=axis_name if shards > 1 else None),
-        obstacle=obstacle,
+        obstacle=_obstacle(B, V, D, embedding_VD.dtype, shards),
     )
     ids_B, logits_B, kept_logsumexps_B, logsumexps_B = drawn
     return TruncatedDraw(
@@ -91,6 +83,15 @@ def truncated_sampling(
         full_logps=logits_B - logsumexps_B,
         kept_mass=jnp.exp(kept_logsumexps_B - logsumexps_B),
     )
+
+
+def _obstacle(B: int, V: int, D: int, dtype: jnp.dtype, shards: int) -> str | None:
+    """Why the TPU kernel cannot run, if so."""
+    if shards > 1:
+        return "the vocabulary is sharded"
+    if pallas_tpu.vmem_bytes(B, V, D, dtype) > pallas_tpu.VMEM_LIMIT:
+        return f"{B} rows do not fit in VMEM"
+    return None
 
 
 def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:

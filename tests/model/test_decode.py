@@ -1,4 +1,4 @@
-"""Laws of how gemma_grpo.model runs: groups and `decode` are `forward`, and padding is nothing.
+"""How gemma_grpo.model runs: groups and `decode` are `forward`, and padding is nothing.
 
 The weights are the oracle's recipe's, for a model whose window is shorter than both the prompts and
 the completions: layers local, global, local.

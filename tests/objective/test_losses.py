@@ -79,7 +79,7 @@ def reference_ratio(new, frozen, old, t, level) -> float:
 
 
 def reference_policy(new, frozen, old, t, advantage, s) -> float:
-    """The loss of one token before weights: a case for each region, with no min in sight."""
+    """The loss of one token before weights: a case for each region, no min needed."""
     ratio = reference_ratio(new, frozen, old, t, s["level"])
     low, high = 1 - s["epsilon"], 1 + s["epsilon_high"]
     if s["objective"] == "cispo":

@@ -1,4 +1,4 @@
-"""Laws of reading an answer, comparing it, and rewarding it. Expected values are worked by hand."""
+"""Reading an answer, comparing it, and rewarding it. Expected values are worked by hand."""
 
 import itertools
 import json
@@ -808,7 +808,7 @@ def test_no_samples_give_empty_columns():
     assert scores.totals == [] and set(map(tuple, scores.components.values())) == {()}
 
 
-def test_a_reward_that_raises_is_named_with_row_place_and_mend_and_chained():
+def test_a_reward_that_raises_is_named_with_row_place_and_fix_and_chained():
     def picky(one: Sample) -> float:
         return 1 / (one.num_tokens - 9)
 
@@ -820,7 +820,7 @@ def test_a_reward_that_raises_is_named_with_row_place_and_mend_and_chained():
         "row 1",
         "ZeroDivisionError",
         "test_rewards.py:",
-        "mend",
+        "fix",
         "Two baskets",
     ):
         assert part in message
