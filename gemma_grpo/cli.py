@@ -15,9 +15,11 @@ from typing import Annotated, Any
 
 import jax
 import tyro
+from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_grpo import config
 from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import preflight
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.weights import assets
@@ -36,8 +38,12 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+    except RuntimeError as error:
+        if line := preflight.explain(str(error)):
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if not (is_of_jax and jax.distributed.is_initialized()):
             raise
         line = " ".join(str(error).split())[:200]
         print(
@@ -51,21 +57,34 @@ def guarded(command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
 
 
+def check_tpu() -> None:
+    """Initialises JAX. Raises UserError where a TPU cannot be used, with the fix."""
+    preflight.check()
+    preflight.check_backend(jax.default_backend())
+
+
 def split_cpu(wanted: int, *batch_sizes: int) -> None:
     """Let JAX see the CPU as `wanted` devices; 0: one per core, reduced until these batch sizes
     divide evenly.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
-    Says nothing about TPUs and GPUs. To be called before JAX looks at its devices, and after
-    `processes.join`: each of a job's processes is one device.
+    Says nothing about TPUs and GPUs. To be called after `processes.join`: each of a job's processes
+    is one device. Where JAX has looked at its devices already (a notebook), those are used, and a
+    line on stderr says so if another number was wanted.
     """
     if not wanted and jax.distributed.is_initialized():
         wanted = 1
-    if wanted:
-        jax.config.update("jax_num_cpu_devices", wanted)
-        return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    jax.config.update("jax_num_cpu_devices", math.gcd(num_cores, *batch_sizes))
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted or math.gcd(num_cores, *batch_sizes))
+    except RuntimeError:  # JAX is initialised
+        present = jax.local_device_count()
+        if wanted and jax.default_backend() == "cpu" and present != wanted:
+            print(
+                f"warning: JAX runs already, with {present} CPU devices: "
+                f"model.cpu_devices={wanted} is ignored",
+                file=sys.stderr,
+            )
 
 
 def use_compilation_cache(folder: Path) -> None:
@@ -77,6 +96,7 @@ def use_compilation_cache(folder: Path) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    compilation_cache.reset_cache()  # what was compiled before, in a notebook, settled on no cache
 
 
 def cache_for(where: str) -> Path:
@@ -88,7 +108,7 @@ def cache_for(where: str) -> Path:
 def flag(arguments: Sequence[str], name: str, default: str) -> str:
     """The value of one flag alone, for those that choose the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", default=default)
+    parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=default)
     return vars(parser.parse_known_args(arguments)[0])[name]
 
 
@@ -197,8 +217,8 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
     """The configuration with which to use a run's model, or a base model's weights as they are.
 
     Returns:
-        The configuration, and what the run's last finished stage has left of the trained
-        parameters; None for a base model.
+        The configuration, and what the run's last stage has left of the trained parameters, cut
+        short by a deadline or not; None for a base model.
 
     Raises:
         UserError: a run directory without weights.
@@ -211,4 +231,7 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         stage_weights = path / "weights" / f"{stage}.safetensors"
         if stage_weights.is_file():
             return run, stage_weights
+        # What a deadline left of a stage that was not through.
+        if partial := sorted(stage_weights.parent.glob(f"{stage}-step-*.safetensors")):
+            return run, partial[-1]
     raise UserError(f"{run_or_weights}: no stage has finished; go on with --resume first")

@@ -21,16 +21,17 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.model import Params
 from gemma_grpo.records import compile_clock, files, report
+from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import grpo, sft
-from gemma_grpo.training.interrupt import Interrupt
+from gemma_grpo.training.deadline import Deadline, OutOfTimeError
+from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles, stage_checkpoints
 
 
@@ -95,90 +96,165 @@ def batch_sizes(run: RunConfig) -> dict[str, int]:
     return sizes
 
 
-def execute(run: RunConfig, run_dir: Path) -> dict:
+def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
+
+    Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
+    --resume goes on from there.
 
     Raises:
         UserError: bad input; what the run had is kept.
         InterruptedRunError: a signal came; everything is saved, and --resume goes on.
     """
+    if not can_catch_signals() and processes.is_primary():
+        print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
+    session = _Session(run, run_dir, deadline or Deadline())
+    session.deadline.note_earlier_sessions(run_dir)
+    stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
-        _run_stages(run, run_dir)
+        try:
+            session.run_stages()
+        except OutOfTimeError as stop:
+            unfinished = {"stage": stop.stage, "step": stop.step, "num_steps": stop.num_steps}
+            if stop.step:
+                stages.append(_partial_name(stop.stage, stop.step))
     processes.run_on_primary(lambda: _record_seconds(run_dir, "compile", clock.seconds))
-    stages = ["base", *run.stage_list]
-    return processes.broadcast_from_primary(lambda: _summarize(run, stages, run_dir))
+    return processes.broadcast_from_primary(lambda: _summarize(run, stages, run_dir, unfinished))
 
 
-def _run_stages(run: RunConfig, run_dir: Path) -> None:
-    """All that is not done yet, in order: what each leaves is in the run's directory."""
-    task = load_task(run)
-    evaluator = make_evaluator(run.evaluation, task.runtime)
-    params = task.base
-    _evaluate(evaluator, "base", params, task.test, run_dir)
-    train = {
-        "sft": lambda params, files: sft.train(run.sft, task.runtime, task.train, params, files),
-        "grpo": lambda params, files: grpo.train(
-            run.grpo, run.reward, task.runtime, task.train, params, files
-        ),
-    }
-    for stage in run.stage_list:
-        path = run_dir / "weights" / f"{stage}.safetensors"
-        if not processes.broadcast_from_primary(path.exists):
-            started = time.monotonic()
-            params = _train_stage(stage, train[stage], params, run_dir)
-            seconds = time.monotonic() - started
-            processes.run_on_primary(partial(_record_seconds, run_dir, stage, seconds))
-            path.parent.mkdir(exist_ok=True)
-            weights.save(path, params)
-        # Read back even when just written: a resumed run and this one then hold the same arrays.
-        params = weights.load(path, task.base)
-        if not run.keep_checkpoints:  # also what a run killed before this line left
-            processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
-        _evaluate(evaluator, stage, params, task.test, run_dir)
+@dataclass(frozen=True)
+class _Session:
+    """One process's part of a run: all that is not done yet, as far as the deadline lets it."""
+
+    run: RunConfig
+    run_dir: Path
+    deadline: Deadline
+
+    def run_stages(self) -> None:
+        """Goes through the stages in order; what each leaves is in the run's directory.
+
+        Raises:
+            OutOfTimeError: the deadline is near; what there is has been saved and evaluated.
+        """
+        run, run_dir = self.run, self.run_dir
+        self._require_time("base")
+        task = load_task(run)
+        evaluator = make_evaluator(run.evaluation, task.runtime)
+        evaluate = partial(self._evaluate, evaluator, task.test)
+        params = task.base
+        evaluate("base", params)
+        train = {
+            "sft": partial(sft.train, run.sft, task.runtime, task.train),
+            "grpo": partial(grpo.train, run.grpo, run.reward, task.runtime, task.train),
+        }
+        for stage in run.stage_list:
+            path = run_dir / "weights" / f"{stage}.safetensors"
+            if not processes.broadcast_from_primary(path.exists):
+                try:
+                    params = self._train_stage(stage, train[stage], params)
+                except OutOfTimeError as stop:
+                    self._leave_partial(stop, evaluate)
+                    raise
+                path.parent.mkdir(exist_ok=True)
+                weights.save(path, params)
+            # Read back even when just written: a resumed run and this one then hold the same bits.
+            params = weights.load(path, task.base)
+            if not run.keep_checkpoints:  # also what a run killed before this line left
+                processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
+            processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
+            evaluate(stage, params)
+
+    def _train_stage(
+        self, stage: str, train: Callable[[Params, RunFiles], Params], params: Params
+    ) -> Params:
+        started = time.monotonic()
+
+        def open_writer() -> MetricsWriter:
+            done = stage_checkpoints(self.run_dir, stage).latest() or 0
+            return MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
+
+        with Interrupt() as interrupt:
+            writer = processes.run_on_primary(open_writer)
+            try:
+                return train(params, RunFiles(self.run_dir, writer, interrupt, self.deadline))
+            finally:
+                if writer is not None:
+                    writer.close()
+                    _record_seconds(self.run_dir, stage, time.monotonic() - started)
+
+    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, Params], None]) -> None:
+        """Writes and measures the weights of a stage that was cut short, if there is time left."""
+        if not stop.step or not self._allows("save", "evaluate"):
+            return
+        name = _partial_name(stop.stage, stop.step)
+        folder = self.run_dir / "weights"
+        folder.mkdir(exist_ok=True)
+        processes.run_on_primary(partial(_remove_partial_weights, self.run_dir, stop.stage))
+        weights.save(folder / f"{name}.safetensors", stop.params)
+        evaluate(name, stop.params)
+
+    def _evaluate(
+        self, evaluator: Evaluator, problems: list[Problem], name: str, params: Params
+    ) -> None:
+        """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
+        folder = self.run_dir / "evaluations"
+        if processes.broadcast_from_primary((folder / f"{name}.json").exists):
+            return
+        self._require_time(name)
+        started = time.monotonic()
+        result, rows = evaluator.run(params, problems)
+        seconds = time.monotonic() - started
+        self.deadline.note("evaluate", seconds)
+
+        def write() -> None:
+            folder.mkdir(exist_ok=True)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files.write_text(folder / f"{name}.jsonl", lines)
+            _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
+            files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+        processes.run_on_primary(write)
+
+    def _require_time(self, name: str) -> None:
+        """Raises OutOfTimeError if an evaluation does not fit in what is left."""
+        if not self._allows("evaluate"):
+            raise OutOfTimeError(name)
+
+    def _allows(self, *kinds: str) -> bool:
+        """The primary process's answer, in all of them."""
+        return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
+
+
+def _partial_name(stage: str, step: int) -> str:
+    """Of the weights and the evaluation of a stage that the deadline cut short."""
+    return f"{stage}-step-{step:06d}"
+
+
+def _remove_partial_weights(run_dir: Path, stage: str) -> None:
+    for path in (run_dir / "weights").glob(f"{stage}-step-*.safetensors"):
+        path.unlink()
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
     """Makes the directory with its config.yaml. Raises UserError if something is there already."""
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(run_dir / "config.yaml", config.to_yaml(run))
+    run_dirs.write_config(run_dir, config.to_yaml(run))
 
 
-def _train_stage(
-    stage: str, train: Callable[[Params, RunFiles], Params], params: Params, run_dir: Path
-) -> Params:
-    def open_writer() -> MetricsWriter:
-        done = stage_checkpoints(run_dir, stage).latest() or 0
-        return MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
+def copy_run_dir(source: Path, run_dir: Path, run: RunConfig) -> None:
+    """Makes `run_dir` a copy of what `run` needs of `source` to go on, which is only read.
 
-    with Interrupt() as interrupt:
-        writer = processes.run_on_primary(open_writer)
-        try:
-            return train(params, RunFiles(run_dir, writer, interrupt))
-        finally:
-            if writer is not None:
-                writer.close()
-
-
-def _evaluate(
-    evaluator: Evaluator, stage: str, params: Params, problems: list[Problem], run_dir: Path
-) -> None:
-    """Measures a stage's model unless that is on file already."""
-    folder = run_dir / "evaluations"
-    if processes.broadcast_from_primary((folder / f"{stage}.json").exists):
-        return
-    started = time.monotonic()
-    result, rows = evaluator.run(params, problems)
-
-    def write() -> None:
-        folder.mkdir(exist_ok=True)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        files.write_text(folder / f"{stage}.jsonl", lines)
-        _record_seconds(run_dir, f"evaluate_{stage}", time.monotonic() - started)
-        files.write_text(folder / f"{stage}.json", json.dumps(result, indent=1) + "\n")
-
-    processes.run_on_primary(write)
+    Raises:
+        UserError: something is there already, all checkpoints of a stage are damaged, or the disk
+            is full.
+    """
+    newest = {}
+    for stage in run.stage_list:
+        if not (source / "weights" / f"{stage}.safetensors").exists():
+            checkpoints = stage_checkpoints(source, stage)
+            if step := checkpoints.latest():
+                name = f"{step:06d}"
+                newest[f"checkpoints/{stage}/{name}"] = checkpoints.directory / name
+    run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
@@ -190,9 +266,10 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     files.write_text(path, json.dumps(spent) + "\n")
 
 
-def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
-    """Writes summary.json and curves.png from what the stages left."""
+def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
+    """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
+    stages = [stage for stage in stages if (folder / f"{stage}.json").exists()]
     results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
     rows = {
         stage: [
@@ -206,6 +283,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
         "seed": run.seed,
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "unfinished": unfinished,
         "stages": results,
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
@@ -214,6 +292,21 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path) -> dict:
         "seconds": json.loads((run_dir / "seconds.json").read_text()),
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    if len(stages) > 1:
-        report.plot_curves(run_dir)
+    if (run_dir / "metrics.jsonl").exists():
+        report.plot_curves(run_dir, note=_unfinished_note(unfinished))
     return summary
+
+
+def _unfinished_note(unfinished: dict | None) -> str:
+    """For the title of the curves."""
+    if unfinished is None:
+        return ""
+    return f"unfinished: {unfinished_at(unfinished)}"
+
+
+def unfinished_at(unfinished: dict) -> str:
+    """Where a run stopped, from summary.json's "unfinished"; for messages."""
+    stage, step = unfinished["stage"], unfinished["step"]
+    if step is None:
+        return f"before the evaluation of {stage}"
+    return f"{stage} step {step} of {unfinished['num_steps']}"

@@ -2,13 +2,15 @@
 
 python -m gemma_grpo.train                       the embedded model, base -> SFT -> GRPO
 python -m gemma_grpo.train --resume              go on with the newest run
+python -m gemma_grpo.train --resume-from /kaggle/input/x/runs/y     go on with a read-only copy
 python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 """
 
+import contextlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -17,12 +19,15 @@ import tyro
 from gemma_grpo import cli, config, pipeline, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.devices import processes
+from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError
+from gemma_grpo.pipeline import Deadline
 from gemma_grpo.planning import fit, roofline, topology
-from gemma_grpo.records import report
+from gemma_grpo.records import files, lock, report
+from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
+OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Options:
     """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one in runs/."""
+    resume_from: Path | None = None
+    """Go on with the run in this folder, which may be read-only, in a new --run-dir: what is needed
+    is copied there. --model.weights, --model.tokenizer and --data.source may name moved files."""
+    hours: float | None = None
+    """Stop in time before this many hours since the process's start: saved, evaluated as far as it
+    got, with the exit status 75; --resume goes on."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
@@ -61,10 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    # Two flags choose the defaults of all the others, so they are read first.
+    # Three flags choose the defaults of all the others, so they are read first.
     file = cli.flag(arguments, "config", "")
     preset = cli.flag(arguments, "preset", Options.preset)
+    source = cli.flag(arguments, "resume-from", "")
     default = config.from_yaml(Path(file)) if file else presets.preset(preset)
+    if source:
+        default = _config_of(Path(source))
     options, run = cli.parse_run(
         arguments,
         Options(),
@@ -73,28 +87,90 @@ def _main(arguments: list[str]) -> int:
         description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
     )
     run = cli.with_rewards(run, options.reward)
+    deadline = Deadline(options.hours)
+    if options.resume or options.resume_from:
+        _check_settings(options, run, default)
     if options.resume:
-        if run != default or file:
-            raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
-        run = config.from_yaml((options.run_dir or _newest_run()) / "config.yaml")
+        run = _config_of(options.run_dir or _newest_run())
+    preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
     cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
-    run_dir = processes.broadcast_from_primary(lambda: _run_dir(options))
+    preflight.check_backend(jax.default_backend())
+    return _train(options, run, deadline)
+
+
+def _config_of(run_dir: Path) -> RunConfig:
+    """Of a run to go on with. Raises UserError if there is none, or another version's."""
+    try:
+        return config.from_yaml(run_dir / run_dirs.CONFIG)
+    except UserError as error:
+        raise UserError(
+            f"{error}; a run can be resumed by the version of gemma_grpo that began it"
+        ) from error
+
+
+def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:
+    """Raises UserError for settings that a resumed run cannot change."""
+    if options.resume and options.resume_from:
+        raise UserError("--resume and --resume-from: give one of them")
+    if options.resume and (run != default or options.config):
+        raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
+    moved = replace(
+        default,
+        model=replace(default.model, weights=run.model.weights, tokenizer=run.model.tokenizer),
+        data=replace(default.data, source=run.data.source),
+    )
+    if options.resume_from and (run != moved or options.config):
+        raise UserError(
+            "--resume-from goes on with the run's own config.yaml: of the settings give only "
+            "--model.weights, --model.tokenizer and --data.source, where files have moved"
+        )
+
+
+def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
+    """The run, once the devices are chosen; returns the exit status."""
+    named = processes.broadcast_from_primary(lambda: _run_dir(options))
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
         say(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
-        say(_plan(run, pipeline.load_task(run), run_dir))
+        say(_plan(run, pipeline.load_task(run), named))
         return 0
-    cli.use_compilation_cache(run_dir.parent)
+    if options.resume_from and processes.is_primary():
+        run_dirs.copy_cache(options.resume_from, named.parent)
+    cli.use_compilation_cache(named.parent)
     if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
         _require_room(run)
-    if not options.resume:
-        processes.run_on_primary(lambda: pipeline.new_run_dir(run_dir, run))
-    say(f"run directory: {run_dir}", file=sys.stderr)
-    summary = pipeline.execute(run, run_dir)
+    with contextlib.ExitStack() as held:
+        run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
+        say(f"run directory: {run_dir}", file=sys.stderr)
+        summary = pipeline.execute(run, run_dir, deadline)
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
-    return 0
+    if summary["unfinished"] is None:
+        return 0
+    where = pipeline.unfinished_at(summary["unfinished"])
+    say(f"stopped for --hours {options.hours}: {where}; --resume goes on", file=sys.stderr)
+    return OUT_OF_TIME
+
+
+def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.ExitStack) -> Path:
+    """The run's folder, with its config.yaml, and its lock held.
+
+    Raises:
+        UserError: another process uses it, it is no new one, or it cannot be written.
+    """
+    if not options.resume:
+        if options.run_dir is None:
+            run_dir = run_dirs.unused(run_dir)
+        run_dirs.require_free(run_dir)
+        with files.write_errors(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(lock.hold(run_dir))
+    if options.resume_from:
+        pipeline.copy_run_dir(options.resume_from, run_dir, run)
+    elif not options.resume:
+        pipeline.new_run_dir(run_dir, run)
+    return run_dir
 
 
 def _run_dir(options: Options) -> Path:
@@ -102,6 +178,8 @@ def _run_dir(options: Options) -> Path:
         return options.run_dir
     if options.resume:
         return _newest_run()
+    if options.resume_from:
+        return RUNS / options.resume_from.absolute().name
     return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

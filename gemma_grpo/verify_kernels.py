@@ -68,6 +68,7 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
     Returns:
         0 if all are within tolerance, else 1.
     """
+    cli.check_tpu()
     device, config = jax.devices()[0], CONFIGS[f"gemma3-{size}"]
     V, D = config.vocab_size, config.embed_dim
     print(f"{device.device_kind}, jax {jax.__version__}, {size}: V {V}, D {D}, {rows} rows")

@@ -6,6 +6,7 @@ Real processes on the embedded model, a few steps each; they share one compilati
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dataclasses import replace
 import pytest
 
 from gemma_grpo import cli, config, train
+from gemma_grpo.records import lock
+from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.runtime import ModelConfig
 
 SMALL = [
@@ -210,6 +213,189 @@ def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after
     lines = metrics_without_times(runs / "adapters")
     assert [line["stage"] for line in lines] == ["sft"] * 4 + ["grpo"] * 4
     assert list((runs / "adapters" / "checkpoints").iterdir()) == []
+
+
+# --- deadlines, sessions, copies, locks ----------------------------------------------------------
+
+# A clock that tells the hours by the steps taken: an hour each, so that a run of H hours stops
+# after the same step on any machine.
+AN_HOUR_A_STEP = """
+import sys
+from pathlib import Path
+from gemma_grpo import train
+from gemma_grpo.training import deadline
+def hours():
+    lines = Path(sys.argv[1]) / "metrics.jsonl"
+    return 3600 * len(lines.read_text().splitlines()) if lines.exists() else 0
+deadline.seconds_since_start = hours
+note = deadline.Deadline.note
+deadline.Deadline.note = lambda self, kind, seconds: note(
+    self, kind, 3600 if kind == "step" else seconds
+)
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def finish_in(run_dir, hours, *arguments):
+    """A run whose every step takes an hour."""
+    done = subprocess.run(
+        [sys.executable, "-c", AN_HOUR_A_STEP, str(run_dir)]
+        + ["--run-dir", str(run_dir), "--hours", str(hours), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def cut_run(runs):
+    """A run that its deadline stopped after the third GRPO step: a checkpoint falls on no third."""
+    status, output = finish_in(runs / "cut", 7.5, *SMALL)
+    assert status == 75 and "Traceback" not in output, output
+    assert "grpo step 3 of 4; --resume goes on" in output
+    return runs / "cut"
+
+
+def test_a_deadline_leaves_a_measured_marked_and_usable_run(cut_run):
+    summary = json.loads((cut_run / "summary.json").read_text())
+    assert summary["unfinished"] == {"stage": "grpo", "step": 3, "num_steps": 4}
+    assert list(summary["stages"]) == ["base", "sft", "grpo-step-000003"]
+    assert summary["stages"]["grpo-step-000003"]["n"] == 8
+    assert (cut_run / "curves.png").stat().st_size > 0
+    assert (cut_run / "checkpoints" / "grpo" / "000003").is_dir()
+    _, trained = cli.trained(str(cut_run))
+    assert trained == cut_run / "weights" / "grpo-step-000003.safetensors" and trained.is_file()
+
+
+def read_only_copy(run_dir, target):
+    """As an attached output is: without a right to write, elsewhere."""
+    shutil.copytree(run_dir, target)
+    for path in [target, *target.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return target
+
+
+def listing(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_read_only_copy_of_a_cut_run_goes_on_to_the_same_bits(runs, cut_run, full_run):
+    source = read_only_copy(cut_run, runs / "mount" / "attached")
+    before = listing(source)
+    status, output = finish("--resume-from", str(source), "--run-dir", str(runs / "continued"))
+    assert status == 0, output
+    assert_same_run(runs / "continued", full_run)
+    assert listing(source) == before
+    summary = json.loads((runs / "continued" / "summary.json").read_text())
+    assert summary["unfinished"] is None and list(summary["stages"]) == ["base", "sft", "grpo"]
+    names = sorted(path.name for path in (runs / "continued" / "weights").iterdir())
+    assert names == ["grpo.safetensors", "sft.safetensors"]
+
+
+def test_a_cut_run_resumes_in_its_place_to_the_same_bits(runs, cut_run, full_run):
+    run_dir = shutil.copytree(cut_run, runs / "cut-again")
+    status, output = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0, output
+    assert_same_run(run_dir, full_run)
+
+
+def test_no_time_at_all_is_one_line_and_a_folder_that_resumes(capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    assert train.main(["--run-dir", str(run_dir), "--hours", "0.001", *SMALL]) == 75
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == (
+        "stopped for --hours 0.001: before the evaluation of base; --resume goes on"
+    )
+    assert json.loads((run_dir / "summary.json").read_text())["stages"] == {}
+    assert train.main(["--run-dir", str(run_dir), "--resume", "--hours", "0.001"]) == 75
+
+
+@pytest.mark.parametrize("hours", ["-1", "0", "nan", "inf"])
+def test_hours_that_are_no_session_are_refused(capsys, tmp_path, hours):
+    line = says(capsys, "--run-dir", str(tmp_path / "run"), f"--hours={hours}")
+    assert "--hours" in line and not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_in_use_is_refused_to_a_second_resume(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
+    with lock.hold(tmp_path):
+        assert train.main(["--resume", "--run-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"in use by process {os.getpid()}" in error
+
+
+def test_a_config_of_another_version_says_so(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("grpo: {future_setting: 1}")
+    assert train.main(["--resume", "--run-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "future_setting" in error and "version" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--seed", "3"], "give only --model.weights"),
+        (["--model.lora.rank", "2"], "give only --model.weights"),
+        (["--resume"], "give one of them"),
+    ],
+)
+def test_resume_from_takes_no_setting_but_moved_files(capsys, tmp_path, arguments, named):
+    (tmp_path / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
+    new = tmp_path / "new"
+    assert train.main(["--resume-from", str(tmp_path), "--run-dir", str(new), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error and not new.exists()
+
+
+def test_resume_from_takes_moved_files(capsys, tmp_path):
+    source, new = tmp_path / "old", tmp_path / "new"
+    source.mkdir()
+    (source / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
+    moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl"]
+    train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
+    assert "elsewhere" in capsys.readouterr().err  # which is not there; the settings were taken
+    run = config.from_yaml(new / "config.yaml")
+    assert (run.model.weights, run.data.source) == ("elsewhere", "moved.jsonl")
+
+
+def test_two_runs_of_the_same_second_get_different_folders(tmp_path):
+    assert [run_dirs.unused(tmp_path / "nano").name for _ in range(3)] == [
+        "nano",
+        "nano-2",
+        "nano-3",
+    ]
+
+
+IN_A_NOTEBOOK = """
+import sys, threading
+import jax
+jax.numpy.zeros(1).block_until_ready()
+from gemma_grpo import train
+status = []
+thread = threading.Thread(target=lambda: status.append(train.main(sys.argv[1:])))
+thread.start()
+thread.join()
+sys.exit(*status)
+"""
+
+
+def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(runs):
+    arguments = ["--run-dir", str(runs / "notebook"), *SMALL, "--stages", "sft"]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NOTEBOOK, *arguments, "--model.cpu-devices", "2"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "JAX runs already, with 1 CPU devices: model.cpu_devices=2 is ignored" in done.stderr
+    assert "not in the main thread" in done.stderr
+    summary = json.loads((runs / "notebook" / "summary.json").read_text())
+    assert summary["device"].startswith("1 x cpu") and list(summary["stages"]) == ["base", "sft"]
 
 
 # --- bad input: one line with the fix, nothing written ------------------------------------------

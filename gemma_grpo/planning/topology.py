@@ -3,13 +3,13 @@
 `pip install libtpu` brings the real compiler; it needs no TPU to compile for one.
 """
 
-import glob
 import os
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
+from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
 
 # The runtime would ask Google's metadata server what it runs on, and wait for an answer.
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
 
 def is_here() -> bool:
     """Whether this host has TPU chips, by their device files; JAX's devices stay untouched."""
-    return any(glob.glob(pattern) for pattern in ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"))
+    return bool(preflight.device_files())
 
 
 def devices(name: str) -> Sequence[jax.Device]:

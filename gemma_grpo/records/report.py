@@ -19,13 +19,17 @@ BLUE, GREEN, PURPLE, ORANGE, GREY = "#2458a6", "#2e8b57", "#7d55b0", "#d0742a", 
 WEIGHT_COLORS = (GREEN, PURPLE, BLUE, GREY)  # as in the panels of accuracy and trace
 
 
-def plot_curves(run_dir: Path) -> Path:
+def plot_curves(run_dir: Path, note: str = "") -> Path:
     """Draws `curves.png` in a run directory from its `metrics.jsonl`; returns the picture's path.
+
+    `note`, such as "unfinished", goes behind the title.
 
     Raises:
         UserError: there is no metrics.jsonl, a line of it is not JSON, or the disk is full.
     """
     figure = curves_figure(_read_lines(run_dir / "metrics.jsonl"))
+    if note:
+        figure.suptitle(f"{figure.get_suptitle()} ({note})")
     path = run_dir / "curves.png"
     with files.atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=100)

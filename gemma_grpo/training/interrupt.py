@@ -1,11 +1,14 @@
 """SIGTERM and SIGINT turned into a flag that a loop reads between steps."""
 
 import signal
+import threading
 from types import FrameType
 
 
 class Interrupt:
     """While entered, the first signal is only noted; a second SIGINT stops at once, unsaved.
+
+    Outside the main thread nothing is noted: Python lets only that one handle signals.
 
     Attributes:
         signal_number: of the signal that came, or None.
@@ -16,7 +19,7 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if can_catch_signals() else ():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -28,3 +31,8 @@ class Interrupt:
         if number == signal.SIGINT and self.signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+
+
+def can_catch_signals() -> bool:
+    """Whether this is the process's main thread."""
+    return threading.current_thread() is threading.main_thread()

@@ -1,26 +1,35 @@
 """The loop around a stage's steps: restore, step, record, save, stop."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metrics import MetricsWriter, Progress
+from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.state import TrainState
+
+# What must fit before the deadline for one more step to be taken: the stage's weights are written
+# after its checkpoint, which holds them, so the checkpoint's seconds are enough for them.
+ONE_MORE_STEP = ("step", "save", "save", "evaluate")
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run writes (in the primary process alone), and whether it has been asked to stop."""
+    """Where a run writes (in the primary process alone), and what may ask it to stop."""
 
     run_dir: Path
     writer: MetricsWriter | None
     interrupt: Interrupt
+    deadline: Deadline = field(default_factory=Deadline)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of one stage."""
@@ -66,38 +75,73 @@ def run_steps(
     Raises:
         UserError: from a step, after the steps before it were saved.
         InterruptedRunError: a signal came; the step under way was finished and saved.
+        OutOfTimeError: another step would not leave time to stop in order; all steps are saved.
     """
-    checkpoints = files.checkpoints(stage)
-    done = processes.broadcast_from_primary(checkpoints.latest) or 0
+    keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage))
+    done = processes.broadcast_from_primary(keeper.checkpoints.latest) or 0
     if done:
-        state, _ = checkpoints.restore(done, like=state)
-    progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
-
-    def record(step: int, result: StepResult) -> int:
-        """The primary process writes; each process returns the signal that it got, or 0."""
-        if processes.is_primary():
-            if result.rollouts:
-                files.writer.write_rollouts(stage, step, result.rollouts)
-            files.writer.write(stage, step, result.metrics)
-            progress.update(
-                reward=result.metrics.get("reward/mean"),
-                tokens_per_s=result.metrics.get("tokens_per_s"),
-            )
-        return files.interrupt.signal_number or 0
-
+        state, _ = keeper.checkpoints.restore(done, like=state)
+    files.deadline.expect_checkpoint(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    if done < num_steps and processes.broadcast_from_primary(keeper.is_out_of_time):
+        raise OutOfTimeError(stage, done, num_steps, state.params)
+    keeper.progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
     for step in range(done, num_steps):
+        started = time.monotonic()
         try:
             state, result = step_fn(state, step)
         except UserError:  # a reward that fails, say: it did so before the update
             if step > done:
-                checkpoints.save(step, state, {"stage": stage, "step": step})
+                keeper.save(step, state)
             raise
-        stopping = max(processes.gather_from_all(partial(record, step + 1, result)))
-        if stopping or (step + 1) % checkpoint_every == 0 or step + 1 == num_steps:
-            host = {"stage": stage, "step": step + 1, "phase": result.metrics.get("phase")}
-            checkpoints.save(step + 1, state, host)
-        if stopping:
-            processes.run_on_primary(lambda: progress.close())
-            raise InterruptedRunError(stopping)
-    processes.run_on_primary(lambda: progress.close())
+        files.deadline.note("step", time.monotonic() - started)
+        said = processes.gather_from_all(partial(keeper.record, step + 1, result))
+        signal_number, is_last = max(number for number, _ in said), step + 1 == num_steps
+        out_of_time = said[0][1] and not is_last
+        if signal_number or out_of_time or is_last or (step + 1) % checkpoint_every == 0:
+            keeper.save(step + 1, state, phase=result.metrics.get("phase"))
+        if signal_number or out_of_time:
+            keeper.close()
+        if signal_number:
+            raise InterruptedRunError(signal_number)
+        if out_of_time:
+            raise OutOfTimeError(stage, step + 1, num_steps, state.params)
+    keeper.close()
     return state
+
+
+@dataclass
+class _Keeper:
+    """Keeps what the steps of one stage leave: records, progress, checkpoints."""
+
+    stage: str
+    num_steps: int
+    files: RunFiles
+    checkpoints: Checkpoints
+    progress: Progress | None = None  # in the primary process
+
+    def is_out_of_time(self) -> bool:
+        """Whether one more step would not leave time to stop in order."""
+        return not self.files.deadline.allows(*ONE_MORE_STEP)
+
+    def record(self, step: int, result: StepResult) -> tuple[int, bool]:
+        """The primary process writes. Each process returns the signal that it got, or 0, and
+        whether it is out of time; of the latter the primary's answer counts."""
+        if processes.is_primary():
+            if result.rollouts:
+                self.files.writer.write_rollouts(self.stage, step, result.rollouts)
+            self.files.writer.write(self.stage, step, result.metrics)
+            self.progress.update(
+                reward=result.metrics.get("reward/mean"),
+                tokens_per_s=result.metrics.get("tokens_per_s"),
+            )
+        return self.files.interrupt.signal_number or 0, self.is_out_of_time()
+
+    def save(self, step: int, state: TrainState, **host: Any) -> None:
+        """Writes a checkpoint, and notes for the deadline how long that took."""
+        started = time.monotonic()
+        self.checkpoints.save(step, state, {"stage": self.stage, "step": step} | host)
+        self.files.deadline.note("save", time.monotonic() - started)
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        processes.run_on_primary(lambda: self.progress.close())

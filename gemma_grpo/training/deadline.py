@@ -1,0 +1,96 @@
+"""The end of a session: how much time is left, and how much of it the run still needs to stop.
+
+Does not import jax.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from gemma_grpo.errors import UserError
+
+SAFETY = 1.2  # times the longest of each kind so far
+REPORT_SECONDS = 10.0  # summary.json and curves.png, and the end of the process
+DISK_BYTES_PER_SECOND = 1e8  # taken for the first checkpoint, until one was measured
+
+
+class OutOfTimeError(Exception):
+    """The run stopped for its deadline; all finished steps are saved.
+
+    Attributes:
+        stage: the one that is not through, or whose evaluation is missing.
+        step: steps taken in it, or None outside of a stage's steps.
+        num_steps: of the stage, or None.
+        params: the stage's weights after `step`, or None.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        step: int | None = None,
+        num_steps: int | None = None,
+        params: Any = None,
+    ):
+        super().__init__(f"out of time in {stage}")
+        self.stage, self.step, self.num_steps, self.params = stage, step, num_steps, params
+
+
+class Deadline:
+    """Knows when the session ends, and how long things take by its own measurements."""
+
+    def __init__(self, hours: float | None = None):
+        """`hours` count from the process's start; None means that there is no end.
+
+        Raises:
+            UserError: not a positive number.
+        """
+        if hours is not None and not (math.isfinite(hours) and hours > 0):
+            raise UserError(f"--hours {hours}: give the session's hours, a number above 0")
+        self.hours = hours
+        self._longest: dict[str, float] = {}
+
+    def left(self) -> float:
+        """Seconds until the end; infinite without one."""
+        return math.inf if self.hours is None else 3600 * self.hours - seconds_since_start()
+
+    def note(self, kind: str, seconds: float) -> None:
+        """Something was measured: "step", "save" (a checkpoint) or "evaluate"."""
+        self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
+
+    def note_earlier_sessions(self, run_dir: Path) -> None:
+        """Takes the longest evaluation that the run's seconds.json knows."""
+        path = run_dir / "seconds.json"
+        spent = json.loads(path.read_text()) if path.exists() else {}
+        for name, seconds in spent.items():
+            if name.startswith("evaluate_"):
+                self.note("evaluate", seconds)
+
+    def expect_checkpoint(self, num_bytes: int) -> None:
+        """Gives the first checkpoint's seconds an estimate, unless one was measured."""
+        self._longest.setdefault("save", num_bytes / DISK_BYTES_PER_SECOND)
+
+    def allows(self, *kinds: str) -> bool:
+        """Whether these, and the report, fit in what is left. What was never measured counts 0."""
+        needed = sum(self._longest.get(kind, 0.0) for kind in kinds)
+        return SAFETY * needed + REPORT_SECONDS <= self.left()
+
+
+def seconds_since_start() -> float:
+    """Since this process started. A clock that is set does not matter."""
+    return _AGE_AT_IMPORT + time.monotonic() - _IMPORTED
+
+
+def _age() -> float:
+    """Seconds since the process started, by the system; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot; proc(5): starttime
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+_IMPORTED, _AGE_AT_IMPORT = time.monotonic(), _age()

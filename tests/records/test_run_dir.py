@@ -1,0 +1,69 @@
+"""Run folders are made and copied whole; what a kill has left is begun again."""
+
+import pytest
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.records import lock, run_dir
+
+
+def a_run(folder):
+    """A run as a read-only mount shows it."""
+    for name in ("metrics.jsonl", "rollouts/grpo-000001.jsonl", "checkpoints/grpo/000002/index"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (folder / "rollouts" / "grpo-000002.jsonl.tmp").write_text("half")
+    (folder / lock.NAME).touch()
+    for path in folder.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_copy_has_what_is_needed_and_may_be_written(tmp_path):
+    source, new = a_run(tmp_path / "old"), tmp_path / "new"
+    checkpoints = {"checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
+    run_dir.copy(source, new, "seed: 1", checkpoints)
+    assert names(new) == [
+        "checkpoints/grpo/000002/index",
+        "config.yaml",
+        "metrics.jsonl",
+        "rollouts/grpo-000001.jsonl",
+    ]
+    assert all(path.stat().st_mode & 0o200 for path in new.rglob("*"))
+
+
+def test_a_copy_cut_short_is_begun_again_and_a_whole_one_is_not(tmp_path):
+    source, new = a_run(tmp_path / "old"), tmp_path / "new"
+    new.mkdir()
+    for name in (run_dir.COPYING, "torn", lock.NAME):
+        (new / name).touch()
+    run_dir.copy(source, new, "seed: 1", {})
+    assert "torn" not in names(new) and lock.NAME in names(new)
+    (new / run_dir.COPYING).touch()
+    with pytest.raises(UserError, match="is there already"):
+        run_dir.copy(source, new, "seed: 1", {})
+
+
+def test_a_folder_with_a_lock_alone_is_free_and_one_with_a_file_is_not(tmp_path):
+    (tmp_path / lock.NAME).touch()
+    run_dir.write_config(tmp_path, "seed: 1")
+    with pytest.raises(UserError, match="--resume goes on"):
+        run_dir.write_config(tmp_path, "seed: 1")
+
+
+def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
+    for folder, text in (("mount", "theirs"), ("runs", "ours")):
+        (tmp_path / folder / run_dir.CACHE).mkdir(parents=True)
+        (tmp_path / folder / run_dir.CACHE / "both").write_text(text)
+    (tmp_path / "mount" / run_dir.CACHE / "one").write_text("theirs")
+    run_dir.copy_cache(tmp_path / "mount" / "run", tmp_path / "runs")
+    cache = tmp_path / "runs" / run_dir.CACHE
+    assert {path.name: path.read_text() for path in cache.iterdir()} == {
+        "both": "ours",
+        "one": "theirs",
+    }
+    run_dir.copy_cache(tmp_path / "none" / "run", tmp_path / "runs")
