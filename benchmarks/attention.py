@@ -28,7 +28,7 @@ from benchmarks.tpu_schedule import Schedule, schedule
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.kernels.packed_attention import cases, pallas_tpu, sights
 from gemma_grpo.model import Packed, attention
-from gemma_grpo.planning import roofline, topology
+from gemma_grpo.planning import chips, topology
 
 CASE = cases.GEMMA3_1B
 WINDOWS = {"local": CASE.window, "global": None}
@@ -41,7 +41,7 @@ def main(where: str = "v5e:2x4") -> None:
     Args:
         where: topology, one chip of which is compiled for.
     """
-    chip = roofline.chip_of(where)
+    chip = chips.chip_of(where, topology.devices(where))
     for kind in WINDOWS:
         pairs = int(sight(kind, *who()).count)
         for both_ways in (False, True):

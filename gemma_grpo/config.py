@@ -12,6 +12,7 @@ import yaml
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.records.metrics import STAGES
+from gemma_grpo.records.saving import CheckpointConfig
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
@@ -47,6 +48,8 @@ class RunConfig:
     """sft,grpo or one of them."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints of the stage that is trained."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)

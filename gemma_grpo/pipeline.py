@@ -25,11 +25,12 @@ from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_promp
 from gemma_grpo.model import Params
 from gemma_grpo.records import compile_clock, files, report
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.records.saving import CheckpointConfig
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import grpo, sft
 from gemma_grpo.training.interrupt import Interrupt
-from gemma_grpo.training.loop import RunFiles, stage_checkpoints
+from gemma_grpo.training.loop import RunFiles
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _run_stages(run: RunConfig, run_dir: Path) -> None:
         path = run_dir / "weights" / f"{stage}.safetensors"
         if not processes.broadcast_from_primary(path.exists):
             started = time.monotonic()
-            params = _train_stage(stage, train[stage], params, run_dir)
+            params = _train_stage(stage, train[stage], params, run_dir, run.checkpoint)
             seconds = time.monotonic() - started
             processes.run_on_primary(partial(_record_seconds, run_dir, stage, seconds))
             path.parent.mkdir(exist_ok=True)
@@ -127,7 +128,7 @@ def _run_stages(run: RunConfig, run_dir: Path) -> None:
         # Read back even when just written: a resumed run and this one then hold the same arrays.
         params = weights.load(path, task.base)
         if not run.keep_checkpoints:  # also what a run killed before this line left
-            processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
+            processes.run_on_primary(run.checkpoint.of_stage(run_dir, stage).remove)
         _evaluate(evaluator, stage, params, task.test, run_dir)
 
 
@@ -140,16 +141,20 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
 
 
 def _train_stage(
-    stage: str, train: Callable[[Params, RunFiles], Params], params: Params, run_dir: Path
+    stage: str,
+    train: Callable[[Params, RunFiles], Params],
+    params: Params,
+    run_dir: Path,
+    checkpoint: CheckpointConfig,
 ) -> Params:
     def open_writer() -> MetricsWriter:
-        done = stage_checkpoints(run_dir, stage).latest() or 0
+        done = checkpoint.of_stage(run_dir, stage).latest() or 0
         return MetricsWriter(run_dir, resume_from={"stage": stage, "step": done})
 
     with Interrupt() as interrupt:
         writer = processes.run_on_primary(open_writer)
         try:
-            return train(params, RunFiles(run_dir, writer, interrupt))
+            return train(params, RunFiles(run_dir, writer, interrupt, checkpoint))
         finally:
             if writer is not None:
                 writer.close()

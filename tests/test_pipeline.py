@@ -20,6 +20,7 @@ SMALL = [
     "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
+    "--checkpoint.share", "1",
     "--data.num-train", "60", "--data.num-test", "8",
     "--evaluation.batch-size", "8",
 ]  # fmt: skip

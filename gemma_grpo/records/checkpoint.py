@@ -13,8 +13,8 @@ leaves either the old checkpoints or the old ones and the new. Nothing is synced
 beyond what Orbax does: after a power cut the sums tell which checkpoints are intact.
 
 Orbax's `Checkpointer` is used, not its `CheckpointManager`: the manager finalises a step, and
-deletes the oldest, before the sums could be added. Saves are synchronous: one of a few
-megabytes takes a tenth of a second, and nobody has to ask whether it has landed.
+deletes the oldest, before the sums could be added. A save returns when it is complete; `saving.py`
+runs it in a thread while the devices go on.
 
 Small arrays share one byte array, because to Orbax each array of its own costs 2 to 3 ms,
 whatever its size.

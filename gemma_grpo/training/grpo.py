@@ -82,7 +82,7 @@ class GRPOConfig:
     """The update computes the smallest n/packed_sizes of a padded batch's completions that holds
     their tokens; each size is compiled once. 1 computes all of it."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints, where `checkpoint.share` leaves the time."""
 
     def __post_init__(self):
         if self.num_steps < 1 or self.prompts_per_step < 1 or self.checkpoint_every < 1:

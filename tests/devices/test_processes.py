@@ -30,7 +30,7 @@ SMALL = [
     "--sft.num-steps", "2", "--sft.batch-size", "4",
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "4", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.scale", "batch",
-    "--data.num-train", "60", "--data.num-test", "6",
+    "--checkpoint.share", "1", "--data.num-train", "60", "--data.num-test", "6",
     "--evaluation.batch-size", "4", "--evaluation.num-samples", "0",
 ]  # fmt: skip
 
