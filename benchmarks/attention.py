@@ -29,7 +29,7 @@ from gemma_grpo import presets
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.kernels.packed_attention import block_masks, cases, pallas_tpu
 from gemma_grpo.model import Packed, attention
-from gemma_grpo.planning import roofline, topology
+from gemma_grpo.planning import chips, topology
 from gemma_grpo.training import grpo
 
 CASE = cases.GEMMA3_1B
@@ -47,7 +47,7 @@ def main(where: str = "v5e:2x4") -> None:
     Args:
         where: topology, one chip of which is compiled for.
     """
-    chip = roofline.chip_of(where)
+    chip = chips.chip_of(where, topology.devices(where))
     for kind in WINDOWS:
         pairs = int(make_block_mask(kind, jnp.asarray(fullest())).count)
         for both_ways in (False, True):

@@ -30,7 +30,8 @@ from gemma_grpo.kernels.fused_sampling import cases as sampling_cases
 from gemma_grpo.kernels.lm_head_logps import cases as logps_cases
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.planning import roofline
+from gemma_grpo.planning import chips
+from gemma_grpo.planning import topology as topologies
 
 SAMPLING = {"nano": sampling_cases.NANO, "270m": sampling_cases.GEMMA3_270M}
 SAMPLING["1b"] = sampling_cases.GEMMA3_1B
@@ -100,7 +101,7 @@ def timed(op: str, shapes: Shapes, repeats: int) -> Iterator[dict]:
 
 def compiled(op: str, shapes: Shapes, topology: str) -> Iterator[dict]:
     """The TPU compiler's schedule, traffic and memory."""
-    chip = roofline.chip_of(topology)
+    chip = chips.chip_of(topology, topologies.devices(topology))
     for setting in sides_of(op):
         trips = []
         if op == "truncated_sampling":

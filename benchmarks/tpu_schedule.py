@@ -26,7 +26,7 @@ import jax
 
 from benchmarks import bundles
 from benchmarks.executed_ops import Op, executed
-from gemma_grpo.planning.roofline import Chip
+from gemma_grpo.planning.chips import Chip
 
 CLOCK = 1.5e9  # Hz of a v5e: four matrix units of 128 x 128 multiply-adds make its 197 TFLOPs
 

@@ -15,9 +15,10 @@ import jax
 from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.planning import fit, roofline, topology
+from gemma_grpo.errors import UserError
+from gemma_grpo.planning import chips, fit, topology
+from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.fit import Row
-from gemma_grpo.planning.roofline import Chip
 
 SESSION_HOURS = 9  # of Kaggle
 GSM8K_PROBLEMS = 7473  # in its training split
@@ -55,12 +56,15 @@ def _main(arguments: list[str]) -> int:
     architecture = fit.model_config(run.model.weights)
     if not options.topology and topology.is_here():
         devices, where = jax.devices(), f"{jax.device_count()} chips of this host"
-        chip = roofline.chip_here(devices[0])
+        chip = chips.chip_here(devices)
+        if chip is None:
+            kind = devices[0].device_kind
+            raise UserError(f"the memory of a {kind} is not known; name chips with --topology")
     else:
         where = options.topology or "v5e:2x4"
-        chip = roofline.chip_of(where)
         jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
         devices = topology.devices(where)
+        chip = chips.chip_of(where, devices)
     mesh = meshes.data_mesh(devices)
     rows = fit.plan(run, architecture, mesh, chip)
     result = summary(run, rows, chip, mesh.size)

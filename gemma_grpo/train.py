@@ -22,7 +22,7 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.pipeline import Deadline
-from gemma_grpo.planning import fit, roofline, topology
+from gemma_grpo.planning import chips, fit, topology
 from gemma_grpo.records import files, lock, report
 from gemma_grpo.records import run_dir as run_dirs
 
@@ -184,12 +184,13 @@ def _run_dir(options: Options) -> Path:
 
 
 def _require_room(run: RunConfig) -> None:
-    """Raises UserError if the run will not fit on the chips that are here. What is compiled for
-    that stays in the compilation cache."""
+    """Raises UserError if the run will not fit on the chips that are here, as far as their memory
+    is known. What is compiled for that stays in the compilation cache."""
     devices = jax.devices()
-    architecture = fit.model_config(run.model.weights)
-    chip = roofline.chip_here(devices[0])
-    fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
+    chip = chips.chip_here(devices)
+    if chip is not None:
+        architecture = fit.model_config(run.model.weights)
+        fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
 
 
 def _newest_run() -> Path:

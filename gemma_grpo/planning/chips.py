@@ -1,5 +1,6 @@
 """What TPU chips can do, by their published figures: memory, matmul FLOPs, HBM bandwidth."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,11 +32,11 @@ class Chip:
 # Whole chips, by the name that topologies begin with. Source: cloud.google.com/tpu/docs/ and v4,
 # v5e, v5p, v6e or tpu7x.
 CHIPS = {
-    "v4": Chip(memory=32 * 2**30, flops=275e12, bandwidth=1200e9),
+    "v4": Chip(memory=32 * 2.0**30, flops=275e12, bandwidth=1200e9),
     "v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9),
     "v5p": Chip(memory=95e9, flops=459e12, bandwidth=2765e9),
     "v6e": Chip(memory=32e9, flops=918e12, bandwidth=1638e9),
-    "tpu7x": Chip(memory=192 * 2**30, flops=2307e12, bandwidth=7380e9),
+    "tpu7x": Chip(memory=192 * 2.0**30, flops=2307e12, bandwidth=7380e9),
 }
 _NAMES = {  # jax.Device.device_kind
     "TPU v4": "v4",
@@ -64,9 +65,9 @@ def chip_here(devices: Sequence[jax.Device]) -> Chip | None:
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     name = _NAMES.get(devices[0].device_kind)
     if name is None:
-        return Chip(memory, float("nan"), float("nan"), float("nan")) if memory else None
+        return Chip(float(memory), math.nan, math.nan, math.nan) if memory else None
     chip = _share(CHIPS[name], devices)
-    return replace(chip, memory=memory) if memory else chip
+    return replace(chip, memory=float(memory)) if memory else chip
 
 
 def _share(chip: Chip, devices: Sequence[jax.Device]) -> Chip:

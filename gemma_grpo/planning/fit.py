@@ -20,8 +20,9 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import compiled, programs, roofline, traced
+from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.compiled import Compiled
-from gemma_grpo.planning.roofline import Chip, Work
+from gemma_grpo.planning.roofline import Work
 from gemma_grpo.runtime import LAYOUTS
 
 MOST_PROMPTS = 4096  # a step; the search for the largest batch ends there
@@ -36,8 +37,8 @@ class Row:
         flops: of its matmuls, as traced, at the full budgets.
         resident: bytes of a chip in memory beside its arguments.
         counted, floor: measured cost and its lower bound, in `unit`: of a rollout the HBM bytes of
-            a decode step (the bound leaves out what the compiler keeps on chip from step to step),
-            else matmul FLOPs.
+            a decode step (the bound leaves out what the compiler keeps on chip from step to step;
+            None where the program's text could not be read), else matmul FLOPs.
         model_seconds, bound: by the roofline, and which limit sets them.
     """
 
@@ -45,7 +46,7 @@ class Row:
     compiled: Compiled
     resident: int
     flops: int
-    counted: int | float
+    counted: int | float | None
     floor: int | float
     unit: str
     model_seconds: float
@@ -89,7 +90,7 @@ def _row(
     how = {"turns": budget} if program.name == "rollout" else packs_of(run, architecture, mesh.size)
     flops = traced.matmul_flops(trace, platform=platform, **how)
     if program.name == "rollout":
-        needed = work[-1].bytes / budget - read.kept_on_chip
+        needed = work[-1].bytes / budget - (read.kept_on_chip or 0)
         cost = read.loop_bytes, needed, "HBM bytes a decode step"
     else:
         cost = flops, work[0].flops, "matmul FLOPs"

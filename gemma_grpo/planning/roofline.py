@@ -4,50 +4,14 @@ N parameters of the blocks, E = V*D of the embedding, B = P*G rows, S and T toke
 A collective costs its latency; what it moves is left out.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
-import jax
-
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Remat
+from gemma_grpo.planning.chips import Chip
 
 BYTES = 2  # of bfloat16
 Number = int | float
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What one chip can do: bytes of HBM, FLOPs a second in bfloat16, bytes a second from HBM, and
-    seconds that a small collective with its neighbours takes."""
-
-    memory: float
-    flops: float
-    bandwidth: float
-    latency: float
-
-
-# Google's published figures: cloud.google.com/tpu/docs/v5e. The latency is assumed: none is
-# published, and none was measured.
-CHIPS = {"v5e": Chip(memory=16e9, flops=197e12, bandwidth=819e9, latency=8e-6)}
-
-
-def chip_of(topology: str) -> Chip:
-    """The chip in a topology's name. Raises UserError for one without figures here."""
-    kind = topology.partition(":")[0]
-    if kind not in CHIPS:
-        raise UserError(f"topology {topology!r}: no figures of {kind}; use {', '.join(CHIPS)}")
-    return CHIPS[kind]
-
-
-def chip_here(device: jax.Device) -> Chip:
-    """The chip that a device is, with the memory that its runtime gives to programs.
-
-    Raises:
-        UserError: a chip whose limits are not known here.
-    """
-    if device.device_kind != "TPU v5 lite":
-        raise UserError(f"no figures of a {device.device_kind}; name chips with --topology")
-    return replace(CHIPS["v5e"], memory=device.memory_stats()["bytes_limit"])
 
 
 @dataclass(frozen=True)
@@ -64,7 +28,9 @@ class Work:
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth) + self._waiting(chip)
 
     def bound(self, chip: Chip) -> str:
-        """Which limit sets the time, or most of it."""
+        """Which limit sets the time, or most of it; "unknown" for a chip of unknown speed."""
+        if math.isnan(chip.flops):
+            return "unknown"
         limits = {
             "memory": self.bytes / chip.bandwidth,
             "compute": self.flops / chip.flops,

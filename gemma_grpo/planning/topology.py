@@ -3,7 +3,9 @@
 `pip install libtpu` brings the real compiler; it needs no TPU to compile for one.
 """
 
+import math
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -28,25 +30,24 @@ def is_here() -> bool:
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-    """The chips of a topology such as "v5e:2x4" (one host of 8) or "v5e:16x16", to compile for.
+    """The devices of a topology such as "v5e:2x4" (one host of 8), "v5e:16x16" or "v5p:2x2x1", to
+    compile for. v4 and v7x have two devices a chip.
 
     Raises:
         UserError: libtpu is not installed, or has no such topology.
     """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    kind, _, shape = name.partition(":")
-    chips = [int(side) for side in shape.split("x") if side.isdigit()]
-    if len(chips) != 2:
-        raise UserError(f"topology {name!r}: write it like v5e:2x4")
-    # Up to eight chips stand in one host, as on Kaggle; libtpu's own default is four a host.
-    one_host = {"chips_per_host_bounds": (*chips, 1)} if chips[0] * chips[1] <= 8 else {}
+    if not re.fullmatch(r"\w+:[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", name):
+        raise UserError(f"topology {name!r}: write it like v5e:2x4 or v5p:2x2x1")
+    sides = tuple(int(side) for side in name.partition(":")[2].split("x"))
+    # Up to eight chips in a plane stand in one host, as on Kaggle; libtpu's own default is four.
+    is_one_host = len(sides) == 2 and math.prod(sides) <= 8
+    how = {"chips_per_host_bounds": (*sides, 1)} if is_one_host else {}
     try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{shape}", **one_host
-        ).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices
     except Exception as error:
         raise UserError(
             f"topology {name!r}: {' '.join(str(error).split())[:160]}; pip install libtpu, and "
-            "write the topology like v5e:2x4"
+            "write the topology like v5e:2x4 or v5p:2x2x1"
         ) from error

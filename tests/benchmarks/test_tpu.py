@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import bundles, kernels, kernels_chart, search_trips, tpu_schedule
 from benchmarks.executed_ops import Op, executed
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
-from gemma_grpo.planning import roofline, topology
+from gemma_grpo.planning import chips, topology
 
-V5E = roofline.CHIPS["v5e"]
+V5E = chips.CHIPS["v5e"]
 
 MODULE = """\
 HloModule by_hand

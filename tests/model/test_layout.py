@@ -17,7 +17,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import rollout, sampling
 from gemma_grpo.model import CONFIGS, NO_LORA, LoRAConfig
-from gemma_grpo.planning import compiled, fit, programs, roofline
+from gemma_grpo.planning import chips, compiled, fit, programs
 from gemma_grpo.runtime import LAYOUTS, Runtime, load_model
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
@@ -170,7 +170,7 @@ def test_a_run_of_such_a_model_is_refused_before_its_weights_are_read():
     run = presets.preset("gemma3-1b")
     run = replace(run, model=replace(run.model, rollout_layout="tensor_parallel"))
     with pytest.raises(UserError, match="vocab_size=262208"):
-        fit.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), roofline.CHIPS["v5e"])
+        fit.plan(run, CONFIGS["gemma3-4b"], mesh.data_mesh(), chips.CHIPS["v5e"])
 
 
 @pytest.mark.parametrize(

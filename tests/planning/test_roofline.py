@@ -10,9 +10,9 @@ from jax.experimental import pallas as pl
 from gemma_grpo import presets
 from gemma_grpo.devices import mesh
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.planning import fit, programs, roofline, traced
+from gemma_grpo.planning import chips, fit, programs, roofline, traced
 
-V5E = roofline.CHIPS["v5e"]
+V5E = chips.CHIPS["v5e"]
 ONE_B = CONFIGS["gemma3-1b"]
 
 
@@ -57,7 +57,7 @@ def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
 
 
 def test_the_limit_that_takes_longest_is_the_bound():
-    chip = roofline.Chip(memory=1.0, flops=1.0, bandwidth=1.0, latency=1.0)
+    chip = chips.Chip(memory=1.0, flops=1.0, bandwidth=1.0, latency=1.0)
     works = [roofline.Work(3, 2, 1), roofline.Work(2, 3, 1), roofline.Work(1, 2, 3)]
     assert [work.bound(chip) for work in works] == ["compute", "memory", "latency"]
     assert [work.seconds(chip) for work in works] == [4, 4, 5]
