@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from jaxtyping import PyTree
 
 from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
@@ -22,7 +23,6 @@ from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.model import Params
 from gemma_grpo.records import compile_clock, files, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
@@ -46,7 +46,7 @@ class Task:
     """
 
     runtime: Runtime
-    base: Params
+    base: PyTree
     train: list[Problem]
     test: list[Problem]
 
@@ -165,8 +165,8 @@ class _Session:
             evaluate(stage, params)
 
     def _train_stage(
-        self, stage: str, train: Callable[[Params, RunFiles], Params], params: Params
-    ) -> Params:
+        self, stage: str, train: Callable[[PyTree, RunFiles], PyTree], params: PyTree
+    ) -> PyTree:
         started = time.monotonic()
 
         def open_writer() -> MetricsWriter:
@@ -182,7 +182,7 @@ class _Session:
                     writer.close()
                     _record_seconds(self.run_dir, stage, time.monotonic() - started)
 
-    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, Params], None]) -> None:
+    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, PyTree], None]) -> None:
         """Writes and measures the weights of a stage that was cut short, if there is time left."""
         if not stop.step or not self._allows("save", "evaluate"):
             return
@@ -194,7 +194,7 @@ class _Session:
         evaluate(name, stop.params)
 
     def _evaluate(
-        self, evaluator: Evaluator, problems: list[Problem], name: str, params: Params
+        self, evaluator: Evaluator, problems: list[Problem], name: str, params: PyTree
     ) -> None:
         """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
         folder = self.run_dir / "evaluations"
