@@ -7,7 +7,14 @@ from setuptools import find_packages, setup
 # `tpu` alone decides which libtpu: jax[tpu] pins the one that this jax was made for. `plan` and
 # `test` only compile with it, and take any.
 EXTRAS = {
-    "test": ["beartype>=0.20", "chex>=0.1.91", "libtpu", "pytest>=8", "ruff>=0.14"],
+    "test": [
+        "beartype>=0.20",
+        "chex>=0.1.91",
+        "libtpu",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff>=0.14",
+    ],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
