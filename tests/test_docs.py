@@ -248,7 +248,7 @@ def test_the_test_command_is_where_ci_reads_it():
     script = (ROOT / ".ci" / "run").read_text()
     (reader,) = re.findall(r"command=\$\((.*)\)$", script, re.MULTILINE)
     read = subprocess.run(reader, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert read.stdout.strip() == "pip install -e '.[test,gemma3-270m]' && python -m pytest"
+    assert read.stdout.strip() == "pip install -e '.[test,gemma3-270m]' && python -m pytest -n 2"
 
 
 def test_entries_of_the_log_are_short():
