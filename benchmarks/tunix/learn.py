@@ -178,7 +178,7 @@ def score(
         )
         for row, (ids, ended) in enumerate(zip(completions, stopped, strict=True))
     ]
-    return rewards.score(samples, PAID)
+    return rewards.score(samples, PAID, trace="structure")
 
 
 def problems_of(run: RunConfig, problems: Sequence[Problem], number: int) -> list[Problem]:

@@ -36,13 +36,15 @@ def test_parameters_come_back_from_tunix_as_they_went():
 def test_a_completion_is_paid_for_the_problem_of_its_own_group(tokenizer):
     ids = tokenizer.encode(RIGHT)
     scores = learn.score(PROBLEMS, [ids] * 4, [True] * 4, budget=60, tokenizer=tokenizer)
-    assert scores.totals == pytest.approx([1.0, 1.0, 0.4, 0.4])
+    assert scores.totals == pytest.approx(
+        [1.0, 1.0, 0.2, 0.2]
+    )  # a wrong answer pays a third of its trace
 
 
 def test_one_that_did_not_end_by_itself_is_not_paid_for_its_form(tokenizer):
     ids = tokenizer.encode(RIGHT)
     scores = learn.score(PROBLEMS, [ids, ids], [True, False], budget=60, tokenizer=tokenizer)
-    assert scores.totals == pytest.approx([1.0, 0.3])
+    assert scores.totals == pytest.approx([1.0, 0.1])  # a wrong trace is worth a third
 
 
 def test_the_update_of_the_untrained_stop_sees_what_tunix_keeps_of_a_completion():

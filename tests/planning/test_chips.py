@@ -97,7 +97,7 @@ def test_a_kernel_compiles_for_each_kind(libtpu, where):
     one = NamedSharding(Mesh(np.array(topology.devices(where)[:1]), ("x",)), PartitionSpec())
     shape = lambda *size, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(size, dtype, sharding=one)
     draw = lambda hidden, head, keys: fused_sampling(
-        hidden, head, jax.random.wrap_key_data(keys), temperature=1.0, implementation="pallas"
+        hidden, head, jax.random.wrap_key_data(keys), temperature=1.0
     )
     lowered = jax.jit(draw).lower(
         shape(8, 1152), shape(262_144, 1152), shape(8, 2, dtype=jnp.uint32)

@@ -279,7 +279,7 @@ def test_without_rounds_nothing_is_resampled():
     [
         (dict(num_generations=1), "num_generations"),
         (dict(temperature=0.0), "temperature"),
-        (dict(prompts_per_step=6, accumulation_steps=4), "accumulation_steps"),
+        (dict(pack_tokens=-1), "pack_tokens=-1"),
         (dict(resample_rounds=-1), "resample_rounds"),
         (dict(loss=LossConfig(level="sequence")), "aggregation"),
         (dict(loss=LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
