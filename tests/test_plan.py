@@ -178,6 +178,7 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
         assert {found.kind for found in update.collectives} == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_on_v5e_an_updates_memory_does_not_depend_on_the_batch(v5e):
     """Four times the prompts are more packs of the same shape, and some more integers."""
     run = presets.preset("gemma3-1b")
