@@ -172,8 +172,10 @@ def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
 def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset, config):
     update, resident = read("update", preset, config, v5e)
     assert update.peak + resident < 12e9  # of 16
-    for found in update.collectives:  # a layer's matrix, or the embedding once a pack
-        assert found.largest <= 1.05 * 1152 * 6912 * 2 or found.largest == EMBEDDING, found
+    for found in update.collectives:
+        assert found.largest <= EMBEDDING, found  # a pack's logits would be 1.6 GB
+        if found.kind == "all-gather":  # a layer's matrix, or the embedding once a pack
+            assert found.largest <= 1.05 * 1152 * 6912 * 2 or found.largest == EMBEDDING, found
     if preset == "gemma3-1b-lora":
         assert {found.kind for found in update.collectives} == {"all-reduce"}
 
