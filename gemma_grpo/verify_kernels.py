@@ -2,7 +2,7 @@
 
 python -m gemma_grpo.verify_kernels              tables of errors; exit status 1 if one is off
 
-Hidden states and embedding are bfloat16 (products of two are exact in float32, on any backend) and
+Hidden states and embedding are bfloat16 (two multiplied are exact in float32, on any backend) and
 drawn from a seed; the references are plain float32 JAX. For an op that draws, the log-prob of its
 token is compared with the reference's for that token, and the tokens drawn must be the reference's
 in nearly every row: rounding may decide a tie.

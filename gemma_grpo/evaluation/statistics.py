@@ -93,7 +93,7 @@ def majority_answer(
         answer: sum(n for other, n in counts.items() if other == answer or same(other, answer))
         for answer in counts
     }
-    # Counter keeps the order of first sight and max returns the first of equals.
+    # Counter keeps the order in which answers come and max returns the first of equals.
     return max(agreeing, key=agreeing.__getitem__) if agreeing else None
 
 

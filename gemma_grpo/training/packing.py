@@ -18,6 +18,7 @@ from jaxtyping import Int
 from gemma_grpo.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+OF_PROMPTS = ("prompt_ids", "prompt_mask", "dropout_keys")  # a row for each prompt; others: B rows
 SMALL_FROM = 256  # tokens of a small pack, at least: the TPU kernel's blocks are of this size
 
 
@@ -214,10 +215,9 @@ def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackSh
         if row:
             filled = np.concatenate(row)
             slots[k, : len(filled)] = filled
-    taken = {P: prompts.reshape(-1), B: rows.reshape(-1)}
     packed = {}
     for name, array in batch.items():
-        index = taken[P] if name in ("prompt_ids", "prompt_mask", "dropout_keys") else taken[B]
+        index = (prompts if name in OF_PROMPTS else rows).reshape(-1)
         is_row = (index >= 0).reshape(-1, *[1] * (array.ndim - 1))
         packed[name] = np.where(is_row, array[index], np.zeros((), array.dtype))
     return packed | {"slots": slots}

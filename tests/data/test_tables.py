@@ -95,7 +95,7 @@ def test_two_csv_files_are_a_pair(tmp_path):
     ("columns", "message"),
     [
         ("question,solution", r'mine\.csv, row 1: field "answer" is missing \(.*solution\)'),
-        ("question;answer,x", r'mine\.csv, row 1: field "\w+" is missing \(.*question;answer'),
+        ("question;answer,x", r'mine\.csv, row 1: field "answer" is missing \(.*question;answer'),
     ],
 )
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path, columns, message):
