@@ -67,14 +67,14 @@ def of_run(run: RunConfig, architecture: Gemma3Config) -> Disk:
 
 def lines(run: RunConfig, disk: Disk) -> list[str]:
     """What `train --dry-run` and `plan` print."""
-    folder = run.checkpoint.folder
-    count = 1 if folder else round((disk.run_folder - disk.records) // disk.checkpoint)
-    first = (
-        f"disk       {_size_text(disk.run_folder)} at most in the run's folder: a stage's weights "
-        f"{_size_text(disk.weights)}, {count} x {_size_text(disk.checkpoint)} of checkpoints, records "
-        f"{_size_text(disk.records)} (estimated)"
+    folder, text = run.checkpoint.folder, _size_text
+    count = 1 if folder else (disk.run_folder - disk.records) // disk.checkpoint
+    parts = (
+        f"a stage's weights {text(disk.weights)}, checkpoints {count} x {text(disk.checkpoint)}, "
+        f"records {text(disk.records)} (estimated)"
     )
-    second = f"           {_size_text(disk.checkpoint_folder)} at most in {folder}"
+    first = f"disk       {text(disk.run_folder)} at most in the run's folder: {parts}"
+    second = f"           {text(disk.checkpoint_folder)} at most in {folder}"
     return [first, second] if folder else [first]
 
 
@@ -92,8 +92,8 @@ def require_room(
         return
     how = "free some space" if fixed else _fix(run, architecture, run_dir, cache=cache)
     raise UserError(
-        f"the disk of {where} is too small for the run, by {_size_text(missing)}; {how}, or insist with "
-        "--ignore-plan"
+        f"the disk of {where} is too small for the run, by {_size_text(missing)}; {how}, or insist "
+        "with --ignore-plan"
     )
 
 

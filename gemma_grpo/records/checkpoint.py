@@ -160,15 +160,20 @@ class Checkpoints:
             processes.gather_from_all(under_way.result)
 
     def take(self, path: Path) -> None:
-        """Copies a finished checkpoint from another folder to here, under its own name.
+        """Copies an intact checkpoint from another folder to here, under its own name; one of that
+        name is replaced.
 
         Raises:
-            UserError: the disk is full or cannot be written; nothing half-written stays.
+            UserError: the disk is full or cannot be written, or the copy is not like the original;
+                nothing half-written stays.
         """
         target = self.directory / path.name
-        if not target.exists():
-            with files.atomic_write(target, durable=False) as unfinished:
-                shutil.copytree(path, unfinished, copy_function=shutil.copyfile)
+        if target.exists():
+            shutil.rmtree(_rename_away(target))
+        with files.atomic_write(target, durable=False) as unfinished:
+            shutil.copytree(path, unfinished, copy_function=shutil.copyfile)
+            if damage := _damage(unfinished):
+                raise UserError(f"the copy of {path} in {self.directory} is damaged ({damage})")
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.

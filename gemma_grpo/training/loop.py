@@ -171,7 +171,6 @@ class _Keeper:
         running.check()
         if running.seconds is not None:
             self.files.deadline.note("save", running.seconds)
-            self.schedule.note_end(running.seconds)
         if processes.is_primary():
             if result.rollouts:
                 self.files.writer.write_rollouts(self.stage, step, result.rollouts)
@@ -190,7 +189,7 @@ class _Keeper:
         started = time.monotonic()
         self.checkpoints.running.start(step, state, self._host(step, host))
         self.saved_step = step
-        self.schedule.note_start(step, time.monotonic() - started)
+        self.schedule.note(step, time.monotonic() - started)
 
     def stop(self, step: int, state: TrainState, **host: Any) -> None:
         """Writes the checkpoint with which the stage stops early, unless it is there."""

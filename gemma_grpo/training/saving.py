@@ -8,9 +8,8 @@ from pathlib import Path
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records.checkpoint import Checkpoints
-from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
 
-BRIEF = 1.0  # seconds; a save that takes less is never put off
+SMALL = 10**8  # bytes; a state below this is saved whenever it is due, however busy the machine is
 HOST_BYTES_PER_SECOND = 1e9  # device to host; taken for the first save, until one was measured
 
 
@@ -23,7 +22,7 @@ class CheckpointConfig:
     (sft.checkpoint-every, grpo.checkpoint-every)."""
     share: float = 0.05
     """Share of a stage's time that training may stand still to save: a save that would exceed it is
-    put off, unless it takes less than a second. Writing, while training goes on, does not count."""
+    put off, unless the state is below 100 MB. Writing, while training goes on, does not count."""
     keep: int = 2
     """Checkpoints of a stage that are kept; while one more is written, the disk holds that too."""
     folder: str = ""
@@ -53,8 +52,10 @@ class Schedule:
         self._config, self._every, self._saved_step = config, every, step
         self._began = self._saved_at = time.monotonic()
         self._stopped = 0.0  # seconds in which training stood still for saving
-        self._copying = num_bytes / HOST_BYTES_PER_SECOND
-        self._writing = num_bytes / DISK_BYTES_PER_SECOND
+        self._is_small = num_bytes < SMALL
+        self._last = (
+            num_bytes / HOST_BYTES_PER_SECOND
+        )  # seconds that training stood still, the last time
 
     def is_due(self, step: int, *, is_writing: bool) -> bool:
         """Whether to save after `step`, the save before being under way or not. What is put off
@@ -62,19 +63,15 @@ class Schedule:
         minutes, now = self._config.minutes, time.monotonic()
         by_steps = self._every and step // self._every > self._saved_step // self._every
         by_time = minutes and now - self._saved_at >= 60 * minutes
-        if not (by_steps or by_time) or (is_writing and self._writing > BRIEF):
+        if not (by_steps or by_time):
             return False
-        share = (self._stopped + self._copying) / (now - self._began + self._copying)
-        return self._copying <= BRIEF or share <= self._config.share
+        most = self._config.share * (now - self._began + self._last)
+        return self._is_small or (not is_writing and self._stopped + self._last <= most)
 
-    def note_start(self, step: int, seconds: float) -> None:
+    def note(self, step: int, seconds: float) -> None:
         """A save of `step` was begun; training stood still for so long."""
         self._saved_step, self._saved_at = step, time.monotonic()
-        self._copying, self._stopped = seconds, self._stopped + seconds
-
-    def note_end(self, seconds: float) -> None:
-        """A save was whole so long after it was begun."""
-        self._writing = seconds
+        self._last, self._stopped = seconds, self._stopped + seconds
 
 
 @dataclass(frozen=True)
@@ -91,25 +88,34 @@ class StageCheckpoints:
     stopped: Checkpoints
 
     def newest(self) -> Path | None:
-        """The newest intact one of both. Raises as `Checkpoints.latest`."""
-        found = [
-            (step, checkpoints.directory / f"{step:06d}")
-            for checkpoints in self._both()
-            if (step := checkpoints.latest()) is not None
-        ]
+        """The newest intact one of both.
+
+        Raises:
+            UserError: there are some, and all are damaged.
+        """
+        found, damaged = [], None
+        for checkpoints in self._both():
+            try:
+                if (step := checkpoints.latest()) is not None:
+                    found.append((step, checkpoints.directory / f"{step:06d}"))
+            except UserError as error:
+                damaged = error
+        if damaged and not found:
+            raise damaged
         return max(found)[1] if found else None
 
     def bring_together(self) -> None:
-        """Moves the one in the run's own folder to the others, so that the run's folder has room
-        for the next."""
-        if self.stopped is self.running:
-            return
-        steps = (self.stopped.latest(), self.running.latest())
-        if steps[0] is not None and (steps[1] is None or steps[0] > steps[1]):
-            self.running.take(self.stopped.directory / f"{steps[0]:06d}")
-            if self.running.latest() != steps[0]:
-                raise UserError(f"{self.running.directory}: the copy of a checkpoint is damaged")
-        self.stopped.remove()
+        """Moves the newest to the running ones and deletes those in the run's own folder, so that
+        it has room for the next.
+
+        Raises:
+            UserError: the disk is full, or cannot be written or read; the original stays.
+        """
+        if self.stopped is not self.running and self.stopped.steps():
+            newest = self.newest()
+            if newest.parent != self.running.directory:
+                self.running.take(newest)
+            self.stopped.remove()
 
     def remove(self) -> None:
         """Deletes all."""
