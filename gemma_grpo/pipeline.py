@@ -22,6 +22,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.records import compile_clock, files, metrics, report
 from gemma_grpo.records import run_dir as run_dirs

@@ -20,7 +20,7 @@ BYTES_PER_TOKEN = 4  # of English text, in Gemma's vocabulary
 ROW_BYTES = 350  # of a rollout's or an evaluation's line, beside the texts
 STEP_BYTES = 8192  # of metrics, TensorBoard, and the end of a last block
 INDEX_BYTES, ARRAY_BYTES = 65536, 2048  # of a checkpoint and of each array, beside the arrays
-PROGRAM_BYTES, PROGRAMS = 30e6, 10  # in the compilation cache; an estimate
+PROGRAM_BYTES, PROGRAMS = 30_000_000, 10  # in the compilation cache; an estimate
 SUMMARY_BYTES = 500_000  # curves.png, summary.json, config.yaml
 
 
@@ -99,7 +99,7 @@ def require_room(
 
 def _missing(
     run: RunConfig, architecture: Gemma3Config, run_dir: Path, *, cache: bool
-) -> tuple[float, str]:
+) -> tuple[int, str]:
     """Bytes that one of the run's file systems lacks, the most of all, and its folders."""
     disk = of_run(run, architecture)
     needs = {run_dir: disk.run_folder - _size(run_dir)}
@@ -107,7 +107,7 @@ def _missing(
         needs[run_dir.parent] = PROGRAMS * PROGRAM_BYTES
     if folder := run.checkpoint.folder:
         needs[Path(folder)] = disk.checkpoint_folder - _size(Path(folder))
-    systems: dict[int, tuple[float, list[str]]] = {}
+    systems: dict[int, tuple[int, list[str]]] = {}
     for path, need in needs.items():
         there = _existing(path)
         system = os.stat(there).st_dev
@@ -167,5 +167,5 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
-def _size_text(num_bytes: float) -> str:
+def _size_text(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -168,8 +168,8 @@ class Checkpoints:
                 nothing half-written stays.
         """
         target = self.directory / path.name
-        if target.exists():
-            shutil.rmtree(_rename_away(target))
+        if damaged := _rename_away(target):
+            shutil.rmtree(damaged)
         with files.atomic_write(target, durable=False) as unfinished:
             shutil.copytree(path, unfinished, copy_function=shutil.copyfile)
             if damage := _damage(unfinished):
@@ -231,7 +231,7 @@ class Checkpoints:
             yield
         except BaseException as error:
             shutil.rmtree(self._unfinished(step), ignore_errors=True)
-            if files.error_number(error) is None:
+            if not isinstance(error, Exception) or files.error_number(error) is None:
                 raise
             what = files.explain(self._path(step), error)
             raise UserError(f"{what}; {self._what_is_left()}") from error

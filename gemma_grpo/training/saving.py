@@ -113,7 +113,7 @@ class StageCheckpoints:
         """
         if self.stopped is not self.running and self.stopped.steps():
             newest = self.newest()
-            if newest.parent != self.running.directory:
+            if newest is not None and newest.parent != self.running.directory:
                 self.running.take(newest)
             self.stopped.remove()
 
