@@ -53,12 +53,19 @@ def _export(
     settings = replace(config.model, dtype="float32", rollout_layout="data")
     runtime, params = load_model(settings, seed=config.seed, trained=trained)
     base = settings.weights
+    source = weights.open_source(base)
     if adapter:
-        weights.write_adapter(out, params, lora, base=base)
+        weights.write_adapter(out, params, lora, base=source)
+        if not (source.path / "config.json").is_file():
+            print(
+                f"warning: PEFT cannot load {source.path}: give it the same model's Hugging Face "
+                "folder as base",
+                file=sys.stderr,
+            )
     else:
         if lora.rank:
             params = model.merge_adapter(params, runtime.frozen, scale=lora.alpha / lora.rank)
-        sizes = weights.open_source(base).config
+        sizes = source.config
         card = model_card.model_card(
             run, trained.stem, base=Path(base).name, of_gemma=base != weights.NANO
         )
