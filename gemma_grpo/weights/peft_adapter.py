@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import LoRAConfig, Params
 from gemma_grpo.model.lora import SUFFIX
 from gemma_grpo.records import files
@@ -30,7 +29,7 @@ def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: Source)
     """Write the folder; it appears complete or not at all.
 
     Args:
-        out: its path; nothing may be there.
+        out: its path; nothing may be there, or an empty directory.
         adapter: the adapters' tree, of `model.partition`.
         lora: their settings.
         base: what they were trained over. Its path is what PEFT loads when it is given no base,
@@ -39,8 +38,7 @@ def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: Source)
     Raises:
         UserError: something is at `out` already, or the disk is full or cannot be written.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already; name another folder")
+    files.require_new_folder(out)
     tensors = dict(peft_tensors(adapter, multimodal=base.multimodal))
     names = sorted({name.split(".")[-3] for name in tensors})
     settings = {
