@@ -21,6 +21,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.assemble import assemble
 from gemma_grpo.weights.hf_folder import open_folder
+from gemma_grpo.weights.load import open_source
+from gemma_grpo.weights.source import Source
 
 MADE_FROM = {  # as make_hf_folders.py has it
     "text": (CASES["window_one_short_of_13_layers_4_of_2"], jnp.bfloat16),
@@ -98,6 +100,49 @@ def test_several_files_need_no_index(text):
 def test_a_file_that_the_index_does_not_name_is_left_alone(text):
     safetensors.numpy.save_file({EMBEDDING: np.zeros((2, 2))}, text / "consolidated.safetensors")
     assert open_folder(text).tensors[EMBEDDING].shape == (37, 18)
+
+
+def saved(path: Path, value: float) -> None:
+    """A model of the text folder's shapes, its embedding filled with a value."""
+    tensors = all_tensors(FOLDERS / "text")
+    tensors[EMBEDDING] = np.full_like(tensors[EMBEDDING], value)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def embedding_of(source: Source) -> float:
+    return float(source.tensors[EMBEDDING].read()[0, 0])
+
+
+def test_a_whole_file_is_read_before_the_index_of_an_older_download_as_transformers_does(text):
+    saved(text / "model.safetensors", 7)
+    assert embedding_of(open_folder(text)) == 7
+    for shard in text.glob("model-*.safetensors"):
+        shard.unlink()
+    (text / "model.safetensors").rename(text / "gemma.safetensors")
+    assert embedding_of(open_folder(text)) == 7  # an index without any of its files says nothing
+
+
+def test_the_file_that_was_named_is_read_and_of_several_the_model_that_they_are(text):
+    before = embedding_of(open_folder(text))
+    for name, value in (("model", 7), ("other", 8)):
+        saved(text / f"{name}.safetensors", value)
+    assert embedding_of(open_source(str(text / "other.safetensors"))) == 8
+    assert embedding_of(open_source(str(text / "model-00002-of-00004.safetensors"))) == before
+
+
+@pytest.mark.parametrize("name", ["model", "adapter_model"])
+def test_an_adapter_named_as_weights_is_called_an_adapter(text, name):
+    factors = {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": np.zeros((2, 2))}
+    file = text / f"{name}.safetensors"
+    safetensors.numpy.save_file(factors, file)
+    with pytest.raises(UserError, match="a LoRA adapter; merge it into its base model first"):
+        open_source(str(file))
+
+
+@pytest.mark.parametrize("place", [7, None, ["a"], "../other/model.safetensors", "/etc/passwd", ""])
+def test_an_index_names_files_of_its_own_folder(text, place):
+    edit_json(text / "model.safetensors.index.json", weight_map={EMBEDDING: place, "b": "c"})
+    assert "names no file of its folder; fetch it again" in refusal(text)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -267,8 +312,8 @@ def test_an_index_that_does_not_fit_its_files_is_refused(text):
 def test_a_tensor_in_two_files_is_refused_by_name_and_files(text):
     (text / "model.safetensors.index.json").unlink()
     tensors = {EMBEDDING: np.zeros((37, 18), np.float32)}
-    safetensors.numpy.save_file(tensors, text / "model.safetensors")
-    words = f"{EMBEDDING} is both in model-00001-of-00004.safetensors and in model.safetensors"
+    safetensors.numpy.save_file(tensors, text / "more.safetensors")
+    words = f"{EMBEDDING} is both in model-00001-of-00004.safetensors and in more.safetensors"
     assert words in refusal(text)
 
 
