@@ -112,6 +112,7 @@ def write(
 
     Raises:
         OSError: the disk is full or cannot be written.
+        UserError: a tensor holds nan or infinity, or is too large for the dtype.
     """
     dtype = np.dtype(dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers asks for the format
@@ -126,4 +127,22 @@ def write(
             given, tensor = next(tensors)
             if (name, shape) != (given, tensor.shape):
                 raise ValueError(f"{given}{tensor.shape} comes where {name}{shape} was announced")
-            file.write(np.ascontiguousarray(tensor, dtype).view(np.uint8).data)
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(tensor, dtype)
+            require_finite(name, tensor)
+            if dtype == np.float16 and np.isinf(stored).any():
+                raise UserError(
+                    f"{name} holds {np.abs(tensor).max():g}, more than {dtype.name} can store; "
+                    "use bfloat16 or float32"
+                )
+            file.write(stored.view(np.uint8).data)
+
+
+def require_finite(name: str, tensor: np.ndarray) -> None:
+    """Raises UserError if the tensor holds nan or infinity."""
+    flat = tensor.reshape(-1)
+    if not all(np.isfinite(flat[at : at + _CHUNK]).all() for at in range(0, flat.size, _CHUNK)):
+        raise UserError(
+            f"{name} holds nan or infinite numbers; such weights give no text (after training: "
+            "lower the learning rate)"
+        )

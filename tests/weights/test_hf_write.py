@@ -23,6 +23,7 @@ from gemma_grpo.weights import assets, hf_write, tensor_file
 from gemma_grpo.weights.assemble import assemble, hf_tensors
 from gemma_grpo.weights.hf_folder import open_folder
 from gemma_grpo.weights.hf_write import CHAT_TEMPLATE, write_folder
+from gemma_grpo.weights.names import their_shapes
 
 SETTINGS = CASES["global_rope_scaled_by_8_window_6_in_29_layers_7_of_3"]
 CONFIG = make_config(SETTINGS)
@@ -145,6 +146,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_file, "write", full)
     with pytest.raises(UserError, match="cannot write .*out: No space left on device; free some"):
         write(tmp_path / "out")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("float16", 70000.0, "model.norm.weight holds 70000, more than float16 can store"),
+        ("float16", np.nan, "model.norm.weight holds nan or infinite numbers"),
+        ("float32", np.inf, "model.norm.weight holds nan or infinite numbers"),
+    ],
+)
+def test_a_number_that_cannot_be_stored_is_refused_by_tensor_and_leaves_nothing(
+    tmp_path, dtype, value, words
+):
+    tensors = draw_weights(SETTINGS)
+    tensors["model.norm.weight"][-1] = value
+    ordered = ((name, tensors[name]) for name in their_shapes(CONFIG))
+    with pytest.raises(UserError, match=words):
+        write_folder(tmp_path / "out", ordered, CONFIG, dtype=np.dtype(dtype), tokenizer=None)
     assert names_in(tmp_path) == []
 
 
