@@ -13,7 +13,15 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
+from gemma_grpo.model import (
+    NO_LORA,
+    REPLICATED,
+    Layout,
+    LoRAConfig,
+    Params,
+    Remat,
+    check_seed,
+)
 from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
@@ -102,6 +110,11 @@ class Runtime:
         """S and T, tokens."""
         return self.max_prompt_length, self.max_completion_length
 
+    @property
+    def key(self) -> jax.Array:
+        """The key of all draws."""
+        return gemma3.random_key(self.seed)
+
     def dropout_keys(
         self, step: int, num_prompts: int, num_generations: int
     ) -> dict[str, np.ndarray]:
@@ -110,7 +123,7 @@ class Runtime:
         for each completion. What a row drops does not depend on where it is computed."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
-        key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
+        key = jax.random.fold_in(gemma3.random_key(self.seed + 1), step)
         keys_P = jax.random.split(key, num_prompts)
         keys_B = jax.vmap(lambda key: jax.random.split(key, num_generations))(keys_P).reshape(-1)
         raw = lambda keys: np.asarray(jax.random.key_data(keys))
@@ -135,8 +148,9 @@ def load_model(
 
     Raises:
         UserError: files that are missing, damaged or of another model, or a model that does not
-            divide as its rollout's layout wants.
+            divide as its rollout's layout wants; a seed out of range.
     """
+    check_seed(seed)
     source = weights.open_source(settings.weights)
     tokenizer = _tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)

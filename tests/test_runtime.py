@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
-from gemma_grpo import runtime
+from gemma_grpo import config, model, runtime
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.runtime import ModelConfig
@@ -21,3 +22,19 @@ def test_a_tokenizer_fits_a_model_of_its_size_or_of_the_known_few_rows_more(rows
     else:
         with pytest.raises(UserError, match=f"512 tokens, but model has {rows}"):
             runtime._tokenizer(ModelConfig(), source)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31 - 1, 2**32, 2**63, 10**30])
+def test_a_seed_of_which_jax_would_drop_bits_is_refused_before_anything_is_loaded(seed):
+    with pytest.raises(UserError, match="must be 0 or more, and below 2147483647"):
+        runtime.load_model(ModelConfig(weights="nowhere"), seed=seed)
+    with pytest.raises(UserError, match="seed"):
+        config.RunConfig(seed=seed)
+
+
+def test_draws_are_the_same_whatever_generator_the_environment_names():
+    key = model.random_key(2**31 - 2)
+    expected = jax.random.bits(key, 4).tolist()
+    assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(0, impl=model.PRNG))
+    with jax.default_prng_impl("rbg"):
+        assert jax.random.bits(model.random_key(2**31 - 2), 4).tolist() == expected

@@ -74,7 +74,7 @@ class Evaluator:
             `rows`): the greedy ones, then the sampled ones.
         """
         params = self.runtime.sampling_params(params)
-        key = jax.random.key(self.runtime.seed)
+        key = self.runtime.key
         greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
         sampled = None
         generations = rows(problems, greedy, logps, greedy=True)

@@ -203,7 +203,7 @@ class Stage:
                 trace=self.reward.trace,
             ),
             partial(self._draw, step),
-            jax.random.fold_in(jax.random.key(self.runtime.seed), step),
+            jax.random.fold_in(self.runtime.key, step),
             resample_rounds=self.config.resample_rounds,
         )
         return Collected(groups, weights, extra_rounds, time.monotonic() - started)
