@@ -106,6 +106,12 @@ def test_an_input_named_as_the_output_is_kept_and_nothing_is_loaded_before(
     assert path.read_text() == '{"prompt": "2 + 2?"}'
 
 
+def test_a_text_files_lines_end_at_line_feeds_and_carriage_returns_alone(tmp_path):
+    path = tmp_path / "q.txt"
+    path.write_bytes("\ufeffone\u2028still\r\ntwo\x0cstill\rthree\x85still\n\n".encode())
+    assert generate._read_prompts(path) == ["one\u2028still", "two\x0cstill", "three\x85still"]
+
+
 def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(monkeypatch):
     seen = []
 
