@@ -50,11 +50,18 @@ def open_folder(path: Path, file: Path | None = None) -> Source:
         slots = {mine: slots[name] for name, mine in ours.items() if mine is not None}
     for name, slot in slots.items():
         if slot.dtype not in tensor_file.FLOATS:
+            what = "float64" if slot.dtype == "F64" else "a quantised model"
             raise UserError(
-                f"weights {path}: {name} is stored as {slot.dtype}, a quantised model; fetch the "
-                f"one in {', '.join(tensor_file.FLOATS)}"
+                f"weights {path}: {name} is stored as {slot.dtype}, {what}; fetch the one in "
+                f"{', '.join(tensor_file.FLOATS)}"
             )
     _drop_tied_head(slots, path)
+    layers = text.get("num_hidden_layers")
+    if isinstance(layers, int | float) and not layers <= len(slots):
+        raise UserError(
+            f"{path / 'config.json'}: num_hidden_layers={layers}, but there are {len(slots)} "
+            "tensors; an unfinished download, or its configuration is another model's"
+        )
     tokenizer = path / "tokenizer.model"
     return Source(
         path=path,
@@ -71,7 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"weights {path.parent}: no {path.name} in this folder; fetch it too")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; fetch it again")

@@ -34,7 +34,17 @@ CHAT_TEMPLATE = f"""\
 {{{{- raise_exception('the roles are user and assistant; put instructions into a user turn') -}}}}
 {{%- endif -%}}
 {{{{- '{START_OF_TURN}' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}}}
-{{{{- (message.content | trim) + '{END_OF_TURN}\\n' -}}}}
+{{%- if message.content is string -%}}
+{{{{- message.content | trim -}}}}
+{{%- else -%}}
+{{%- for part in message.content -%}}
+{{%- if part.type != 'text' -%}}
+{{{{- raise_exception('a part of a message is no text: this is a text model') -}}}}
+{{%- endif -%}}
+{{{{- part.text | trim -}}}}
+{{%- endfor -%}}
+{{%- endif -%}}
+{{{{- '{END_OF_TURN}\\n' -}}}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '{START_OF_TURN}model\\n' -}}}}{{%- endif -%}}
 """

@@ -336,6 +336,12 @@ def test_a_file_cut_short_anywhere_is_refused(text):
         '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
         '{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
         "not json",
+        "[" * 5000,
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}',
+        '{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "I8", "shape": [8], "data_offsets": [8, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [true, 2], "data_offsets": [0, 8]}}',
     ],
 )
 def test_what_is_no_safetensors_header_is_refused(tmp_path, header):
@@ -351,3 +357,34 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused(text):
         os.truncate(file, 100)
     with pytest.raises(UserError, match="was cut short while it was read"):
         source.tensors[EMBEDDING].read()
+
+
+@pytest.mark.parametrize("offsets", [([0, 8], [4, 12]), ([0, 4], [8, 12]), ([4, 8], [8, 12])])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(tmp_path, offsets):
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+            for name, (begin, end) in zip("ab", offsets, strict=True)
+        }
+    )
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(12))
+    with pytest.raises(UserError, match="overlaps another tensor, or a gap is before it"):
+        tensor_file.slots(file)
+
+
+@pytest.mark.parametrize("layers", [10**7, 1e300, float("inf"), float("nan")])
+def test_more_layers_than_tensors_are_refused_before_anything_is_made_of_them(text, layers):
+    edit_json(text / "config.json", num_hidden_layers=layers)
+    assert "num_hidden_layers=" in refusal(text) and "tensors" in refusal(text)
+
+
+def test_a_config_of_deep_brackets_is_one_line(text):
+    (text / "config.json").write_text("[" * 100_000)
+    assert "not JSON" in refusal(text)
+
+
+def test_float64_is_called_float64(text):
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_as_one(text, all_tensors(text) | {name: np.zeros((22, 18), np.float64)})
+    assert f"{name} is stored as F64, float64; fetch the one in F32" in refusal(text)

@@ -209,6 +209,27 @@ def test_the_template_refuses_a_system_turn():
         )
 
 
+def test_the_template_takes_a_message_in_parts_of_text_and_refuses_others():
+    jinja2 = pytest.importorskip("jinja2", reason="transformers renders chat templates with it")
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    parts = [{"type": "text", "text": " What is "}, {"type": "text", "text": "12 + 7?\n"}]
+    rendered = [
+        template.render(bos_token="<bos>", messages=[{"role": "user", "content": content}])
+        for content in (parts[1:], "12 + 7?\n")
+    ]
+    assert rendered[0] == rendered[1] and "12 + 7?<end_of_turn>" in rendered[0]
+    assert "What is12 + 7?" in template.render(
+        bos_token="", messages=[{"role": "user", "content": parts}]
+    )  # as Gemma's own template, which trims each part
+
+    def refuse(message: str):
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="this is a text model"):
+        image = [{"role": "user", "content": [{"type": "image"}]}]
+        template.render(bos_token="", messages=image, raise_exception=refuse)
+
+
 # --- transformers itself, where it is installed ---
 
 
