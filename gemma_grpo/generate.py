@@ -177,6 +177,7 @@ def _answers(
 ) -> Iterator[dict]:
     """A line for each completion, batch by batch; the last batch has the shape of the others."""
     encoded = [_encode(generator, prompt, options) for prompt in asked]
+    generator.check(encoded)
     size = min(options.batch_size, len(encoded))
     for start in range(0, len(encoded), size):
         batch = encoded[start : start + size]

@@ -26,6 +26,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: what the reader of its kind raises.
     """
+    if (place := expanded(path)).exists() and not (place.is_file() or place.is_dir()):
+        raise UserError(f"{path} is no file (a FIFO can be read only once): copy it into one")
     readers = {".csv": read_csv, ".parquet": read_parquet}
     return readers.get(Path(path).suffix, jsonl.read_rows)(path)
 
@@ -94,7 +96,7 @@ def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
             rows = _rows(pyarrow.parquet.ParquetFile(file).read())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError) as error:  # ValueError: text in no UTF-8
         raise UserError(f"cannot read {path} as parquet: {_first_line(error)}") from error
     if not rows:
         raise UserError(f"no problems in {path}: it has no rows")
