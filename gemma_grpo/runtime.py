@@ -26,6 +26,7 @@ from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
 SURPLUS_ROWS = 64
+_MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
 
 
@@ -62,8 +63,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:
             raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
-        if self.cpu_devices < 0:
-            raise UserError("model: cpu_devices must be at least 0")
+        if not 0 <= self.cpu_devices <= _MOST_CPU_DEVICES:
+            raise UserError(f"model: cpu_devices must be from 0 to {_MOST_CPU_DEVICES}")
 
 
 @dataclass(frozen=True)

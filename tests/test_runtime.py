@@ -38,3 +38,9 @@ def test_draws_are_the_same_whatever_generator_the_environment_names():
     assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(0, impl=model.PRNG))
     with jax.default_prng_impl("rbg"):
         assert jax.random.bits(model.random_key(2**31 - 2), 4).tolist() == expected
+
+
+@pytest.mark.parametrize("number", [-1, 257, 100_000])
+def test_more_cpu_devices_than_xla_survives_are_refused(number):
+    with pytest.raises(UserError, match="cpu_devices must be from 0 to 256"):
+        ModelConfig(cpu_devices=number)
