@@ -23,7 +23,7 @@ from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, report
+from gemma_grpo.records import compile_clock, files, origin, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import golds
@@ -67,12 +67,14 @@ def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Pr
     grpo.load_extra_rewards(run.reward.extra)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
-    encode_prompts(
-        train + test,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
+    for kind, problems in (("training ", train), ("held-out ", test)):
+        encode_prompts(
+            problems,
+            runtime.tokenizer,
+            instruction=runtime.instruction,
+            max_prompt_length=runtime.max_prompt_length,
+            kind=kind,
+        )
     if "sft" in run.stage_list:
         encode_completions(
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
@@ -139,6 +141,7 @@ class _Session:
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
         task = load_task(run)
+        processes.run_on_primary(partial(_check_origin, run, run_dir, task))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
@@ -198,7 +201,7 @@ class _Session:
     ) -> None:
         """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
         folder = self.run_dir / "evaluations"
-        if processes.broadcast_from_primary((folder / f"{name}.json").exists):
+        if processes.broadcast_from_primary(lambda: _measured(folder, name) is not None):
             return
         self._require_time(name)
         started = time.monotonic()
@@ -223,6 +226,35 @@ class _Session:
     def _allows(self, *kinds: str) -> bool:
         """The primary process's answer, in all of them."""
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
+
+
+def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other."""
+    digests = {
+        "training problems": origin.of_rows(task.train),
+        "held-out problems": origin.of_rows(task.test),
+        "base weights": weights.digest(run.model.weights),
+        "tokenizer": origin.of_files(task.runtime.tokenizer.path),
+    }
+    origin.check(run_dir, digests)
+    origin.note(run_dir, digests)
+
+
+def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
+    """An evaluation that is on file, its result and rows; None if there is none, or no whole one,
+    of which a line on stderr says so."""
+    result = files.read_json(folder / f"{name}.json")
+    if result is None:
+        return None
+    path = folder / f"{name}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result:
+            return result, rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    print(f"warning: {path} is damaged, and is made again", file=sys.stderr)
+    return None
 
 
 def _partial_name(stage: str, step: int) -> str:
@@ -261,7 +293,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
     `compile` is in the others."""
     path = run_dir / "seconds.json"
-    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent = files.read_json(path) or {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
     files.write_text(path, json.dumps(spent) + "\n")
 
@@ -269,14 +301,9 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
     """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
-    stages = [stage for stage in stages if (folder / f"{stage}.json").exists()]
-    results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
-    rows = {
-        stage: [
-            json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().split("\n")[:-1]
-        ]
-        for stage in stages
-    }
+    found = {stage: _measured(folder, stage) for stage in stages}
+    measured = {stage: both for stage, both in found.items() if both is not None}
+    stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
     device = jax.devices()[0]
     summary = {
         "weights": run.model.weights,
@@ -284,12 +311,12 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
-        "stages": results,
+        "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)
         },
-        "seconds": json.loads((run_dir / "seconds.json").read_text()),
+        "seconds": files.read_json(run_dir / "seconds.json") or {},
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if (run_dir / "metrics.jsonl").exists():

@@ -7,9 +7,11 @@ FIFO is written to as it stands. Does not import jax.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,21 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> dict | None:
+    """The JSON object in a file; None without one. Of a damaged file a line on stderr says so, and
+    None is returned: of use for what can be made again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        pass
+    print(f"warning: {path} is damaged, and is made again", file=sys.stderr)
+    return None
+
+
 def is_stream(path: Path) -> bool:
     """Whether a device, a FIFO or a socket is there, which cannot be replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -84,12 +101,12 @@ def require_new_file(path: Path) -> None:
     _require_parent(path)
 
 
-def require_new_folder(path: Path) -> None:
+def require_new_folder(path: Path, *, another: str = "name another folder") -> None:
     """Raises UserError unless a folder can be made there: nothing is there, or an empty folder."""
     if path.exists() and os.path.samefile(path, "."):
         raise UserError(f"{path} is the folder you are in; name one to be made")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is there already; name another folder")
+        raise UserError(f"{path} is there already; {another}")
     _require_parent(path)
 
 

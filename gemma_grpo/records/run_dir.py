@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, lock
+from gemma_grpo.records import files, lock, origin
 
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
-_COPIED = ("metrics.jsonl", "seconds.json", "summary.json")
+_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
 _PATTERN_CHARACTERS = "[]*?\\"
 CACHE = ".jax_cache"  # compiled programs, beside the runs
@@ -51,7 +51,14 @@ def require_free(run_dir: Path) -> None:
 def write_config(run_dir: Path, text: str) -> None:
     """Makes the folder a run's, by its config.yaml. Raises as `require_free`."""
     _clear(run_dir)
+    origin.note(run_dir, {"config": text})
     files.write_text(run_dir / CONFIG, text)
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Removes the folder of a run that could not start, if it holds nothing but its settings."""
+    if {path.name for path in run_dir.iterdir()} <= {CONFIG, lock.NAME, origin.NAME}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[str, Path]) -> None:
