@@ -16,7 +16,7 @@ import tyro
 
 from gemma_grpo import cli, model, weights
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, model_card
+from gemma_grpo.records import model_card
 from gemma_grpo.runtime import load_model
 
 
@@ -41,7 +41,7 @@ def _export(
         dtype: stored in. float32 keeps every bit of what was trained.
         adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
     """
-    files.require_new_folder(out)
+    cli.require_new_folder(out)
     config, trained = cli.trained(str(run))
     if trained is None:
         raise UserError(f"{run}: not a run directory (it has no config.yaml)")
@@ -83,4 +83,4 @@ def _export(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)
