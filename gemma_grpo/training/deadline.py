@@ -85,7 +85,7 @@ def seconds_since_start() -> float:
 def _age() -> float:
     """Seconds since the process started, by the system; 0 where the system does not say."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot; proc(5): starttime
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
     except (OSError, ValueError, IndexError, AttributeError):
