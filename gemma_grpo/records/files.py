@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict | None:
         return None
     except (OSError, ValueError, RecursionError):
         pass
-    print(f"warning: {path} is damaged, and is made again", file=sys.stderr)
+    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None
 
 

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -168,7 +169,7 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
             break
         try:
             values = json.loads(line)
-            position = (STAGES.index(values["stage"]), values["step"])
+            position = (STAGES.index(values["stage"]), operator.index(values["step"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} line {number} is no metrics line; delete it") from error
         if position > last:

@@ -43,7 +43,9 @@ def of_rows(rows: Iterable[Any]) -> str:
     """A digest of dataclass instances of plain fields, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode() + b"\n")
+        digest.update(
+            json.dumps(dataclasses.asdict(row), sort_keys=True, default=str).encode() + b"\n"
+        )
     return digest.hexdigest()
 
 
