@@ -140,6 +140,7 @@ class _Session:
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
+        _say(f"loading {run.model.weights} and the problems")
         task = load_task(run)
         processes.run_on_primary(partial(_check_origin, run, run_dir, task))
         evaluator = make_evaluator(run.evaluation, task.runtime)
@@ -204,6 +205,7 @@ class _Session:
         if processes.broadcast_from_primary(lambda: _measured(folder, name) is not None):
             return
         self._require_time(name)
+        _say(f"measuring {name} on {len(problems)} problems")
         started = time.monotonic()
         result, rows = evaluator.run(params, problems)
         seconds = time.monotonic() - started
@@ -226,6 +228,12 @@ class _Session:
     def _allows(self, *kinds: str) -> bool:
         """The primary process's answer, in all of them."""
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
+
+
+def _say(line: str) -> None:
+    """What goes on while nothing else is printed, on stderr."""
+    if processes.is_primary():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
@@ -253,7 +261,7 @@ def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
             return result, rows
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    print(f"warning: {path} is damaged, and is made again", file=sys.stderr)
+    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None
 
 

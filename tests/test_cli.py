@@ -18,12 +18,13 @@ from gemma_grpo.weights import assets
 ROOT = Path(__file__).parents[1]
 
 
-def start(body: str, **streams) -> subprocess.Popen:
-    """A process that runs `body` as a command does."""
+def start(body: str, *, closed: str = "", **streams) -> subprocess.Popen:
+    """A process that runs `body` as a command does; `closed` is the shell's word for its streams."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     script = f"import os, sys, time\nfrom gemma_grpo import cli\ndef main():\n{lines}    return 7\n"
     script += "cli.start(main, hint='; a hint')"
-    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **streams)
+    shell = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
+    return subprocess.Popen(shell, cwd=ROOT, text=True, **streams)
 
 
 def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():
@@ -46,12 +47,7 @@ print("said", file=sys.stderr)
 assert sys.stdin.read() == "" and file.fileno() > 2
 os.write(2, b"XLA's own words")"""
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
-    process = start(
-        body,
-        stdout=subprocess.PIPE,
-        env=env,
-        preexec_fn=lambda: (os.close(0), os.close(2)),
-    )
+    process = start(body, closed="<&- 2>&-", stdout=subprocess.PIPE, env=env)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 7 and output == "Gr\\xf6\\xdfe \\u2028\n"
     assert (tmp_path / "weights").read_text() == ""

@@ -551,7 +551,7 @@ def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(
     (tmp_path / "sft.json").write_text(result)
     (tmp_path / "sft.jsonl").write_text(whole if lines is None else lines)
     assert pipeline._measured(tmp_path, "sft") is None
-    assert capsys.readouterr().err.count("is damaged, and is made again") == 1
+    assert capsys.readouterr().err.count("is damaged: passed over") == 1
     (tmp_path / "sft.json").write_text('{"n": 2, "accuracy": 0.5}')
     (tmp_path / "sft.jsonl").write_text(whole)
     assert pipeline._measured(tmp_path, "sft")[0]["n"] == 2

@@ -17,15 +17,12 @@ def test_a_prompt_that_is_too_long_is_named_by_its_place_among_its_own_kind():
         encode_prompts(PROBLEMS, TOKENIZER, instruction="", max_prompt_length=20, kind="held-out ")
 
 
-def test_an_instruction_as_long_as_a_book_is_refused_before_it_is_encoded():
-    class Nothing:
-        def encode_prompt(self, prompt):
-            raise AssertionError
-
+def test_an_instruction_as_long_as_a_book_is_refused_before_it_is_encoded(monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode_prompt", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="the instruction has 20,001 characters"):
         encode_prompts(
             PROBLEMS,
-            Nothing(),
+            TOKENIZER,
             instruction="x" * (MAX_INSTRUCTION_CHARS + 1),
             max_prompt_length=10**9,
         )
