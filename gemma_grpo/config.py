@@ -71,6 +71,11 @@ class RunConfig:
         check_seed(self.seed)
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+        if self.grpo.scale == "mean" and not self.reward.is_binary:
+            raise UserError(
+                "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
+                "reward.start and reward.end but correctness to 0, or use scale='group'"
+            )
 
     @property
     def stage_list(self) -> list[str]:

@@ -441,6 +441,7 @@ def devices_stay_as_they_are(monkeypatch):
         (["--model.max-completion-length", "9"], "max_completion_length"),
         (["--grpo.num-generations", "1"], "num_generations=1"),
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
+        (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),

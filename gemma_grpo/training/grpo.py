@@ -64,7 +64,8 @@ class GRPOConfig:
     length, as many as they need. Less needs less memory. 0 computes its whole share at once,
     padding too."""
     scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, or nothing."""
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
     baseline: advantages.Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
