@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from gemma_grpo import config
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
-from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.errors import InterruptedRunError, UserError, expanded
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.weights import assets
 
@@ -101,7 +101,7 @@ def use_compilation_cache(folder: Path) -> None:
 
 def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
-    path = Path(where)
+    path = expanded(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
 
 
@@ -110,6 +110,23 @@ def flag(arguments: Sequence[str], name: str, default: str) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=default)
     return vars(parser.parse_known_args(arguments)[0])[name]
+
+
+_FLAG_TYPES = tyro.constructors.ConstructorRegistry()
+
+
+@_FLAG_TYPES.primitive_rule
+def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Paths with a ~ that no shell has seen, as in --out=~/x or a notebook's list of arguments."""
+    if kind.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda given: expanded(given[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def parse(
@@ -141,6 +158,7 @@ def parse(
                 prog=prog,
                 description=description,
                 config=markers,
+                registry=_FLAG_TYPES,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -223,7 +241,7 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
     Raises:
         UserError: a run directory without weights.
     """
-    path = Path(run_or_weights)
+    path = expanded(run_or_weights)
     if not (path / "config.yaml").is_file():
         return RunConfig(model=ModelConfig(weights=run_or_weights)), None
     run = config.from_yaml(path / "config.yaml")

@@ -21,7 +21,6 @@ from gemma_grpo import cli
 from gemma_grpo.config import DataConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
 from gemma_grpo.records import files, report
@@ -115,8 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate(options: Options) -> int:
     subject = _subject(options)
     folder = options.out or _folder(options.run, options.weights, subject.task)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name another with --out")
+    files.require_new_folder(folder)
     cli.split_cpu(subject.model.cpu_devices, evaluation_prompts(options.evaluation))
     cli.use_compilation_cache(cli.cache_for(subject.where))
     problems = _problems(subject.task, options.num)

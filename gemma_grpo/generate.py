@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _generate(options: Options) -> int:
+    if options.out is not None:
+        files.require_new_file(options.out)
     where = cli.one_model(options.run_or_weights, options.weights)
     asked = _read_prompts(options.prompts) if options.prompts is not None else [options.prompt]
     cli.use_compilation_cache(cli.cache_for(where))

@@ -26,6 +26,7 @@ from flax import nnx
 
 from gemma_grpo import cli, model, weights
 from gemma_grpo.data import curriculum
+from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 NUM_TOKENIZER_DOCUMENTS = 20_000
@@ -144,6 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pretrain(options: Options) -> int:
+    files.require_new_folder(options.out)
     config = model.CONFIGS["gemma3-nano"]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.model"

@@ -16,6 +16,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
 from gemma_grpo.text.tokenizer import Tokenizer
 
+# Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
+SURPLUS_ROWS = 64
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
 
 
@@ -177,7 +179,7 @@ def load_model(
 def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
-    if tokenizer.vocab_size > source.config.vocab_size:
+    if not 0 <= source.config.vocab_size - tokenizer.vocab_size <= SURPLUS_ROWS:
         raise UserError(
             f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} tokens, but {source.path} has "
             f"{source.config.vocab_size}; use the model's own tokenizer"

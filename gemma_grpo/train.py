@@ -20,7 +20,7 @@ from gemma_grpo import cli, config, pipeline, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import preflight, processes
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
 from gemma_grpo.planning import chips, fit, topology
 from gemma_grpo.records import files, lock, report
@@ -76,9 +76,9 @@ def _main(arguments: list[str]) -> int:
     file = cli.flag(arguments, "config", "")
     preset = cli.flag(arguments, "preset", Options.preset)
     source = cli.flag(arguments, "resume-from", "")
-    default = config.from_yaml(Path(file)) if file else presets.preset(preset)
+    default = config.from_yaml(expanded(file)) if file else presets.preset(preset)
     if source:
-        default = _config_of(Path(source))
+        default = _config_of(expanded(source))
     options, run = cli.parse_run(
         arguments,
         Options(),

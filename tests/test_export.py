@@ -151,6 +151,8 @@ def test_bfloat16_halves_the_file(exported, tmp_path):
         (["nowhere", "out"], "nowhere"),
         (["{run}", "{out}"], "there already"),
         (["{run}", "new", "--stage", "grpo"], "grpo.safetensors"),
+        (["{run}", "."], "the folder you are in"),
+        (["{run}", "~nobody-of-that-name/out"], "set HOME"),
     ],
 )
 def test_bad_input_is_one_line(exported, tmp_path, capsys, monkeypatch, arguments, named):

@@ -93,6 +93,19 @@ def test_a_file_of_prompts_gives_a_line_each_in_its_order_whatever_the_batches(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", path.name]
 
 
+def test_an_input_named_as_the_output_is_kept_and_nothing_is_loaded_before(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(generate, "load_model", None)
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"prompt": "2 + 2?"}')
+    for out in (path, tmp_path):
+        arguments = ["gemma3-nano", "--prompts", str(path), "--out", str(out)]
+        assert generate.main(arguments) == 2
+        assert str(out) in capsys.readouterr().err
+    assert path.read_text() == '{"prompt": "2 + 2?"}'
+
+
 def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(monkeypatch):
     seen = []
 

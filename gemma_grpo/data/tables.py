@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_grpo.data import jsonl
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -90,7 +90,7 @@ def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet  # comes with datasets, whose own reader takes [ and * in paths for globs
 
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with open(expanded(path), "rb") as file:
             rows = _rows(pyarrow.parquet.ParquetFile(file).read())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None

@@ -13,6 +13,7 @@ CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
 _COPIED = ("metrics.jsonl", "seconds.json", "summary.json")
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
+_PATTERN_CHARACTERS = "[]*?\\"
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
 
@@ -32,7 +33,13 @@ def unused(path: Path) -> Path:
 
 
 def require_free(run_dir: Path) -> None:
-    """Raises UserError if the folder holds anything but a lock or a copy that was cut short."""
+    """Raises UserError if the folder holds anything but a lock or a copy that was cut short, or if
+    no checkpoint could be read back from a folder of that name."""
+    if found := sorted(set(str(run_dir.absolute())) & set(_PATTERN_CHARACTERS)):
+        raise UserError(
+            f"{run_dir}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
+            "a pattern; name another folder"
+        )
     if not run_dir.exists():
         return
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():

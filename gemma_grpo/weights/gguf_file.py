@@ -74,7 +74,13 @@ def open_gguf(path: Path) -> Source:
     """
     header = read_header(path)
     config = _known_config(header)
-    return Source(path, config, _tensors(header, config), tokenizer=None)
+    return Source(
+        path,
+        config,
+        _tensors(header, config),
+        tokenizer=None,
+        multimodal=config.rope_scale_global != 1.0,
+    )
 
 
 def _known_config(header: Header) -> Gemma3Config:

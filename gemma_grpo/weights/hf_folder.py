@@ -54,6 +54,7 @@ def open_folder(path: Path) -> Source:
         tensors={name: StoredTensor(slot.shape, slot.read) for name, slot in slots.items()},
         tokenizer=tokenizer if tokenizer.is_file() else None,
         ignored=ignored,
+        multimodal=text is not settings,
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
@@ -63,8 +62,7 @@ def write_folder(
     Raises:
         UserError: something is at `out` already, or the disk is full or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already; name another folder")
+    files.require_new_folder(out)
     with files.atomic_write(out) as folder:
         folder.mkdir()
         _write_tensors(folder, tensors, their_shapes(config), np.dtype(dtype))

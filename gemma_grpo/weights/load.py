@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_grpo.data import kaggle
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.records import files
 from gemma_grpo.weights import (
@@ -39,7 +39,7 @@ def open_source(where: str) -> Source:
     if where == gemma3_270m.NAME:
         return hf_folder.open_folder(gemma3_270m.cached_folder())
     from_kaggle = where.startswith(kaggle.PREFIX)
-    path = kaggle.model_folder(where) if from_kaggle else Path(where).expanduser()
+    path = kaggle.model_folder(where) if from_kaggle else expanded(where)
     if path.suffix == ".gguf" and path.is_file():
         return gguf_file.open_gguf(path)
     if path.suffix == ".safetensors" and path.is_file():

@@ -67,3 +67,9 @@ def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
         "one": "theirs",
     }
     run_dir.copy_cache(tmp_path / "none" / "run", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "why?", "back\\slash"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused_before_training(tmp_path, name):
+    with pytest.raises(UserError, match="name another folder"):
+        run_dir.require_free(tmp_path / name)
