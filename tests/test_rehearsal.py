@@ -30,7 +30,7 @@ ADAPTERS = {
     "adapters with dropout": ["--model.lora.rank", "4", "--model.lora.dropout", "0.1"],
 }
 STAGES = ("sft,grpo", "sft", "grpo")
-ROWS = 4096  # of the embedding: divides over eight devices in blocks of 512
+TOKENS = 4096  # divides over eight devices in blocks of 512
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # Gemma 3 1B's, but for its vocabulary: that of the embedded tokenizer stands in.
 WIDTHS_1B = {"hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4}
@@ -84,17 +84,21 @@ def two_layers_1b(tmp_path_factory):
 
 
 def write_folder(folder, tensors, changes):
-    """A Hugging Face folder with the embedded model's tokenizer, and rows of the embedding that no
-    token has, as many as the tensor-parallel layout needs; `changes` to its config.json."""
+    """A Hugging Face folder with the embedded model's tokenizer, filled up with unused tokens to as
+    many as the tensor-parallel layout divides by; `changes` to its config.json."""
     name = "model.embed_tokens.weight"
-    tensors[name] = np.pad(tensors[name], ((0, ROWS - len(tensors[name])), (0, 0)))
+    tensors[name] = np.pad(tensors[name], ((0, TOKENS - len(tensors[name])), (0, 0)))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     settings = json.loads((NANO / "config.json").read_text())
-    kinds = {"num_hidden_layers": 2, "sliding_window_pattern": 2, "vocab_size": ROWS}
-    kinds["layer_types"] = ["sliding_attention", "full_attention"]
-    (folder / "config.json").write_text(json.dumps(settings | kinds | changes))
-    for path in NANO.glob("*token*"):
-        shutil.copy(path, folder)
+    cut = {"num_hidden_layers": 2, "sliding_window_pattern": 2, "vocab_size": TOKENS}
+    cut["layer_types"] = ["sliding_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps(settings | cut | changes))
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    tokenizer = proto.ModelProto.FromString((NANO / "tokenizer.model").read_bytes())
+    for number in range(len(tokenizer.pieces), TOKENS):
+        tokenizer.pieces.add(piece=f"<unused{number}>", type=proto.ModelProto.SentencePiece.UNUSED)
+    (folder / "tokenizer.model").write_bytes(tokenizer.SerializeToString())
+    shutil.copy(NANO / "tokenizer_config.json", folder)
     return folder
 
 
@@ -151,7 +155,8 @@ def rehearse(case, folder, tmp_path, monkeypatch):
 def use(run_dir, tmp_path, case):
     """Each command that takes a run."""
     run = str(run_dir)
-    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "8"]
+    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "16"]
+    measure += ["--num-samples", "2"]
     assert evaluate.main([run, *measure]) == 0
     assert generate.main([run, "--prompt", "What is 2 + 3?"]) == 0
     out = tmp_path / "exported"
@@ -187,10 +192,10 @@ def end_after_every_step(monkeypatch, run_dir):
 
     def seconds():
         lines = run_dir / "metrics.jsonl"
-        return 3600 * len(lines.read_text().splitlines()) if lines.exists() else 0
+        return 3600.0 * len(lines.read_text().splitlines()) if lines.exists() else 0.0
 
     note = deadline.Deadline.note
-    hour_a_step = lambda self, kind, spent: note(self, kind, 3600 if kind == "step" else 0)
+    hour_a_step = lambda self, kind, spent: note(self, kind, 3600.0 if kind == "step" else 0.0)
     monkeypatch.setattr(deadline, "seconds_since_start", seconds)
     monkeypatch.setattr(deadline.Deadline, "note", hour_a_step)
 
