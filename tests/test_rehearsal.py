@@ -1,9 +1,8 @@
 """A rehearsal of `train` on eight devices: every combination that the flags allow goes through.
 
-Each runs both stages from the command line to the end, then again with a session that ends after
-every step (its resumes fall on each border), and is evaluated, sampled from and exported. The
-model is a cut of two layers, a sliding one and a global one: of the embedded model in the default
-suite, of Gemma 3 1B's widths in the slow one.
+Each runs from the command line to the end, then again in sessions that end within a stage and
+between the two, and is evaluated, sampled from and exported. The model is a cut of two layers, a
+sliding one and a global one: of the embedded model, or of Gemma 3 1B's widths (slow).
 """
 
 import itertools
@@ -20,6 +19,7 @@ import safetensors.numpy
 from gemma_grpo import cli, evaluate, export, generate, train, weights
 from gemma_grpo.presets import PRESETS
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import deadline
 from gemma_grpo.weights.assets import NANO
 
@@ -113,6 +113,10 @@ class Case:
     num_iterations: int = 1
     stages: str = "sft,grpo"
 
+    def __str__(self):
+        parts = (self.preset, self.adapters, self.layout, f"beta={self.beta}")
+        return " ".join([*parts, f"mu={self.num_iterations}", self.stages])
+
     def arguments(self, folder):
         """Of `train`: the preset, cut in its lengths and numbers, not in what it switches on."""
         packs = "256" if PRESETS[self.preset].grpo.pack_tokens else "0"
@@ -134,22 +138,33 @@ def rehearse(case, folder, tmp_path, monkeypatch):
     """The whole of it; asserts what must hold of any run."""
     arguments = case.arguments(folder)
     compiled = count_programs(monkeypatch)
+    keep_weights_off_the_host(monkeypatch)
     assert train.main(["--run-dir", str(tmp_path / "whole"), *arguments]) == 0
     for stage in case.stages.split(","):
         assert compiled[stage, 2] == compiled[stage, STEPS], "compiled in the middle of a stage"
-    end_after_every_step(monkeypatch, tmp_path / "cut")
-    sessions = case.stages.count(",") * STEPS + STEPS
-    assert train.main(["--run-dir", str(tmp_path / "cut"), "--hours", "1.5", *arguments]) == 75
-    for session in range(2, sessions + 1):
-        hours = ["--hours", str(session + 0.5)]
-        resumed = train.main(["--run-dir", str(tmp_path / "cut"), "--resume", *hours])
-        assert resumed == (0 if session == sessions else 75)
-    last = case.stages.split(",")[-1]
+    last = cut_and_resume(arguments, tmp_path, monkeypatch, len(case.stages.split(",")) * STEPS)
     for stage in case.stages.split(","):
         name = f"weights/{stage}.safetensors"
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (last / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     use(tmp_path / "whole", tmp_path, case)
-    return json.loads((tmp_path / "whole" / "summary.json").read_text())["stages"][last]
+
+
+def cut_and_resume(arguments, tmp_path, monkeypatch, num_steps):
+    """The run in sessions: one ends within the first stage, one after it, one within the last. The
+    last session goes on from a read-only copy. Returns its folder."""
+    run_dir = tmp_path / "cut"
+    end_after_hours(monkeypatch, tmp_path)
+    assert train.main(["--run-dir", str(run_dir), "--hours", "1.5", *arguments]) == 75
+    for hours in range(STEPS, num_steps, STEPS - 1):  # of the steps, each of which takes an hour
+        resume = ["--run-dir", str(run_dir), "--resume", "--hours", f"{hours}.5"]
+        assert train.main(resume) == 75
+    attached = tmp_path / "attached" / "cut"
+    shutil.copytree(run_dir, attached)
+    for path in [attached, *attached.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    last = tmp_path / "continued"
+    assert train.main(["--run-dir", str(last), "--resume-from", str(attached)]) == 0
+    return last
 
 
 def use(run_dir, tmp_path, case):
@@ -187,11 +202,22 @@ def count_programs(monkeypatch):
     return at
 
 
-def end_after_every_step(monkeypatch, run_dir):
-    """The clock of a run in `run_dir` tells the hours by the steps taken: an hour each."""
+def keep_weights_off_the_host(monkeypatch):
+    """Raises where the weights that are sampled with pass through the host."""
+    sampling_params = Runtime.sampling_params
+
+    def guarded(self, params):
+        with jax.transfer_guard("disallow_explicit"):
+            return sampling_params(self, params)
+
+    monkeypatch.setattr(Runtime, "sampling_params", guarded)
+
+
+def end_after_hours(monkeypatch, tmp_path):
+    """The clock of the run in "cut" tells the hours by the steps taken: an hour each."""
 
     def seconds():
-        lines = run_dir / "metrics.jsonl"
+        lines = tmp_path / "cut" / "metrics.jsonl"
         return 3600.0 * len(lines.read_text().splitlines()) if lines.exists() else 0.0
 
     note = deadline.Deadline.note
@@ -200,15 +226,39 @@ def end_after_every_step(monkeypatch, run_dir):
     monkeypatch.setattr(deadline.Deadline, "note", hour_a_step)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(beta=0.01, num_iterations=2),
-        Case("gemma3-1b", layout="tensor_parallel"),
-        Case("gemma3-1b-lora", "adapters with dropout", "tensor_parallel", 0.01, 2),
-    ],
-)
+DEFAULT = [
+    Case(beta=0.01, num_iterations=2),
+    Case("gemma3-1b", layout="tensor_parallel"),
+    Case("gemma3-1b-lora", "adapters with dropout", "tensor_parallel", 0.01, 2),
+]
+MATRIX = [
+    Case("gemma3-1b", *settings)
+    for settings in itertools.product(
+        ADAPTERS, ("data", "tensor_parallel"), (0.0, 0.01), (1, 2), STAGES
+    )
+]
+OF_PRESETS = [
+    Case(name, "adapters" if preset.model.lora.rank else "all weights", preset.model.rollout_layout)
+    for name, preset in PRESETS.items()
+]
+
+
+@pytest.mark.parametrize("case", DEFAULT, ids=str)
 def test_a_run_goes_through_on_eight_devices_and_resumes_at_every_border(
     case, two_layers, tmp_path, monkeypatch
 ):
-    assert rehearse(case, two_layers, tmp_path, monkeypatch)["n"] == 8
+    rehearse(case, two_layers, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_every_combination_goes_through_on_eight_devices(case, two_layers, tmp_path, monkeypatch):
+    rehearse(case, two_layers, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OF_PRESETS, ids=str)
+def test_every_preset_goes_through_at_the_widths_of_the_1b(
+    case, two_layers_1b, tmp_path, monkeypatch
+):
+    rehearse(case, two_layers_1b, tmp_path, monkeypatch)
