@@ -396,6 +396,7 @@ def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):
     (source / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
     moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl"]
     taken = []
+    monkeypatch.setattr(train, "_require_disk", lambda *_: None)  # which reads the weights' sizes
     monkeypatch.setattr(pipeline, "load_task", lambda run: taken.append(run) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
