@@ -12,7 +12,7 @@ from gemma_grpo.records import files, lock
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
 _COPIED = ("metrics.jsonl", "seconds.json", "summary.json")
-_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
+_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
 
