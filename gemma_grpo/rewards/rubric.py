@@ -74,7 +74,10 @@ def load_rubric(path: Path, domains: Collection[str]) -> Rubric:
 def _criterion(value: Any, where: str) -> Criterion:
     fields = value if isinstance(value, dict) else {"ask": value}
     if unknown := fields.keys() - {"ask", "weight"}:
-        raise UserError(f"{where}: has no field {min(map(str, unknown))!r}; it has ask and weight")
+        raise UserError(
+            f"{where}: has no field {min(map(str, unknown))!r}; it has ask and weight; a text with "
+            "a colon needs quotes"
+        )
     ask, weight = fields.get("ask"), fields.get("weight", 1.0)
     if not isinstance(ask, str) or not ask.strip():
         raise UserError(f"{where}: is {shown(ask)}; write a yes/no question, in quotes")

@@ -72,7 +72,7 @@ class Verdicts:
 def _read(path: Path) -> dict[str, float]:
     """The verdicts of a file; a line that was cut short is none."""
     verdicts = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             verdicts[row["question"]] = float(row["verdict"])
