@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from gemma_grpo import cli, train
+from gemma_grpo.rewards.judge import Question, load_judge
+from gemma_grpo.rewards.rubric import load_rubric
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "rubric"
@@ -167,7 +169,19 @@ def test_a_file_of_golds_that_are_not_what_they_seem_is_counted_before_training(
         path.write_text(f"{json.dumps(row)}\n" * 8)
     status, _, error = dry_run(capsys, "--data.source", ",".join(map(str, paths)))
     assert status == 0, error
-    assert error.count("\n") == 1 and "16 of 16 gold answers look like numbers" in error
+    assert error.count("\n") == 1 and "12 of 12 gold answers look like numbers" in error
+
+
+def test_the_examples_judge_finds_each_criterion_by_its_own_words():
+    judge = load_judge(f"{EXAMPLE / 'judge.py'}:judge")
+    criteria = load_rubric(EXAMPLE / "rubric.yaml", ["explanation"])["explanation"]
+    for text, expected in (
+        ("Half of it drops out.", [True, False, False]),
+        ("The list is sorted.", [False, True, False]),
+        ("It goes on until the word is found.", [False, False, True]),
+    ):
+        asked = [Question("p", text, "half", criterion.ask) for criterion in criteria]
+        assert judge.ask(asked) == expected
 
 
 def test_the_rubric_example_runs_with_a_judge_that_pays_and_a_model_that_watches(tmp_path):

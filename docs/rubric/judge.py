@@ -4,7 +4,7 @@ It is easily fooled, as a policy will find out; a real judge reads (docs/rewards
 """
 
 WORDS = {  # a word of the criterion -> words of which the completion needs one
-    "half": ("half", "halves", "halved"),
+    "drops": ("half", "halves", "halved"),
     "order": ("sorted", "order", "smaller", "larger"),
     "ends": ("found", "empty", "nothing is left", "one is left"),
 }
@@ -16,7 +16,7 @@ def judge(questions):
         any(
             word in question.completion.lower()
             for key, words in WORDS.items()
-            if key in question.criterion.split("?")[0]
+            if key in question.criterion
             for word in words
         )
         for question in questions
