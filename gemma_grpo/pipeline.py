@@ -29,7 +29,7 @@ from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
-from gemma_grpo.training import grpo, sft
+from gemma_grpo.training import extra_rewards, grpo, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles
@@ -69,7 +69,7 @@ def load_task(run: RunConfig) -> Task:
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    grpo.load_extra_rewards(run.reward.extra)
+    extra_rewards.check_rewards(run.reward, runtime, train)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):

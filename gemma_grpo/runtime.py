@@ -137,7 +137,7 @@ class Runtime:
 
 
 def load_model(
-    settings: ModelConfig, *, seed: int, trained: Path | None = None
+    settings: ModelConfig, *, seed: int, trained: Path | None = None, mesh: Mesh | None = None
 ) -> tuple[Runtime, Params]:
     """The runtime, and the parameters that are trained: all, or the adapters alone.
 
@@ -146,6 +146,7 @@ def load_model(
         seed: of the runtime, and of fresh adapters.
         trained: what a stage has left of the trained parameters; None takes the base's own, or
             fresh adapters.
+        mesh: of the devices to run it on; None takes all.
 
     Raises:
         UserError: files that are missing, damaged or of another model, or a model that does not
@@ -156,7 +157,7 @@ def load_model(
     tokenizer = _tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)
-    mesh = meshes.data_mesh()
+    mesh = meshes.data_mesh() if mesh is None else mesh
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes

@@ -13,7 +13,7 @@ from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
 from gemma_grpo.model import Params
-from gemma_grpo.rewards import answers, blocks, lenient
+from gemma_grpo.rewards import answers, blocks, lenient, steps
 from gemma_grpo.runtime import Runtime
 
 
@@ -144,10 +144,14 @@ def summarize(
         a forgiving parser), `format_rate`, `truncation_rate`, each with its 95 % interval under
         its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (at
         the end weights of the original design document's annealing), `completion_length`, `n`;
-        accuracy `by_difficulty` and `by_domain`; the figures of `_of_samples` if sampled.
+        `steps`, the lines of reasoning with an equation, and `true_steps`, the share of them that
+        is true (None without any); accuracy `by_difficulty` and `by_domain`; the figures of
+        `_of_samples` if sampled.
     """
     scores = rewards.score(greedy, rewards.END_WEIGHTS)
     correct = np.asarray(scores.components["correctness"]) > 0
+    reasonings = [blocks.parse(sample.completion).reasoning or "" for sample in greedy]
+    num_true, num_steps = np.sum([steps.true_lines(each) for each in reasonings], axis=0).tolist()
     result = {
         **_with_interval("accuracy", correct.tolist()),
         **_with_interval("lenient_accuracy", [_is_right(s, lenient_reading(s)) for s in greedy]),
@@ -157,6 +161,8 @@ def summarize(
         "reward": float(np.mean(scores.totals)),
         "completion_length": float(np.mean([sample.num_tokens for sample in greedy])),
         "n": len(problems),
+        "steps": num_steps,
+        "true_steps": num_true / num_steps if num_steps else None,
         "by_difficulty": _shares(correct, [problem.difficulty for problem in problems]),
         "by_domain": _shares(correct, [problem.domain for problem in problems]),
     }

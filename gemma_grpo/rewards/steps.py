@@ -79,8 +79,7 @@ def read_steps(reasoning: str, prompt: str) -> Steps:
     known, asked = question_numbers(prompt), _content_words(prompt)
     flat_prompt, seen, said = _flat(prompt), set(), set()
     equations, sentences, num_false = [], 0, 0
-    for line in reasoning.splitlines()[:MAX_LINES]:
-        line = _LABEL.sub("", line.strip().strip("*#").strip()).lstrip("* ")[:MAX_LINE_CHARS]
+    for line in _lines(reasoning):
         found, false = _equations(line)
         num_false += false
         if found or false:
@@ -97,6 +96,17 @@ def read_steps(reasoning: str, prompt: str) -> Steps:
             sentences += is_new
             said |= words
     return Steps(tuple(equations), sentences, num_false)
+
+
+def true_lines(reasoning: str) -> tuple[int, int]:
+    """How many lines of a reasoning hold an equation, and how many of those only true ones.
+
+    Read as `read_steps` reads them, but whatever numbers they start from and however often they
+    stand there; "5 * 1 = 5" is filler and counts for neither. Returns (true ones, all).
+    """
+    read = [_equations(line) for line in _lines(reasoning)]
+    num_true, num_false = sum(bool(found) for found, _ in read), sum(false for _, false in read)
+    return num_true, num_true + num_false
 
 
 def question_numbers(prompt: str) -> set[Fraction]:
@@ -124,6 +134,12 @@ def line_numbers(text: str) -> set[Fraction]:
 def num_numbers(prompt: str) -> int:
     """How many numbers a question says, one said twice counted twice."""
     return len(re.findall(_NUMBER, number_words.to_digits(prompt[:20_000])))
+
+
+def _lines(reasoning: str) -> list[str]:
+    """The lines that are looked at, without labels such as "Step 2:"."""
+    lines = (line.strip().strip("*#").strip() for line in reasoning.splitlines()[:MAX_LINES])
+    return [_LABEL.sub("", line).lstrip("* ")[:MAX_LINE_CHARS] for line in lines]
 
 
 def _equations(line: str) -> tuple[list[Equation], bool]:

@@ -32,9 +32,10 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig, load_extra_rewards
+from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import grpo_update, packing, resample
+from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
     OptimizerConfig,
@@ -165,7 +166,7 @@ class Stage:
 
     Attributes:
         problems: by difficulty.
-        extra: the user's rewards: name, function, weight.
+        extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
@@ -174,7 +175,7 @@ class Stage:
     reward: RewardConfig
     runtime: Runtime
     problems: dict[str, list[Problem]]
-    extra: list[tuple[str, rewards.Reward, float]]
+    extra: extra_rewards.Extra
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
@@ -281,7 +282,7 @@ class Stage:
     ) -> StepResult:
         """What is kept of the step. Waits for the devices after the host's part is done."""
         rollouts = _rollout_rows(collected.groups, advantages_PG)
-        of_rollout = _rollout_metrics(collected)
+        of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
         config = self.config
         progress = step / config.num_steps
@@ -314,7 +315,7 @@ def train(
         reward,
         runtime,
         batches.by_difficulty(problems),
-        load_extra_rewards(reward.extra),
+        extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
         collect.make_sampler(
             runtime,
             num_generations=config.num_generations,
@@ -337,13 +338,17 @@ def train(
     return state.params
 
 
-def _rollout_metrics(collected: Collected) -> dict[str, float]:
+def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
-    components = {
-        f"reward/{name}": float(np.mean(values))
-        for name, values in groups.scores.components.items()
-    }
+    components = {}
+    for name, values in groups.scores.components.items():
+        given = [value for value in values if value is not None]
+        components[f"reward/{name}"] = float(np.mean(given)) if given else None
+    for name, reward, _ in extra:
+        if isinstance(reward, JudgedReward):
+            values = groups.scores.components[name]
+            components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {
         "reward/mean": float(rewards_PG.mean()),
         "reward/std": float(rewards_PG.std(axis=1).mean()),

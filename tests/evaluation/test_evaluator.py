@@ -1,6 +1,7 @@
 """What an evaluation reports, worked out by hand on four problems."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -53,6 +54,12 @@ def test_greedy_figures_are_those_of_hand_counting():
     assert result["truncation_rate"] == 0.25
     # "a" to "d" say no numbers, and "0 + 1 = 1" starts from none of theirs.
     assert result["trace_score"] == 0
+    # "1 + 1 = 2" of a and b; "0 + 1 = 1" is filler. Then with a false line in d.
+    assert (result["steps"], result["true_steps"]) == (2, 1.0)
+    wrong = replace(GREEDY[3], completion=GREEDY[3].completion.replace("0 + 1 = 1", "2 + 2 = 5"))
+    with_wrong = evaluator.summarize(PROBLEMS, [*GREEDY[:3], wrong], None)
+    assert (with_wrong["steps"], with_wrong["true_steps"]) == (3, pytest.approx(2 / 3))
+    assert evaluator.summarize(PROBLEMS[2:3], GREEDY[2:3], None)["true_steps"] is None
     assert result["by_difficulty"] == {
         "easy": {"accuracy": 1.0, "n": 1},
         "medium": {"accuracy": 0.0, "n": 2},
