@@ -66,23 +66,28 @@ class Evaluator:
     sampled: collect.Sampler | None
     runtime: Runtime
 
-    def run(self, params: Params, problems: Sequence[Problem]) -> tuple[dict, list[dict]]:
+    def run(
+        self, params: Params, problems: Sequence[Problem]
+    ) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
         """Measure a model.
 
         Returns:
-            The result, ready for JSON (see `summarize`), and a row for every generation (see
-            `rows`): the greedy ones, then the sampled ones.
+            The result, ready for JSON (see `summarize`); a row for every generation (see `rows`):
+            the greedy ones, then the sampled ones; and their tokens (`collect.token_arrays`).
         """
         params = self.runtime.sampling_params(params)
         key = jax.random.key(self.runtime.seed)
-        greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
+        greedy, logps, tokens = _complete(
+            self.greedy, params, problems, self.config.batch_size, key
+        )
         sampled = None
         generations = rows(problems, greedy, logps, greedy=True)
         if self.sampled is not None:
             num_prompts = self.config.batch_size // self.config.num_samples
-            sampled, logps = _complete(self.sampled, params, problems, num_prompts, key)
+            sampled, logps, more = _complete(self.sampled, params, problems, num_prompts, key)
             generations += rows(problems, sampled, logps, greedy=False)
-        return summarize(problems, greedy, sampled), generations
+            tokens = _joined([tokens, more])
+        return summarize(problems, greedy, sampled), generations, tokens
 
 
 def evaluation_prompts(config: EvaluationConfig) -> int:
@@ -108,10 +113,10 @@ def _complete(
     problems: Sequence[Problem],
     num_prompts: int,
     key: jax.Array,
-) -> tuple[list[rewards.Sample], list[float]]:
-    """Samples of all problems, group-major, `num_prompts` problems at a time, and the log-prob of
-    each completion under the distribution it was drawn from."""
-    samples, logps = [], []
+) -> tuple[list[rewards.Sample], list[float], dict[str, np.ndarray]]:
+    """Samples of all problems, group-major, `num_prompts` problems at a time; the log-prob of each
+    completion under the distribution it was drawn from; and the tokens of all."""
+    samples, logps, tokens = [], [], []
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
         # The last batch is filled up so that its shape is compiled already.
@@ -121,9 +126,15 @@ def _complete(
         )
         kept = len(batch) * sampler.num_generations
         samples += groups.samples[:kept]
-        drawn = groups.rollout
-        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask)[:kept].tolist()
-    return samples, logps
+        drawn = jax.tree.map(lambda leaf, kept=kept: leaf[:kept], groups.rollout)
+        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask).tolist()
+        tokens.append(collect.token_arrays(drawn, groups.characters[:kept]))
+    return samples, logps, _joined(tokens)
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tokens of all parts, in order."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def summarize(

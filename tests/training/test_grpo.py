@@ -225,6 +225,7 @@ def groups_of(correct_PG, mark):
         prompt_ids=np.full((P, 3), mark),
         prompt_mask=np.ones((P, 3), bool),
         rollout=Rollout(ids, np.ones((B, 2), bool), np.zeros((B, 2)), np.ones(B, bool)),
+        characters=ids,
         samples=[rewards.Sample(f"{mark}-{b}", "", "1", "easy", 1, 2, (), True) for b in range(B)],
         scores=rewards.Scores(
             {"correctness": np.ravel(correct_PG).astype(float).tolist()}, [float(mark)] * B
@@ -259,6 +260,7 @@ def test_groups_all_right_or_all_wrong_are_replaced_by_mixed_ones_of_a_later_dra
         groups.rollout.completion_ids[:, 0], [201, 301, 200, 300, 401, 501]
     )
     np.testing.assert_array_equal(groups.prompt_ids[:, 0], [1, 0, 1])
+    np.testing.assert_array_equal(groups.characters, groups.rollout.completion_ids)
     assert groups.scores.totals == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert rounds == 1
 
