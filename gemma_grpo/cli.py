@@ -21,7 +21,6 @@ from gemma_grpo import config
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import InterruptedRunError, UserError
-from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.weights import assets
 
 
@@ -224,8 +223,9 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         UserError: a run directory without weights.
     """
     path = Path(run_or_weights)
+    base = RunConfig()
     if not (path / "config.yaml").is_file():
-        return RunConfig(model=ModelConfig(weights=run_or_weights)), None
+        return replace(base, model=replace(base.model, weights=run_or_weights)), None
     run = config.from_yaml(path / "config.yaml")
     for stage in reversed(config.STAGES):
         stage_weights = path / "weights" / f"{stage}.safetensors"

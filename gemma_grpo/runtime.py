@@ -14,6 +14,7 @@ from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
+from gemma_grpo.text.prompts import question
 from gemma_grpo.text.tokenizer import Tokenizer
 
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
@@ -94,6 +95,10 @@ class Runtime:
         the layout by a program on the devices, the frozen ones beside them (not copied)."""
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
+
+    def encode_question(self, prompt: str) -> list[int]:
+        """The ids of a question as the model is asked it, the instruction before it."""
+        return self.tokenizer.encode_prompt(question(self.instruction, prompt))
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -49,19 +49,12 @@ def _view(options: argparse.Namespace) -> int:
         raise UserError(f"--megabytes {options.megabytes:g}: give a number above 0")
     if options.text:
         for run in options.runs:
-            number = options.problem
-            _say(terminal.overview(run) if number is None else terminal.problem(run, number))
+            terminal.show(run, options.problem)
         return 0
     path = options.out or options.runs[0] / "view.html"
     size = page.write(options.runs, path, options.megabytes)
-    _say(f"{path} ({size / page.MEGABYTE:.1f} MB): open it in a browser")
+    print(f"{path} ({size / page.MEGABYTE:.1f} MB): open it in a browser")
     return 0
-
-
-def _say(text: str) -> None:
-    """Prints, also where the terminal's encoding lacks a character."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding))
 
 
 if __name__ == "__main__":

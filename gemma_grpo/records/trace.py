@@ -1,5 +1,6 @@
 """One held-out problem through a run's stages, as text for a terminal. Does not import jax."""
 
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,12 @@ def through_stages(stages: Mapping[str, Mapping[int, dict]], number: int) -> str
         right = "right" if (row.get("correctness") or 0) > 0 else "wrong"
         lines += ["", f"{name}: {right}{_paid(row)}", *_cut(_text(row))]
     return "\n".join(lines)
+
+
+def show(text: str) -> None:
+    """Prints a text, also where the terminal's encoding lacks some of its characters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, errors="replace").decode(encoding))
 
 
 def printable(text: str) -> str:

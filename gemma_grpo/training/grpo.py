@@ -369,6 +369,7 @@ def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dic
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
+            "domain": groups.problems[row // G].domain,
             "completion": sample.completion,
             "num_tokens": sample.num_tokens,
             "stopped": sample.stopped,

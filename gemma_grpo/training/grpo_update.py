@@ -118,17 +118,19 @@ def make_update(
             sums["trainer_logps"] = rows_BT.at[batch["rows"]].add(counted)
         return total, jax.tree.map(jax.lax.stop_gradient, sums)
 
-    def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        kept = {name: sums[name] for name in ("trainer_logps",) if name in sums}
-        return (
-            losses.metric_means(sums)
-            | kept
-            | {
-                "loss": sums["loss"],
-                "entropy": sums["entropy_sum"] / sums["sampled_tokens"],
-                "logp_gap/mean": sums["gap_sum"] / sums["sampled_tokens"],
-                "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
-            }
-        )
+    return update.make_update(loss_fn, _means, mesh, optimizer, config)
 
-    return update.make_update(loss_fn, means, mesh, optimizer, config)
+
+def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of `make_update`, from sums over the whole batch."""
+    kept = {name: sums[name] for name in ("loss", "trainer_logps") if name in sums}
+    tokens = sums["sampled_tokens"]
+    return (
+        losses.metric_means(sums)
+        | kept
+        | {
+            "entropy": sums["entropy_sum"] / tokens,
+            "logp_gap/mean": sums["gap_sum"] / tokens,
+            "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / tokens),
+        }
+    )

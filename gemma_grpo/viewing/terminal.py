@@ -5,6 +5,11 @@ from pathlib import Path
 from gemma_grpo.records import read, report, trace
 
 
+def show(run_dir: Path, number: int | None = None) -> None:
+    """Prints a run, or one of its held-out problems. Raises as `overview` and `problem`."""
+    trace.show(overview(run_dir) if number is None else problem(run_dir, number))
+
+
 def overview(run_dir: Path) -> str:
     """The before/after table, which problems changed, and one that was gained.
 

@@ -18,12 +18,12 @@ function overview() {
 }
 
 function figuresTable() {
-  const head = ["stage", "accuracy, 95 % interval", "", "forgiving reader", "pass@k", "format", "cut off", "trace", "reward", "tokens", "problems"];
+  const head = ["stage", "accuracy and 95 % interval, 0 to 100 %", "", "lenient", "pass@k", "format", "cut off", "trace", "reward", "tokens", "problems"];
   const rows = DATA.runs.flatMap((run, k) => run.stages.map((stage) => el("tr",
     el("td", DATA.runs.length > 1 && runMark(k), stage.name),
     el("td.chart", interval(stage, k)),
     el("td", percent(stage.accuracy)),
-    el("td", percent(stage.lenient_accuracy)),
+    el("td", { title: "accuracy, where a lenient parser finds the answer in the text" }, percent(stage.lenient_accuracy)),
     el("td", stage.k ? { title: `k = ${stage.k} samples a problem` } : {}, percent(stage.pass_at_k)),
     el("td", percent(stage.format_rate)),
     el("td", percent(stage.truncation_rate)),
@@ -59,15 +59,15 @@ function pairedLines(run, k) {
 // Metrics of metrics.jsonl: [stage, metric, title, axis].
 const CURVES = [
   ["sft", "loss", "SFT loss", "nats a token"],
-  ["grpo", "reward/mean", "Reward", "mean of the step's completions"],
-  ["grpo", "reward/correctness", "Accuracy in training", "share of the step's completions"],
+  ["grpo", "reward/mean", "Reward", "mean of completions"],
+  ["grpo", "reward/correctness", "Accuracy in training", "share of completions"],
   ["grpo", "reward/trace", "Trace score", "mean"],
   ["grpo", "reward/format", "Format", "share well formed"],
-  ["grpo", "loss", "GRPO loss", "policy loss; about 0 on policy"],
+  ["grpo", "loss", "GRPO loss", "about 0 on policy"],
   ["grpo", "entropy", "Entropy", "nats a token"],
   ["grpo", "completion_length/mean", "Completion length", "tokens"],
-  ["grpo", "zero_signal_groups", "Groups without a signal", "groups of equal rewards"],
-  ["grpo", "logp_gap/mean", "Sampler–trainer gap", "mean |log-prob difference|, nats"],
+  ["grpo", "zero_signal_groups", "Zero-signal groups", "rewards all equal"],
+  ["grpo", "logp_gap/mean", "Sampler–trainer gap", "mean |difference|, nats"],
   ["grpo", "grad_norm", "Gradient norm", "before clipping"],
 ];
 
@@ -120,6 +120,7 @@ function runningMean(points, window) {
 /** [low, high, ticks] of an axis that holds the values. */
 function nice(values) {
   let low = Math.min(...values), high = Math.max(...values);
+  if (low === 0 && high === 0) high = 1;
   if (low === high) { low -= Math.abs(low) / 2 || 0.5; high += Math.abs(high) / 2 || 0.5; }
   const raw = (high - low) / 3, unit = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find((factor) => factor * unit >= raw) * unit;

@@ -42,7 +42,7 @@ function choice(label, field, pairs, inline = false) {
 function verdict(i) {
   if (has(i, RIGHT)) return el("span.verdict.right", "✓ right");
   const why = !has(i, STOPPED) ? "cut off" : !has(i, ANSWER) ? "no answer block" : "wrong";
-  return el("span.verdict.wrong", "✗ " + why, has(i, LENIENT_RIGHT) && { title: "A forgiving reader finds the right answer in the text." }, has(i, LENIENT_RIGHT) && " (in prose, right)");
+  return el("span.verdict.wrong", "✗ " + why, has(i, LENIENT_RIGHT) && { title: "A lenient parser finds the right answer in the text." }, has(i, LENIENT_RIGHT) && " (in prose, right)");
 }
 
 const BACKGROUNDS = {

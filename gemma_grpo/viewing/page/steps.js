@@ -27,7 +27,7 @@ function steps() {
 
 function stepFigures(run, step) {
   const curves = DATA.runs[run].curves.grpo, k = (curves.step || []).indexOf(step);
-  const of = [["reward/mean", "reward"], ["reward/correctness", "accuracy"], ["loss", "loss"], ["entropy", "entropy"], ["logp_gap/mean", "gap"], ["completion_length/mean", "tokens"], ["zero_signal_groups", "groups without a signal"]];
+  const of = [["reward/mean", "reward"], ["reward/correctness", "accuracy"], ["loss", "loss"], ["entropy", "entropy"], ["logp_gap/mean", "gap"], ["completion_length/mean", "tokens"], ["zero_signal_groups", "zero-signal groups"]];
   if (k < 0) return "No metrics of this step.";
   return of.filter(([name]) => typeof curves[name]?.[k] === "number").map(([name, label]) => `${label} ${short(curves[name][k])}`).join(" · ");
 }
@@ -40,7 +40,7 @@ function groupCard(rows) {
   return el("section.group",
     el("p.prompt", { dir: "auto" }, problem.question),
     el("p.small.soft", "Answer: ", el("b", problem.answer), ` · ${[problem.difficulty, problem.domain].filter(Boolean).join(" · ").replace(/_/g, " ")} · ${right} of ${rows.length} right`, equal && " · equal rewards: no signal"),
-    sorted.map(member));
+    el("div.members", sorted.map(member)));
 }
 
 function member(i) {
