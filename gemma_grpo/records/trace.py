@@ -17,23 +17,19 @@ def gained(run_dir: Path) -> str | None:
     """The trace of a problem that the last stage gets right and an earlier one did not; None if
     there is none.
 
-    Of these the one whose last completion is the longest: it shows the most work.
+    Of these one that the most stages get wrong, and of those the one whose last completion is the
+    longest: it shows the most work.
     """
-    stages = greedy_rows(run_dir)
-    if len(stages) < 2:
-        return None
-    last = list(stages.values())[-1]
-    earlier = list(stages.values())[:-1]
-    is_right = lambda row: (row.get("correctness") or 0) > 0
-    found = [
-        number
+    *earlier, last = list(greedy_rows(run_dir).values()) or [{}]
+    wrong_in = {
+        number: sum(number in rows and not _is_right(rows[number]) for rows in earlier)
         for number, row in last.items()
-        if is_right(row) and any(number in rows and not is_right(rows[number]) for rows in earlier)
-    ]
-    if not found:
+        if _is_right(row)
+    }
+    if not any(wrong_in.values()):
         return None
-    longest = max(found, key=lambda number: len(_text(last[number])))
-    return through_stages(stages, longest)
+    shown = max(wrong_in, key=lambda number: (wrong_in[number], len(_text(last[number]))))
+    return through_stages(greedy_rows(run_dir), shown)
 
 
 def greedy_rows(run_dir: Path) -> dict[str, dict[int, dict]]:
@@ -64,7 +60,7 @@ def through_stages(stages: Mapping[str, Mapping[int, dict]], number: int) -> str
     lines = [f"problem {number}", *_wrapped(printable(str(first.get("prompt"))), "  ")]
     lines.append(f"  answer: {printable(str(first.get('answer')))}")
     for name, row in found.items():
-        right = "right" if (row.get("correctness") or 0) > 0 else "wrong"
+        right = "right" if _is_right(row) else "wrong"
         lines += ["", f"{name}: {right}{_paid(row)}", *_cut(_text(row))]
     return "\n".join(lines)
 
@@ -82,6 +78,10 @@ def printable(text: str) -> str:
         for char in text
     )
     return "".join(shown)
+
+
+def _is_right(row: Mapping) -> bool:
+    return (row.get("correctness") or 0) > 0
 
 
 def _text(row: Mapping) -> str:

@@ -44,12 +44,12 @@ def line_kinds(completion: str, prompt: str) -> str:
     return "".join(_LETTERS[line.kind] for line in read_lines(reasoning, prompt)).rstrip(".")
 
 
-def components(row: Mapping, names: tuple[str, ...]) -> list[float | None]:
+def components(row: Mapping, names: tuple[str, ...]) -> list[int | float | None]:
     """The reward components of a row, to three decimals; None for what it has not."""
     return [None if row.get(name) is None else rounded(row[name], 3) for name in names]
 
 
-def reward(row: Mapping) -> float:
+def reward(row: Mapping) -> int | float:
     """The total that a rollout was paid; of an evaluation, the total at the end weights."""
     if "reward" in row:
         return rounded(row["reward"], 3)
@@ -57,7 +57,7 @@ def reward(row: Mapping) -> float:
     return rounded(sum(weights[name] * _number(row.get(name)) for name in COMPONENTS), 3)
 
 
-def encode_tokens(tokens: Tokens | None) -> tuple[str, str, str, float | None]:
+def encode_tokens(tokens: Tokens | None) -> tuple[str, str, str, int | float | None]:
     """(lengths, log-probs, gaps, mean log-prob) of a completion's tokens, a character for each.
 
     Characters count from "@". A length is the characters of text that a token stands for. A
@@ -91,7 +91,7 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def rounded(value: object, digits: int) -> float:
+def rounded(value: object, digits: int) -> int | float:
     """A number to this many digits, without a zero behind the point, which JSON would spell."""
     number = round(_number(float(value) if isinstance(value, np.floating) else value), digits)
     return int(number) if number == int(number) else number

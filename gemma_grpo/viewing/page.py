@@ -14,7 +14,7 @@ SCRIPTS = ("data", "parts", "overview", "problems", "steps", "list", "main")
 MEGABYTE = 1_000_000
 
 
-def write(run_dirs: Sequence[Path], path: Path, megabytes: float) -> int:
+def write(run_dirs: Sequence[Path], path: Path, megabytes: int | float) -> int:
     """Writes the page of these runs, whole or not at all; returns its bytes.
 
     Args:
@@ -29,7 +29,7 @@ def write(run_dirs: Sequence[Path], path: Path, megabytes: float) -> int:
     return len(page)
 
 
-def html(run_dirs: Sequence[Path], megabytes: float) -> str:
+def html(run_dirs: Sequence[Path], megabytes: int | float) -> str:
     """The text of the page. Arguments and errors as `write`."""
     room = megabytes * MEGABYTE
     # A completion takes at least half the bytes that it takes in the run's own files.
