@@ -115,7 +115,12 @@ function newWords(before, after) {
   while (y < b.length) {
     if (x < a.length && a[x].word === b[y].word) { x++; y++; }
     else if (x < a.length && lengths[x + 1][y] >= lengths[x][y + 1]) x++;
-    else fresh.push({ start: b[y].start, end: b[y++].end });
+    else {
+      const last = fresh[fresh.length - 1];
+      if (last && /^[ \t]*$/.test(after.slice(last.end, b[y].start))) last.end = b[y].end;
+      else fresh.push({ start: b[y].start, end: b[y].end });
+      y++;
+    }
   }
   return fresh;
 }

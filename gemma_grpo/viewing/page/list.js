@@ -31,7 +31,7 @@ function listRow(i) {
   const target = training ? { view: "steps", run: C.run[i], step: C.step[i] } : { view: "problems", problem: C.prompt[i], sample: C.sample[i] };
   const clip = el("div.clip", rawText(i, 1200));
   clip.onclick = () => clip.classList.remove("clip", "long");
-  if (C.text[i].length > 400 || C.text[i].split("\n").length > 5) clip.classList.add("long");
+  if (C.text[i].length > 1200 || C.text[i].split("\n").length > 10) clip.classList.add("long");
   return el("article.row",
     el("div", DATA.runs.length > 1 && el("div", runMark(C.run[i])), el("button.open", { onclick: () => set(target) }, where), el("div", verdict(i)),
       el("div.small.soft.number", `reward ${number(C.reward[i])}`), el("div.small.soft", (problem.difficulty || "") + (C.tokens[i] === null ? "" : ` · ${counted(C.tokens[i], "token")}`))),

@@ -2,7 +2,7 @@
 
 const FILTERS = ["q", "runs", "stage", "kind", "from", "to", "difficulty", "domain", "right", "format", "ended", "arithmetic", "low", "high"];
 const DEFAULTS = { view: "overview", problem: HELD_OUT_PROBLEMS[0] ?? 0, sample: -1, run: 0, step: 0, before: "", after: "", seek: "", colour: "none", sort: "order", page: 0, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) };
-const VIEWS = { overview: ["Overview", overview], problems: ["Problems", problems], steps: ["Training steps", steps], list: ["All completions", list] };
+const VIEWS = { overview: ["Overview", overview], problems: ["Problems", problems], steps: ["Training steps", steps], list: ["Completions", list] };
 const STATE = { ...DEFAULTS };
 
 function fragment(state) {
@@ -54,6 +54,8 @@ function draw() {
   const view = document.getElementById("view");
   view.replaceChildren();
   fill(view, [VIEWS[STATE.view][1]()]);
+  const map = view.querySelector(".map"), current = map?.querySelector("[aria-current]");
+  if (current) map.scrollTop = current.offsetTop - map.offsetTop - map.clientHeight / 2;
 }
 
 /** Goes to the first problem that was gained, or lost, between the two stages. */
@@ -67,6 +69,7 @@ function seek() {
 document.title = `${DATA.runs.map((run) => run.name).join(", ")} · gemma_grpo`;
 document.getElementById("title").textContent = DATA.runs.map((run) => run.name).join(", ");
 fill(document.getElementById("notes"), DATA.runs.flatMap((run) => run.notes.map((note) => el("p", DATA.runs.length > 1 && `${run.name}: `, note))));
+document.getElementById("notes").append(el("p", "The address holds what is shown: a copied link opens it again. Keys: ← → move, r random, g gained, l lost."));
 document.getElementById("filter-form").onsubmit = (event) => event.preventDefault();
 addEventListener("hashchange", () => { readFragment(); draw(); });
 addEventListener("popstate", () => { readFragment(); draw(); });

@@ -27,7 +27,11 @@ function fill(node, parts) {
   }
 }
 
-const number = (value, digits = 2) => (value === null || value === undefined ? "–" : (value === 0 ? 0 : value).toFixed(digits).replace("-", "−"));
+function number(value, digits = 2) {
+  if (value === null || value === undefined) return "–";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? (0).toFixed(digits) : text.replace("-", "−"); // no minus zero
+}
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
 const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1) + " %");
 const counted = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
@@ -42,7 +46,7 @@ function choice(label, field, pairs, inline = false) {
 function verdict(i) {
   if (has(i, RIGHT)) return el("span.verdict.right", "✓ right");
   const why = !has(i, STOPPED) ? "cut off" : !has(i, ANSWER) ? "no answer block" : "wrong";
-  return el("span.verdict.wrong", "✗ " + why, has(i, LENIENT_RIGHT) && { title: "A lenient parser finds the right answer in the text." }, has(i, LENIENT_RIGHT) && " (in prose, right)");
+  return el("span.verdict.wrong", "✗ " + why, has(i, LENIENT_RIGHT) && { title: "A lenient parser finds the right answer in the text." }, has(i, LENIENT_RIGHT) && ", right in prose");
 }
 
 const BACKGROUNDS = {

@@ -29,7 +29,7 @@ function problems() {
     problemMap(problem, found, before, after),
     el("p.question", { dir: "auto" }, DATA.problems[problem].question),
     el("p.small.soft", "Answer: ", el("b", DATA.problems[problem].answer), ` · ${[DATA.problems[problem].difficulty, DATA.problems[problem].domain].filter(Boolean).join(" · ").replace(/_/g, " ")}`,
-      ` · problem ${place < 0 ? "outside the filters" : `${place + 1} of ${shown.length}`}`),
+      ` · ${place < 0 ? "outside the filters" : `${place + 1} of ${counted(shown.length, "problem")}`}`),
     DATA.runs.map((_, run) => stageCards(run, problem)),
     el("p.small.soft", "✓ true step · ✗ false arithmetic · ○ true, but no new step · – sentence about the problem. Highlighted: words that the stage before did not say."),
   ];

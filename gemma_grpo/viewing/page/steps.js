@@ -36,22 +36,25 @@ function stepFigures(run, step) {
 function groupCard(rows) {
   const problem = problemOf(rows[0]), right = rows.filter((i) => has(i, RIGHT)).length;
   const sorted = [...rows].sort((a, b) => C.reward[b] - C.reward[a]);
+  const alike = new Map(); // the same text at the same reward is drawn once
+  for (const i of sorted) at(alike, `${C.reward[i]} ${C.text[i]}`, () => []).push(i);
   const equal = C.reward[sorted[0]] === C.reward[sorted[sorted.length - 1]];
   return el("section.group",
     el("p.prompt", { dir: "auto" }, problem.question),
     el("p.small.soft", "Answer: ", el("b", problem.answer), ` · ${[problem.difficulty, problem.domain].filter(Boolean).join(" · ").replace(/_/g, " ")} · ${right} of ${rows.length} right`, equal && " · equal rewards: no signal"),
-    el("div.members", sorted.map(member)));
+    el("div.members", [...alike.values()].map((same) => member(same[0], same.length))));
 }
 
-function member(i) {
+/** A completion, and how often the group has it. */
+function member(i, times) {
   const advantage = C.advantage[i], size = Math.min(50, 50 * Math.abs(advantage || 0) / 3);
   const clip = el("div.clip", rawText(i));
   clip.onclick = () => clip.classList.remove("clip", "long");
-  if (C.text[i].length > 300 || C.text[i].split("\n").length > 5) clip.classList.add("long");
+  if (C.text[i].length > 400 || C.text[i].split("\n").length > 10) clip.classList.add("long");
   const paid = DATA.components.map((name, k) => [name, C.components[i][k]]).filter(([, value]) => value).map(([name, value]) => `${name} ${number(value)}`).join(" · ");
   return el("div.member",
     el("div.figures", el("div", el("b", number(C.reward[i], 3)), " reward"),
       el("span.advantage", { title: "advantage, from −3 to +3" }, el(advantage >= 0 ? "i.up" : "i.down", { style: `width:${size}%` })),
-      el("div", advantage === null ? "" : `advantage ${signed(advantage)}`), verdict(i)),
+      el("div", advantage === null ? "" : `advantage ${signed(advantage)}`), verdict(i), times > 1 && el("div", `${times} times`)),
     el("div", clip, el("div.facts", paid, paid && " · ", facts(i))));
 }
