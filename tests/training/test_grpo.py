@@ -173,6 +173,25 @@ def test_the_reported_gap_is_the_mean_and_root_mean_square_over_completion_token
     np.testing.assert_allclose(metrics["logp_gap/rms"], np.sqrt((gaps**2).mean()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("tokens, num_devices", [(0, 1), (16, 1), (60, 1), (60, 8)])
+def test_the_trainers_log_probs_come_back_in_the_order_of_the_completions(tokens, num_devices):
+    rollout = fake_rollout()
+    packs = packs_of(batch_of(rollout), tokens=tokens, num_devices=num_devices)
+    update = grpo_update.make_update(
+        GRAPHDEF,
+        on(num_devices),
+        SGD,
+        LossConfig(),
+        UpdateConfig("float32", "none"),
+        temperature=1.0,
+        num_rows=P * G,
+    )
+    state = train_state.init_train_state(PARAMS, SGD, on(num_devices))
+    _, metrics = update(state, {}, packs)
+    exact_BT = np.where(rollout.completion_mask, exact_logps(PARAMS, rollout), 0.0)
+    np.testing.assert_allclose(metrics["trainer_logps"], exact_BT, atol=tolerances.MODEL_GRAD)
+
+
 def test_a_toy_reward_rises_within_a_few_steps():
     """The reward is the share of one token, at chance 1 in 40 to begin with."""
     roll = make_rollout(GRAPHDEF, on(), RolloutConfig(G * 4, T, stop_ids=(), pad_id=PAD))

@@ -79,4 +79,5 @@ addEventListener("keydown", (event) => {
   document.getElementById(name)?.click();
 });
 readFragment();
+document.getElementById("filters").open = FILTERS.some((name) => STATE[name] !== "");
 draw();

@@ -154,7 +154,7 @@ function bars(i) {
 function facts(i) {
   const said = [];
   if (C.tokens[i] !== null) said.push(counted(C.tokens[i], "token"));
-  if (C.logp[i] !== null) said.push(`mean log-prob ${number(C.logp[i])}`);
+  if (C.logp[i] !== null) said.push(`mean log-prob ${number(C.logp[i], 3)}`);
   if (!has(i, STOPPED)) said.push("cut off at the budget");
   if (!has(i, WELL_FORMED)) said.push("not well formed");
   return said.join(" · ");
