@@ -24,7 +24,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, metrics, origin, report
+from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
@@ -225,7 +225,7 @@ class _Session:
         self._require_time(name)
         _say(f"measuring {name} on {len(problems)} problems")
         started = time.monotonic()
-        result, rows = evaluator.run(params, problems)
+        result, rows, drawn = evaluator.run(params, problems)
         seconds = time.monotonic() - started
         self.deadline.note("evaluate", seconds)
 
@@ -233,6 +233,7 @@ class _Session:
             folder.mkdir(exist_ok=True)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(folder / f"{name}.jsonl", lines)
+            tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 

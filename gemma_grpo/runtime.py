@@ -22,6 +22,7 @@ from gemma_grpo.model import (
     Remat,
     check_seed,
 )
+from gemma_grpo.text.prompts import question
 from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
@@ -105,6 +106,10 @@ class Runtime:
         the layout by a program on the devices, the frozen ones beside them (not copied)."""
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
+
+    def encode_question(self, prompt: str) -> list[int]:
+        """The ids of a question as the model is asked it, the instruction before it."""
+        return self.tokenizer.encode_prompt(question(self.instruction, prompt))
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
 from gemma_grpo.planning import chips, disk, fit, topology
-from gemma_grpo.records import files, lock, origin, report
+from gemma_grpo.records import files, lock, origin, report, trace
 from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
@@ -196,11 +197,20 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
                 run_dirs.remove_unused(run_dir)
             raise
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
+    if not options.json and processes.is_primary():
+        _show_trace(run_dir)
     if summary["unfinished"] is None:
         return 0
     where = pipeline.unfinished_at(summary["unfinished"])
     say(f"stopped for --hours {options.hours}: {where}; --resume goes on", file=sys.stderr)
     return OUT_OF_TIME
+
+
+def _show_trace(run_dir: Path) -> None:
+    """Prints a problem that was gained, through the stages, and how to see the others."""
+    if shown := trace.gained(run_dir):
+        trace.show(f"\n{shown}")
+    print(f"\nevery completion: python -m gemma_grpo.view {shlex.quote(str(run_dir))}")
 
 
 def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.ExitStack) -> Path:

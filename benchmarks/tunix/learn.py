@@ -229,7 +229,7 @@ def weights_of(side: SideProcess, folder: Path, like: Params) -> Params:
 def _evaluate(
     evaluator: Evaluator, params: Params, problems: list[Problem]
 ) -> tuple[dict, list[dict]]:
-    result, rows = evaluator.run(params, problems)
+    result, rows, _ = evaluator.run(params, problems)
     print(f"held out: {result['accuracy']}", file=sys.stderr, flush=True)
     return result, rows
 

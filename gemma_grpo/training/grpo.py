@@ -133,6 +133,7 @@ def make_trainer(
         config.loss,
         UpdateConfig(dtype, remat),
         temperature=config.temperature,
+        num_rows=config.prompts_per_step * config.num_generations,
     )
     return Trainer(optimizer, score, update)
 
@@ -263,14 +264,15 @@ class Stage:
         )
 
     def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the rollout; metrics of the last, and the first one's log-prob gap."""
+        """All updates on the rollout; metrics of the last, and the first one's log-probs and their
+        gap to the sampler's."""
         frozen = self.runtime.frozen
         state, first = self.trainer.update(state, frozen, packs)
         last = first
         for _ in range(self.config.num_iterations - 1):
             state, last = self.trainer.update(state, frozen, packs)
-        gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-        return state, last | gap
+        of_first = ("logp_gap/mean", "logp_gap/rms", "trainer_logps")
+        return state, last | {name: first[name] for name in of_first}
 
     def _record(
         self,
@@ -284,6 +286,9 @@ class Stage:
         rollouts = _rollout_rows(collected.groups, advantages_PG)
         of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
+        tokens = collect.token_arrays(
+            collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
+        )
         config = self.config
         progress = step / config.num_steps
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
@@ -293,7 +298,7 @@ class Stage:
             "time/rollout_s": collected.seconds,
             "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
         }
-        return StepResult(metrics, rollouts)
+        return StepResult(metrics, rollouts, tokens)
 
 
 def train(
@@ -370,6 +375,7 @@ def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dic
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
+            "domain": groups.problems[row // G].domain,
             "completion": sample.completion,
             "num_tokens": sample.num_tokens,
             "stopped": sample.stopped,
