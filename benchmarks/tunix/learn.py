@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from gemma_grpo.rewards.samples import make_samples
 
 from benchmarks.timing import print_row
 from benchmarks.tunix import convert, install
@@ -36,7 +37,6 @@ from gemma_grpo.model import Params
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.rewards import RewardWeights
-from gemma_grpo.rewards.samples import make_samples
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
 from gemma_grpo.text.tokenizer import Tokenizer
