@@ -24,12 +24,12 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, metrics, report
+from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
-from gemma_grpo.training import grpo, sft
+from gemma_grpo.training import extra_rewards, grpo, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles
@@ -69,15 +69,17 @@ def load_task(run: RunConfig) -> Task:
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    grpo.load_extra_rewards(run.reward.extra)
+    extra_rewards.check_rewards(run.reward, runtime, train)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
-    encode_prompts(
-        train + test,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
+    for kind, problems in (("training ", train), ("held-out ", test)):
+        encode_prompts(
+            problems,
+            runtime.tokenizer,
+            instruction=runtime.instruction,
+            max_prompt_length=runtime.max_prompt_length,
+            kind=kind,
+        )
     if "sft" in run.stage_list:
         encode_completions(
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
@@ -143,7 +145,9 @@ class _Session:
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
+        _say(f"loading {run.model.weights} and the problems")
         task = load_task(run)
+        processes.run_on_primary(partial(_check_origin, run, run_dir, task))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
@@ -216,11 +220,12 @@ class _Session:
     ) -> None:
         """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
         folder = self.run_dir / "evaluations"
-        if processes.broadcast_from_primary((folder / f"{name}.json").exists):
+        if processes.broadcast_from_primary(lambda: _measured(folder, name) is not None):
             return
         self._require_time(name)
+        _say(f"measuring {name} on {len(problems)} problems")
         started = time.monotonic()
-        result, rows = evaluator.run(params, problems)
+        result, rows, drawn = evaluator.run(params, problems)
         seconds = time.monotonic() - started
         self.deadline.note("evaluate", seconds)
 
@@ -228,6 +233,7 @@ class _Session:
             folder.mkdir(exist_ok=True)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(folder / f"{name}.jsonl", lines)
+            tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
@@ -241,6 +247,41 @@ class _Session:
     def _allows(self, *kinds: str) -> bool:
         """The primary process's answer, in all of them."""
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
+
+
+def _say(line: str) -> None:
+    """What goes on while nothing else is printed, on stderr."""
+    if processes.is_primary():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other."""
+    digests = {
+        "training problems": origin.of_rows(task.train),
+        "held-out problems": origin.of_rows(task.test),
+        "base weights": weights.digest(run.model.weights),
+        "tokenizer": origin.of_files(task.runtime.tokenizer.path),
+    }
+    origin.check(run_dir, digests)
+    origin.note(run_dir, digests)
+
+
+def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
+    """An evaluation that is on file, its result and rows; None if there is none, or no whole one,
+    of which a line on stderr says so."""
+    result = files.read_json(folder / f"{name}.json")
+    if result is None:
+        return None
+    path = folder / f"{name}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result:
+            return result, rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
+    return None
 
 
 def _partial_name(stage: str, step: int) -> str:
@@ -326,7 +367,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
     `compile` is in the others."""
     path = run_dir / "seconds.json"
-    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent = files.read_json(path) or {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
     files.write_text(path, json.dumps(spent) + "\n")
 
@@ -334,14 +375,9 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
     """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
-    stages = [stage for stage in stages if (folder / f"{stage}.json").exists()]
-    results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
-    rows = {
-        stage: [
-            json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().split("\n")[:-1]
-        ]
-        for stage in stages
-    }
+    found = {stage: _measured(folder, stage) for stage in stages}
+    measured = {stage: both for stage, both in found.items() if both is not None}
+    stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
     device = jax.devices()[0]
     summary = {
         "weights": run.model.weights,
@@ -349,12 +385,12 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
-        "stages": results,
+        "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)
         },
-        "seconds": json.loads((run_dir / "seconds.json").read_text()),
+        "seconds": files.read_json(run_dir / "seconds.json") or {},
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if (run_dir / "metrics.jsonl").exists():

@@ -137,4 +137,4 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

@@ -138,6 +138,7 @@ def full_batch(run: RunConfig) -> dict[str, np.ndarray]:
         "weights": np.zeros((B, T), np.float32),
         "sampler_logps": np.zeros((B, T), np.float32),
         "advantages": np.zeros(B, np.float32),
+        "rows": np.zeros(B, np.int32),
     }
     if run.model.lora.rank and run.model.lora.dropout:
         batch["dropout_keys"] = np.zeros((P, 2), np.uint32)

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, lock
+from gemma_grpo.records import files, lock, origin
 
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
-_COPIED = ("metrics.jsonl", "seconds.json", "summary.json")
-_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
+_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
+_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
+_PATTERN_CHARACTERS = "[]*?\\"
 OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
@@ -33,7 +34,13 @@ def unused(path: Path) -> Path:
 
 
 def require_free(run_dir: Path) -> None:
-    """Raises UserError if the folder holds anything but a lock or a copy that was cut short."""
+    """Raises UserError if the folder holds anything but a lock or a copy that was cut short, or if
+    no checkpoint could be read back from a folder of that name."""
+    if found := sorted(set(str(run_dir.absolute())) & set(_PATTERN_CHARACTERS)):
+        raise UserError(
+            f"{run_dir}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
+            "a pattern; name another folder"
+        )
     if not run_dir.exists():
         return
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
@@ -45,7 +52,14 @@ def require_free(run_dir: Path) -> None:
 def write_config(run_dir: Path, text: str) -> None:
     """Makes the folder a run's, by its config.yaml. Raises as `require_free`."""
     _clear(run_dir)
+    origin.note(run_dir, {"config": text})
     files.write_text(run_dir / CONFIG, text)
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Removes the folder of a run that could not start, if it holds nothing but its settings."""
+    if {path.name for path in run_dir.iterdir()} <= {CONFIG, lock.NAME, origin.NAME}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[Path, Path]) -> None:

@@ -32,9 +32,10 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig, load_extra_rewards
+from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import grpo_update, packing, resample
+from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
     OptimizerConfig,
@@ -64,7 +65,8 @@ class GRPOConfig:
     length, as many as they need. Less needs less memory. 0 computes its whole share at once,
     padding too."""
     scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, or nothing."""
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
     baseline: advantages.Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
@@ -131,6 +133,7 @@ def make_trainer(
         config.loss,
         UpdateConfig(dtype, remat),
         temperature=config.temperature,
+        num_rows=config.prompts_per_step * config.num_generations,
     )
     return Trainer(optimizer, score, update)
 
@@ -164,7 +167,7 @@ class Stage:
 
     Attributes:
         problems: by difficulty.
-        extra: the user's rewards: name, function, weight.
+        extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
@@ -173,7 +176,7 @@ class Stage:
     reward: RewardConfig
     runtime: Runtime
     problems: dict[str, list[Problem]]
-    extra: list[tuple[str, rewards.Reward, float]]
+    extra: extra_rewards.Extra
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
@@ -203,7 +206,7 @@ class Stage:
                 trace=self.reward.trace,
             ),
             partial(self._draw, step),
-            jax.random.fold_in(jax.random.key(self.runtime.seed), step),
+            jax.random.fold_in(self.runtime.key, step),
             resample_rounds=self.config.resample_rounds,
         )
         return Collected(groups, weights, extra_rounds, time.monotonic() - started)
@@ -261,14 +264,15 @@ class Stage:
         )
 
     def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the rollout; metrics of the last, and the first one's log-prob gap."""
+        """All updates on the rollout; metrics of the last, and the first one's log-probs and their
+        gap to the sampler's."""
         frozen = self.runtime.frozen
         state, first = self.trainer.update(state, frozen, packs)
         last = first
         for _ in range(self.config.num_iterations - 1):
             state, last = self.trainer.update(state, frozen, packs)
-        gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-        return state, last | gap
+        of_first = ("logp_gap/mean", "logp_gap/rms", "trainer_logps")
+        return state, last | {name: first[name] for name in of_first}
 
     def _record(
         self,
@@ -280,8 +284,11 @@ class Stage:
     ) -> StepResult:
         """What is kept of the step. Waits for the devices after the host's part is done."""
         rollouts = _rollout_rows(collected.groups, advantages_PG)
-        of_rollout = _rollout_metrics(collected)
+        of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
+        tokens = collect.token_arrays(
+            collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
+        )
         config = self.config
         progress = step / config.num_steps
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
@@ -291,7 +298,7 @@ class Stage:
             "time/rollout_s": collected.seconds,
             "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
         }
-        return StepResult(metrics, rollouts)
+        return StepResult(metrics, rollouts, tokens)
 
 
 def train(
@@ -313,7 +320,7 @@ def train(
         reward,
         runtime,
         batches.by_difficulty(problems),
-        load_extra_rewards(reward.extra),
+        extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
         collect.make_sampler(
             runtime,
             num_generations=config.num_generations,
@@ -336,13 +343,17 @@ def train(
     return state.params
 
 
-def _rollout_metrics(collected: Collected) -> dict[str, float]:
+def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
-    components = {
-        f"reward/{name}": float(np.mean(values))
-        for name, values in groups.scores.components.items()
-    }
+    components = {}
+    for name, values in groups.scores.components.items():
+        given = [value for value in values if value is not None]
+        components[f"reward/{name}"] = float(np.mean(given)) if given else None
+    for name, reward, _ in extra:
+        if isinstance(reward, JudgedReward):
+            values = groups.scores.components[name]
+            components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {
         "reward/mean": float(rewards_PG.mean()),
         "reward/std": float(rewards_PG.std(axis=1).mean()),
@@ -364,6 +375,7 @@ def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dic
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
+            "domain": groups.problems[row // G].domain,
             "completion": sample.completion,
             "num_tokens": sample.num_tokens,
             "stopped": sample.stopped,
