@@ -758,6 +758,9 @@ def test_a_folder_that_holds_another_runs_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"holds the checkpoints of {tmp_path}/a; name another"):
         stopped_run(tmp_path / "b", tmp_path / "ck")
     assert not (tmp_path / "b" / "config.yaml").exists()
+    shutil.rmtree(tmp_path / "a")  # and begun anew: what was saved is of another run all the same
+    with pytest.raises(UserError, match="name another"):
+        stopped_run(tmp_path / "a", tmp_path / "ck")
     stopped_run(tmp_path / "c", tmp_path / "other")
     shutil.rmtree(tmp_path / "other")
     stopped_run(tmp_path / "d", tmp_path / "other")
