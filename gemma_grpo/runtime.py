@@ -136,7 +136,7 @@ def load_model(
             divide as its rollout's layout wants.
     """
     source = weights.open_source(settings.weights)
-    tokenizer = _tokenizer(settings, source)
+    tokenizer = load_tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)
     mesh = meshes.data_mesh()
@@ -174,7 +174,7 @@ def load_model(
     return runtime, params
 
 
-def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if tokenizer.vocab_size > source.config.vocab_size:

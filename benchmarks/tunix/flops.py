@@ -37,7 +37,7 @@ from benchmarks.tunix.sides import SideProcess, start_theirs
 from gemma_grpo import model as gemma3
 from gemma_grpo import presets
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.planning import fit, programs
+from gemma_grpo.planning import batches, fit, programs
 from gemma_grpo.planning.traced import matmul_flops
 
 CHIPS = 8
@@ -133,7 +133,7 @@ def count_ours(case: Case, config: gemma3.Gemma3Config) -> dict[str, int]:
     if case.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * case.chips
     if case.full:
-        packs = programs.full_packs(run, case.chips)
+        packs = batches.packs(run, "grpo", case.chips)
     else:
         packs = packing.packed_trace(run, num_devices=case.chips)
     update = packing.update_on(packs, run, config, mesh).trace()
