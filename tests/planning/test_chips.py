@@ -121,5 +121,5 @@ def test_a_step_compiles_for_v6e_and_fits_though_its_text_cannot_be_read(libtpu)
     devices = topology.devices("v6e:2x4")
     chip = chips.chip_of("v6e:2x4", devices)
     rows = fit.plan(presets.preset("gemma3-1b"), TWO_LAYERS, mesh.data_mesh(devices), chip)
-    assert [row.name for row in rows] == ["rollout", "update"]
+    assert {"rollout", "update", "sft update"} < {row.name for row in rows}
     assert not any(fit.excess(row, chip) for row in rows)
