@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
@@ -108,7 +109,9 @@ def sharded_group_advantages(
     )
 
 
-def zero_signal_groups(rewards_PG: Float[Array, "P G"]) -> Bool[Array, "P"]:
+def zero_signal_groups(
+    rewards_PG: Float[Array | np.ndarray, "P G"],
+) -> Bool[Array | np.ndarray, "P"]:
     """True for groups whose rewards are all equal: they give no gradient, whatever the scale.
 
     DAPO (2503.14476) resamples them.

@@ -3,11 +3,13 @@ what a step moves."""
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 
 import jax
 import pytest
+import safetensors.numpy
 from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_grpo import cli, pipeline, presets, train
@@ -15,6 +17,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh
 from gemma_grpo.planning import ledger, programs
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.weights.assets import NANO
 
 # JAX's names of what our own code jits; besides, it compiles single operations.
 OURS = {
@@ -79,6 +82,24 @@ def empty_cache(folder):
         compilation_cache.reset_cache()
         if settings is wanted:
             yield
+
+
+def one_layer(folder):
+    """The embedded model cut to its last layer, a global one: quick to compile."""
+    tensors = safetensors.numpy.load_file(NANO / "model.safetensors")
+    kept = {
+        name.replace(".layers.5.", ".layers.0."): tensor
+        for name, tensor in tensors.items()
+        if ".layers." not in name or ".layers.5." in name
+    }
+    folder.mkdir()
+    safetensors.numpy.save_file(kept, folder / "model.safetensors")
+    settings = json.loads((NANO / "config.json").read_text())
+    cut = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    (folder / "config.json").write_text(json.dumps(settings | cut))
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(NANO / name, folder)
+    return str(folder)
 
 
 def short_problems(path):
@@ -151,10 +172,12 @@ class Ran:
 @pytest.fixture(scope="module", params=CASES)
 def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
-    source = short_problems(folder / "short.jsonl")
-    run = run_of([*TINY, *CASES[request.param], "--data.source", source])
+    where = ["--data.source", short_problems(folder / "short.jsonl")]
+    where += ["--model.weights", one_layer(folder / "model")]
+    run = run_of([*TINY, *CASES[request.param], *where])
     compiled, passed, write = {}, {}, MetricsWriter.write
     with empty_cache(folder / "cache"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "FSDP_FROM", 1024)  # else all of so small a model is replicated
         with compilations() as planned:
             names = compile_all(run)
         pipeline.new_run_dir(folder / "run", run)
