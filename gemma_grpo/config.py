@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import yaml
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, one_line
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
+from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
-from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.runtime import ModelConfig, check_seed
 from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.saving import CheckpointConfig
 from gemma_grpo.training.sft import SFTConfig
 
 # Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
@@ -53,6 +55,11 @@ class RunConfig:
     """sft,grpo or one of them."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that a stage leaves. bfloat16 halves the files, but the next stage then begins
+    with rounded weights."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When training states are saved, and where."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -67,10 +74,14 @@ class RunConfig:
     """What is measured before and after."""
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: must be 0 or more")
+        check_seed(self.seed)
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+        if self.grpo.scale == "mean" and not self.reward.is_binary:
+            raise UserError(
+                "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
+                "reward.start and reward.end but correctness to 0, or use scale='group'"
+            )
 
     @property
     def stage_list(self) -> list[str]:
@@ -100,15 +111,62 @@ def from_yaml(path: Path) -> RunConfig:
         UserError: no such file, not YAML, an unknown field, or a value of the wrong type.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        if files.is_stream(path):
+            raise UserError("not a file")
+        return from_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())})") from error
-    try:
-        return _build(RunConfig, values, where="")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not UTF-8; save the file as UTF-8") from error
     except UserError as error:
         raise UserError(f"config {path}: {error}") from error
+
+
+def from_text(text: str) -> RunConfig:
+    """The configuration in a YAML text, as `from_yaml`. Raises UserError as that."""
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML ({one_line(str(error), 300)})") from error
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits; 1000 brackets
+        raise UserError(f"YAML that cannot be read ({one_line(str(error), 100)})") from error
+    return _build(RunConfig, values, where="")
+
+
+def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
+    """The fields in which two configurations differ, as "grpo.num_steps 60 -> 200"."""
+
+    def flat(value: Any, name: str) -> dict[str, Any]:
+        if not dataclasses.is_dataclass(value):
+            return {name: value}
+        fields = dataclasses.fields(value)
+        return {
+            inner: leaf
+            for field in fields
+            for inner, leaf in flat(
+                getattr(value, field.name), f"{name}.{field.name}".lstrip(".")
+            ).items()
+        }
+
+    old, new = flat(before, ""), flat(after, "")
+    return [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values alone: no aliases, which can expand without end, and no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if not all(isinstance(name, str) for name in names):
+            raise yaml.YAMLError("a field's name must be text")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.YAMLError(f"field {min(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _plain(value: Any) -> Any:
@@ -123,6 +181,8 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{where or 'the file'} must be a mapping of fields to values")
+        if odd := [name for name in value if not isinstance(name, str)]:
+            raise UserError(f"{where or 'top level'} has no field {odd[0]!r}")
         hints = typing.get_type_hints(kind)
         value = {name: v for name, v in value.items() if f"{where}.{name}" not in OLD_FIELDS}
         if unknown := value.keys() - hints.keys():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
-from gemma_grpo.planning import fit, ledger, programs, topology
+from gemma_grpo.planning import disk, fit, ledger, programs, topology
 from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.fit import Row
 from gemma_grpo.planning.ledger import Ledger, Line
@@ -120,6 +120,7 @@ def table(
         *_of_programs(rows, where.chip),
         "",
         *_of_run(account),
+        *disk.lines(run, account.disk),
         "",
         *_steps(account, result),
     ]
@@ -164,7 +165,7 @@ def _of_programs(rows: list[Row], chip: Chip) -> list[str]:
 
 
 def _of_run(account: Ledger) -> list[str]:
-    """Sections of lines with their basis. The disk's belongs behind the host's memory."""
+    """Sections of lines with their basis."""
     seconds = lambda line: f"{_seconds(line.likely):>10}{_seconds(line.most):>13}"
     size = lambda line: f"{_size(line.most):>23}"
     sections = (
@@ -213,4 +214,4 @@ def _size(num_bytes: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

@@ -74,7 +74,7 @@ class Evaluator:
             `rows`): the greedy ones, then the sampled ones.
         """
         params = self.runtime.sampling_params(params)
-        key = jax.random.key(self.runtime.seed)
+        key = self.runtime.key
         greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
         sampled = None
         generations = rows(problems, greedy, logps, greedy=True)
@@ -102,6 +102,11 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     return Evaluator(config, greedy, sampled, runtime)
 
 
+def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
+    """How many prompts a batch holds: no more than fill the devices with all problems."""
+    return min(wanted, -(-num_problems // num_devices) * num_devices)
+
+
 def _complete(
     sampler: collect.Sampler,
     params: Params,
@@ -112,6 +117,7 @@ def _complete(
     """Samples of all problems, group-major, `num_prompts` problems at a time, and the log-prob of
     each completion under the distribution it was drawn from."""
     samples, logps = [], []
+    num_prompts = prompts_at_once(num_prompts, len(problems), sampler.mesh.size)
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
         # The last batch is filled up so that its shape is compiled already.

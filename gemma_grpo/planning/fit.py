@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_grpo import model
+from gemma_grpo import model, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
@@ -62,6 +62,11 @@ class Row:
     def memory(self) -> int:
         """Bytes of a chip at the worst moment."""
         return self.compiled.peak + self.resident
+
+
+def model_config(where: str) -> Gemma3Config:
+    """The architecture by its own name, or that of weights at hand."""
+    return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
 
 
 def plan(

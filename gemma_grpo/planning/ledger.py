@@ -19,11 +19,13 @@ from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches
+from gemma_grpo.planning import disk as disks
 from gemma_grpo.planning.fit import Row
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND, REPORT_SECONDS, Deadline
+from gemma_grpo.training.saving import HOST_BYTES_PER_SECOND, SMALL
 
 GSM8K_TEST = 1319  # problems in its test split
-STATE, FLOAT32, BFLOAT16 = 12, 4, 2  # bytes of a parameter; a state is weights and two moments
+FLOAT32, BFLOAT16 = 4, 2  # bytes
 
 Basis = Literal["counted", "modelled", "measured"]
 
@@ -53,6 +55,7 @@ class Ledger:
         seconds: in the order in which they pass.
         bus: bytes between the host and all devices, of a step and of a batch of evaluation.
         host: bytes of the host's memory; the largest counts, not the sum.
+        disk: of its files, in bytes.
         step: a GRPO step's seconds, its share of checkpoints included; 0 without GRPO.
         before: the seconds of all lines but the GRPO steps and their checkpoints.
     """
@@ -60,6 +63,7 @@ class Ledger:
     seconds: list[Line]
     bus: list[Line]
     host: list[Line]
+    disk: disks.Disk
     step: Line
     before: Line
 
@@ -94,47 +98,37 @@ def _steps(seconds: float, each: float) -> float:
 
 def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_devices: int) -> Ledger:
     """The ledger of a run whose programs are `rows` (`fit.plan`)."""
-    trained, everything = parameters(run, config)
-    calls = {row.name: row for row in rows}
-    grpo_steps = run.grpo.num_steps if "grpo" in run.stage_list else 0
-    step = _of_step(run, calls) if grpo_steps else Line("", 0, 0, "modelled", "")
-    save = STATE * trained / DISK_BYTES_PER_SECOND
-    saves = {
-        stage: -(-_settings(run, stage).num_steps // _settings(run, stage).checkpoint_every)
-        for stage in run.stage_list
-    }
+    _, everything = parameters(run, config)
+    files, calls = disks.of_run(run, config), {row.name: row for row in rows}
+    step = _of_step(run, calls) if "grpo" in run.stage_list else Line("", 0, 0, "modelled", "")
     lines = [
         _disk("loading", BFLOAT16 * everything, "the weights, in bfloat16"),
         _compilation(rows),
         _evaluation("base evaluation", run, calls),
     ]
     for stage in run.stage_list:
+        name, number = stage.upper(), _settings(run, stage).num_steps
         if stage == "sft":
-            lines.append(_times("SFT steps", run.sft.num_steps, calls["sft update"]))
+            call = calls["sft update"]
+            each = Line("", call.likely_seconds, call.model_seconds, "modelled", "")
         else:
-            note = f"{grpo_steps} of {step.likely:.3g} s, at full lengths {step.most:.3g} s"
-            most = grpo_steps * step.most
-            lines.append(Line("GRPO steps", grpo_steps * step.likely, most, "modelled", note))
-        name = stage.upper()
-        note = f"{saves[stage]} of {STATE * trained / 1e9:.3g} GB"
+            each = step
+        steps = _times(f"{name} steps", number, each)
         lines += [
-            _disk(f"{name} checkpoints", saves[stage] * STATE * trained, note),
-            _disk(f"{name} weights", 2 * FLOAT32 * trained, "written and read back"),
+            steps,
+            _saving(run, stage, steps, files.checkpoint),
+            _disk(f"{name} weights", 2 * files.weights, "written and read back"),
             _evaluation(f"{name} evaluation", run, calls),
         ]
     lines += [
         Line("report", REPORT_SECONDS, REPORT_SECONDS, "modelled", "an assumption"),
         _disk("export", (BFLOAT16 + FLOAT32) * everything, "read, and written in float32"),
     ]
-    per_step = save / run.grpo.checkpoint_every if grpo_steps else 0.0
-    rest = [line for line in lines if line.name not in ("GRPO steps", "GRPO checkpoints")]
-    return Ledger(
-        lines,
-        bus_lines(run, num_devices),
-        _host_lines(run, config, trained),
-        Line("GRPO step", step.likely + per_step, step.most + per_step, "modelled", step.note),
-        _sum("all else", rest),
-    )
+    of_steps = [line for line in lines if line.name in ("GRPO steps", "GRPO checkpoints")]
+    each = _sum("GRPO step", of_steps, 1 / run.grpo.num_steps)
+    rest = _sum("all else", [line for line in lines if line not in of_steps])
+    bus = bus_lines(run, num_devices)
+    return Ledger(lines, bus, _host_lines(run, config, files.checkpoint), files, each, rest)
 
 
 def parameters(run: RunConfig, config: Gemma3Config) -> tuple[int, int]:
@@ -208,10 +202,26 @@ def _evaluation(name: str, run: RunConfig, calls: dict[str, Row]) -> Line:
     return Line(name, likely, most, "modelled", note)
 
 
-def _times(name: str, number: int, row: Row) -> Line:
-    note = f"{number} of {row.likely_seconds:.3g} s, at full lengths {row.model_seconds:.3g} s"
-    likely, most = number * row.likely_seconds, number * row.model_seconds
-    return Line(name, likely, most, "modelled", note)
+def _times(name: str, number: int, each: Line) -> Line:
+    note = f"{number} of {each.likely:.3g} s, at full lengths {each.most:.3g} s"
+    return Line(name, number * each.likely, number * each.most, "modelled", note)
+
+
+def _saving(run: RunConfig, stage: str, steps: Line, num_bytes: int) -> Line:
+    """That training stands still to save: the state's way to the host, within the share that is
+    allowed; it is written while training goes on."""
+    saving, every = run.checkpoint, _settings(run, stage).checkpoint_every
+    by_steps = (_settings(run, stage).num_steps - 1) // every if every else 0
+    each = num_bytes / HOST_BYTES_PER_SECOND
+
+    def still(seconds: float) -> float:
+        by_time = seconds // (60 * saving.minutes) if saving.minutes else 0
+        due = each * max(by_steps, by_time)
+        return due if num_bytes < SMALL else min(due, saving.share * seconds)
+
+    note = f"at most {saving.share:.0%}, each {num_bytes / 1e9:.3g} GB at 1 GB/s to the host"
+    name = f"{stage.upper()} checkpoints"
+    return Line(name, still(steps.likely), still(steps.most), "modelled", note)
 
 
 def _compilation(rows: Sequence[Row]) -> Line:
@@ -227,18 +237,18 @@ def _disk(name: str, num_bytes: int, what: str) -> Line:
     return Line(name, seconds, seconds, "modelled", note)
 
 
-def _host_lines(run: RunConfig, config: Gemma3Config, trained: int) -> list[Line]:
-    of_embedding = FLOAT32 if not run.model.lora.rank or run.model.dtype == "float32" else BFLOAT16
-    largest = of_embedding * config.vocab_size * config.embed_dim
+def _host_lines(run: RunConfig, config: Gemma3Config, checkpoint: int) -> list[Line]:
+    in_float32 = not run.model.lora.rank or run.model.dtype == "float32"
+    itemsize = FLOAT32 if in_float32 else BFLOAT16
+    largest = itemsize * config.vocab_size * config.embed_dim
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    state = STATE * trained
     return [
         Line("compiling", resident, resident, "measured", "this process at its most"),
         Line("loading", largest, largest, "counted", "the largest array, beside the process"),
-        Line("a checkpoint", state, state, "counted", "weights and moments on their way to disk"),
+        Line("a checkpoint", checkpoint, checkpoint, "counted", "on its way to disk"),
     ]
 
 
-def _sum(name: str, lines: Sequence[Line]) -> Line:
-    likely, most = sum(line.likely for line in lines), sum(line.most for line in lines)
-    return Line(name, likely, most, "modelled", "")
+def _sum(name: str, lines: Sequence[Line], times: float = 1.0) -> Line:
+    likely, most = (sum(getattr(line, side) for line in lines) for side in ("likely", "most"))
+    return Line(name, times * likely, times * most, "modelled", "")

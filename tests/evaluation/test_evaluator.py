@@ -220,3 +220,8 @@ def test_spellings_of_one_number_are_votes_for_one_candidate():
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
     sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
+
+
+@pytest.mark.parametrize("num_problems, prompts", [(4, 8), (9, 16), (40, 40), (10**7, 10**6)])
+def test_no_more_rows_are_drawn_than_the_problems_fill_on_the_devices(num_problems, prompts):
+    assert evaluator.prompts_at_once(1_000_000, num_problems, num_devices=8) == prompts

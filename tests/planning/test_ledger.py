@@ -46,8 +46,8 @@ def test_likely_completions_are_the_trace_that_benchmarks_share():
 
 
 def test_the_seconds_of_a_run_are_added_by_hand():
-    """SFT 200 steps and GRPO 500, saved every 50; 1319 problems are 21 batches of 64 greedy and 83
-    of 16 sampled ones; the disk takes 100 MB a second."""
+    """SFT 200 steps and GRPO 500, saved every 50 but for the last; 1319 problems are 21 batches of
+    64 greedy and 83 of 16 sampled ones; the disk takes 100 MB a second, the host 1 GB."""
     run = presets.preset("gemma3-1b")
     seconds = by_name(account(run).seconds)
     full = {name: line.most for name, line in seconds.items()}
@@ -57,9 +57,9 @@ def test_the_seconds_of_a_run_are_added_by_hand():
     assert {full[f"{name} evaluation"] for name in ("base", "SFT", "GRPO")} == {evaluation}
     assert full["SFT steps"] == 200 * 3.0 and seconds["SFT steps"].likely == 300
     assert full["GRPO steps"] == 500 * (0.25 + 5.0 + 0.25 + 1.5)
-    assert full["SFT checkpoints"] == pytest.approx(4 * 12 * PARAMETERS / 1e8)
-    assert full["GRPO checkpoints"] == pytest.approx(10 * 12 * PARAMETERS / 1e8)
-    assert full["GRPO weights"] == pytest.approx(8 * PARAMETERS / 1e8)
+    assert full["SFT checkpoints"] == 0.05 * 600 < 3 * 12 * PARAMETERS / 1e9  # more than 5 %
+    assert full["GRPO checkpoints"] == pytest.approx(9 * 12 * PARAMETERS / 1e9, rel=1e-3)
+    assert full["GRPO weights"] == pytest.approx(8 * PARAMETERS / 1e8, rel=1e-3)
     assert full["export"] == pytest.approx(6 * PARAMETERS / 1e8)
     assert account(run).hours()[1] == pytest.approx(sum(full.values()) / 3600)
     bases = {name: line.basis for name, line in seconds.items()}
@@ -72,7 +72,7 @@ def test_steps_in_some_hours_are_what_all_else_leaves():
     rest = sum(
         line.most for line in made.seconds if line.name not in ("GRPO steps", "GRPO checkpoints")
     )
-    each = 7.0 + 12 * PARAMETERS / 1e8 / 50  # a checkpoint every 50 steps
+    each = 7.0 + made.disk.checkpoint / 1e9 * 9 / 500  # nine checkpoints in 500 steps
     assert made.steps_in(9)[1] == math.floor((9 * 3600 - rest) / each)
     assert made.steps_in(9)[0] > made.steps_in(9)[1] > made.steps_in(3)[1] > 0
     assert made.steps_in(0.1) == (0, 0)
@@ -83,9 +83,11 @@ def test_what_a_step_repeats_counts_as_often():
     run = replace(run, grpo=replace(run.grpo, num_iterations=2, resample_rounds=3))
     calls = CALLS | {"reference": 1.0, "old": 1.0}
     step = account(run, calls).step
-    save = 12 * PARAMETERS / 1e8 / 50
-    assert step.most == pytest.approx(0.25 + 4 * 5.0 + 0.25 + 1.0 + 1.0 + 2 * 1.5 + save)
-    assert step.likely == pytest.approx((0.25 + 5.0 + 0.25 + 1.0 + 1.0 + 2 * 1.5) / 2 + save)
+    save = 12 * PARAMETERS / 1e9 * 9 / 500
+    most = 0.25 + 4 * 5.0 + 0.25 + 1.0 + 1.0 + 2 * 1.5 + save
+    assert step.most == pytest.approx(most, rel=1e-3)
+    likely = (0.25 + 5.0 + 0.25 + 1.0 + 1.0 + 2 * 1.5) / 2
+    assert likely < step.likely <= pytest.approx(1.05 * likely)  # the share that saving may take
 
 
 def test_adapters_are_all_that_is_saved_of_them():
@@ -95,7 +97,7 @@ def test_adapters_are_all_that_is_saved_of_them():
     sides = (1152 + 1024) * 2 + (1152 + 256) * 2 + (1152 + 6912) * 3
     assert (trained, everything) == (26 * 16 * sides, PARAMETERS)
     host = by_name(account(run).host)
-    assert host["a checkpoint"].most == 12 * trained
+    assert host["a checkpoint"].most == pytest.approx(12 * trained, rel=0.01)
     assert host["loading"].most == 2 * 262_144 * 1152
     assert by_name(account(presets.preset("gemma3-1b")).host)["loading"].most == 4 * 262_144 * 1152
 

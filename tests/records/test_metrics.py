@@ -172,8 +172,8 @@ def test_a_torn_last_line_and_half_written_rollouts_are_dropped(tmp_path):
 
 def test_a_line_that_is_not_ours_is_named_by_file_and_number(tmp_path):
     MetricsWriter(tmp_path).close()
-    good = '{"stage": "sft", "step": 1}\n'
-    for bad in ("not json\n", '{"step": 1}\n', '{"stage": "eval", "step": 1}\n', "[]\n"):
+    good, no_step = '{"stage": "sft", "step": 1}\n', '{"stage": "sft", "step": null}\n'
+    for bad in ("not json\n", '{"step": 1}\n', '{"stage": "eval", "step": 1}\n', "[]\n", no_step):
         (tmp_path / "metrics.jsonl").write_text(good + bad)
         with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no metrics line; delete it"):
             MetricsWriter(tmp_path, {"stage": "sft", "step": 9})
