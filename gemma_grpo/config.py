@@ -16,6 +16,7 @@ from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig, check_seed
 from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.saving import CheckpointConfig
 from gemma_grpo.training.sft import SFTConfig
 
 # Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
@@ -54,6 +55,11 @@ class RunConfig:
     """sft,grpo or one of them."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that a stage leaves. bfloat16 halves the files, but the next stage then begins
+    with rounded weights."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When training states are saved, and where."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -71,6 +77,11 @@ class RunConfig:
         check_seed(self.seed)
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+        if self.grpo.scale == "mean" and not self.reward.is_binary:
+            raise UserError(
+                "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
+                "reward.start and reward.end but correctness to 0, or use scale='group'"
+            )
 
     @property
     def stage_list(self) -> list[str]:

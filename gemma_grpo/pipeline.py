@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +22,22 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, origin, report
+from gemma_grpo.records import compile_clock, files, metrics, origin, report
 from gemma_grpo.records import run_dir as run_dirs
-from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import grpo, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
-from gemma_grpo.training.loop import RunFiles, stage_checkpoints
+from gemma_grpo.training.loop import RunFiles
+from gemma_grpo.training.saving import (
+    CheckpointConfig,
+    StageCheckpoints,
+    stage_checkpoints,
+)
 
 
 @dataclass(frozen=True)
@@ -155,32 +160,40 @@ class _Session:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
                 try:
-                    params = self._train_stage(stage, train[stage], params)
+                    self._train_stage(stage, train[stage], params)
                 except OutOfTimeError as stop:
                     self._leave_partial(stop, evaluate)
                     raise
-                path.parent.mkdir(exist_ok=True)
-                weights.save(path, params)
             # Read back even when just written: a resumed run and this one then hold the same bits.
             params = weights.load(path, task.base)
             if not run.keep_checkpoints:  # also what a run killed before this line left
-                processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
+                processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
             evaluate(stage, params)
 
     def _train_stage(
         self, stage: str, train: Callable[[PyTree, RunFiles], PyTree], params: PyTree
-    ) -> PyTree:
+    ) -> None:
         started = time.monotonic()
 
-        def open_writer() -> MetricsWriter:
-            done = stage_checkpoints(self.run_dir, stage).latest() or 0
-            return MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
+        def open_writer() -> metrics.MetricsWriter:
+            newest = self._checkpoints(stage).newest()
+            done = int(newest.name) if newest else 0
+            return metrics.MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
 
         with Interrupt() as interrupt:
             writer = processes.run_on_primary(open_writer)
             try:
-                return train(params, RunFiles(self.run_dir, writer, interrupt, self.deadline))
+                run_files = RunFiles(
+                    self.run_dir,
+                    writer,
+                    interrupt,
+                    self.deadline,
+                    self.run.checkpoint,
+                    keep_last=self.run.keep_checkpoints,
+                    leave=partial(self._write_weights, stage),
+                )
+                train(params, run_files)
             finally:
                 if writer is not None:
                     writer.close()
@@ -191,11 +204,16 @@ class _Session:
         if not stop.step or not self._allows("save", "evaluate"):
             return
         name = _partial_name(stop.stage, stop.step)
-        folder = self.run_dir / "weights"
-        folder.mkdir(exist_ok=True)
         processes.run_on_primary(partial(_remove_partial_weights, self.run_dir, stop.stage))
-        weights.save(folder / f"{name}.safetensors", stop.params)
+        self._write_weights(name, stop.params)
         evaluate(name, stop.params)
+
+    def _write_weights(self, name: str, params: PyTree) -> None:
+        path = self.run_dir / "weights" / f"{name}.safetensors"
+        weights.save(path, params, dtype=self.run.weights_dtype)
+
+    def _checkpoints(self, stage: str) -> StageCheckpoints:
+        return stage_checkpoints(self.run_dir, stage, self.run.checkpoint)
 
     def _evaluate(
         self, evaluator: Evaluator, problems: list[Problem], name: str, params: PyTree
@@ -276,25 +294,72 @@ def _remove_partial_weights(run_dir: Path, stage: str) -> None:
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
-    """Makes the directory with its config.yaml. Raises UserError if something is there already."""
+    """Makes the directory with its config.yaml, and claims the checkpoints' own folder.
+
+    Raises:
+        UserError: something is there already, or cannot be written.
+    """
+    if run.checkpoint.folder:
+        run_dirs.claim_checkpoints(Path(run.checkpoint.folder), run_dir)
     run_dirs.write_config(run_dir, config.to_yaml(run))
 
 
-def copy_run_dir(source: Path, run_dir: Path, run: RunConfig) -> None:
+def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
     """Makes `run_dir` a copy of what `run` needs of `source` to go on, which is only read.
 
+    Args:
+        restart_stage: begin a stage again if its checkpoints are lost.
+
     Raises:
-        UserError: something is there already, all checkpoints of a stage are damaged, or the disk
-            is full.
+        UserError: something is there already, checkpoints are lost or damaged, or the disk is full.
     """
+    of_source = config.from_yaml(source / run_dirs.CONFIG)
+    _require_checkpoints(source, of_source, restart_stage=restart_stage)
+    if run_dirs.owner(Path(of_source.checkpoint.folder)) != source.absolute():
+        of_source = replace(of_source, checkpoint=CheckpointConfig())  # not there, or another's
+    if run.checkpoint.folder:
+        run_dirs.claim_checkpoints(Path(run.checkpoint.folder), run_dir)
     newest = {}
     for stage in run.stage_list:
         if not (source / "weights" / f"{stage}.safetensors").exists():
-            checkpoints = stage_checkpoints(source, stage)
-            if step := checkpoints.latest():
-                name = f"{step:06d}"
-                newest[f"checkpoints/{stage}/{name}"] = checkpoints.directory / name
+            if path := stage_checkpoints(source, stage, of_source.checkpoint).newest():
+                target = stage_checkpoints(run_dir, stage, run.checkpoint).running
+                newest[target.directory / path.name] = path
     run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
+
+
+def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
+    """Checks that the checkpoints of a run that goes on in its place are there.
+
+    Raises:
+        UserError: as `copy_run_dir`.
+    """
+    _require_checkpoints(run_dir, run, restart_stage=restart_stage)
+    folder = run.checkpoint.folder
+    if folder and run_dirs.owner(Path(folder)) != run_dir.absolute():
+        run_dirs.claim_checkpoints(Path(folder), run_dir)
+
+
+def _require_checkpoints(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
+    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
+    unless `restart_stage`."""
+    folder = Path(run.checkpoint.folder)
+    owner = run_dirs.owner(folder)
+    if not run.checkpoint.folder or owner == run_dir.absolute() or restart_stage:
+        return
+    for stage in run.stage_list:
+        if (run_dir / "weights" / f"{stage}.safetensors").exists():
+            continue
+        steps = metrics.last_step(run_dir, stage)
+        if not steps or stage_checkpoints(run_dir, stage, CheckpointConfig()).running.steps():
+            continue
+        there = "is gone"
+        if owner:
+            there = f"now holds those of {owner} (if that was this run, correct {run_dirs.OWNER})"
+        raise UserError(
+            f"{run_dir}: its checkpoints were in {folder}, which {there}; put them back, or take "
+            f"{stage} again from its first step ({steps} were taken) with --restart-stage"
+        )
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:

@@ -16,7 +16,7 @@ from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.planning import chips, fit, topology
+from gemma_grpo.planning import chips, disk, fit, topology
 from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.fit import Row
 
@@ -130,6 +130,7 @@ def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str)
     ]
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
+    lines += disk.lines(run, disk.of_run(run, fit.model_config(run.model.weights)))
     if over := max(fit.excess(row, chip) for row in rows):
         lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run)}")
     return "\n".join(lines)

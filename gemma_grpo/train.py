@@ -8,6 +8,7 @@ python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 
 import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
-from gemma_grpo.planning import chips, fit, topology
+from gemma_grpo.planning import chips, disk, fit, topology
 from gemma_grpo.records import files, lock, origin, report
 from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
-_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source")
+_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source", "checkpoint.folder")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -48,14 +49,17 @@ class Options:
     """Go on with the run in --run-dir, or with the newest one in runs/."""
     resume_from: Path | None = None
     """Go on with the run in this folder, which may be read-only, in a new --run-dir: what is needed
-    is copied there. --model.weights, --model.tokenizer and --data.source may name moved files."""
+    is copied there. --model.weights, --model.tokenizer and --data.source may name moved files,
+    --checkpoint.folder another folder."""
+    restart_stage: bool = False
+    """With --resume or --resume-from: begin a stage again if its checkpoints are lost."""
     hours: float | None = None
     """Stop in time before this many hours since the process's start: saved, evaluated as far as it
     got, with the exit status 75; --resume goes on."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
-    """Start on a TPU although its compiler says that the run will not fit (`plan`)."""
+    """Start although the run will not fit, by the TPU's compiler (`plan`) or the disk's size."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     coordinator: str = ""
@@ -161,6 +165,8 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
         say(f"warning: {warning}", file=sys.stderr)
+    if not options.ignore_plan:
+        processes.run_on_primary(lambda: _require_disk(options, run, named))
     if options.dry_run:
         if options.run_dir and not options.resume:
             run_dirs.require_free(options.run_dir)
@@ -201,9 +207,12 @@ def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.Exi
         with files.write_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock.hold(run_dir))
+    again = options.restart_stage
     if options.resume_from:
-        pipeline.copy_run_dir(options.resume_from, run_dir, run)
-    elif not options.resume:
+        pipeline.copy_run_dir(options.resume_from, run_dir, run, restart_stage=again)
+    elif options.resume:
+        pipeline.resume_run_dir(run_dir, run, restart_stage=again)
+    else:
         pipeline.new_run_dir(run_dir, run)
     return run_dir
 
@@ -226,6 +235,17 @@ def _require_room(run: RunConfig) -> None:
     if chip is not None:
         architecture = fit.model_config(run.model.weights)
         fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
+
+
+def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:
+    """Raises UserError if the run's files will not find room on the disk."""
+    disk.require_room(
+        run,
+        fit.model_config(run.model.weights),
+        run_dir,
+        cache=not os.environ.get("JAX_COMPILATION_CACHE_DIR"),
+        fixed=options.resume,
+    )
 
 
 def _newest_run() -> Path:
@@ -256,6 +276,7 @@ def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
             f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "
             f"{run.grpo.num_generations} generations = {completions} completions"
         )
+    lines += disk.lines(run, disk.of_run(run, fit.model_config(run.model.weights)))
     return "\n".join([*lines, f"writes to  {run_dir}", "all checks passed; nothing was trained"])
 
 

@@ -3,6 +3,7 @@
 Real processes on the embedded model, a few steps each; they share one compilation cache.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,17 +12,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 
 from gemma_grpo import cli, config, pipeline, train
 from gemma_grpo.errors import UserError
+from gemma_grpo.planning import disk, fit
 from gemma_grpo.records import lock
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.saving import CheckpointConfig
 
 SMALL = [
     "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
@@ -57,10 +63,41 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full_run(runs):
-    """A run that nothing interrupted, with its checkpoints."""
-    status, output = finish("--run-dir", str(runs / "full"), *SMALL, "--keep-checkpoints")
+    """A run that nothing interrupted, with its checkpoints; the most bytes that its folder held
+    while it ran are in `peak.json` beside it."""
+    run_dir, peak, ended = runs / "full", [0], threading.Event()
+
+    def watch():
+        while not ended.wait(0.01):
+            peak[0] = max(peak[0], size_of(run_dir))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        status, output = finish("--run-dir", str(run_dir), *SMALL, "--keep-checkpoints")
+    finally:
+        ended.set()
+        watcher.join()
     assert status == 0, output
-    return runs / "full"
+    (runs / "peak.json").write_text(json.dumps(max(peak[0], size_of(run_dir))))
+    return run_dir
+
+
+def size_of(folder):
+    """Bytes of the files below, while they come and go."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.path.getsize(os.path.join(path, name))
+    return total
+
+
+def test_a_run_holds_no_more_on_disk_than_its_plan_says_and_not_far_less(runs, full_run):
+    run = config.from_yaml(full_run / "config.yaml")
+    planned = disk.of_run(run, fit.model_config(run.model.weights)).run_folder
+    peak = json.loads((runs / "peak.json").read_text())
+    assert peak <= planned <= 1.5 * peak
 
 
 def metrics_without_times(run_dir):
@@ -441,6 +478,7 @@ def devices_stay_as_they_are(monkeypatch):
         (["--model.max-completion-length", "9"], "max_completion_length"),
         (["--grpo.num-generations", "1"], "num_generations=1"),
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
+        (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
@@ -665,3 +703,92 @@ def test_a_config_of_the_time_before_packs_is_read_without_its_fields(tmp_path):
     assert config.from_yaml(path) == config.RunConfig(
         grpo=replace(config.GRPOConfig(), num_steps=7)
     )
+
+
+# --- a folder for the checkpoints alone ----------------------------------------------------------
+
+
+def stopped_run(run_dir, folder, *, steps=5, saved=None):
+    """What a run with a folder of its own for checkpoints has on disk in its first stage."""
+    settings = config.RunConfig(checkpoint=CheckpointConfig(folder=str(folder)))
+    pipeline.new_run_dir(run_dir, settings)
+    lines = [json.dumps({"stage": "sft", "step": step + 1}) + "\n" for step in range(steps)]
+    (run_dir / "metrics.jsonl").write_text("".join(lines))
+    if saved:
+        saved = run_dir / "checkpoints" if saved == "run" else folder
+        Checkpoints(saved / "sft").save(5, {"w": jnp.arange(3.0)}, {})
+    return settings
+
+
+def test_a_folder_that_holds_another_runs_checkpoints_is_refused(tmp_path):
+    stopped_run(tmp_path / "a", tmp_path / "ck", saved="folder")
+    with pytest.raises(UserError, match=f"holds the checkpoints of {tmp_path}/a; name another"):
+        stopped_run(tmp_path / "b", tmp_path / "ck")
+    assert not (tmp_path / "b" / "config.yaml").exists()
+    stopped_run(tmp_path / "c", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other")
+    stopped_run(tmp_path / "d", tmp_path / "other")
+
+
+def test_steps_whose_checkpoints_are_gone_are_not_taken_again_unasked(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="folder")
+    pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+    shutil.rmtree(tmp_path / "ck")
+    with pytest.raises(UserError, match=r"ck, which is gone; .*\(5 were taken\) with --restart-"):
+        pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+    pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=True)
+    assert run_dirs.owner(tmp_path / "ck") == tmp_path / "run"
+
+
+def test_a_run_whose_folder_went_to_another_says_whose_it_is(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck")
+    stopped_run(tmp_path / "other", tmp_path / "ck")
+    with pytest.raises(UserError, match=f"now holds those of {tmp_path}/other"):
+        pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+
+
+def test_a_run_that_took_no_step_needs_no_folder_and_one_that_stopped_has_its_own(tmp_path):
+    for saved, steps in ((None, 0), ("run", 5)):
+        run = stopped_run(tmp_path / f"{steps}", tmp_path / f"ck-{steps}", steps=steps, saved=saved)
+        shutil.rmtree(tmp_path / f"ck-{steps}")
+        pipeline.resume_run_dir(tmp_path / f"{steps}", run, restart_stage=False)
+
+
+@pytest.mark.parametrize("saved", ["run", "folder"])
+def test_a_copy_takes_the_checkpoint_from_where_it_lies_to_its_own_folder(tmp_path, saved):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved=saved)
+    here = replace(run, checkpoint=CheckpointConfig(folder=str(tmp_path / "new-ck")))
+    pipeline.copy_run_dir(tmp_path / "run", tmp_path / "new", here, restart_stage=False)
+    assert Checkpoints(tmp_path / "new-ck" / "sft").latest() == 5
+    assert not (tmp_path / "new" / "checkpoints").exists()
+    if saved == "folder":  # of the same machine: the two runs may not share one
+        with pytest.raises(UserError, match="name another --checkpoint.folder"):
+            pipeline.copy_run_dir(tmp_path / "run", tmp_path / "b", run, restart_stage=False)
+
+
+def test_a_copy_without_its_checkpoints_is_refused_unless_the_stage_may_begin_again(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="folder")
+    mounted = (tmp_path / "run").rename(tmp_path / "mounted")  # and another session's /tmp
+    shutil.rmtree(tmp_path / "ck")
+    with pytest.raises(UserError, match="ck, which is gone"):
+        pipeline.copy_run_dir(mounted, tmp_path / "new", run, restart_stage=False)
+    pipeline.copy_run_dir(mounted, tmp_path / "new", run, restart_stage=True)
+    assert run_dirs.owner(tmp_path / "ck") == tmp_path / "new"
+
+
+def test_a_file_in_the_place_of_the_checkpoints_folder_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = says(
+        capsys, "--run-dir", str(tmp_path / "run"), "--checkpoint.folder", str(tmp_path / "file")
+    )
+    assert "cannot write" in line and "name another --checkpoint.folder" in line
+
+
+def test_a_disk_too_small_for_the_run_is_one_line_before_anything_is_made(
+    capsys, tmp_path, monkeypatch
+):
+    usage = shutil._ntuple_diskusage(10**12, 0, 10**6)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    for arguments in ([], ["--dry-run"]):
+        line = says(capsys, "--run-dir", str(tmp_path / "run"), *arguments)
+        assert "too small for the run" in line and not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ its checkpoint and writes it again. So the caller writes a step's line before it
 checkpoint of that step. Does not import jax.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -182,6 +183,18 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
             rollouts.unlink()
     for later in STAGES[last[0] + (step > 0) :]:
         shutil.rmtree(run_dir / "tensorboard" / later, ignore_errors=True)
+
+
+def last_step(run_dir: Path, stage: str) -> int:
+    """The last step of a stage that a run has recorded; 0 if none. Torn lines are skipped."""
+    path = run_dir / "metrics.jsonl"
+    last = 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if values["stage"] == stage:
+                last = max(last, values["step"])
+    return last
 
 
 class Progress:

@@ -14,6 +14,7 @@ COPYING = "copying.tmp"  # there while a copy is under way
 _COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
 _PATTERN_CHARACTERS = "[]*?\\"
+OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
 
@@ -61,12 +62,12 @@ def remove_unused(run_dir: Path) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[str, Path]) -> None:
+def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[Path, Path]) -> None:
     """Makes `run_dir` a run that goes on where `source`, which is only read, stopped.
 
     Args:
         text: of the new config.yaml.
-        checkpoints: the one to copy of each stage that has one, by "checkpoints/<stage>/<step>".
+        checkpoints: the one to copy of each stage that has one, by where it is to be.
 
     Raises:
         UserError: as `require_free`, or the disk is full.
@@ -76,10 +77,33 @@ def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[str, Path]) -
         (run_dir / COPYING).touch()
         for name in (*_COPIED, *_COPIED_FOLDERS):
             _copy(source / name, run_dir / name)
-        for name, path in checkpoints.items():
-            _copy(path, run_dir / name)
+        for target, path in checkpoints.items():
+            with files.atomic_write(target, durable=False) as unfinished:
+                _copy(path, unfinished)
         files.write_text(run_dir / CONFIG, text)
         (run_dir / COPYING).unlink()
+
+
+def claim_checkpoints(folder: Path, run_dir: Path) -> None:
+    """Makes a folder for the checkpoints of a new run alone.
+
+    Raises:
+        UserError: it holds checkpoints already, or cannot be written.
+    """
+    another = "name another --checkpoint.folder"
+    if next(folder.glob("*/[0-9]*"), None):
+        raise UserError(
+            f"{folder} holds the checkpoints of {owner(folder) or 'a run'}; {another}, or delete "
+            "them if that run is not to go on"
+        )
+    with files.atomic_write(folder / OWNER, another_place=another) as unfinished:
+        unfinished.write_text(f"{run_dir.absolute()}\n")
+
+
+def owner(folder: Path) -> Path | None:
+    """The run whose checkpoints a folder holds; None where it says none, or is not there."""
+    path = folder / OWNER
+    return Path(path.read_text().strip()) if path.is_file() else None
 
 
 def copy_cache(source: Path, runs: Path) -> None:

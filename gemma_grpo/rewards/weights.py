@@ -79,3 +79,15 @@ class RewardConfig:
     arithmetic, any different calculation or sentence."""
     extra: tuple[str, ...] = ()
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a completion earns either nothing or what a right answer is worth. Rewards of the
+        user's own count, unless their weight is written as 0."""
+        others = [
+            weight
+            for weights in (self.start, self.end)
+            for name, weight in weights.named().items()
+            if name != "correctness"
+        ]
+        return not any(others) and all(spec.endswith("=0") for spec in self.extra)

@@ -64,7 +64,8 @@ class GRPOConfig:
     length, as many as they need. Less needs less memory. 0 computes its whole share at once,
     padding too."""
     scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, or nothing."""
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
     baseline: advantages.Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
@@ -77,13 +78,13 @@ class GRPOConfig:
     curriculum: bool = True
     """Easy problems first, then medium, then hard ones; false draws from all of them."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves none by steps."""
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.prompts_per_step < 1 or self.checkpoint_every < 1:
-            raise UserError(
-                "grpo: num_steps, prompts_per_step and checkpoint_every must be at least 1"
-            )
+        if self.num_steps < 1 or self.prompts_per_step < 1:
+            raise UserError("grpo: num_steps and prompts_per_step must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
         if not self.temperature > 0:

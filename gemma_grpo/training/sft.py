@@ -48,11 +48,13 @@ class SFTConfig:
     )
     """How the weights move."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves none by steps."""
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
-            raise UserError("sft: num_steps, batch_size and checkpoint_every must be at least 1")
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise UserError("sft: num_steps and batch_size must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"sft: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"sft: pack_tokens={self.pack_tokens} must be 0 or more")
 

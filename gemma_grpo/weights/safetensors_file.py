@@ -6,6 +6,7 @@ metadata has a digest of all tensors, which is compared when they are read.
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -15,18 +16,25 @@ import safetensors.numpy
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import Params
+from gemma_grpo.model import Params, in_dtype
 from gemma_grpo.records import files
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.names import by_path
 
 
-def save(path: Path, params: Params) -> None:
+def save(
+    path: Path, params: Params, *, dtype: Literal["float32", "bfloat16"] | None = None
+) -> None:
     """Write every parameter; the file appears complete or not at all.
+
+    Args:
+        dtype: to store them in; None leaves them as they are.
 
     Raises:
         UserError: a parameter is nan or infinite, or the disk is full or cannot be written.
     """
+    if dtype is not None:
+        params = in_dtype(params, dtype)
     tensors = {name: meshes.to_host(leaf) for name, leaf in by_path(params).items()}
     processes.run_on_primary(lambda: _write(path, tensors))
 

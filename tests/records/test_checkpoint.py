@@ -327,7 +327,9 @@ def test_a_disk_without_room_for_arrays_and_index_is_left_alone(
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
     written = []
-    monkeypatch.setattr(checkpoint, "_write", lambda path, *_: (path.mkdir(), written.append(path)))
+    monkeypatch.setattr(
+        checkpoint, "_begin_write", lambda path, *_: lambda: (path.mkdir(), written.append(path))
+    )
     if fits:
         checkpoints.save(1, {"w": jnp.zeros(1000)}, {})  # 4000 bytes
     else:

@@ -25,7 +25,7 @@ def names(folder):
 
 def test_a_copy_has_what_is_needed_and_may_be_written(tmp_path):
     source, new = a_run(tmp_path / "old"), tmp_path / "new"
-    checkpoints = {"checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
+    checkpoints = {new / "checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
     run_dir.copy(source, new, "seed: 1", checkpoints)
     assert names(new) == [
         "checkpoints/grpo/000002/index",
