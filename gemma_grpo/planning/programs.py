@@ -212,8 +212,6 @@ def _evaluators(model: _Model) -> list[Program]:
     config, beside = model.run.evaluation, 2 * _bytes_on_each(model.master)
     # 0 problems are all of a source: at least a batch.
     problems = model.run.data.num_test or config.batch_size
-        model.run.data.num_test or config.batch_size
-    )  # 0: all, taken for as many as one fills
     prompts = partial(prompts_at_once, num_problems=problems, num_devices=model.mesh.size)
     sizes = {"greedy": ((prompts(config.batch_size), 1), GREEDY)}
     if k := config.num_samples:
