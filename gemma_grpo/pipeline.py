@@ -22,7 +22,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
+from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
 from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
@@ -79,23 +79,13 @@ def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Pr
         encode_completions(
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
         )
-    runtime.check_rows(batch_sizes(run))
+    runtime.check_rows(run.batch_sizes)
     for stage, make_packing, settings in (
         ("sft", sft.make_packing, run.sft),
         ("grpo", grpo.make_packing, run.grpo),
     ):
         if stage in run.stage_list:
             make_packing(settings, runtime.lengths, runtime.mesh.size)
-
-
-def batch_sizes(run: RunConfig) -> dict[str, int]:
-    """Prompts of each kind of batch that is split evenly over the devices, by field."""
-    sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(run.evaluation)}
-    if "sft" in run.stage_list and not run.sft.pack_tokens:
-        sizes["sft.batch_size"] = run.sft.batch_size
-    if "grpo" in run.stage_list:
-        sizes["grpo.prompts_per_step"] = run.grpo.prompts_per_step
-    return sizes
 
 
 def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> dict:

@@ -159,7 +159,7 @@ def load_model(
     """
     check_seed(seed)
     source = weights.open_source(settings.weights)
-    tokenizer = _tokenizer(settings, source)
+    tokenizer = load_tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)
     mesh = meshes.data_mesh() if mesh is None else mesh
@@ -197,7 +197,7 @@ def load_model(
     return runtime, params
 
 
-def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if not 0 <= source.config.vocab_size - tokenizer.vocab_size <= SURPLUS_ROWS:

@@ -97,7 +97,7 @@ def _main(arguments: list[str]) -> int:
         _check_settings(options, run, default)
     preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
-    cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
+    cli.split_cpu(run.model.cpu_devices, *run.batch_sizes.values())
     preflight.check_backend(jax.default_backend())
     return _train(options, run, deadline)
 
@@ -183,7 +183,7 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     if options.resume_from and processes.is_primary():
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
-    if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
+    if topology.is_here() and not options.ignore_plan:
         _require_room(run)
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
@@ -252,8 +252,7 @@ def _require_room(run: RunConfig) -> None:
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        architecture = fit.model_config(run.model.weights)
-        fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip)
 
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:

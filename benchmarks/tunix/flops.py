@@ -25,7 +25,7 @@ from benchmarks.tunix.v5e import SIZES, Compiler, run_of
 from gemma_grpo import model
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.planning import fit, programs
+from gemma_grpo.planning import batches, fit, programs
 from gemma_grpo.planning.traced import matmul_flops
 
 SEQUENCES = len(lengths.LENGTHS)
@@ -72,7 +72,7 @@ def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) 
     if step.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * step.chips
     if step.full:
-        packs = programs.full_packs(run, step.chips)
+        packs = batches.packs(run, "grpo", step.chips)
     else:
         prompts = lengths.PROMPT_LENGTHS if step.short_prompts else ()
         packs = packing.packed_trace(run, num_devices=step.chips, prompt_lengths=prompts)
