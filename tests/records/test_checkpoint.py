@@ -407,3 +407,11 @@ def test_the_sums_can_be_checked_without_python(checkpoints):
         ["sha256sum", "-c", "--quiet", "--strict", checkpoint.SUMS], cwd=path, check=True
     )
     assert json.loads((path / "host.json").read_text()) == {"stage": "sft"}
+
+
+def test_a_checkpoint_that_was_given_another_steps_name_is_passed_over(checkpoints, capsys):
+    for step in (2, 4):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {"step": step})
+    (checkpoints.directory / "000004").rename(checkpoints.directory / "000009")
+    assert checkpoints.latest() == 2
+    assert "000009 is damaged (it was saved as step 4)" in capsys.readouterr().err
