@@ -179,11 +179,9 @@ def _training(tables: _Tables, number: int, run_dir: Path, share: float) -> dict
 
 def _with_tokens(path: Path, rows: list[dict]) -> Iterator[tuple[dict, tokens.Tokens | None]]:
     """Each row with its tokens; None where they are not on file, or are not those of the rows."""
-    of_rows = tokens.read(tokens.path_beside(path))
-    if of_rows is None or [len(each["logps"]) for each in of_rows] != [
-        row.get("num_tokens") for row in rows
-    ]:
-        of_rows = [None] * len(rows)
+    of_rows = tokens.read(tokens.path_beside(path)) or []
+    if [len(each["logps"]) for each in of_rows] != [row.get("num_tokens") for row in rows]:
+        return ((row, None) for row in rows)
     return zip(rows, of_rows, strict=True)
 
 
