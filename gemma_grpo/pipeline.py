@@ -24,12 +24,12 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
-from gemma_grpo.records import compile_clock, files, metrics, origin, report
+from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
-from gemma_grpo.training import grpo, sft
+from gemma_grpo.training import extra_rewards, grpo, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles
@@ -69,7 +69,7 @@ def load_task(run: RunConfig) -> Task:
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    grpo.load_extra_rewards(run.reward.extra)
+    extra_rewards.check_rewards(run.reward, runtime, train)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
@@ -215,7 +215,7 @@ class _Session:
         self._require_time(name)
         _say(f"measuring {name} on {len(problems)} problems")
         started = time.monotonic()
-        result, rows = evaluator.run(params, problems)
+        result, rows, drawn = evaluator.run(params, problems)
         seconds = time.monotonic() - started
         self.deadline.note("evaluate", seconds)
 
@@ -223,6 +223,7 @@ class _Session:
             folder.mkdir(exist_ok=True)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(folder / f"{name}.jsonl", lines)
+            tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from gemma_grpo.devices import processes
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metrics import MetricsWriter, Progress
+from gemma_grpo.records.tokens import Tokens
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.saving import (
@@ -58,10 +59,12 @@ class StepResult:
     Attributes:
         metrics: for metrics.jsonl and TensorBoard.
         rollouts: a row for each sampled completion; empty where nothing was sampled.
+        tokens: of the same completions; see `records.tokens`.
     """
 
     metrics: dict[str, Any]
     rollouts: list[dict] = field(default_factory=list)
+    tokens: Tokens = field(default_factory=dict)
 
 
 def run_steps(
@@ -173,7 +176,7 @@ class _Keeper:
             self.files.deadline.note("save", running.seconds)
         if processes.is_primary():
             if result.rollouts:
-                self.files.writer.write_rollouts(self.stage, step, result.rollouts)
+                self.files.writer.write_rollouts(self.stage, step, result.rollouts, result.tokens)
             self.files.writer.write(self.stage, step, result.metrics)
             self.progress.update(
                 reward=result.metrics.get("reward/mean"),

@@ -1,21 +1,18 @@
-"""Tunix's own programs as shapes, lowered and compiled without a weight. Run by its own Python.
+"""Tunix's own programs as shapes, traced for a v5e without a weight. Run by its own Python.
 
 Imports nothing of gemma_grpo. The programs are `_train_step` of its trainer with its GRPO loss,
-`compute_per_token_logps`, and `_decode_fn` of its sampler; nothing of them is copied here.
+`compute_per_token_logps`, `_prefill_fn` and `_decode_fn` of its sampler; nothing of them is copied.
 """
 
-import importlib.metadata
-import os
-import time
+import runpy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace as Settings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import traced
 import turns
 from flax import nnx
 from jax.experimental import topologies
@@ -25,128 +22,78 @@ from tunix.generate import sampler, tokenizer_adapter
 from tunix.rl import algo_core, common, trainer
 from tunix.rl.grpo import grpo_learner
 from tunix.utils import sharding_utils
-from worker import PACKAGES, PAD, Numbers, model_config
+from worker import PACKAGES, PAD, Numbers, abstract, abstract_model
 
-AXES = ("fsdp", "tp")
 EOS = (1, 106)
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+# Our own counter, of a file that imports jax alone; our package stays out of sight.
+matmul_flops = runpy.run_path(Path(__file__).parents[3] / "gemma_grpo" / "planning" / "traced.py")[
+    "matmul_flops"
+]
+# A program to be jitted, its arguments, and which of them Tunix donates.
+Made = tuple[Callable, tuple, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a program is lowered for; `sequences` are all rows, over all devices."""
+class Side:
+    """The calls that the benchmarks make, with the settings that `v5e.settings` gives."""
 
-    shape: dict
-    dtype: str
-    remat: str
-    sequences: int
-    prompt_length: int
-    budget: int
-    fsdp: int
-    tp: int
-    replicated: bool
-    topology: str
+    def compile(self, hlo: str, settings: dict) -> dict:
+        """The program's figures; its HLO goes to a file."""
+        program, mesh = trace(Settings(**settings))
+        with mesh:
+            return turns.compiled(program, hlo) | {"versions": turns.versions(*PACKAGES)}
+
+    def flops(self, settings: dict) -> dict:
+        """Matmul FLOPs of one run, the decode loop for one turn."""
+        flops = matmul_flops(trace(Settings(**settings))[0])
+        return {"flops": flops, "versions": turns.versions(*PACKAGES)}
 
 
-def compile_program(program: str, hlo: str, **settings: Any) -> dict:
-    """Compile one of PROGRAMS; its HLO goes to a file, its figures come back."""
-    given = Settings(**settings)
-    mesh = _mesh(given)
-    if given.topology != "cpu":
-        _place_activations(replicated=given.replicated)
+def trace(given: Settings) -> tuple[jax.stages.Traced, Mesh]:
+    """One of PROGRAMS, for the topology's devices. The benchmark's environment, which this process
+    has inherited, lets libtpu make them without a TPU."""
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=given.topology, chips_per_host_bounds=(2, 4, 1)
+    ).devices
+    mesh = Mesh(np.array(devices).reshape(given.fsdp, given.tp), ("fsdp", "tp"))
+    sharding_utils.shard = place_activation if not given.replicated else place_row
     with mesh:
-        function, arguments, donated = PROGRAMS[program](given, mesh)
-        lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            executable = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return {"fits": False, "why": " ".join(str(error).split())[:300]} | _versions()
-    memory = executable.memory_analysis()
-    with open(hlo, "w") as file:
-        file.write(executable.as_text())
-    return {
-        "fits": True,
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "peak": memory.peak_memory_in_bytes,
-        "compile_wall": time.perf_counter() - wall,
-        "compile_cpu": time.process_time() - cpu,
-    } | _versions()
+        function, arguments, donated = PROGRAMS[given.program](given, mesh)
+        return jax.jit(function, donate_argnums=donated).trace(*arguments), mesh
 
 
-def count_flops(program: str, turns: int, **settings: Any) -> dict:
-    """Matmul FLOPs of one run, with this many turns of the decode loop."""
-    given = Settings(**settings)
-    function, arguments, _ = PROGRAMS[program](given, _mesh(given))
-    counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=turns)
-    return {"flops": counted} | _versions()
+def place_activation(x: jax.Array, axes: tuple, eager: bool = False) -> jax.Array:
+    """In the place of Tunix's `shard`, which places nothing while this process has only a CPU."""
+    sharding = NamedSharding(pxla.thread_resources.env.physical_mesh, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def _versions() -> dict:
-    return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+def place_row(x: jax.Array, axes: tuple, eager: bool = False) -> jax.Array:
+    """The same where weights are replicated: by rows alone."""
+    return place_activation(x, ("fsdp",))
 
 
-def _mesh(given: Settings) -> Mesh:
-    if given.topology == "cpu":
-        devices = jax.devices()
-    else:
-        os.environ.update(_ENVIRONMENT)
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=given.topology, chips_per_host_bounds=(2, 4, 1)
-        ).devices
-    return Mesh(np.array(devices).reshape(given.fsdp, given.tp), AXES)
-
-
-def _place_activations(*, replicated: bool) -> None:
-    """Tunix places no activation while this process has only a CPU; here the TPU is elsewhere."""
-
-    def shard(x: jax.Array, axes: tuple, eager: bool = False) -> jax.Array:
-        spec = PartitionSpec("fsdp") if replicated else PartitionSpec(*axes)
-        mesh = pxla.thread_resources.env.physical_mesh
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    sharding_utils.shard = shard
-
-
-def _model(given: Settings, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    from tunix.models.gemma3 import model as gemma3
-
-    config = model_config(given.shape, remat=given.remat, dtype=given.dtype)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: gemma3.Gemma3(config, rngs=nnx.Rngs(0))))
-    return graphdef, _placed(state, mesh, replicated=given.replicated)
-
-
-def _placed(state: nnx.State, mesh: Mesh, *, replicated: bool = False) -> nnx.State:
-    """Shapes with the places that Tunix's own annotations give them."""
-
-    def place(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec | None) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec() if replicated or spec is None else spec
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, state, nnx.get_partition_spec(state))
-
-
-def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: str = "int32") -> jax.ShapeDtypeStruct:
+def rows(mesh: Mesh, shape: tuple[int, ...], dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    """An array sharded by its first axis."""
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
 
 
-def _train(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
+def model_of(given: Settings, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Its Gemma 3."""
+    how = {"remat": given.remat, "dtype": given.dtype, "replicated": given.replicated}
+    return abstract_model(given.shape, mesh, **how)
+
+
+def update(given: Settings, mesh: Mesh) -> Made:
     """Its train step, jitted as `PeftTrainer.jit_train_and_eval_step` does."""
-    graphdef, state = _model(given, mesh)
+    graphdef, state = model_of(given, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, b1=0.9, b2=0.95))
-    make = lambda state: nnx.Optimizer(nnx.merge(graphdef, state), optimizer, wrt=nnx.Param)
-    optimizer_graphdef, optimizer_state = nnx.split(nnx.eval_shape(make, state))
-    optimizer_state = _placed(optimizer_state, mesh, replicated=given.replicated)
+    make = lambda: nnx.Optimizer(
+        nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)),
+        optimizer,
+        wrt=nnx.Param,
+    )
+    optimizer_graphdef, optimizer_state = abstract(make, mesh, replicated=given.replicated)
     config = grpo_learner.GRPOConfig(num_generations=8, num_iterations=1, beta=0.0)
     config.temperature = 1.0
     its = object.__new__(trainer.Trainer)
@@ -157,11 +104,11 @@ def _train(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
     )
     B, S, T = given.sequences, given.prompt_length, given.budget
     example = common.TrainExample(
-        prompt_ids=_rows(mesh, (B, S)),
-        prompt_mask=_rows(mesh, (B, S), "bool"),
-        completion_ids=_rows(mesh, (B, T)),
-        completion_mask=_rows(mesh, (B, T), "bool"),
-        advantages=_rows(mesh, (B,), "float32"),
+        prompt_ids=rows(mesh, (B, S)),
+        prompt_mask=rows(mesh, (B, S), "bool"),
+        completion_ids=rows(mesh, (B, T)),
+        completion_mask=rows(mesh, (B, T), "bool"),
+        advantages=rows(mesh, (B,), "float32"),
         ref_per_token_logps=None,
         old_per_token_logps=None,
     )
@@ -175,59 +122,57 @@ def _train(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
     return step, (state, optimizer_state, example), (1,)
 
 
-def _logps(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
+def logps(given: Settings, mesh: Mesh) -> Made:
     """Its log-probs without gradient: the reference's, and the old ones."""
-    graphdef, state = _model(given, mesh)
-    prompts = _rows(mesh, (given.sequences, given.prompt_length))
-    completions = _rows(mesh, (given.sequences, given.budget))
-
-    def logps(state, prompts, completions):
-        return common.compute_per_token_logps(
-            graphdef, state, prompts, completions, pad_id=PAD, eos_id=EOS[0]
-        )
-
-    return logps, (state, prompts, completions), ()
+    graphdef, state = model_of(given, mesh)
+    prompts = rows(mesh, (given.sequences, given.prompt_length))
+    completions = rows(mesh, (given.sequences, given.budget))
+    function = lambda *arguments: common.compute_per_token_logps(
+        graphdef, *arguments, pad_id=PAD, eos_id=EOS[0]
+    )
+    return function, (state, prompts, completions), ()
 
 
-def _decode(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
+def decode(given: Settings, mesh: Mesh) -> Made:
     """Its decode loop."""
-    its, leaves, sampling = _sampler(given, mesh)
-    return its._decode_fn, (leaves, sampling), (1,)
+    its, arguments = make_sampler(given, mesh)
+    return its._decode_fn, arguments, (1,)
 
 
-def _prefill(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
+def prefill(given: Settings, mesh: Mesh) -> Made:
     """Its prefill, and the first token."""
-    its, leaves, sampling = _sampler(given, mesh)
-    prefill = lambda leaves, sampling: its._prefill_fn(leaves, sampling, None, echo=False)
-    return prefill, (leaves, sampling), (1,)
+    its, arguments = make_sampler(given, mesh)
+    return lambda *arguments: its._prefill_fn(*arguments, None, echo=False), arguments, (1,)
 
 
-def _sampler(given: Settings, mesh: Mesh) -> tuple[sampler.Sampler, list, sampler._SamplingState]:
-    """Its sampler, the weights as it holds them, and its state. The cache's place is the
-    compiler's choice, as it is for Tunix."""
-    graphdef, state = _model(given, mesh)
+def make_sampler(given: Settings, mesh: Mesh) -> tuple[sampler.Sampler, tuple]:
+    """Its sampler; the weights as it holds them, and its state. The cache's place is the compiler's
+    choice, as it is for Tunix."""
+    graphdef, state = model_of(given, mesh)
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     B, L = given.sequences, given.prompt_length + given.budget
-    sizes = given.shape["num_layers"], given.shape["num_kv_heads"], given.shape["head_dim"]
+    sizes = [given.shape[name] for name in ("num_layers", "num_kv_heads", "head_dim")]
     its = object.__new__(sampler.Sampler)
     its._transformer_graphdef, its._flattened_transformer_state = graphdef, leaves
     its._supports_decode_only_last_token = False
     its.tokenizer = tokenizer_adapter.TokenizerAdapter(Numbers())
     its.cache_config = sampler.CacheConfig(L, *sizes)
     its.eos_ids = np.array(EOS)
-
-    def rows(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return _rows(mesh, leaf.shape, leaf.dtype) if given.replicated else leaf
-
-    num_layers, num_kv_heads, head_dim = sizes
-    empty = lambda: sampler._init_cache(num_layers, L, B, num_kv_heads, head_dim, given.dtype)
+    num_layers, *of_heads = sizes
+    of_rows = {
+        "token_buffer": jax.ShapeDtypeStruct((B, L), jnp.int32),
+        "positions": jax.ShapeDtypeStruct((B, L), jnp.int32),
+        "cache": jax.eval_shape(
+            lambda: sampler._init_cache(num_layers, L, B, *of_heads, given.dtype)
+        ),
+        "done": jax.ShapeDtypeStruct((B,), jnp.bool_),
+    }
+    if given.replicated:
+        of_rows = jax.tree.map(lambda leaf: rows(mesh, leaf.shape, leaf.dtype), of_rows)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     sampling = sampler._SamplingState(
+        **of_rows,
         decoding_step=scalar,
-        token_buffer=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
-        positions=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
-        cache=jax.tree.map(rows, jax.eval_shape(empty)),
-        done=rows(jax.ShapeDtypeStruct((B,), jnp.bool_)),
         total_sampling_steps=scalar,
         logits_buffer=None,
         logprobs_buffer=None,
@@ -238,10 +183,10 @@ def _sampler(given: Settings, mesh: Mesh) -> tuple[sampler.Sampler, list, sample
         temperature=1.0,
         sampling_parameters={"top_p": 1.0, "top_k": None},
     )
-    return its, leaves, sampling
+    return its, (leaves, sampling)
 
 
-PROGRAMS = {"train": _train, "logps": _logps, "decode": _decode, "prefill": _prefill}
+PROGRAMS = {"update": update, "logps": logps, "decode": decode, "prefill": prefill}
 
 if __name__ == "__main__":
-    turns.serve({"compile": compile_program, "flops": count_flops})
+    turns.Server(Side()).serve()
