@@ -39,13 +39,8 @@ def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
     Args:
         hint: what the line says besides.
     """
-    for descriptor in range(3):  # lest a file that is opened later gets a standard stream's number
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None:  # this takes its number, which else the next file would get
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

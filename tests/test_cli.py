@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(body: str, *, closed: str = "", **streams) -> subprocess.Popen:
-    """A process that runs `body` as a command does; `closed`: the shell's word for its streams."""
+    """A process that runs `body` as a command does; `closed`: streams, as the shell closes them."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     script = f"import os, sys, time\nfrom gemma_grpo import cli\ndef main():\n{lines}    return 7\n"
     script += "cli.start(main, hint='; a hint')"

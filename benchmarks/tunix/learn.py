@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from gemma_grpo.rewards.samples import make_samples
 
 from benchmarks.timing import print_row
 from benchmarks.tunix import convert, install
@@ -33,6 +32,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation.evaluator import make_evaluator
+from gemma_grpo.generation.samples import make_samples
 from gemma_grpo.model import Params
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.presets import GEMMA3_NANO

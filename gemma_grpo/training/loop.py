@@ -97,7 +97,9 @@ def run_steps(
     if done < num_steps and processes.broadcast_from_primary(keeper.is_out_of_time):
         raise OutOfTimeError(stage, done, num_steps, state.params)
     processes.run_on_primary(keeper.checkpoints.bring_together)
-    keeper.schedule = Schedule(files.saving, checkpoint_every, step=done, num_bytes=num_bytes)
+    keeper.schedule = Schedule(
+        files.saving, checkpoint_every, step=done, num_steps=num_steps, num_bytes=num_bytes
+    )
     keeper.progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
     try:
         for step in range(done, num_steps):
@@ -174,6 +176,7 @@ class _Keeper:
         running.check()
         if running.seconds is not None:
             self.files.deadline.note("save", running.seconds)
+            self.schedule.note_whole(running.seconds)
         if processes.is_primary():
             if result.rollouts:
                 self.files.writer.write_rollouts(self.stage, step, result.rollouts, result.tokens)
@@ -192,7 +195,7 @@ class _Keeper:
         started = time.monotonic()
         self.checkpoints.running.start(step, state, self._host(step, host))
         self.saved_step = step
-        self.schedule.note(step, time.monotonic() - started)
+        self.schedule.note_begun(step, time.monotonic() - started)
 
     def stop(self, step: int, state: TrainState, **host: Any) -> None:
         """Writes the checkpoint with which the stage stops early, unless it is there."""

@@ -83,7 +83,10 @@ def test_the_value_is_the_weighted_mean_of_the_verdicts_by_hand():
 
 
 def test_a_completion_without_all_its_verdicts_is_missing_counted_and_said_once(capsys):
-    reward = judged(lambda qs: [math.nan if q.completion == "b" else True for q in qs])
+    fails = ("b", "short?")  # its other criterion has a verdict
+    reward = judged(
+        lambda qs: [math.nan if (q.completion, q.criterion) == fails else True for q in qs]
+    )
     samples = [sample("a"), sample("b"), sample("c", domain="y")]
     values = reward(samples)
     assert values == [1.0, None, None] and reward.num_missing(samples, values) == 1

@@ -25,7 +25,7 @@ from tunix.utils import sharding_utils
 from worker import PACKAGES, PAD, Numbers, abstract, abstract_model
 
 EOS = (1, 106)
-# Our own counter, of a file that imports jax alone; our package stays out of sight.
+# Our own counter, of a file that imports jax alone: our package is not imported here.
 matmul_flops = runpy.run_path(Path(__file__).parents[3] / "gemma_grpo" / "planning" / "traced.py")[
     "matmul_flops"
 ]
