@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from gemma_grpo.config import RunConfig
+from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.evaluation.evaluator import prompts_at_once
+from gemma_grpo.planning import disk
 from gemma_grpo.training import grpo, packing, sft
 
 Stage = Literal["sft", "grpo"]
@@ -26,6 +28,20 @@ def size(run: RunConfig, stage: Stage) -> tuple[int, int]:
     if stage == "sft":
         return run.sft.batch_size, 1
     return run.grpo.prompts_per_step, run.grpo.num_generations
+
+
+def held_out(data: DataConfig) -> int:
+    """Problems that a model is measured on; GSM8K's where the data says all."""
+    return data.num_test or disk.GSM8K_PROBLEMS
+
+
+def evaluation_prompts(run: RunConfig, num_devices: int) -> dict[str, int]:
+    """Of a batch of each kind of evaluation, `greedy` and `sampled`."""
+    config, num = run.evaluation, held_out(run.data)
+    wanted = {"greedy": config.batch_size}
+    if config.num_samples:
+        wanted["sampled"] = config.batch_size // config.num_samples
+    return {name: prompts_at_once(most, num, num_devices) for name, most in wanted.items()}
 
 
 def completion_lengths(num: int, budget: int) -> Int[np.ndarray, " B"]:

@@ -15,8 +15,7 @@ from typing import Literal
 import jax
 
 from gemma_grpo import model
-from gemma_grpo.config import DataConfig, RunConfig
-from gemma_grpo.data import sources
+from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches
 from gemma_grpo.planning import disk as disks
@@ -24,7 +23,6 @@ from gemma_grpo.planning.fit import Row
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND, REPORT_SECONDS, Deadline
 from gemma_grpo.training.saving import HOST_BYTES_PER_SECOND, SMALL
 
-GSM8K_TEST = 1319  # problems in its test split
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
 Basis = Literal["counted", "modelled", "measured"]
@@ -104,7 +102,7 @@ def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_device
     lines = [
         _disk("loading", BFLOAT16 * everything, "the weights, in bfloat16"),
         _compilation(rows),
-        _evaluation("base evaluation", run, calls),
+        _evaluation("base", run, calls, num_devices),
     ]
     for stage in run.stage_list:
         name, number = stage.upper(), _settings(run, stage).num_steps
@@ -118,7 +116,7 @@ def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_device
             steps,
             _saving(run, stage, steps, files.checkpoint),
             _disk(f"{name} weights", 2 * files.weights, "written and read back"),
-            _evaluation(f"{name} evaluation", run, calls),
+            _evaluation(name, run, calls, num_devices),
         ]
     lines += [
         Line("report", REPORT_SECONDS, REPORT_SECONDS, "modelled", "an assumption"),
@@ -136,15 +134,6 @@ def parameters(run: RunConfig, config: Gemma3Config) -> tuple[int, int]:
     adapter, base = model.partition(model.abstract(config, run.model.lora)[1])
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     return count(adapter if run.model.lora.rank else base), count(base)
-
-
-def held_out(data: DataConfig) -> int:
-    """Problems that a model is measured on. Raises UserError where their source cannot be read."""
-    if data.num_test:
-        return data.num_test
-    if data.source.partition(":")[0] == "gsm8k":
-        return GSM8K_TEST
-    return len(sources.load(data.source, split="test", num=0, seed=0))
 
 
 def bus_lines(run: RunConfig, num_devices: int) -> list[Line]:
@@ -170,9 +159,10 @@ def bus_lines(run: RunConfig, num_devices: int) -> list[Line]:
         note("an SFT step", packs["sft"], 0, "packs")
     if "grpo" in packs:
         P, G = batches.size(run, "grpo")
-        up, down = P * prompt + 4 * P * G + packs["grpo"], P * G * (slot + 1 + 4)
-        note("a GRPO step", up, down, "prompts, rewards, packs; rollouts, advantages")
-    B = run.evaluation.batch_size
+        # Of the rollout and one value for each row; then the trainer's log-probs.
+        up, down = P * prompt + 4 * P * G + packs["grpo"], P * G * (slot + 1 + 4 + 4 * T)
+        note("a GRPO step", up, down, "prompts, rewards, packs; rollouts, advantages, log-probs")
+    B = batches.evaluation_prompts(run, num_devices)["greedy"]
     note("a greedy batch", B * prompt, B * (slot + 1), "prompts; completions")
     return lines
 
@@ -191,15 +181,13 @@ def _of_step(run: RunConfig, calls: dict[str, Row]) -> Line:
     return Line("GRPO step", likely, most, "modelled", ", ".join(times))
 
 
-def _evaluation(name: str, run: RunConfig, calls: dict[str, Row]) -> Line:
-    problems, config = held_out(run.data), run.evaluation
-    times = {"greedy": -(-problems // config.batch_size)}
-    if config.num_samples:
-        times["sampled"] = -(-problems // (config.batch_size // config.num_samples))
+def _evaluation(name: str, run: RunConfig, calls: dict[str, Row], num_devices: int) -> Line:
+    problems, prompts = batches.held_out(run.data), batches.evaluation_prompts(run, num_devices)
+    times = {kind: -(-problems // size) for kind, size in prompts.items()}
     likely = sum(number * calls[kind].likely_seconds for kind, number in times.items())
     most = sum(number * calls[kind].model_seconds for kind, number in times.items())
     note = f"{problems} problems, {sum(times.values())} batches"
-    return Line(name, likely, most, "modelled", note)
+    return Line(f"{name} evaluation", likely, most, "modelled", note)
 
 
 def _times(name: str, number: int, each: Line) -> Line:

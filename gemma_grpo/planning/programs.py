@@ -8,7 +8,6 @@ as JAX makes them of each one outside of a jitted function.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,11 +18,9 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import runtime, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.evaluation.evaluator import prompts_at_once
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.objective import advantages
 from gemma_grpo.planning import batches
 from gemma_grpo.runtime import LAYOUTS, ModelConfig
 from gemma_grpo.training import grpo, sft
@@ -90,7 +87,7 @@ def of_run(
         found.append(_sft_update(model))
     if "grpo" in run.stage_list:
         rollout, *others = of_step(run, config, mesh, ids)
-        found += [rollout, _advantages(model), *others]
+        found += [rollout, model.advantages(), *others]
     return [program for program in found if program.arguments[0]]  # nothing to reshard: none
 
 
@@ -100,9 +97,7 @@ def of_step(
     """What one GRPO step of `run` executes on the devices, in order: `rollout`; `reference` and
     `old`, if the step needs those log-probs; `update`."""
     model, settings, stage = _Model(run, config, mesh, ids), run.model, run.grpo
-    trainer = grpo.make_trainer(
-        stage, model.graphdef, mesh, dtype=settings.dtype, remat=settings.remat
-    )
+    trainer = model.trainer()
     state = jax.eval_shape(
         train_state.make_init(model.master, trainer.optimizer, mesh), model.master
     )
@@ -161,6 +156,19 @@ class _Model:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), of_host
         )
 
+    def trainer(self) -> grpo.Trainer:
+        """Of GRPO."""
+        how = {"dtype": self.run.model.dtype, "remat": self.run.model.remat}
+        return grpo.make_trainer(self.run.grpo, self.graphdef, self.mesh, **how)
+
+    def advantages(self) -> Program:
+        """Of a GRPO step."""
+        config, rows = self.run.grpo, meshes.batch_sharding(self.mesh)
+        rewards = jax.ShapeDtypeStruct(batches.size(self.run, "grpo"), jnp.float32, sharding=rows)
+        static = {"scale": config.scale, "baseline": config.baseline}
+        arguments = (rewards, self.mesh)
+        return Program("advantages", self.trainer().advantages, arguments, 0, "copy", static=static)
+
     def rollout(self, size: tuple[int, int], sampling: SamplingConfig) -> tuple[Any, tuple]:
         """The program that samples a batch of `size`, and its arguments."""
         settings, (P, G), rows = self.run.model, size, meshes.batch_sharding(self.mesh)
@@ -210,12 +218,10 @@ def _reshard(model: _Model) -> Program:
 
 def _evaluators(model: _Model) -> list[Program]:
     config, beside = model.run.evaluation, 2 * _bytes_on_each(model.master)
-    # 0 problems are all of a source: at least a batch.
-    problems = model.run.data.num_test or config.batch_size
-    prompts = partial(prompts_at_once, num_problems=problems, num_devices=model.mesh.size)
-    sizes = {"greedy": ((prompts(config.batch_size), 1), GREEDY)}
+    prompts = batches.evaluation_prompts(model.run, model.mesh.size)
+    sizes = {"greedy": ((prompts["greedy"], 1), GREEDY)}
     if k := config.num_samples:
-        sizes["sampled"] = (prompts(config.batch_size // k), k), config.sampling
+        sizes["sampled"] = (prompts["sampled"], k), config.sampling
     return [
         Program(name, *model.rollout(size, sampling), beside, "rollout", size=size)
         for name, (size, sampling) in sizes.items()
@@ -230,14 +236,6 @@ def _sft_update(model: _Model) -> Program:
     arguments = (_fsdp(mesh, state), model.frozen, model.packs("sft"))
     held, size = _bytes_on_each(model.master), batches.size(run, "sft")
     return Program("sft update", update, arguments, held, "update", stage="sft", size=size)
-
-
-def _advantages(model: _Model) -> Program:
-    config, rows = model.run.grpo, meshes.batch_sharding(model.mesh)
-    rewards = jax.ShapeDtypeStruct(batches.size(model.run, "grpo"), jnp.float32, sharding=rows)
-    static = {"scale": config.scale, "baseline": config.baseline}
-    program = advantages.sharded_group_advantages
-    return Program("advantages", program, (rewards, model.mesh), 0, "copy", static=static)
 
 
 def _replicated(mesh: Mesh, tree: Any) -> Any:

@@ -107,9 +107,10 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What scores and updates on the devices: see `grpo_update`."""
+    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`."""
 
     optimizer: optax.GradientTransformation
+    advantages: Callable[..., jax.Array]
     score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
     update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
 
@@ -135,7 +136,7 @@ def make_trainer(
         temperature=config.temperature,
         num_rows=config.prompts_per_step * config.num_generations,
     )
-    return Trainer(optimizer, score, update)
+    return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Stage:
     def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
         """Computed on the devices, returned on the host: advantages_PG."""
         mesh = self.runtime.mesh
-        advantages_PG = advantages.sharded_group_advantages(
+        advantages_PG = self.trainer.advantages(
             meshes.place_rows(mesh, rewards_PG),
             mesh,
             scale=self.config.scale,

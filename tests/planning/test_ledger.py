@@ -116,26 +116,22 @@ def test_the_bytes_of_a_grpo_step_are_counted_by_hand():
     lines = by_name(ledger.bus_lines(run, 8))
 
     def pack(tokens, prompts):
-        prompt, completion = 512 * (4 + 1), 800 * (4 + 1 + 1 + 4 + 4) + 4
+        prompt, completion = 512 * (4 + 1), 800 * (4 + 1 + 1 + 4 + 4) + 4 + 4
         return prompts * prompt + 8 * prompts * completion + 4 * tokens
 
     packs = 8 * (3 * pack(3072, 4) + 4 + 3 * pack(768, 1) + 4)
     up = 8 * 512 * (4 + 1) + 64 * 4
-    down = 64 * (800 * (4 + 1 + 4) + 1) + 64 * 4
+    down = 64 * (800 * (4 + 1 + 4) + 1) + 64 * 4 + 64 * 800 * 4
     assert lines["a GRPO step, to the devices"].most == up + packs
     assert lines["a GRPO step, from them"].most == down
     assert all(line.basis == "counted" for line in lines.values())
 
 
-def test_problems_held_out_are_counted_where_their_source_is(tmp_path):
-    assert ledger.held_out(DataConfig("gsm8k", num_test=7)) == 7
-    assert ledger.held_out(DataConfig("gsm8k:kagglehub:a/b", num_test=0)) == 1319
-    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
-    train.write_text('{"prompt": "1+1?", "answer": "2"}\n')
-    test.write_text('{"prompt": "1+2?", "answer": "3"}\n{"prompt": "1+3?", "answer": "4"}\n')
-    assert ledger.held_out(DataConfig(f"{train},{test}", num_test=0)) == 2
-    with pytest.raises(UserError, match="curriculum has no end"):
-        ledger.held_out(DataConfig("curriculum", num_test=0))
+def test_a_batch_of_evaluation_is_no_larger_than_all_problems_need():
+    run = presets.preset("gemma3-1b")
+    assert batches.evaluation_prompts(run, 8) == {"greedy": 64, "sampled": 16}
+    few = replace(run, data=DataConfig("gsm8k", num_test=20))
+    assert batches.evaluation_prompts(few, 8) == {"greedy": 24, "sampled": 16}
 
 
 def test_hours_that_are_none_are_refused():
