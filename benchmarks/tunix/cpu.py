@@ -16,7 +16,7 @@ import itertools
 import statistics
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,13 +28,10 @@ from flax import nnx
 from benchmarks import packing
 from benchmarks.lengths import GENERATIONS
 from benchmarks.timing import print_row
-from benchmarks.tunix.sides import SIDES, Opener, SideProcess, about
+from benchmarks.tunix.sides import SIDES, Opener, SideProcess, about, comparable_run
 from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3, Params, Remat
-from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.presets import GEMMA3_NANO
-from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.state import OptimizerConfig
 
 Reading = dict[str, dict[str, float]]  # part -> figure -> value
@@ -99,25 +96,20 @@ def run(options: Options, *, platform: str) -> None:
 
 def run_of(options: Options) -> RunConfig:
     """The run of which both sides take steps."""
-    settings = replace(
-        GEMMA3_NANO.model,
-        weights=options.model,
-        dtype=options.dtype,
-        remat=options.remat,
-        max_prompt_length=options.prompt_length,
-        max_completion_length=options.budget,
-    )
-    grpo = GRPOConfig(
+    return comparable_run(
+        model={
+            "weights": options.model,
+            "dtype": options.dtype,
+            "remat": options.remat,
+            "max_prompt_length": options.prompt_length,
+            "max_completion_length": options.budget,
+        },
         num_steps=options.rounds + 2,
         prompts_per_step=options.rows // GENERATIONS,
         num_generations=GENERATIONS,
         pack_tokens=options.pack_tokens,
-        scale="group",
-        loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
         optimizer=OptimizerConfig(learning_rate=1e-6, warmup=0.0, decay="constant"),
-        curriculum=False,
     )
-    return replace(GEMMA3_NANO, model=settings, grpo=grpo)
 
 
 def random_params(name: str) -> Params:
@@ -126,28 +118,21 @@ def random_params(name: str) -> Params:
     return jax.jit(make)(jax.random.key(0))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What both sides run: prompts, completions and their rewards, groups one after another."""
-
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    rewards: list[float]
-
-
-def frozen_batch(run: RunConfig) -> Batch:
-    """Random tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one
-    of the first sixteen takes whole."""
+def frozen_batch(run: RunConfig) -> dict[str, list]:
+    """What both sides run: prompts, completions and their rewards, groups one after another. Random
+    tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one of the
+    first sixteen takes whole."""
     made = packing.batch_of(run, vocab_size=model.CONFIGS[run.model.weights].vocab_size)
     rows = zip(made["completion_ids"], made["completion_mask"], strict=True)
-    rewards = np.random.default_rng(0).integers(0, 5, len(made["completion_ids"])) / 4
-    return Batch(
-        made["prompt_ids"].tolist(), [ids[mask].tolist() for ids, mask in rows], rewards.tolist()
-    )
+    return {
+        "prompts": made["prompt_ids"].tolist(),
+        "completions": [ids[mask].tolist() for ids, mask in rows],
+        "rewards": (np.random.default_rng(0).integers(0, 5, len(made["advantages"])) / 4).tolist(),
+    }
 
 
 def take_turns(
-    opener: Opener, batch: Batch, rounds: int, *, apart: bool
+    opener: Opener, batch: dict[str, list], rounds: int, *, apart: bool
 ) -> dict[str, list[Reading]]:
     """Each side's first step, which compiles, and then those that count.
 
@@ -169,13 +154,14 @@ def take_turns(
     return {name: [each[0], *each[counted]] for name, each in taken.items()}
 
 
-def step(side: SideProcess, batch: Batch, number: int) -> tuple[Reading, np.ndarray]:
+def step(side: SideProcess, batch: dict[str, list], number: int) -> tuple[Reading, np.ndarray]:
     """Readings of a step's parts and of their sum, and Adam's first moment."""
-    drawn = side.call("draw", prompts=batch.prompts, number=number, instead=batch.completions)
-    sampled = len(batch.completions) * max(map(len, batch.completions))  # all run to the budget
+    prompts, completions = batch["prompts"], batch["completions"]
+    drawn = side.call("draw", prompts=prompts, number=number, instead=completions)
+    sampled = len(completions) * max(map(len, completions))  # all run to the budget
     if drawn["drawn"] != sampled:
         raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {sampled}")
-    learned = side.call("learn", rewards=batch.rewards)
+    learned = side.call("learn", rewards=batch["rewards"])
     rollout, update = drawn["reading"], learned["reading"]
     whole = {key: rollout[key] + update[key] for key in ("wall", "cpu")}
     return {"rollout": rollout, "update": update, "step": whole}, learned["moment"]

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.timing import print_row
 from benchmarks.tunix import install, learn
-from benchmarks.tunix.sides import about
+from benchmarks.tunix.sides import about, comparable_run
 from gemma_grpo import pipeline
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Params
@@ -31,7 +31,7 @@ def main(options: Annotated[learn.Options, tyro.conf.arg(name="")]) -> None:
     install.check()
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            print_row(**replay(learn.run_of(seed, options.steps), Path(folder)))
+            print_row(**replay(comparable_run(seed=seed, num_steps=options.steps), Path(folder)))
 
 
 def replay(run: RunConfig, folder: Path) -> dict:

@@ -1,11 +1,11 @@
 """The two sides' processes: started, given the same weights, called, ended."""
 
-import dataclasses
 import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from benchmarks.tunix import convert, install
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS, Params
+from gemma_grpo.objective.config import LossConfig
+from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.training import state as train_state
 
 HERE = Path(__file__).parent
@@ -118,7 +120,7 @@ class Opener:
         rate = train_state.make_schedule(grpo.optimizer, grpo.num_steps)
         side = start_tunix("worker.py", folder=self.folder, platform=self.platform)
         settings = {
-            "shape": dataclasses.asdict(self.config),
+            "shape": asdict(self.config),
             "dtype": model.dtype,
             "num_prompts": grpo.prompts_per_step,
             "generations": grpo.num_generations,
@@ -154,6 +156,17 @@ class Opener:
         return side
 
 
+def comparable_run(
+    *, seed: int = 0, model: dict[str, object] | None = None, **grpo: object
+) -> RunConfig:
+    """The nano preset with other settings, and with what Tunix cannot do, or does otherwise, taken
+    out."""
+    loss = LossConfig(aggregation="sequence_mean", epsilon=0.2, epsilon_high=0.2)
+    stage = replace(GEMMA3_NANO.grpo, curriculum=False, scale="group", loss=loss, **grpo)
+    settings = replace(GEMMA3_NANO.model, **(model or {}))
+    return replace(GEMMA3_NANO, seed=seed, stages="sft", model=settings, grpo=stage)
+
+
 def padded_rows(vocab_size: int, *, length: int) -> dict[str, np.ndarray]:
     """ids and mask of two rows, one of them padded on the left, to compare logits on."""
     ids = np.random.default_rng(1).integers(1, vocab_size, (2, length), np.int32)
@@ -165,10 +178,9 @@ def about(run: RunConfig) -> dict:
     """What every row says: the sizes of the run, the machine, and this repository's commit."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     return {
         "device": f"{len(names)} x {names[0]}",
-        "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "model": run.model.weights,
         "dtype": run.model.dtype,
         "prompts": run.grpo.prompts_per_step,
@@ -178,3 +190,9 @@ def about(run: RunConfig) -> dict:
         "learning_rate": run.grpo.optimizer.learning_rate,
         "seed": run.seed,
     }
+
+
+def commit() -> str:
+    """This repository's, short."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -185,8 +185,8 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
 def test_completions_have_the_traces_lengths_and_one_of_sixteen_takes_the_budget():
     batch = cpu.frozen_batch(cpu.run_of(cpu.Options(rows=16, prompt_length=16, budget=64)))
     of_budget = [round(length * 64 / 800) for length in lengths.LENGTHS[:16]]
-    assert [len(ids) for ids in batch.completions] == of_budget and max(of_budget) == 64
-    assert [len(ids) for ids in batch.prompts] == [16, 16] and len(batch.rewards) == 16
+    assert [len(ids) for ids in batch["completions"]] == of_budget and max(of_budget) == 64
+    assert [len(ids) for ids in batch["prompts"]] == [16, 16] and len(batch["rewards"]) == 16
 
 
 def test_every_parameter_reaches_tunix_once():
@@ -234,9 +234,30 @@ def test_every_row_of_the_picture_is_in_the_results_and_the_page_has_the_whole_t
     start, end = table.MARKERS
     assert page.read_text().split(start)[1].split(end)[0].strip() == printed
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    found = {(line.group, line.what) for line in table.lines_of(rows)}
-    pictured = {key for shown in table.PICTURED.values() for _, key in shown}
+    found = {(line.group.split(",")[0], line.what) for line in table.lines_of(rows)}
+    pictured = {(model, line) for (model, _), of in table.PICTURED.items() for line in of.values()}
     assert len(pictured) == 10 and pictured <= found
+
+
+def test_our_decoding_stands_against_tunix_prefill_and_decoding_and_by_its_settings_alone():
+    common = {"benchmark": "tunix/v5e", "model": "gemma3-1b", "sequences": 64, "fits": True}
+    own = {"side": "ours", "program": "decode", "layout": "data", "pack_tokens": 0, "remat": "none"}
+    other = {"side": "tunix", "fsdp": 2, "tp": 4, "replicated": False, "remat": "NONE", "peak": 3e9}
+    rows = [
+        common | own | {"peak": 1.5e9, "step_bytes": 1e9, "step_collectives": 0},
+        common | other | {"program": "prefill"},
+        common | other | {"program": "decode", "step_bytes": 4e9, "step_collectives": 7},
+        common | other | {"program": "decode", "sequences": 32},
+        common | other | {"program": "update"},
+    ]
+    lines = [(line.what, line.ours, line.tunix, line.ratio) for line in table.lines_of(rows)]
+    named = "(ours data, Tunix fsdp 2 x tp 4)"
+    assert lines == [
+        (f"decode {named}: HBM of a step", "1 GB", "4 GB", 4.0),
+        (f"decode {named}: collectives of a step", "0", "7", float("inf")),
+        (f"decode {named}: peak", "1.5 GB", "3 GB", 2.0),
+        (f"prefill {named}: peak", "1.5 GB", "3 GB", 2.0),
+    ]
 
 
 def test_the_largest_batch_that_fits_is_found_by_whole_steps():
