@@ -258,11 +258,20 @@ def _current(arguments: Sequence[str]) -> list[str]:
     return current
 
 
-def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:
-    """The run with the rewards of `--reward` flags added."""
-    if not extra:
+def with_rewards(
+    run: RunConfig, extra: Sequence[str], rubric: str, judges: Sequence[str]
+) -> RunConfig:
+    """The run with the rewards of `--reward`, `--rubric` and `--judge` flags added."""
+    if not (extra or rubric or judges):
         return run
-    return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *extra)))
+    before = run.reward
+    rubric_config = replace(
+        before.rubric,
+        file=rubric or before.rubric.file,
+        judges=(*before.rubric.judges, *judges),
+    )
+    reward = replace(before, extra=(*before.extra, *extra), rubric=rubric_config)
+    return replace(run, reward=reward)
 
 
 def one_model(run_or_weights: str, weights: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from gemma_grpo.errors import UserError, one_line
-from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
@@ -92,6 +92,16 @@ class RunConfig:
     def stage_list(self) -> list[str]:
         """The stages to run, in order."""
         return self.stages.split(",")
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Prompts of each kind of batch that is split evenly over the devices, by field."""
+        sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
+        if "sft" in self.stage_list and not self.sft.pack_tokens:
+            sizes["sft.batch_size"] = self.sft.batch_size
+        if "grpo" in self.stage_list:
+            sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
+        return sizes
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""The two exceptions that the commands turn into one line, text cut to one, and paths with a ~."""
+"""The two exceptions that commands turn into one line, errors and text as one line, and ~ paths."""
 
 import signal
 from pathlib import Path
@@ -18,6 +18,23 @@ class InterruptedRunError(Exception):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+
+
+def described(error: BaseException) -> str:
+    """Type and message of any error in one line, also of one whose message cannot be had."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "its message cannot be shown"
+    return f"{type(error).__name__}: {one_line(message, 120)}"
+
+
+def shown(value: object) -> str:
+    """The repr of any value in one line, cut short; its type where it has none."""
+    try:
+        return one_line(repr(value), 40)
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def one_line(text: str, limit: int) -> str:

@@ -24,7 +24,7 @@ from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
-from gemma_grpo.records import files, report
+from gemma_grpo.records import files, report, tokens
 from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
@@ -125,9 +125,10 @@ def _evaluate(options: Options) -> int:
     protocol = _protocol(subject, len(problems), runtime, options.evaluation)
     for departure in protocol.get("departures", ()):
         print(f"warning: not the GSM8K protocol: {departure}", file=sys.stderr)
-    figures, generations = make_evaluator(options.evaluation, runtime).run(params, problems)
+    evaluator = make_evaluator(options.evaluation, runtime)
+    figures, generations, drawn = evaluator.run(params, problems)
     result = figures | {"protocol": protocol}
-    _write(folder, result, generations)
+    _write(folder, result, generations, drawn)
     if options.json:
         print(json.dumps(result))
     else:
@@ -226,10 +227,11 @@ def _protocol(
     return protocol
 
 
-def _write(folder: Path, result: dict, generations: Sequence[dict]) -> None:
+def _write(folder: Path, result: dict, generations: Sequence[dict], drawn: tokens.Tokens) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in generations]
     files.write_text(folder / "generations.jsonl", "".join(lines))
+    tokens.write(folder / "generations.npz", drawn)
     files.write_text(
         folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     )

@@ -27,7 +27,6 @@ from gemma_grpo.generation.generator import Generator, make_generator
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.records import files
 from gemma_grpo.runtime import load_model
-from gemma_grpo.text.prompts import question
 
 MAX_COMPLETION_LENGTH = 512  # of a model that comes without a run's own budget
 
@@ -169,7 +168,7 @@ def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
     runtime = generator.runtime
     if options.raw:
         return runtime.tokenizer.encode_raw(prompt)
-    return runtime.tokenizer.encode_prompt(question(runtime.instruction, prompt))
+    return runtime.encode_question(prompt)
 
 
 def _answers(

@@ -22,6 +22,7 @@ from gemma_grpo.model import (
     Remat,
     check_seed,
 )
+from gemma_grpo.text.prompts import question
 from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
@@ -106,6 +107,10 @@ class Runtime:
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
 
+    def encode_question(self, prompt: str) -> list[int]:
+        """The ids of a question as the model is asked it, the instruction before it."""
+        return self.tokenizer.encode_prompt(question(self.instruction, prompt))
+
     @property
     def lengths(self) -> tuple[int, int]:
         """S and T, tokens."""
@@ -137,7 +142,7 @@ class Runtime:
 
 
 def load_model(
-    settings: ModelConfig, *, seed: int, trained: Path | None = None
+    settings: ModelConfig, *, seed: int, trained: Path | None = None, mesh: Mesh | None = None
 ) -> tuple[Runtime, Params]:
     """The runtime, and the parameters that are trained: all, or the adapters alone.
 
@@ -146,6 +151,7 @@ def load_model(
         seed: of the runtime, and of fresh adapters.
         trained: what a stage has left of the trained parameters; None takes the base's own, or
             fresh adapters.
+        mesh: of the devices to run it on; None takes all.
 
     Raises:
         UserError: files that are missing, damaged or of another model, or a model that does not
@@ -153,10 +159,10 @@ def load_model(
     """
     check_seed(seed)
     source = weights.open_source(settings.weights)
-    tokenizer = _tokenizer(settings, source)
+    tokenizer = load_tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)
-    mesh = meshes.data_mesh()
+    mesh = meshes.data_mesh() if mesh is None else mesh
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
@@ -191,7 +197,7 @@ def load_model(
     return runtime, params
 
 
-def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if not 0 <= source.config.vocab_size - tokenizer.vocab_size <= SURPLUS_ROWS:

@@ -9,6 +9,7 @@ python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
 from gemma_grpo.planning import chips, disk, fit, topology
-from gemma_grpo.records import files, lock, origin, report
+from gemma_grpo.records import files, lock, origin, report, trace
 from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
@@ -43,6 +44,11 @@ class Options:
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; give the
     flag once for each."""
+    rubric: str = ""
+    """A YAML file of yes/no criteria for each domain of the data, which --judge answers."""
+    judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Who answers the criteria of --rubric: path/to/file.py:function=weight, or
+    model:WEIGHTS=weight for a Gemma 3; weight 0 only records."""
     run_dir: Path | None = None
     """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
     resume: bool = False
@@ -85,13 +91,13 @@ def _main(arguments: list[str]) -> int:
         command="train",
         description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
     )
-    run = cli.with_rewards(run, options.reward)
+    run = cli.with_rewards(run, options.reward, options.rubric, options.judge)
     deadline = Deadline(options.hours)
     if options.resume or options.resume_from is not None:
         _check_settings(options, run, default)
     preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
-    cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
+    cli.split_cpu(run.model.cpu_devices, *run.batch_sizes.values())
     preflight.check_backend(jax.default_backend())
     return _train(options, run, deadline)
 
@@ -170,16 +176,20 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     if options.dry_run:
         if options.run_dir and not options.resume:
             run_dirs.require_free(options.run_dir)
-        say(_plan(run, pipeline.load_task(run), named))
+        with contextlib.redirect_stdout(sys.stderr):
+            task = pipeline.load_task(run)
+        say(_plan(run, task, named))
         return 0
     if options.resume_from and processes.is_primary():
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
-    if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
+    if topology.is_here() and not options.ignore_plan:
         _require_room(run)
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
         say(f"run directory: {run_dir}", file=sys.stderr)
+        # What a user's reward prints is no part of the result, which --json promises to be JSON.
+        held.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
             summary = pipeline.execute(run, run_dir, deadline)
         except UserError:
@@ -187,11 +197,20 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
                 run_dirs.remove_unused(run_dir)
             raise
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
+    if not options.json and processes.is_primary():
+        _show_trace(run_dir)
     if summary["unfinished"] is None:
         return 0
     where = pipeline.unfinished_at(summary["unfinished"])
     say(f"stopped for --hours {options.hours}: {where}; --resume goes on", file=sys.stderr)
     return OUT_OF_TIME
+
+
+def _show_trace(run_dir: Path) -> None:
+    """Prints a problem that was gained, through the stages, and how to see the others."""
+    if shown := trace.gained(run_dir):
+        trace.show(f"\n{shown}")
+    print(f"\nevery completion: python -m gemma_grpo.view {shlex.quote(str(run_dir))}")
 
 
 def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.ExitStack) -> Path:
@@ -233,8 +252,7 @@ def _require_room(run: RunConfig) -> None:
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        architecture = fit.model_config(run.model.weights)
-        fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip)
 
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:

@@ -17,12 +17,14 @@ import time
 from dataclasses import replace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tolerances
 
 from gemma_grpo import cli, config, pipeline, train
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, fit
-from gemma_grpo.records import lock
+from gemma_grpo.records import lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.runtime import ModelConfig
@@ -138,6 +140,36 @@ def test_a_run_leaves_everything_it_promises(full_run):
     assert len(rows) == 2 * 4
     components = {"correctness", "trace", "confidence", "verbosity", "format", "reward"}
     assert components <= json.loads(rows[0]).keys()
+
+
+def test_the_tokens_of_every_completion_are_on_file_within_half_of_its_bytes(full_run):
+    of_rollouts = sorted((full_run / "rollouts").glob("*.jsonl"))
+    of_stages = sorted((full_run / "evaluations").glob("*.jsonl"))
+    assert len(of_rollouts) == 4 and len(of_stages) == 3
+    bytes_ = {".jsonl": 0, ".npz": 0}
+    for path in of_rollouts + of_stages:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        of_rows = tokens.read(tokens.path_beside(path))
+        assert len(of_rows) == len(rows)
+        for row, each in zip(rows, of_rows, strict=True):
+            assert len(each["token_ids"]) == row["num_tokens"]
+            assert each["characters"].sum() == len(row["completion"])
+            assert (each["logps"] <= 0).all() and each["token_ids"].max() < 512
+            if "logp" in row:  # of an evaluation: their sum, kept apart
+                total = each["logps"].sum(dtype=np.float64)
+                assert total == pytest.approx(row["logp"], rel=2e-3, abs=2e-3)
+            assert ("gaps" in each) == (path in of_rollouts)
+            if "gaps" in each:
+                assert np.abs(each["gaps"]).max() < tolerances.LOGP_GAP
+        for suffix in bytes_:
+            bytes_[suffix] += path.with_suffix(suffix).stat().st_size
+    assert bytes_[".npz"] <= 0.5 * bytes_[".jsonl"]
+
+
+def test_a_run_ends_with_how_to_see_its_completions(runs, full_run):
+    status, output = finish("--run-dir", str(full_run), "--resume")
+    assert status == 0, output
+    assert output.rstrip().endswith(f"every completion: python -m gemma_grpo.view {full_run}")
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
@@ -396,6 +428,7 @@ def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):
     (source / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
     moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl", "--ignore-plan"]
     taken = []
+    monkeypatch.setattr(train, "_require_disk", lambda *_: None)  # which reads the weights' sizes
     monkeypatch.setattr(pipeline, "load_task", lambda run: taken.append(run) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
@@ -728,6 +761,9 @@ def test_a_folder_that_holds_another_runs_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"holds the checkpoints of {tmp_path}/a; name another"):
         stopped_run(tmp_path / "b", tmp_path / "ck")
     assert not (tmp_path / "b" / "config.yaml").exists()
+    shutil.rmtree(tmp_path / "a")  # and begun anew: what was saved is of another run all the same
+    with pytest.raises(UserError, match="name another"):
+        stopped_run(tmp_path / "a", tmp_path / "ck")
     stopped_run(tmp_path / "c", tmp_path / "other")
     shutil.rmtree(tmp_path / "other")
     stopped_run(tmp_path / "d", tmp_path / "other")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files
+from gemma_grpo.records import files, tokens
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
@@ -81,9 +81,15 @@ class MetricsWriter:
                     f"at the steps before it in {self._path}"
                 )
 
-    def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row. The file appears complete or
-        not at all.
+    def write_rollouts(
+        self,
+        stage: str,
+        step: int,
+        rows: Iterable[Mapping[str, Any]],
+        drawn: tokens.Tokens | None = None,
+    ) -> None:
+        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row, and the tokens of the rows
+        beside it (`records.tokens`) if there are any. Each file appears complete or not at all.
 
         A nan or infinite number within a row becomes null.
 
@@ -92,6 +98,8 @@ class MetricsWriter:
         """
         path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
         # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
+        if drawn:
+            tokens.write(tokens.path_beside(path), drawn, durable=False)
         with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
 
@@ -180,7 +188,7 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
         print(f"warning: {path} lacks lines before {stage} step {step}", file=sys.stderr)
     os.truncate(path, kept_bytes)
     for rollouts in (run_dir / "rollouts").iterdir():
-        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.jsonl(\.tmp)?", rollouts.name)
+        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.(?:jsonl|npz)(\.tmp)?", rollouts.name)
         if match and (match[3] or (STAGES.index(match[1]), int(match[2])) > last):
             rollouts.unlink()
     for later in STAGES[last[0] + (step > 0) :]:

@@ -71,11 +71,12 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
 
     Args:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
-            "trace_score", "reward", "n"}}, shares in 0..1. Optionally "paired": {name, such as
-            "sft -> grpo": the fields of `statistics.PairedDifference`}. What is absent or None
-            shows as "-".
+            "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
+            {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
+            absent or None shows as "-".
     """
-    rows = [["stage", "accuracy", "95 % interval", "format", "trace", "reward", "n"]]
+    names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
+    rows = [names]
     rows += [_stage_row(name, stage) for name, stage in summary["stages"].items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
@@ -190,6 +191,7 @@ def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
         interval,
         _percent(stage.get("format_rate")),
         _decimal(stage.get("trace_score")),
+        _percent(stage.get("true_steps")),
         _decimal(stage.get("reward")),
         "-" if n is None else str(n),
     ]

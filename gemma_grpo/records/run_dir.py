@@ -12,7 +12,7 @@ from gemma_grpo.records import files, lock, origin
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
 _COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
-_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
+_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
 _PATTERN_CHARACTERS = "[]*?\\"
 OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are
 CACHE = ".jax_cache"  # compiled programs, beside the runs

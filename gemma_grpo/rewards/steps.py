@@ -7,8 +7,10 @@ is filler.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from gemma_grpo.rewards import number_words
 from gemma_grpo.rewards.arithmetic import evaluate
@@ -74,29 +76,64 @@ class Steps:
     num_false: int
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a reasoning.
+
+    Attributes:
+        kind: "step", with new equations on this problem's numbers; "idle", with true equations that
+            are no steps; "false", with an equation that is not true; "sentence" about this problem;
+            or "other".
+        equations: the steps in it.
+    """
+
+    kind: Literal["step", "idle", "false", "sentence", "other"]
+    equations: tuple[Equation, ...] = ()
+
+
 def read_steps(reasoning: str, prompt: str) -> Steps:
     """The steps of `reasoning`, one line or sentence after the other."""
+    lines = list(read_lines(reasoning, prompt))
+    equations = tuple(equation for line in lines for equation in line.equations)
+    count = lambda kind: sum(line.kind == kind for line in lines)
+    return Steps(equations, count("sentence"), count("false"))
+
+
+def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
+    """The first MAX_LINES lines of `reasoning` as they are read, in order."""
     known, asked = question_numbers(prompt), _content_words(prompt)
-    flat_prompt, seen, said = _flat(prompt), set(), set()
-    equations, sentences, num_false = [], 0, 0
-    for line in reasoning.splitlines()[:MAX_LINES]:
-        line = _LABEL.sub("", line.strip().strip("*#").strip()).lstrip("* ")[:MAX_LINE_CHARS]
+    flat_prompt, seen, said, has_sentence = _flat(prompt), set(), set(), False
+    for line in _lines(reasoning):
         found, false = _equations(line)
-        num_false += false
-        if found or false:
-            for equation in found if not false else ():
+        if false:
+            yield Line("false")
+        elif found:
+            steps = []
+            for equation in found:
                 if set(equation.operands) <= known and equation not in seen:
                     seen.add(equation)
                     known.add(equation.result)
-                    equations.append(equation)
-            continue
-        words = _content_words(line)
-        about = len(words & asked) + bool(line_numbers(line) & known)
-        if about >= 2 - bool(equations) and _flat(line) not in flat_prompt:
-            is_new = len(words - said) >= MIN_NEW_WORDS or bool(equations and not sentences)
-            sentences += is_new
-            said |= words
-    return Steps(tuple(equations), sentences, num_false)
+                    steps.append(equation)
+            yield Line("step" if steps else "idle", tuple(steps))
+        else:
+            words, is_new = _content_words(line), False
+            about = len(words & asked) + bool(line_numbers(line) & known)
+            if about >= 2 - bool(seen) and _flat(line) not in flat_prompt:
+                is_new = len(words - said) >= MIN_NEW_WORDS or bool(seen and not has_sentence)
+                has_sentence |= is_new
+                said |= words
+            yield Line("sentence" if is_new else "other")
+
+
+def true_lines(reasoning: str) -> tuple[int, int]:
+    """How many lines of a reasoning hold an equation, and how many of those only true ones.
+
+    Read as `read_steps` reads them, but whatever numbers they start from and however often they
+    stand there; "5 * 1 = 5" is filler and counts for neither. Returns (true ones, all).
+    """
+    read = [_equations(line) for line in _lines(reasoning)]
+    num_true, num_false = sum(bool(found) for found, _ in read), sum(false for _, false in read)
+    return num_true, num_true + num_false
 
 
 def question_numbers(prompt: str) -> set[Fraction]:
@@ -124,6 +161,12 @@ def line_numbers(text: str) -> set[Fraction]:
 def num_numbers(prompt: str) -> int:
     """How many numbers a question says, one said twice counted twice."""
     return len(re.findall(_NUMBER, number_words.to_digits(prompt[:20_000])))
+
+
+def _lines(reasoning: str) -> list[str]:
+    """The lines that are looked at, without labels such as "Step 2:"."""
+    lines = (line.strip().strip("*#").strip() for line in reasoning.splitlines()[:MAX_LINES])
+    return [_LABEL.sub("", line).lstrip("* ")[:MAX_LINE_CHARS] for line in lines]
 
 
 def _equations(line: str) -> tuple[list[Equation], bool]:

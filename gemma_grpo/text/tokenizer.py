@@ -104,6 +104,35 @@ class Tokenizer:
             for token_id in ids
         ]
 
+    def characters(self, ids: Sequence[int]) -> list[int]:
+        """How many characters of `decode(ids)` each id stands for; they add up to its length.
+
+        A character whose bytes are several tokens belongs to the last of them. Special tokens, and
+        all from the first stop token on, stand for none.
+        """
+        counts, run = [0] * len(ids), []  # `run`: places of bytes that follow one another
+        for place, token_id in enumerate(map(int, ids)):
+            if token_id in self.stop_ids:
+                break
+            if token_id in (self.pad_id, self.bos_id):
+                continue
+            if self._processor.is_byte(token_id):
+                run.append(place)
+                continue
+            self._count_bytes(ids, run, counts)
+            counts[place], run = len(self._processor.decode([token_id])), []
+        self._count_bytes(ids, run, counts)
+        return counts
+
+    def _count_bytes(self, ids: Sequence[int], run: list[int], counts: list[int]) -> None:
+        """Sets the counts of bytes that follow one another: characters are counted when whole."""
+        bytes_before, said = [], 0
+        for place in run:
+            bytes_before.append(int(ids[place]))
+            text = self._processor.decode(bytes_before)
+            whole = len(text if place == run[-1] else text.rstrip("\ufffd"))
+            counts[place], said = max(whole - said, 0), max(whole, said)
+
     def encode_prompt(self, prompt: str) -> list[int]:
         """One user turn and the opening of the model's: `encode_turns` of one text."""
         return self.encode_turns([prompt])

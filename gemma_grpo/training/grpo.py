@@ -32,9 +32,10 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig, load_extra_rewards
+from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import grpo_update, packing, resample
+from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
     OptimizerConfig,
@@ -106,9 +107,10 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What scores and updates on the devices: see `grpo_update`."""
+    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`."""
 
     optimizer: optax.GradientTransformation
+    advantages: Callable[..., jax.Array]
     score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
     update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
 
@@ -132,8 +134,9 @@ def make_trainer(
         config.loss,
         UpdateConfig(dtype, remat),
         temperature=config.temperature,
+        num_rows=config.prompts_per_step * config.num_generations,
     )
-    return Trainer(optimizer, score, update)
+    return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Stage:
 
     Attributes:
         problems: by difficulty.
-        extra: the user's rewards: name, function, weight.
+        extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
@@ -174,7 +177,7 @@ class Stage:
     reward: RewardConfig
     runtime: Runtime
     problems: dict[str, list[Problem]]
-    extra: list[tuple[str, rewards.Reward, float]]
+    extra: extra_rewards.Extra
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
@@ -228,7 +231,7 @@ class Stage:
     def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
         """Computed on the devices, returned on the host: advantages_PG."""
         mesh = self.runtime.mesh
-        advantages_PG = advantages.sharded_group_advantages(
+        advantages_PG = self.trainer.advantages(
             meshes.place_rows(mesh, rewards_PG),
             mesh,
             scale=self.config.scale,
@@ -262,14 +265,15 @@ class Stage:
         )
 
     def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the rollout; metrics of the last, and the first one's log-prob gap."""
+        """All updates on the rollout; metrics of the last, and the first one's log-probs and their
+        gap to the sampler's."""
         frozen = self.runtime.frozen
         state, first = self.trainer.update(state, frozen, packs)
         last = first
         for _ in range(self.config.num_iterations - 1):
             state, last = self.trainer.update(state, frozen, packs)
-        gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-        return state, last | gap
+        of_first = ("logp_gap/mean", "logp_gap/rms", "trainer_logps")
+        return state, last | {name: first[name] for name in of_first}
 
     def _record(
         self,
@@ -281,8 +285,11 @@ class Stage:
     ) -> StepResult:
         """What is kept of the step. Waits for the devices after the host's part is done."""
         rollouts = _rollout_rows(collected.groups, advantages_PG)
-        of_rollout = _rollout_metrics(collected)
+        of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
+        tokens = collect.token_arrays(
+            collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
+        )
         config = self.config
         progress = step / config.num_steps
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
@@ -292,7 +299,7 @@ class Stage:
             "time/rollout_s": collected.seconds,
             "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
         }
-        return StepResult(metrics, rollouts)
+        return StepResult(metrics, rollouts, tokens)
 
 
 def train(
@@ -314,7 +321,7 @@ def train(
         reward,
         runtime,
         batches.by_difficulty(problems),
-        load_extra_rewards(reward.extra),
+        extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
         collect.make_sampler(
             runtime,
             num_generations=config.num_generations,
@@ -337,13 +344,17 @@ def train(
     return state.params
 
 
-def _rollout_metrics(collected: Collected) -> dict[str, float]:
+def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
-    components = {
-        f"reward/{name}": float(np.mean(values))
-        for name, values in groups.scores.components.items()
-    }
+    components = {}
+    for name, values in groups.scores.components.items():
+        given = [value for value in values if value is not None]
+        components[f"reward/{name}"] = float(np.mean(given)) if given else None
+    for name, reward, _ in extra:
+        if isinstance(reward, JudgedReward):
+            values = groups.scores.components[name]
+            components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {
         "reward/mean": float(rewards_PG.mean()),
         "reward/std": float(rewards_PG.std(axis=1).mean()),
@@ -365,6 +376,7 @@ def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dic
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
+            "domain": groups.problems[row // G].domain,
             "completion": sample.completion,
             "num_tokens": sample.num_tokens,
             "stopped": sample.stopped,

@@ -13,6 +13,7 @@ from gemma_grpo.devices import processes
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metrics import MetricsWriter, Progress
+from gemma_grpo.records.tokens import Tokens
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.saving import (
@@ -58,10 +59,12 @@ class StepResult:
     Attributes:
         metrics: for metrics.jsonl and TensorBoard.
         rollouts: a row for each sampled completion; empty where nothing was sampled.
+        tokens: of the same completions; see `records.tokens`.
     """
 
     metrics: dict[str, Any]
     rollouts: list[dict] = field(default_factory=list)
+    tokens: Tokens = field(default_factory=dict)
 
 
 def run_steps(
@@ -94,7 +97,9 @@ def run_steps(
     if done < num_steps and processes.broadcast_from_primary(keeper.is_out_of_time):
         raise OutOfTimeError(stage, done, num_steps, state.params)
     processes.run_on_primary(keeper.checkpoints.bring_together)
-    keeper.schedule = Schedule(files.saving, checkpoint_every, step=done, num_bytes=num_bytes)
+    keeper.schedule = Schedule(
+        files.saving, checkpoint_every, step=done, num_steps=num_steps, num_bytes=num_bytes
+    )
     keeper.progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
     try:
         for step in range(done, num_steps):
@@ -171,9 +176,10 @@ class _Keeper:
         running.check()
         if running.seconds is not None:
             self.files.deadline.note("save", running.seconds)
+            self.schedule.note_whole(running.seconds)
         if processes.is_primary():
             if result.rollouts:
-                self.files.writer.write_rollouts(self.stage, step, result.rollouts)
+                self.files.writer.write_rollouts(self.stage, step, result.rollouts, result.tokens)
             self.files.writer.write(self.stage, step, result.metrics)
             self.progress.update(
                 reward=result.metrics.get("reward/mean"),
@@ -189,7 +195,7 @@ class _Keeper:
         started = time.monotonic()
         self.checkpoints.running.start(step, state, self._host(step, host))
         self.saved_step = step
-        self.schedule.note(step, time.monotonic() - started)
+        self.schedule.note_begun(step, time.monotonic() - started)
 
     def stop(self, step: int, state: TrainState, **host: Any) -> None:
         """Writes the checkpoint with which the stage stops early, unless it is there."""

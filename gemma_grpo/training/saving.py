@@ -3,11 +3,15 @@ allow."""
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import metrics
+from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
+from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
 
 SMALL = 10**8  # bytes; a state below this is saved whenever it is due, however busy the machine is
 HOST_BYTES_PER_SECOND = 1e9  # device to host; taken for the first save, until one was measured
@@ -43,19 +47,22 @@ class CheckpointConfig:
 class Schedule:
     """Decides after which steps of a stage a checkpoint is written, by this process's clock."""
 
-    def __init__(self, config: CheckpointConfig, every: int, *, step: int, num_bytes: int):
+    def __init__(
+        self, config: CheckpointConfig, every: int, *, step: int, num_steps: int, num_bytes: int
+    ):
         """Args:
         every: steps between checkpoints; 0: none by steps.
-        step: the last that is saved.
+        step: the one that the stage goes on from, which is saved.
+        num_steps: of the stage.
         num_bytes: of a checkpoint, for the first one's time.
         """
-        self._config, self._every, self._saved_step = config, every, step
+        self._config, self._every, self._num_steps = config, every, num_steps
+        self._first_step = self._saved_step = step
         self._began = self._saved_at = time.monotonic()
         self._stopped = 0.0  # seconds in which training stood still for saving
         self._is_small = num_bytes < SMALL
-        self._last = (
-            num_bytes / HOST_BYTES_PER_SECOND
-        )  # seconds that training stood still, the last time
+        self._last = num_bytes / HOST_BYTES_PER_SECOND  # seconds that the last save stopped it
+        self._writing = num_bytes / DISK_BYTES_PER_SECOND
 
     def is_due(self, step: int, *, is_writing: bool) -> bool:
         """Whether to save after `step`, the save before being under way or not. What is put off
@@ -65,13 +72,23 @@ class Schedule:
         by_time = minutes and now - self._saved_at >= 60 * minutes
         if not (by_steps or by_time):
             return False
-        most = self._config.share * (now - self._began + self._last)
-        return self._is_small or (not is_writing and self._stopped + self._last <= most)
+        passed = now - self._began
+        a_step = (passed - self._stopped) / (step - self._first_step)
+        return self._is_small or (
+            not is_writing
+            and self._stopped + self._last <= self._config.share * (passed + self._last)
+            # Else the stage's weights would have to wait for it, and they make it superfluous.
+            and self._writing <= a_step * (self._num_steps - step)
+        )
 
-    def note(self, step: int, seconds: float) -> None:
+    def note_begun(self, step: int, seconds: float) -> None:
         """A save of `step` was begun; training stood still for so long."""
         self._saved_step, self._saved_at = step, time.monotonic()
         self._last, self._stopped = seconds, self._stopped + seconds
+
+    def note_whole(self, seconds: float) -> None:
+        """The last save was whole so long after it was begun."""
+        self._writing = seconds
 
 
 @dataclass(frozen=True)
@@ -132,3 +149,40 @@ def stage_checkpoints(run_dir: Path, stage: str, config: CheckpointConfig) -> St
     if not config.folder:
         return StageCheckpoints(stopped, stopped)
     return StageCheckpoints(Checkpoints(Path(config.folder) / stage, config.keep), stopped)
+
+
+def as_found(run_dir: Path, config: CheckpointConfig) -> CheckpointConfig:
+    """The settings by which a run's checkpoints are found: without a folder of their own if that is
+    not there, or another run's."""
+    is_there = config.folder and run_dirs.owner(Path(config.folder)) == run_dir.absolute()
+    return config if is_there else replace(config, folder="")
+
+
+def claim_folder(run_dir: Path, config: CheckpointConfig) -> None:
+    """Makes the checkpoints' own folder, if there is to be one, that of a run which has none there.
+    Raises UserError if it holds checkpoints, or cannot be written."""
+    if config.folder:
+        run_dirs.claim_checkpoints(Path(config.folder), run_dir)
+
+
+def require_folder(
+    run_dir: Path, config: CheckpointConfig, stages: Sequence[str], *, restart_stage: bool
+) -> None:
+    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
+    unless `restart_stage`."""
+    here = as_found(run_dir, config)
+    if not config.folder or here.folder or restart_stage:
+        return
+    for stage in stages:
+        if (run_dir / "weights" / f"{stage}.safetensors").exists():
+            continue
+        steps = metrics.last_step(run_dir, stage)
+        if not steps or stage_checkpoints(run_dir, stage, here).running.steps():
+            continue
+        there = "is gone"
+        if owner := run_dirs.owner(Path(config.folder)):
+            there = f"now holds those of {owner} (if that was this run, correct {run_dirs.OWNER})"
+        raise UserError(
+            f"{run_dir}: its checkpoints were in {config.folder}, which {there}; put them back, or "
+            f"take {stage} again from its first step ({steps} were taken) with --restart-stage"
+        )

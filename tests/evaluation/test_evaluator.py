@@ -1,6 +1,7 @@
 """What an evaluation reports, worked out by hand on four problems."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import evaluator, statistics
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import NO_LORA
 from gemma_grpo.runtime import Runtime
@@ -53,6 +55,12 @@ def test_greedy_figures_are_those_of_hand_counting():
     assert result["truncation_rate"] == 0.25
     # "a" to "d" say no numbers, and "0 + 1 = 1" starts from none of theirs.
     assert result["trace_score"] == 0
+    # "1 + 1 = 2" of a and b; "0 + 1 = 1" is filler. Then with a false line in d.
+    assert (result["steps"], result["true_steps"]) == (2, 1.0)
+    wrong = replace(GREEDY[3], completion=GREEDY[3].completion.replace("0 + 1 = 1", "2 + 2 = 5"))
+    with_wrong = evaluator.summarize(PROBLEMS, [*GREEDY[:3], wrong], None)
+    assert (with_wrong["steps"], with_wrong["true_steps"]) == (3, pytest.approx(2 / 3))
+    assert evaluator.summarize(PROBLEMS[2:3], GREEDY[2:3], None)["true_steps"] is None
     assert result["by_difficulty"] == {
         "easy": {"accuracy": 1.0, "n": 1},
         "medium": {"accuracy": 0.0, "n": 2},
@@ -186,20 +194,26 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
     def fake_collect(self, params, problems, key, weights, extra):
         seen.append([problem.prompt for problem in problems])
         samples = [answered(p, str(g)) for p in problems for g in range(2)]
-        drawn = SimpleNamespace(
-            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+        numbers = [10 * len(seen) + row for row in range(4)]
+        drawn = Rollout(
+            completion_ids=np.array([[number, number, 0] for number in numbers]),
             completion_mask=np.array([[True, True, False]] * 4),
+            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+            stopped=np.array([True] * 4),
         )
-        return SimpleNamespace(samples=samples, rollout=drawn)
+        return SimpleNamespace(samples=samples, rollout=drawn, characters=drawn.completion_ids)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
     sampler = collect.Sampler(
         lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
     )
-    samples, logps = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
+    samples, logps, tokens = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
     assert logps == [-1, -2] * 3  # of the tokens that count
+    assert tokens["num_tokens"].tolist() == [2] * 6
+    assert tokens["token_ids"].tolist() == [10, 10, 11, 11, 12, 12, 13, 13, 20, 20, 21, 21]
+    assert tokens["logps"].tolist() == [-1, -0.0, -1, -1] * 3 and "gaps" not in tokens
 
 
 @pytest.mark.parametrize("change", [dict(batch_size=0), dict(num_samples=-1), dict(num_samples=7)])

@@ -187,6 +187,7 @@ SUMMARY = {
             "accuracy_ci95": [0.457, 0.5675],
             "format_rate": 0.96,
             "trace_score": 0.71,
+            "true_steps": 0.875,
             "reward": 0.58125,
             "n": 314,
         },
@@ -196,10 +197,10 @@ SUMMARY = {
 
 def test_the_table_lines_up_and_marks_what_was_not_measured():
     assert report.before_after_table(SUMMARY).splitlines() == [
-        "stage  accuracy     95 % interval  format  trace  reward    n",
-        "-----  --------  ----------------  ------  -----  ------  ---",
-        "base      0.0 %    0.0 % to 1.2 %   0.0 %      -       -  314",
-        "sft      51.2 %  45.7 % to 56.8 %  96.0 %  0.710   0.581  314",
+        "stage  accuracy     95 % interval  format  trace  true steps  reward    n",
+        "-----  --------  ----------------  ------  -----  ----------  ------  ---",
+        "base      0.0 %    0.0 % to 1.2 %   0.0 %      -           -       -  314",
+        "sft      51.2 %  45.7 % to 56.8 %  96.0 %  0.710      87.5 %   0.581  314",
     ]
 
 

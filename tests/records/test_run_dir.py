@@ -8,7 +8,8 @@ from gemma_grpo.records import lock, run_dir
 
 def a_run(folder):
     """A run as a read-only mount shows it."""
-    for name in ("metrics.jsonl", "rollouts/grpo-000001.jsonl", "checkpoints/grpo/000002/index"):
+    files = "metrics.jsonl rollouts/grpo-000001.jsonl verdicts/judge-0.jsonl"
+    for name in (*files.split(), "checkpoints/grpo/000002/index"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -32,6 +33,7 @@ def test_a_copy_has_what_is_needed_and_may_be_written(tmp_path):
         "config.yaml",
         "metrics.jsonl",
         "rollouts/grpo-000001.jsonl",
+        "verdicts/judge-0.jsonl",
     ]
     assert all(path.stat().st_mode & 0o200 for path in new.rglob("*"))
 

@@ -20,6 +20,7 @@ from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
 from gemma_grpo.rewards.quantities import quantity
+from gemma_grpo.rewards.steps import true_lines
 
 GOOD = "<reasoning>\n3 + 4 = 7\n7 * 2 = 14\n</reasoning>\n<answer>\n14\n</answer>"
 
@@ -551,6 +552,24 @@ def traced(reasoning: str, said: str = "14", **changes) -> float:
 )
 def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(reasoning, expected):
     assert traced(reasoning) == near(expected)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("3 + 4 = 7\n7 * 2 = 14", (2, 2)),
+        ("3 + 4 = 8\n7 * 2 = 14\nSo it is 14.", (1, 2)),
+        ("Step 1: 3 + 4 = 7", (1, 1)),
+        ("99 + 1 = 100\n99 + 1 = 100", (2, 2)),  # arithmetic alone, wherever its numbers are from
+        ("3 + 4 = 7; 7 * 2 = 15", (0, 1)),
+        ("5 * 1 = 5\nThe answer is 5.", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_true_lines_counts_the_lines_with_equations_and_those_with_only_true_ones(
+    reasoning, expected
+):
+    assert true_lines(reasoning) == expected
 
 
 def test_a_wrong_answers_trace_is_worth_a_third():

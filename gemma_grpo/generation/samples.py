@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.rewards.components import Sample
+from gemma_grpo.rewards import Sample
 from gemma_grpo.text.tokenizer import Tokenizer
 
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -36,6 +36,7 @@ def make_samples(
                 max_tokens=completion_ids_BT.shape[1],
                 answer_logps=tuple(sampler_logps_BT[row, span.start : span.stop].tolist()),
                 stopped=bool(stopped_B[row]),
+                domain=problem.domain,
             )
         )
     return samples
