@@ -428,7 +428,7 @@ def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):
     source, new = tmp_path / "old", tmp_path / "new"
     source.mkdir()
     (source / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
-    moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl"]
+    moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl", "--ignore-plan"]
     taken = []
     monkeypatch.setattr(train, "_require_disk", lambda *_: None)  # which reads the weights' sizes
     monkeypatch.setattr(pipeline, "load_task", lambda run: taken.append(run) or 1 / 0)
