@@ -119,9 +119,9 @@ GEMMA3_1B_IT_LORA = replace(
     evaluation=replace(GEMMA3_1B_LORA.evaluation, num_samples=0),
 )
 """GRPO alone on the instruction-tuned 1B (`--model.weights FOLDER`), which an instruction asks
-for the format: the budget of a published run of Tunix (500 steps of 16 x 8, rate 3e-6, beta 0.04), which
-went from 25.5 to 53.2 % on GSM8K's 1319 test problems, strict, greedy, without examples. Ours
-differs in its rewards and in the adapters' alpha, which is not published. Compiled only."""
+for the format: the budget of a published run of Tunix (500 steps of 16 x 8, rate 3e-6, beta 0.04),
+which went from 25.5 to 53.2 % on GSM8K's 1319 test problems, strict, greedy, without examples.
+Ours differs in its rewards and in the adapters' alpha, which is not published. Compiled only."""
 
 GEMMA3_1B_LORA_V5E_1 = replace(
     GEMMA3_1B_LORA,
