@@ -10,6 +10,7 @@ there, and `train` finds what was compiled.
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def summary(
     return _without_nan(result)
 
 
-def _pair(values: tuple[float, float] | list[float]) -> dict[str, float]:
+def _pair(values: Sequence[int | float]) -> dict[str, int | float]:
     return dict(zip(("likely", "full_lengths"), values, strict=True))
 
 
@@ -205,11 +206,11 @@ def _steps(account: Ledger, result: dict) -> list[str]:
     ]
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: int | float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _size(num_bytes: float) -> str:
+def _size(num_bytes: int | float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 

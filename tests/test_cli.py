@@ -33,7 +33,10 @@ def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lo
     process = start(body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130 and said == "\nstopped by SIGINT; a hint\n"
 
 

@@ -186,10 +186,8 @@ def _with_tokens(path: Path, rows: list[dict]) -> Iterator[tuple[dict, tokens.To
 
 
 def _is_kept(number: int, share: float) -> bool:
-    """Of all numbers this share, evenly spaced, the first among them."""
-    return (
-        share >= 1 or number == 0 or math.floor(number * share) > math.floor(number * share - share)
-    )
+    """Of the numbers from 0 this share, evenly spaced, the first among them."""
+    return math.floor(number * share) > math.floor((number - 1) * share)
 
 
 def _notes(summary: dict, share: float, evaluations: dict, training: dict) -> list[str]:

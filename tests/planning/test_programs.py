@@ -71,17 +71,15 @@ def compilations():
 
 @contextlib.contextmanager
 def empty_cache(folder):
-    wanted = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for settings in (wanted, before):
+    """Of compiled programs, which are compiled quickly."""
+    directory, seconds = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in (directory, seconds)}
+    for settings in ({directory: str(folder), seconds: 0}, before):
+        jax.config.update("jax_disable_most_optimizations", settings is not before)
         for name, value in settings.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
-        if settings is wanted:
+        if settings is not before:
             yield
 
 
