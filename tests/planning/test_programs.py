@@ -94,7 +94,7 @@ def one_layer(folder):
     folder.mkdir()
     safetensors.numpy.save_file(kept, folder / "model.safetensors")
     settings = json.loads((NANO / "config.json").read_text())
-    cut = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    cut = {"num_hidden_layers": 1, "sliding_window_pattern": 1, "layer_types": ["full_attention"]}
     (folder / "config.json").write_text(json.dumps(settings | cut))
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(NANO / name, folder)
