@@ -1,6 +1,7 @@
 """A run's configuration: every setting with its default, and to and from YAML."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -75,6 +76,10 @@ class RunConfig:
 
     def __post_init__(self):
         check_seed(self.seed)
+        for name, value in _flat(self).items():
+            may_be_infinite = name.endswith("max_grad_norm")
+            if isinstance(value, float) and not (math.isfinite(value) or may_be_infinite):
+                raise UserError(f"{name}={value}: must be finite")
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
         if self.grpo.scale == "mean" and not self.reward.is_binary:
@@ -136,20 +141,19 @@ def from_text(text: str) -> RunConfig:
 def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
     """The fields in which two configurations differ, as "grpo.num_steps 60 -> 200"."""
 
-    def flat(value: Any, name: str) -> dict[str, Any]:
-        if not dataclasses.is_dataclass(value):
-            return {name: value}
-        fields = dataclasses.fields(value)
-        return {
-            inner: leaf
-            for field in fields
-            for inner, leaf in flat(
-                getattr(value, field.name), f"{name}.{field.name}".lstrip(".")
-            ).items()
-        }
-
-    old, new = flat(before, ""), flat(after, "")
+    old, new = _flat(before), _flat(after)
     return [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+
+
+def _flat(value: Any, where: str = "") -> dict[str, Any]:
+    """A configuration's values by their fields' dotted names."""
+    if not dataclasses.is_dataclass(value):
+        return {where: value}
+    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    flat: dict[str, Any] = {}
+    for name, inner in named.items():
+        flat |= _flat(inner, f"{where}.{name}".lstrip("."))
+    return flat
 
 
 class _Loader(yaml.SafeLoader):

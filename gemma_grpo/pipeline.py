@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,22 +22,17 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
 from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
-from gemma_grpo.training import extra_rewards, grpo, sft
+from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles
-from gemma_grpo.training.saving import (
-    CheckpointConfig,
-    StageCheckpoints,
-    stage_checkpoints,
-)
+from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
 
 
 @dataclass(frozen=True)
@@ -290,8 +285,7 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
     Raises:
         UserError: something is there already, or cannot be written.
     """
-    if run.checkpoint.folder:
-        run_dirs.claim_checkpoints(Path(run.checkpoint.folder), run_dir)
+    saving.claim_folder(run_dir, run.checkpoint)
     run_dirs.write_config(run_dir, config.to_yaml(run))
 
 
@@ -304,53 +298,25 @@ def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: 
     Raises:
         UserError: something is there already, checkpoints are lost or damaged, or the disk is full.
     """
-    of_source = config.from_yaml(source / run_dirs.CONFIG)
-    _require_checkpoints(source, of_source, restart_stage=restart_stage)
-    if run_dirs.owner(Path(of_source.checkpoint.folder)) != source.absolute():
-        of_source = replace(of_source, checkpoint=CheckpointConfig())  # not there, or another's
-    if run.checkpoint.folder:
-        run_dirs.claim_checkpoints(Path(run.checkpoint.folder), run_dir)
+    settings = config.from_yaml(source / run_dirs.CONFIG).checkpoint
+    saving.require_folder(source, settings, run.stage_list, restart_stage=restart_stage)
+    settings = saving.as_found(source, settings)
+    saving.claim_folder(run_dir, run.checkpoint)
     newest = {}
     for stage in run.stage_list:
         if not (source / "weights" / f"{stage}.safetensors").exists():
-            if path := stage_checkpoints(source, stage, of_source.checkpoint).newest():
+            if path := stage_checkpoints(source, stage, settings).newest():
                 target = stage_checkpoints(run_dir, stage, run.checkpoint).running
                 newest[target.directory / path.name] = path
     run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
 
 
 def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
-    """Checks that the checkpoints of a run that goes on in its place are there.
-
-    Raises:
-        UserError: as `copy_run_dir`.
-    """
-    _require_checkpoints(run_dir, run, restart_stage=restart_stage)
-    folder = run.checkpoint.folder
-    if folder and run_dirs.owner(Path(folder)) != run_dir.absolute():
-        run_dirs.claim_checkpoints(Path(folder), run_dir)
-
-
-def _require_checkpoints(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
-    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
-    unless `restart_stage`."""
-    folder = Path(run.checkpoint.folder)
-    owner = run_dirs.owner(folder)
-    if not run.checkpoint.folder or owner == run_dir.absolute() or restart_stage:
-        return
-    for stage in run.stage_list:
-        if (run_dir / "weights" / f"{stage}.safetensors").exists():
-            continue
-        steps = metrics.last_step(run_dir, stage)
-        if not steps or stage_checkpoints(run_dir, stage, CheckpointConfig()).running.steps():
-            continue
-        there = "is gone"
-        if owner:
-            there = f"now holds those of {owner} (if that was this run, correct {run_dirs.OWNER})"
-        raise UserError(
-            f"{run_dir}: its checkpoints were in {folder}, which {there}; put them back, or take "
-            f"{stage} again from its first step ({steps} were taken) with --restart-stage"
-        )
+    """Checks that the checkpoints of a run that goes on in its place are there. Raises UserError
+    as `copy_run_dir`."""
+    saving.require_folder(run_dir, run.checkpoint, run.stage_list, restart_stage=restart_stage)
+    if saving.as_found(run_dir, run.checkpoint) != run.checkpoint:
+        saving.claim_folder(run_dir, run.checkpoint)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:

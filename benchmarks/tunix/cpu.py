@@ -16,9 +16,9 @@ import itertools
 import statistics
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -28,16 +28,13 @@ from flax import nnx
 from benchmarks import packing
 from benchmarks.lengths import GENERATIONS
 from benchmarks.timing import print_row
-from benchmarks.tunix.sides import SIDES, Opener, SideProcess, about
+from benchmarks.tunix.sides import SIDES, Opener, SideProcess, about, comparable_run
 from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3, Params, Remat
-from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.presets import GEMMA3_NANO
-from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.state import OptimizerConfig
 
-Reading = dict[str, dict[str, float]]  # part -> figure -> value
+Reading = dict[str, Any]  # part -> figure -> value
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,9 @@ def run(options: Options, *, platform: str) -> None:
             micro_batch=options.tunix_micro_batch,
         )
         taken = take_turns(opener, frozen_batch(run), options.rounds, apart=options.apart)
-    row = {"benchmark": f"tunix/{platform}", "rounds": options.rounds, **opener.apart()}
-    row |= about(run) | ({} if platform == "cpu" else {"device": opener.device})
+    apart = opener.apart({name: steps[0]["moment"] for name, steps in taken.items()})
+    row = {"benchmark": f"tunix/{platform}", "rounds": options.rounds, **apart, **about(run)}
+    row |= {} if platform == "cpu" else {"device": opener.device}
     settings = {
         "ours": {"pack_tokens": options.pack_tokens, "remat": options.remat},
         "tunix": {"train_micro_batch_size": options.tunix_micro_batch, "remat": "NONE"},
@@ -99,25 +97,20 @@ def run(options: Options, *, platform: str) -> None:
 
 def run_of(options: Options) -> RunConfig:
     """The run of which both sides take steps."""
-    settings = replace(
-        GEMMA3_NANO.model,
-        weights=options.model,
-        dtype=options.dtype,
-        remat=options.remat,
-        max_prompt_length=options.prompt_length,
-        max_completion_length=options.budget,
-    )
-    grpo = GRPOConfig(
+    return comparable_run(
+        model={
+            "weights": options.model,
+            "dtype": options.dtype,
+            "remat": options.remat,
+            "max_prompt_length": options.prompt_length,
+            "max_completion_length": options.budget,
+        },
         num_steps=options.rounds + 2,
         prompts_per_step=options.rows // GENERATIONS,
         num_generations=GENERATIONS,
         pack_tokens=options.pack_tokens,
-        scale="group",
-        loss=LossConfig(aggregation="sequence_mean", epsilon_high=0.2),
         optimizer=OptimizerConfig(learning_rate=1e-6, warmup=0.0, decay="constant"),
-        curriculum=False,
     )
-    return replace(GEMMA3_NANO, model=settings, grpo=grpo)
 
 
 def random_params(name: str) -> Params:
@@ -126,28 +119,22 @@ def random_params(name: str) -> Params:
     return jax.jit(make)(jax.random.key(0))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What both sides run: prompts, completions and their rewards, groups one after another."""
-
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    rewards: list[float]
-
-
-def frozen_batch(run: RunConfig) -> Batch:
-    """Random tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one
-    of the first sixteen takes whole."""
+def frozen_batch(run: RunConfig) -> dict[str, Any]:
+    """What both sides run: `prompts`, `completions` and their `rewards`, groups one after another.
+    Random tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one of
+    the first sixteen takes whole; `budgets` are the tokens if all did, as in the rollouts."""
     made = packing.batch_of(run, vocab_size=model.CONFIGS[run.model.weights].vocab_size)
     rows = zip(made["completion_ids"], made["completion_mask"], strict=True)
-    rewards = np.random.default_rng(0).integers(0, 5, len(made["completion_ids"])) / 4
-    return Batch(
-        made["prompt_ids"].tolist(), [ids[mask].tolist() for ids, mask in rows], rewards.tolist()
-    )
+    return {
+        "prompts": made["prompt_ids"].tolist(),
+        "completions": [ids[mask].tolist() for ids, mask in rows],
+        "budgets": made["completion_ids"].size,
+        "rewards": (np.random.default_rng(0).integers(0, 5, len(made["advantages"])) / 4).tolist(),
+    }
 
 
 def take_turns(
-    opener: Opener, batch: Batch, rounds: int, *, apart: bool
+    opener: Opener, batch: dict[str, Any], rounds: int, *, apart: bool
 ) -> dict[str, list[Reading]]:
     """Each side's first step, which compiles, and then those that count.
 
@@ -162,23 +149,21 @@ def take_turns(
         with ExitStack() as stack:
             sides = [stack.enter_context(closing(open())) for open in session]
             for number, side in itertools.product(range(steps), sides):
-                reading, moment = step(side, batch, number)
-                taken[side.name].append(reading)
-                opener.moments.setdefault(side.name, moment)
+                taken[side.name].append(step(side, batch, number))
     counted = slice(1, None, 2) if apart else slice(2, None)
     return {name: [each[0], *each[counted]] for name, each in taken.items()}
 
 
-def step(side: SideProcess, batch: Batch, number: int) -> tuple[Reading, np.ndarray]:
-    """Readings of a step's parts and of their sum, and Adam's first moment."""
-    drawn = side.call("draw", prompts=batch.prompts, number=number, instead=batch.completions)
-    sampled = len(batch.completions) * max(map(len, batch.completions))  # all run to the budget
-    if drawn["drawn"] != sampled:
-        raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {sampled}")
-    learned = side.call("learn", rewards=batch.rewards)
+def step(side: SideProcess, batch: dict[str, Any], number: int) -> Reading:
+    """Readings of a step's parts and of their sum, and Adam's first `moment` after it."""
+    prompts, completions = batch["prompts"], batch["completions"]
+    drawn = side.call("draw", prompts=prompts, number=number, instead=completions)
+    if drawn["drawn"] != batch["budgets"]:
+        raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {batch['budgets']}")
+    learned = side.call("learn", rewards=batch["rewards"])
     rollout, update = drawn["reading"], learned["reading"]
     whole = {key: rollout[key] + update[key] for key in ("wall", "cpu")}
-    return {"rollout": rollout, "update": update, "step": whole}, learned["moment"]
+    return {"rollout": rollout, "update": update, "step": whole, "moment": learned["moment"]}
 
 
 def summary(taken: list[Reading], part: str) -> dict:

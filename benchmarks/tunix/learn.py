@@ -15,9 +15,7 @@ what our evaluator says of the weights in the end, `held_out_before` of those in
 import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ import tyro
 
 from benchmarks.timing import print_row
 from benchmarks.tunix import convert, install
-from benchmarks.tunix.sides import Opener, SideProcess, about
+from benchmarks.tunix.sides import Opener, SideProcess, about, comparable_run
 from gemma_grpo import pipeline, rewards, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data import batches
@@ -34,7 +32,6 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation.evaluator import make_evaluator
 from gemma_grpo.generation.samples import make_samples
 from gemma_grpo.model import Params
-from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.rewards import RewardWeights
 from gemma_grpo.text import padding
@@ -44,35 +41,18 @@ from gemma_grpo.text.tokenizer import Tokenizer
 PAID = RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosity=0.0, format=0.1)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is run."""
+def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = GEMMA3_NANO.grpo.num_steps) -> None:
+    """A row for each seed and side.
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of our SFT, the problems and the sampling."""
-    steps: int = GEMMA3_NANO.grpo.num_steps
-    """GRPO steps."""
-
-
-def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """A row for each seed and side."""
+    Args:
+        seeds: of our SFT, the problems and the sampling.
+        steps: of GRPO.
+    """
     install.check()
-    for seed in options.seeds:
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            for row in learn(run_of(seed, options.steps), Path(folder)):
+            for row in learn(comparable_run(seed=seed, num_steps=steps), Path(folder)):
                 print_row(**row)
-
-
-def run_of(seed: int, steps: int) -> RunConfig:
-    """The preset with what Tunix cannot do, or does otherwise, taken out."""
-    grpo = replace(
-        GEMMA3_NANO.grpo,
-        num_steps=steps,
-        curriculum=False,
-        scale="group",
-        loss=LossConfig(aggregation="sequence_mean", epsilon=0.2, epsilon_high=0.2),
-    )
-    return replace(GEMMA3_NANO, seed=seed, stages="sft", grpo=grpo)
 
 
 def learn(run: RunConfig, folder: Path) -> list[dict]:

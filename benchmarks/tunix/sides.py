@@ -1,11 +1,11 @@
 """The two sides' processes: started, given the same weights, called, ended."""
 
-import dataclasses
 import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from benchmarks.tunix import convert, install
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS, Params
+from gemma_grpo.objective.config import LossConfig
+from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.training import state as train_state
 
 HERE = Path(__file__).parent
@@ -84,7 +86,6 @@ class Opener:
 
     Attributes:
         versions, logits: of each side by name; the logits are of two padded rows.
-        moments: of each side, as its first step has answered; whoever takes the step puts it here.
         device: that the sides run on.
     """
 
@@ -104,7 +105,7 @@ class Opener:
         self.rows = padded_rows(self.config.vocab_size, length=96)
         self.weights = str(folder / "weights.npz")
         np.savez(self.weights, **convert.to_tunix(params))
-        self.versions, self.logits, self.moments, self.device = {}, {}, {}, ""
+        self.versions, self.logits, self.device = {}, {}, ""
 
     def ours(self, *, name: str = "ours", trained_stop: bool = True) -> SideProcess:
         """A side of ours, ready for its first step."""
@@ -118,7 +119,7 @@ class Opener:
         rate = train_state.make_schedule(grpo.optimizer, grpo.num_steps)
         side = start_tunix("worker.py", folder=self.folder, platform=self.platform)
         settings = {
-            "shape": dataclasses.asdict(self.config),
+            "shape": asdict(self.config),
             "dtype": model.dtype,
             "num_prompts": grpo.prompts_per_step,
             "generations": grpo.num_generations,
@@ -131,17 +132,17 @@ class Opener:
         }
         return self._opened(side, settings=settings)
 
-    def apart(self) -> dict[str, float]:
-        """How far apart ours and Tunix are: logits, as a share of their spread, and first moments,
-        if both were taken, as a share of the largest.
+    def apart(self, moments: dict[str, np.ndarray] | None = None) -> dict[str, float]:
+        """How far apart ours and Tunix are: in logits, as a share of their spread, and in Adam's
+        first moments after a step, if given, as a share of the largest.
 
         Raises:
             SystemExit: it is not the same model, or not the same update.
         """
         ours, theirs = (self.logits[name][self.rows["mask"]] for name in SIDES)
         far = {"logits_apart": float(np.abs(ours - theirs).max() / theirs.std())}
-        if self.moments:
-            ours, theirs = (self.moments[name] for name in SIDES)
+        if moments:
+            ours, theirs = (moments[name] for name in SIDES)
             far["gradient_apart"] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
         if not max(far.values()) < APART[self.run.model.dtype]:
             raise SystemExit(f"not the same model or update: {far}")
@@ -152,6 +153,17 @@ class Opener:
         self.versions[side.name], self.device = opened["versions"], opened["device"]
         self.logits[side.name] = opened["logits"]
         return side
+
+
+def comparable_run(
+    *, seed: int = 0, model: dict[str, object] | None = None, **grpo: object
+) -> RunConfig:
+    """The nano preset with other settings, and with what Tunix cannot do, or does otherwise, taken
+    out."""
+    loss = LossConfig(aggregation="sequence_mean", epsilon=0.2, epsilon_high=0.2)
+    stage = replace(GEMMA3_NANO.grpo, curriculum=False, scale="group", loss=loss, **grpo)
+    settings = replace(GEMMA3_NANO.model, **(model or {}))
+    return replace(GEMMA3_NANO, seed=seed, stages="sft", model=settings, grpo=stage)
 
 
 def padded_rows(vocab_size: int, *, length: int) -> dict[str, np.ndarray]:
@@ -165,10 +177,9 @@ def about(run: RunConfig) -> dict:
     """What every row says: the sizes of the run, the machine, and this repository's commit."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     return {
         "device": f"{len(names)} x {names[0]}",
-        "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "model": run.model.weights,
         "dtype": run.model.dtype,
         "prompts": run.grpo.prompts_per_step,
@@ -178,3 +189,9 @@ def about(run: RunConfig) -> dict:
         "learning_rate": run.grpo.optimizer.learning_rate,
         "seed": run.seed,
     }
+
+
+def commit() -> str:
+    """This repository's, short."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -24,33 +24,26 @@ from benchmarks.tunix.cases import FIGURES
 SCALES = {"s": 1, "GB": 1e9, "TFLOP": 1e12}
 MARKERS = "<!-- table -->", "<!-- /table -->"
 
-# What the picture shows, of the table's lines: title -> model, and label -> line.
 _DECODE = "decode (ours tensor_parallel, Tunix weights replicated)"
 _UPDATE = "update (ours packed to the trace, remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
+_FIT = "sequences that fit an update (remat full, DECODER), ours / Tunix"
+_COUNTED = "matmuls of the step, on 8 chips, short prompts, remat"
+# What the picture shows, of the table's lines: (model and where) -> label -> line.
 PICTURED = {
-    "nano on CPU": (
-        "gemma3-nano",
-        {
-            "step, CPU time": "step, CPU time",
-            "first step, with compilation": "first step, compilation included, CPU time",
-        },
-    ),
-    "270M on CPU": (
-        "gemma3-270m",
-        {line: line for line in ("rollout, CPU time", "update, CPU time", "update, peak memory")},
-    ),
-    "1B for v5e-8, by the compiler": (
-        "gemma3-1b",
-        {
-            "HBM bytes of a decode step": f"{_DECODE}: HBM of a step",
-            "update, peak memory of a chip": f"{_UPDATE}: peak",
-            "update, CPU time to compile": f"{_UPDATE}: CPU time to compile",
-            "sequences that fit an update": (
-                "sequences that fit an update (remat full, DECODER), ours / Tunix"
-            ),
-            "matmuls of a step": "matmuls of the step, on 8 chips, short prompts, remat",
-        },
-    ),
+    ("gemma3-nano", "on CPU"): {
+        "step, CPU time": "step, CPU time",
+        "first step, with compilation": "first step, compilation included, CPU time",
+    },
+    ("gemma3-270m", "on CPU"): {
+        line: line for line in ("rollout, CPU time", "update, CPU time", "update, peak memory")
+    },
+    ("gemma3-1b", "for v5e-8, by the compiler"): {
+        "HBM bytes of a decode step": f"{_DECODE}: HBM of a step",
+        "update, peak memory of a chip": f"{_UPDATE}: peak",
+        "update, CPU time to compile": f"{_UPDATE}: CPU time to compile",
+        "sequences that fit an update": _FIT,
+        "matmuls of a step, short prompts": _COUNTED,
+    },
 }
 
 
@@ -138,6 +131,8 @@ def settings(rows: list[dict]) -> list[str]:
     said = {}
     for row in rows:
         about = row.get("versions", {}) | row.get("settings", {})
+        if about and "commit" in row and row["side"] == "ours":
+            about |= {"commit": row["commit"]}
         if about:
             said[f"| {row['side']} | {', '.join(f'{k} {v}' for k, v in about.items())} |"] = None
     return ["| side | versions and settings |", "|---|---|", *said]
@@ -154,30 +149,24 @@ def markdown(lines: list[Line]) -> list[str]:
     return text
 
 
-def pictured(lines: list[Line]) -> dict[str, dict[str, Line]]:
-    """Title -> label -> line, of those of PICTURED that are there."""
-    found = {(line.group.split(",")[0], line.what): line for line in lines}
-    return {
-        title: {label: found[model, what] for label, what in rows.items() if (model, what) in found}
-        for title, (model, rows) in PICTURED.items()
-    }
-
-
 def draw(lines: list[Line], path: Path) -> None:
     """Bars of the ratios of PICTURED, on a log scale; red where Tunix's figure is the better."""
+    found = {(line.group.split(",")[0], line.what): line for line in lines}
     figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    names, places, place = [], [], 0
-    for title, rows in pictured(lines).items():
-        names.append(title.upper())
+    names, places, place = [], [], 0.0
+    for (model, where), rows in PICTURED.items():
+        names.append(rf"$\bf{{{model}}}$ {where}")
         places.append(place)
-        for label, line in rows.items():
+        for label, what in rows.items():
+            if not (line := found.get((model, what))):
+                continue
             place += 1
+            names.append(label)
+            places.append(place)
             colour = "tab:blue" if line.ratio >= 1 else "tab:red"
             axes.barh(place, line.ratio - 1, left=1, color=colour, height=0.7)
             figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"
             axes.text(max(line.ratio, 1) * 1.05, place, figures, va="center", fontsize=9)
-            names.append(label)
-            places.append(place)
         place += 1.4
     axes.set_yticks(places, names, fontsize=9)
     axes.set_ylim(place - 0.6, -0.6)

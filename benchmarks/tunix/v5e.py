@@ -97,7 +97,9 @@ def run_of(case: Program) -> RunConfig:
 
 def settings(case: Program) -> dict:
     """What Tunix's process is told of a case."""
-    return SIZES | asdict(case) | {"topology": TOPOLOGY, "shape": asdict(model.CONFIGS[MODEL])}
+    its = ("program", "sequences", "remat", "fsdp", "tp", "replicated")
+    about = {"topology": TOPOLOGY, "shape": asdict(model.CONFIGS[MODEL]), **SIZES}
+    return about | {name: getattr(case, name) for name in its}
 
 
 if __name__ == "__main__":

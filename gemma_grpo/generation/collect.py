@@ -106,7 +106,9 @@ class Sampler:
                 prompt_ids_PS,
                 prompt_mask_PS,
                 rollout,
-                np.array([self.tokenizer.characters(ids) for ids in rollout.completion_ids]),
+                np.array(
+                    [self.tokenizer.characters(ids.tolist()) for ids in rollout.completion_ids]
+                ),
                 samples,
                 scores,
             )
@@ -156,12 +158,14 @@ def token_arrays(
     rollout: Rollout, characters_BT: np.ndarray, trainer_logps_BT: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """The completion tokens of B rows, one row's behind another's, as `records.tokens` has them."""
+    mask_BT = np.asarray(rollout.completion_mask)
+    sampler_logps_BT = np.asarray(rollout.sampler_logps)
     arrays_BT = {
-        "token_ids": rollout.completion_ids,
+        "token_ids": np.asarray(rollout.completion_ids),
         "characters": characters_BT,
-        "logps": rollout.sampler_logps,
+        "logps": sampler_logps_BT,
     }
     if trainer_logps_BT is not None:
-        arrays_BT["gaps"] = trainer_logps_BT - rollout.sampler_logps
-    flat = {name: array[rollout.completion_mask] for name, array in arrays_BT.items()}
-    return {"num_tokens": rollout.completion_mask.sum(axis=1), **flat}
+        arrays_BT["gaps"] = trainer_logps_BT - sampler_logps_BT
+    flat = {name: array[mask_BT] for name, array in arrays_BT.items()}
+    return {"num_tokens": mask_BT.sum(axis=1), **flat}

@@ -111,7 +111,8 @@ class Checkpoints:
             step: not negative; a checkpoint of that step is replaced.
             state: pytree of arrays, jax or numpy, of any dtype but key types
                 (`jax.random.key_data` turns those into integers).
-            host: what JSON can hold; tuples come back as lists.
+            host: what JSON can hold; tuples come back as lists. A "step" in it must be `step`: by
+                that a checkpoint is known whose folder was given another name.
 
         Raises:
             UserError: the disk is full or cannot be written. The earlier checkpoints are untouched
@@ -195,12 +196,12 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {path} is damaged ({damage}); delete it to go on from the one before"
             )
-        index = json.loads((path / "index.json").read_text())
+        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
         wanted = _named_leaves(like)
         _check_fit(path, index, wanted)
         restored = _read(path / "arrays", index, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
-        return state, json.loads((path / "host.json").read_text())
+        return state, json.loads((path / "host.json").read_text(encoding="utf-8"))
 
     def remove(self) -> None:
         """Deletes the directory with all checkpoints, as far as the system allows; it need not be
@@ -278,14 +279,14 @@ def _check_space(directory: Path, arrays: dict[str, Any]) -> None:
 def _describe(path: Path, arrays: dict[str, Any], host: dict) -> None:
     """Makes the directory `path`, which must not exist, with all but the arrays and the sums."""
     path.mkdir()
-    (path / "host.json").write_text(json.dumps(host, indent=1))
+    (path / "host.json").write_text(json.dumps(host, indent=1), encoding="utf-8")
     index, offset = {}, 0
     for name, array in arrays.items():
         index[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if array.nbytes < PACK_BELOW:
             index[name]["offset"] = offset
             offset += array.nbytes
-    (path / "index.json").write_text(json.dumps(index, indent=1))
+    (path / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def _begin_write(path: Path, arrays: dict[str, Any]) -> Callable[[], None]:
@@ -322,7 +323,7 @@ def _begin_write(path: Path, arrays: dict[str, Any]) -> Callable[[], None]:
 def _sum_up(path: Path) -> None:
     """Writes the sums, which come last."""
     sums = [f"{digest}  {name}\n" for name, digest in _digests(path).items()]
-    (path / SUMS).write_text("".join(sums))
+    (path / SUMS).write_text("".join(sums), encoding="utf-8")
 
 
 def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -396,7 +397,7 @@ def _digests(path: Path) -> dict[str, str]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a finished checkpoint's bytes, in one phrase; None if nothing."""
     try:
-        lines = (path / SUMS).read_text().splitlines()
+        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         return f"{SUMS} is unreadable"
@@ -411,6 +412,9 @@ def _damage(path: Path) -> str | None:
             return f"{name} is not in {SUMS}"
         if found[name] != expected[name]:
             return f"{name} has changed"
+    saved = json.loads((path / "host.json").read_text(encoding="utf-8")).get("step")
+    if saved not in (None, int(path.name)):
+        return f"it was saved as step {saved}"
     return None
 
 

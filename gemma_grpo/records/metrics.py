@@ -172,7 +172,7 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """
     last = (STAGES.index(stage), step)
     path = run_dir / "metrics.jsonl"
-    kept_bytes = 0
+    kept_bytes, reached = 0, None
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
@@ -183,7 +183,9 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
             raise UserError(f"{path} line {number} is no metrics line; delete it") from error
         if position > last:
             break
-        kept_bytes += len(line)
+        kept_bytes, reached = kept_bytes + len(line), position
+    if step and reached != last:
+        print(f"warning: {path} lacks lines before {stage} step {step}", file=sys.stderr)
     os.truncate(path, kept_bytes)
     for rollouts in (run_dir / "rollouts").iterdir():
         match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.(?:jsonl|npz)(\.tmp)?", rollouts.name)

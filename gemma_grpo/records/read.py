@@ -31,9 +31,9 @@ def evaluated(run_dir: Path) -> list[str]:
     names = [path.stem for path in (run_dir / "evaluations").glob("*.jsonl")]
 
     def order(name: str) -> tuple:
-        stage, step = re.fullmatch(r"(.*?)(?:-step-(\d+))?", name).groups()
+        stage, _, step = name.partition("-step-")
         place = ("base", *STAGES).index(stage) if stage in ("base", *STAGES) else len(STAGES) + 1
-        return place, int(step) if step else float("inf"), name
+        return place, int(step) if step.isdecimal() else float("inf"), name
 
     return sorted(names, key=order)
 

@@ -97,13 +97,13 @@ def claim_checkpoints(folder: Path, run_dir: Path) -> None:
             "them if that run is not to go on"
         )
     with files.atomic_write(folder / OWNER, another_place=another) as unfinished:
-        unfinished.write_text(f"{run_dir.absolute()}\n")
+        unfinished.write_text(f"{run_dir.absolute()}\n", encoding="utf-8")
 
 
 def owner(folder: Path) -> Path | None:
     """The run whose checkpoints a folder holds; None where it says none, or is not there."""
     path = folder / OWNER
-    return Path(path.read_text().strip()) if path.is_file() else None
+    return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
 
 
 def copy_cache(source: Path, runs: Path) -> None:

@@ -14,6 +14,7 @@ Does not import jax.
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def path_beside(rows: Path) -> Path:
 
 def write(path: Path, tokens: Tokens, *, durable: bool = True) -> None:
     """Writes the arrays named above, whole or not at all. Raises as `files.atomic_write`."""
-    arrays = {name: array.astype(DTYPES[name]) for name, array in tokens.items()}
+    arrays: dict[str, Any] = {name: array.astype(DTYPES[name]) for name, array in tokens.items()}
     with files.atomic_write(path, durable=durable) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

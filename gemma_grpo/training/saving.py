@@ -3,10 +3,13 @@ allow."""
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import metrics
+from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
 
@@ -146,3 +149,40 @@ def stage_checkpoints(run_dir: Path, stage: str, config: CheckpointConfig) -> St
     if not config.folder:
         return StageCheckpoints(stopped, stopped)
     return StageCheckpoints(Checkpoints(Path(config.folder) / stage, config.keep), stopped)
+
+
+def as_found(run_dir: Path, config: CheckpointConfig) -> CheckpointConfig:
+    """The settings by which a run's checkpoints are found: without a folder of their own if that is
+    not there, or another run's."""
+    is_there = config.folder and run_dirs.owner(Path(config.folder)) == run_dir.absolute()
+    return config if is_there else replace(config, folder="")
+
+
+def claim_folder(run_dir: Path, config: CheckpointConfig) -> None:
+    """Makes the checkpoints' own folder, if there is to be one, that of a run which has none there.
+    Raises UserError if it holds checkpoints, or cannot be written."""
+    if config.folder:
+        run_dirs.claim_checkpoints(Path(config.folder), run_dir)
+
+
+def require_folder(
+    run_dir: Path, config: CheckpointConfig, stages: Sequence[str], *, restart_stage: bool
+) -> None:
+    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
+    unless `restart_stage`."""
+    here = as_found(run_dir, config)
+    if not config.folder or here.folder or restart_stage:
+        return
+    for stage in stages:
+        if (run_dir / "weights" / f"{stage}.safetensors").exists():
+            continue
+        steps = metrics.last_step(run_dir, stage)
+        if not steps or stage_checkpoints(run_dir, stage, here).running.steps():
+            continue
+        there = "is gone"
+        if owner := run_dirs.owner(Path(config.folder)):
+            there = f"now holds those of {owner} (if that was this run, correct {run_dirs.OWNER})"
+        raise UserError(
+            f"{run_dir}: its checkpoints were in {config.folder}, which {there}; put them back, or "
+            f"take {stage} again from its first step ({steps} were taken) with --restart-stage"
+        )

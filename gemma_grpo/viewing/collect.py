@@ -179,19 +179,15 @@ def _training(tables: _Tables, number: int, run_dir: Path, share: float) -> dict
 
 def _with_tokens(path: Path, rows: list[dict]) -> Iterator[tuple[dict, tokens.Tokens | None]]:
     """Each row with its tokens; None where they are not on file, or are not those of the rows."""
-    of_rows = tokens.read(tokens.path_beside(path))
-    if of_rows is None or [len(each["logps"]) for each in of_rows] != [
-        row.get("num_tokens") for row in rows
-    ]:
-        of_rows = [None] * len(rows)
+    of_rows = tokens.read(tokens.path_beside(path)) or []
+    if [len(each["logps"]) for each in of_rows] != [row.get("num_tokens") for row in rows]:
+        return ((row, None) for row in rows)
     return zip(rows, of_rows, strict=True)
 
 
 def _is_kept(number: int, share: float) -> bool:
-    """Of all numbers this share, evenly spaced, the first among them."""
-    return (
-        share >= 1 or number == 0 or math.floor(number * share) > math.floor(number * share - share)
-    )
+    """Of the numbers from 0 this share, evenly spaced, the first among them."""
+    return math.floor(number * share) > math.floor((number - 1) * share)
 
 
 def _notes(summary: dict, share: float, evaluations: dict, training: dict) -> list[str]:

@@ -185,8 +185,8 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
 def test_completions_have_the_traces_lengths_and_one_of_sixteen_takes_the_budget():
     batch = cpu.frozen_batch(cpu.run_of(cpu.Options(rows=16, prompt_length=16, budget=64)))
     of_budget = [round(length * 64 / 800) for length in lengths.LENGTHS[:16]]
-    assert [len(ids) for ids in batch.completions] == of_budget and max(of_budget) == 64
-    assert [len(ids) for ids in batch.prompts] == [16, 16] and len(batch.rewards) == 16
+    assert [len(ids) for ids in batch["completions"]] == of_budget and max(of_budget) == 64
+    assert [len(ids) for ids in batch["prompts"]] == [16, 16] and len(batch["rewards"]) == 16
 
 
 def test_every_parameter_reaches_tunix_once():
@@ -234,9 +234,30 @@ def test_every_row_of_the_picture_is_in_the_results_and_the_page_has_the_whole_t
     start, end = table.MARKERS
     assert page.read_text().split(start)[1].split(end)[0].strip() == printed
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    found = {(line.group, line.what) for line in table.lines_of(rows)}
-    pictured = {key for shown in table.PICTURED.values() for _, key in shown}
+    found = {(line.group.split(",")[0], line.what) for line in table.lines_of(rows)}
+    pictured = {(model, line) for (model, _), of in table.PICTURED.items() for line in of.values()}
     assert len(pictured) == 10 and pictured <= found
+
+
+def test_our_decoding_stands_against_tunix_prefill_and_decoding_and_by_its_settings_alone():
+    common = {"benchmark": "tunix/v5e", "model": "gemma3-1b", "sequences": 64, "fits": True}
+    own = {"side": "ours", "program": "decode", "layout": "data", "pack_tokens": 0, "remat": "none"}
+    other = {"side": "tunix", "fsdp": 2, "tp": 4, "replicated": False, "remat": "NONE", "peak": 3e9}
+    rows = [
+        common | own | {"peak": 1.5e9, "step_bytes": 1e9, "step_collectives": 0},
+        common | other | {"program": "prefill"},
+        common | other | {"program": "decode", "step_bytes": 4e9, "step_collectives": 7},
+        common | other | {"program": "decode", "sequences": 32},
+        common | other | {"program": "update"},
+    ]
+    lines = [(line.what, line.ours, line.tunix, line.ratio) for line in table.lines_of(rows)]
+    named = "(ours data, Tunix fsdp 2 x tp 4)"
+    assert lines == [
+        (f"decode {named}: HBM of a step", "1 GB", "4 GB", 4.0),
+        (f"decode {named}: collectives of a step", "0", "7", float("inf")),
+        (f"decode {named}: peak", "1.5 GB", "3 GB", 2.0),
+        (f"prefill {named}: peak", "1.5 GB", "3 GB", 2.0),
+    ]
 
 
 def test_the_largest_batch_that_fits_is_found_by_whole_steps():
@@ -244,6 +265,25 @@ def test_the_largest_batch_that_fits_is_found_by_whole_steps():
         for step in (32, 64):
             found = largest.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
             assert found <= limit < found + step and (found - 64) % step == 0
+
+
+def test_the_largest_batch_is_looked_for_with_the_cases_other_settings(monkeypatch, capsys):
+    tried = []
+
+    class Compiler:
+        def __init__(self, folder):
+            pass
+
+        def compiled(self, case):
+            tried.append(case)
+            return {"fits": case.sequences <= 200, "peak": 10 * case.sequences}
+
+    monkeypatch.setattr(largest, "Compiler", Compiler)
+    largest.main(("tunix-update-best",))
+    row = json.loads(capsys.readouterr().out)
+    assert (row["sequences"], row["refused"], row["peaks"]["128"]) == (192, 224, 1280)
+    own = cases.COMPILED["tunix-update-best"]
+    assert {dataclasses.replace(case, sequences=64) for case in tried} == {own}
 
 
 def test_the_larger_batch_is_the_better_one(tmp_path, capsys):
@@ -387,28 +427,27 @@ def test_a_side_in_its_own_loop_answers_what_it_waits_for_and_all_else(side):
         side.call("grow", megabytes="many")
 
 
-def opened(tmp_path, ours, theirs, moments=()):
+def opened(ours, theirs):
     opener = object.__new__(sides.Opener)
     opener.run = cpu.run_of(cpu.Options())
     opener.rows = sides.padded_rows(512, length=6)
     opener.logits = {"ours": ours, "tunix": theirs}
-    opener.moments = dict(zip(sides.SIDES, moments, strict=False))
     return opener
 
 
-def test_sides_are_apart_by_shares_and_padding_does_not_count(tmp_path):
+def test_sides_are_apart_by_shares_and_padding_does_not_count():
     theirs = np.zeros((2, 6, 4))
     theirs[..., 0] = 1.0  # of a quarter of the entries: their spread is sqrt(3) / 4
     ours = theirs.copy()
     ours[0, 0, 0] += 1e-4
     ours[1, 0, 0] = 9.0  # padding
-    far = opened(tmp_path, ours, theirs).apart()
+    far = opened(ours, theirs).apart()
     assert far == {"logits_apart": pytest.approx(1e-4 / (3**0.5 / 4))}
-    moments = np.array([2.0, -4.0]), np.array([2.0, -4.0 + 4e-4])
-    far = opened(tmp_path, ours, theirs, moments).apart()
+    moments = {"ours": np.array([2.0, -4.0]), "tunix": np.array([2.0, -4.0 + 4e-4])}
+    far = opened(ours, theirs).apart(moments)
     assert far["gradient_apart"] == pytest.approx(1e-4, rel=1e-3)
     with pytest.raises(SystemExit, match="not the same model or update"):
-        opened(tmp_path, 1.1 * theirs, theirs).apart()
+        opened(1.1 * theirs, theirs).apart()
 
 
 def test_a_step_sums_its_parts_and_medians_leave_out_the_first():
@@ -422,7 +461,8 @@ def test_a_step_sums_its_parts_and_medians_leave_out_the_first():
 def test_tunix_sees_of_this_repository_its_own_folder_alone():
     """Else it would find `kernels/`, or ours in the place of its own packages."""
     theirs = Path(sides.__file__).parent / "theirs"
-    for path in theirs.glob("*.py"):
+    counter = theirs.parents[2] / "gemma_grpo" / "planning" / "traced.py"  # run as a lone file
+    for path in (*theirs.glob("*.py"), counter):
         tree = ast.parse(path.read_text())
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

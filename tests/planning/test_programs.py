@@ -168,7 +168,12 @@ class Ran:
     passed: dict
 
 
-@pytest.fixture(scope="module", params=CASES)
+FIRST, *OTHERS = CASES
+
+
+@pytest.fixture(
+    scope="module", params=[FIRST, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)]
+)
 def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
     where = ["--data.source", short_problems(folder / "short.jsonl")]

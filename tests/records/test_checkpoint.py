@@ -503,3 +503,11 @@ def test_an_intact_checkpoint_is_taken_from_another_folder_in_place_of_a_damaged
     state, host = checkpoints.restore(7, {"w": jnp.zeros(9)})
     assert (state["w"] == jnp.arange(9.0)).all() and host == {"step": 7}
     assert os.listdir(checkpoints.directory) == ["000007"]
+
+
+def test_a_checkpoint_that_was_given_another_steps_name_is_passed_over(checkpoints, capsys):
+    for step in (2, 4):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {"step": step})
+    (checkpoints.directory / "000004").rename(checkpoints.directory / "000009")
+    assert checkpoints.latest() == 2
+    assert "000009 is damaged (it was saved as step 4)" in capsys.readouterr().err

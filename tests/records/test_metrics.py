@@ -330,3 +330,13 @@ def test_importing_metrics_loads_neither_tensorboard_nor_tqdm():
     )
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert child.stdout == "set()\n", child.stderr
+
+
+@pytest.mark.parametrize("steps, lacks", [((), True), ((1,), True), ((1, 2), False)])
+def test_lines_that_are_missing_before_the_step_to_go_on_from_are_said(
+    tmp_path, capsys, steps, lacks
+):
+    lines = "".join(f'{{"stage": "sft", "step": {step}}}\n' for step in steps)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    MetricsWriter(tmp_path, {"stage": "sft", "step": 2}).close()
+    assert ("lacks lines before sft step 2" in capsys.readouterr().err) == lacks

@@ -147,11 +147,13 @@ def test_a_run_of_an_older_version_has_its_texts_and_no_token_log_probs(tmp_path
     assert "older version" in " ".join(data["runs"][0]["notes"])
 
 
-def test_a_damaged_token_file_is_as_none(tmp_path):
+def test_a_token_file_that_is_damaged_or_of_other_rows_is_as_none(tmp_path):
     run = write_run(tmp_path / "run")
     path = run / "rollouts" / "grpo-000001.npz"
     path.write_bytes(path.read_bytes()[:100])
-    assert not at_stage(collect.collect([run]), "training")[0]["logps"]
+    path = run / "rollouts" / "grpo-000002.jsonl"
+    path.write_text(path.read_text().replace('"num_tokens": 5', '"num_tokens": 4', 1))
+    assert not any(row["logps"] for row in at_stage(collect.collect([run]), "training"))
 
 
 HOSTILE = [

@@ -51,10 +51,8 @@ def abstract(make: Callable[[], object], mesh: Mesh, *, replicated: bool = False
     return graphdef, jax.tree.map(place, state, nnx.get_partition_spec(state))
 
 
-def abstract_model(
-    shape: dict, mesh: Mesh, *, remat: str, dtype: str, replicated: bool = False
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """Tunix's Gemma 3, of a shape in our names."""
+def model_of(shape: dict, *, remat: str, dtype: str) -> gemma3.Gemma3:
+    """Tunix's Gemma 3, fresh, of a shape in our names."""
     config = gemma3.ModelConfig(
         **{name: shape[name] for name in SAME},
         num_embed=shape["vocab_size"],
@@ -64,8 +62,7 @@ def abstract_model(
         remat_config=gemma3.RematConfig[remat],
         param_dtype=np.dtype(dtype),
     )
-    make = lambda: gemma3.Gemma3(config, rngs=nnx.Rngs(0))
-    return abstract(make, mesh, replicated=replicated)
+    return gemma3.Gemma3(config, rngs=nnx.Rngs(0))
 
 
 def load_model(graphdef: nnx.GraphDef, state: nnx.State, weights: str) -> nnx.Module:
@@ -104,8 +101,8 @@ class Side:
         logits of padded rows."""
         given = self.settings = SimpleNamespace(**settings)
         mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
-        made = abstract_model(given.shape, mesh, remat="NONE", dtype=given.dtype)
-        model = load_model(*made, weights)
+        make = lambda: model_of(given.shape, remat="NONE", dtype=given.dtype)
+        model = load_model(*abstract(make, mesh), weights)
         self.rollout_config = base_rollout.RolloutConfig(
             max_tokens_to_generate=given.budget,
             temperature=1.0,
@@ -147,12 +144,12 @@ class Side:
             asked = self.server.exchange(answer, until="draw")
             self.instead = asked.get("instead")
             self.rollout_config.seed = self.settings.first_seed + asked["number"]
-            self.read = turns.start(jax.devices()[0])
+            self.read = turns.start()
             yield {"prompts": np.array([Numbers.decode(ids) for ids in asked["prompts"]])}
             jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
             reading = self.read()
             optimizer = nnx.to_pure_dict(nnx.state(self.cluster.actor_trainer.optimizer))
-            answer = {"reading": reading, "moment": turns.first_moment(jax, optimizer)}
+            answer = {"reading": reading, "moment": turns.first_moment(optimizer)}
 
     def _reward(self, prompts: list[str], completions: list[str], **_: object) -> list[float]:
         ids = [Numbers.encode(text) for text in completions]
@@ -160,7 +157,7 @@ class Side:
         stopped = [len(each) < self.settings.budget for each in ids]
         answer = {"completions": ids, "stopped": stopped, "drawn": self.drawn}
         asked = self.server.exchange(answer | {"reading": self.read()}, until="learn")
-        self.read = turns.start(jax.devices()[0])
+        self.read = turns.start()
         return asked["rewards"]
 
     def _drawn(self, output: base_rollout.RolloutOutput) -> base_rollout.RolloutOutput:

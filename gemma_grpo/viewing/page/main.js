@@ -2,7 +2,7 @@
 
 const FILTERS = ["q", "runs", "stage", "kind", "from", "to", "difficulty", "domain", "right", "format", "ended", "arithmetic", "low", "high"];
 const DEFAULTS = { view: "overview", problem: HELD_OUT_PROBLEMS[0] ?? 0, sample: -1, run: 0, step: 0, before: "", after: "", seek: "", colour: "none", sort: "order", page: 0, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) };
-const VIEWS = { overview: ["Overview", overview], problems: ["Problems", problems], steps: ["Training steps", steps], list: ["Completions", list] };
+const VIEWS = { overview: ["Overview", overview], problems: ["Problems", problems], steps: ["Steps", steps], list: ["Completions", list] };
 const STATE = { ...DEFAULTS };
 
 function fragment(state) {

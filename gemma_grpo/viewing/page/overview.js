@@ -36,7 +36,7 @@ function figuresTable() {
 
 /** A dot for the accuracy and a line for its interval, on an axis from 0 to 100 %. */
 function interval(stage, run) {
-  const x = (share) => 6 + 148 * share, node = svg("svg", { width: 160, height: 22, viewBox: "0 0 160 22", role: "img" });
+  const x = (share) => 6 + 208 * share, node = svg("svg", { width: 220, height: 22, viewBox: "0 0 220 22", role: "img" });
   for (const share of [0, 0.5, 1]) node.append(svg("line", { class: "grid", x1: x(share), x2: x(share), y1: 2, y2: 20 }));
   if (!stage.accuracy_ci95) return node;
   const [low, high] = stage.accuracy_ci95, colour = `stroke:var(--run-${run % 6});fill:var(--run-${run % 6})`;
