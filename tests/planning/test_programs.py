@@ -214,4 +214,5 @@ def test_the_bytes_of_a_step_over_the_bus_are_those_of_the_ledger(ran):
     for stage, name in (("sft", "an SFT step"), ("grpo", "a GRPO step")):
         before, after = ran.passed[stage, 2], ran.passed[stage, 3]
         up, down = (b - a for a, b in zip(before, after, strict=True))
-        assert (up, down) == (lines[f"{name}, to the devices"], lines[f"{name}, from them"])
+        assert up == lines[f"{name}, to the devices"]
+        assert down == lines.get(f"{name}, from them", 0)
