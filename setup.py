@@ -47,6 +47,7 @@ setup(
     package_data={
         "gemma_grpo": ["py.typed"],
         "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"],
+        "gemma_grpo.viewing": ["page/*"],
     },
     install_requires=[
         "datasets>=4",

@@ -19,7 +19,7 @@ Letters that array names end in, one per axis:
 At the top are the commands (`python -m gemma_grpo.X`) and what ties a run together. Imports point
 down, from each line to those below it (tests/test_rooms.py):
 
-    train evaluate generate export ablation pretrain plan verify_kernels    the commands
+    train evaluate generate export ablation pretrain plan verify_kernels view    the commands
     pipeline    a run, stage by stage
     planning    will it fit, and how long will it take
     cli         what the commands share
@@ -27,6 +27,7 @@ down, from each line to those below it (tests/test_rooms.py):
     training      the two stages and the update they share
     evaluation    how good, how sure
     generation    problems to completions
+    viewing       what a run left, as a page
     runtime       the loaded model, its tokenizer and its devices
     rewards       what a completion earns
     weights       checkpoints of others, in and out

@@ -1,6 +1,7 @@
-"""The two exceptions that the commands turn into one line, and errors and text as one line."""
+"""The two exceptions that commands turn into one line, errors and text as one line, and ~ paths."""
 
 import signal
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -40,3 +41,13 @@ def one_line(text: str, limit: int) -> str:
     """The text without line breaks, cut to `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as the user wrote it, a leading ~ or ~NAME as that home. Raises UserError for none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: whose home ~ is cannot be found out; write the path in full, or set HOME"
+        ) from None

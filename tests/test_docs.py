@@ -9,6 +9,7 @@ import io
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ def only_parsing(tmp_path, monkeypatch):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(config.to_yaml(RunConfig()))
     monkeypatch.setattr(tyro, "cli", parse_only)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
 
 
@@ -148,7 +150,7 @@ def test_each_flag_in_the_docs_belongs_to_a_command(monkeypatch, only_parsing):
         for flag in re.findall(r"(?<!\S)--([a-z][a-z.-]*[a-z])", code)
     }
     offered = set()
-    for module in ("train", "evaluate", "generate", "export", "plan", "verify_kernels"):
+    for module in ("train", "evaluate", "generate", "export", "plan", "verify_kernels", "view"):
         monkeypatch.setattr(tyro, "cli", REAL_TYRO)
         said = io.StringIO()
         with pytest.raises(SystemExit), contextlib.redirect_stdout(said):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
@@ -12,7 +13,6 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
-from gemma_grpo.model import Params
 from gemma_grpo.rewards import answers, blocks, lenient, steps
 from gemma_grpo.runtime import Runtime
 
@@ -66,23 +66,28 @@ class Evaluator:
     sampled: collect.Sampler | None
     runtime: Runtime
 
-    def run(self, params: Params, problems: Sequence[Problem]) -> tuple[dict, list[dict]]:
+    def run(
+        self, params: PyTree, problems: Sequence[Problem]
+    ) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
         """Measure a model.
 
         Returns:
-            The result, ready for JSON (see `summarize`), and a row for every generation (see
-            `rows`): the greedy ones, then the sampled ones.
+            The result, ready for JSON (see `summarize`); a row for every generation (see `rows`):
+            the greedy ones, then the sampled ones; and their tokens (`collect.token_arrays`).
         """
         params = self.runtime.sampling_params(params)
-        key = jax.random.key(self.runtime.seed)
-        greedy, logps = _complete(self.greedy, params, problems, self.config.batch_size, key)
+        key = self.runtime.key
+        greedy, logps, tokens = _complete(
+            self.greedy, params, problems, self.config.batch_size, key
+        )
         sampled = None
         generations = rows(problems, greedy, logps, greedy=True)
         if self.sampled is not None:
             num_prompts = self.config.batch_size // self.config.num_samples
-            sampled, logps = _complete(self.sampled, params, problems, num_prompts, key)
+            sampled, logps, more = _complete(self.sampled, params, problems, num_prompts, key)
             generations += rows(problems, sampled, logps, greedy=False)
-        return summarize(problems, greedy, sampled), generations
+            tokens = _joined([tokens, more])
+        return summarize(problems, greedy, sampled), generations, tokens
 
 
 def evaluation_prompts(config: EvaluationConfig) -> int:
@@ -102,16 +107,22 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     return Evaluator(config, greedy, sampled, runtime)
 
 
+def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
+    """How many prompts a batch holds: no more than fill the devices with all problems."""
+    return min(wanted, -(-num_problems // num_devices) * num_devices)
+
+
 def _complete(
     sampler: collect.Sampler,
-    params: Params,
+    params: PyTree,
     problems: Sequence[Problem],
     num_prompts: int,
     key: jax.Array,
-) -> tuple[list[rewards.Sample], list[float]]:
-    """Samples of all problems, group-major, `num_prompts` problems at a time, and the log-prob of
-    each completion under the distribution it was drawn from."""
-    samples, logps = [], []
+) -> tuple[list[rewards.Sample], list[float], dict[str, np.ndarray]]:
+    """Samples of all problems, group-major, `num_prompts` problems at a time; the log-prob of each
+    completion under the distribution it was drawn from; and the tokens of all."""
+    samples, logps, tokens = [], [], []
+    num_prompts = prompts_at_once(num_prompts, len(problems), sampler.mesh.size)
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
         # The last batch is filled up so that its shape is compiled already.
@@ -121,9 +132,15 @@ def _complete(
         )
         kept = len(batch) * sampler.num_generations
         samples += groups.samples[:kept]
-        drawn = groups.rollout
-        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask)[:kept].tolist()
-    return samples, logps
+        drawn = jax.tree.map(lambda leaf, kept=kept: leaf[:kept], groups.rollout)
+        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask).tolist()
+        tokens.append(collect.token_arrays(drawn, groups.characters[:kept]))
+    return samples, logps, _joined(tokens)
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tokens of all parts, in order."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def summarize(

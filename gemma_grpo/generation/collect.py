@@ -12,10 +12,10 @@ from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
+from gemma_grpo.generation import samples as scoring
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
-from gemma_grpo.rewards import samples as scoring
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
@@ -30,6 +30,7 @@ class Groups:
         problems: P problems.
         prompt_ids, prompt_mask: [P, S].
         rollout: its arrays as numpy, B rows.
+        characters: [B, T], how many of the completion's text each token stands for.
         samples: B samples.
         scores: of the B samples.
     """
@@ -38,6 +39,7 @@ class Groups:
     prompt_ids: np.ndarray
     prompt_mask: np.ndarray
     rollout: Rollout
+    characters: np.ndarray
     samples: list[rewards.Sample]
     scores: rewards.Scores
 
@@ -99,7 +101,15 @@ class Sampler:
                 self.tokenizer,
             )
             scores = rewards.score(samples, weights, extra, trace)
-            return Groups(list(own), prompt_ids_PS, prompt_mask_PS, rollout, samples, scores)
+            return Groups(
+                list(own),
+                prompt_ids_PS,
+                prompt_mask_PS,
+                rollout,
+                np.array([self.tokenizer.characters(ids) for ids in rollout.completion_ids]),
+                samples,
+                scores,
+            )
 
         return joined(processes.gather_from_all(score))
 
@@ -133,9 +143,27 @@ def joined(parts: Sequence[Groups]) -> Groups:
         np.concatenate([part.prompt_ids for part in parts]),
         np.concatenate([part.prompt_mask for part in parts]),
         jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.rollout for part in parts]),
+        np.concatenate([part.characters for part in parts]),
         listed(part.samples for part in parts),
         rewards.Scores(
             {name: listed(values[name] for values in components) for name in components[0]},
             listed(part.scores.totals for part in parts),
         ),
     )
+
+
+def token_arrays(
+    rollout: Rollout, characters_BT: np.ndarray, trainer_logps_BT: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The completion tokens of B rows, one row's behind another's, as `records.tokens` has them."""
+    mask_BT = np.asarray(rollout.completion_mask)
+    sampler_logps_BT = np.asarray(rollout.sampler_logps)
+    arrays_BT = {
+        "token_ids": np.asarray(rollout.completion_ids),
+        "characters": characters_BT,
+        "logps": sampler_logps_BT,
+    }
+    if trainer_logps_BT is not None:
+        arrays_BT["gaps"] = trainer_logps_BT - sampler_logps_BT
+    flat = {name: array[mask_BT] for name, array in arrays_BT.items()}
+    return {"num_tokens": mask_BT.sum(axis=1), **flat}

@@ -5,10 +5,12 @@ its checkpoint and writes it again. So the caller writes a step's line before it
 checkpoint of that step. Does not import jax.
 """
 
+import contextlib
 import errno
 import io
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files
+from gemma_grpo.records import files, tokens
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 
@@ -79,9 +81,15 @@ class MetricsWriter:
                     f"at the steps before it in {self._path}"
                 )
 
-    def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row. The file appears complete or
-        not at all.
+    def write_rollouts(
+        self,
+        stage: str,
+        step: int,
+        rows: Iterable[Mapping[str, Any]],
+        drawn: tokens.Tokens | None = None,
+    ) -> None:
+        """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row, and the tokens of the rows
+        beside it (`records.tokens`) if there are any. Each file appears complete or not at all.
 
         A nan or infinite number within a row becomes null.
 
@@ -90,6 +98,8 @@ class MetricsWriter:
         """
         path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
         # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
+        if drawn:
+            tokens.write(tokens.path_beside(path), drawn, durable=False)
         with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
 
@@ -162,25 +172,39 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """
     last = (STAGES.index(stage), step)
     path = run_dir / "metrics.jsonl"
-    kept_bytes = 0
+    kept_bytes, reached = 0, None
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         try:
             values = json.loads(line)
-            position = (STAGES.index(values["stage"]), values["step"])
+            position = (STAGES.index(values["stage"]), operator.index(values["step"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} line {number} is no metrics line; delete it") from error
         if position > last:
             break
-        kept_bytes += len(line)
+        kept_bytes, reached = kept_bytes + len(line), position
+    if step and reached != last:
+        print(f"warning: {path} lacks lines before {stage} step {step}", file=sys.stderr)
     os.truncate(path, kept_bytes)
     for rollouts in (run_dir / "rollouts").iterdir():
-        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.jsonl(\.tmp)?", rollouts.name)
+        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.(?:jsonl|npz)(\.tmp)?", rollouts.name)
         if match and (match[3] or (STAGES.index(match[1]), int(match[2])) > last):
             rollouts.unlink()
     for later in STAGES[last[0] + (step > 0) :]:
         shutil.rmtree(run_dir / "tensorboard" / later, ignore_errors=True)
+
+
+def last_step(run_dir: Path, stage: str) -> int:
+    """The last step of a stage that a run has recorded; 0 if none. Torn lines are skipped."""
+    path = run_dir / "metrics.jsonl"
+    last = 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if values["stage"] == stage:
+                last = max(last, values["step"])
+    return last
 
 
 class Progress:

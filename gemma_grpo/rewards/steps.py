@@ -7,8 +7,10 @@ is filler.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from gemma_grpo.rewards import number_words
 from gemma_grpo.rewards.arithmetic import evaluate
@@ -74,28 +76,53 @@ class Steps:
     num_false: int
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a reasoning.
+
+    Attributes:
+        kind: "step", with new equations on this problem's numbers; "idle", with true equations that
+            are no steps; "false", with an equation that is not true; "sentence" about this problem;
+            or "other".
+        equations: the steps in it.
+    """
+
+    kind: Literal["step", "idle", "false", "sentence", "other"]
+    equations: tuple[Equation, ...] = ()
+
+
 def read_steps(reasoning: str, prompt: str) -> Steps:
     """The steps of `reasoning`, one line or sentence after the other."""
+    lines = list(read_lines(reasoning, prompt))
+    equations = tuple(equation for line in lines for equation in line.equations)
+    count = lambda kind: sum(line.kind == kind for line in lines)
+    return Steps(equations, count("sentence"), count("false"))
+
+
+def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
+    """The first MAX_LINES lines of `reasoning` as they are read, in order."""
     known, asked = question_numbers(prompt), _content_words(prompt)
-    flat_prompt, seen, said = _flat(prompt), set(), set()
-    equations, sentences, num_false = [], 0, 0
+    flat_prompt, seen, said, has_sentence = _flat(prompt), set(), set(), False
     for line in _lines(reasoning):
         found, false = _equations(line)
-        num_false += false
-        if found or false:
-            for equation in found if not false else ():
+        if false:
+            yield Line("false")
+        elif found:
+            steps = []
+            for equation in found:
                 if set(equation.operands) <= known and equation not in seen:
                     seen.add(equation)
                     known.add(equation.result)
-                    equations.append(equation)
-            continue
-        words = _content_words(line)
-        about = len(words & asked) + bool(line_numbers(line) & known)
-        if about >= 2 - bool(equations) and _flat(line) not in flat_prompt:
-            is_new = len(words - said) >= MIN_NEW_WORDS or bool(equations and not sentences)
-            sentences += is_new
-            said |= words
-    return Steps(tuple(equations), sentences, num_false)
+                    steps.append(equation)
+            yield Line("step" if steps else "idle", tuple(steps))
+        else:
+            words, is_new = _content_words(line), False
+            about = len(words & asked) + bool(line_numbers(line) & known)
+            if about >= 2 - bool(seen) and _flat(line) not in flat_prompt:
+                is_new = len(words - said) >= MIN_NEW_WORDS or bool(seen and not has_sentence)
+                has_sentence |= is_new
+                said |= words
+            yield Line("sentence" if is_new else "other")
 
 
 def true_lines(reasoning: str) -> tuple[int, int]:

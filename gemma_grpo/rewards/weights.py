@@ -113,3 +113,16 @@ class RewardConfig:
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
     rubric: RubricConfig = RubricConfig()
     """Criteria that judges answer by yes or no."""
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a completion earns either nothing or what a right answer is worth. Rewards and
+        judges of the user's own count, unless their weight is written as 0."""
+        others = [
+            weight
+            for weights in (self.start, self.end)
+            for name, weight in weights.named().items()
+            if name != "correctness"
+        ]
+        of_the_user = (*self.extra, *self.rubric.judges)
+        return not any(others) and all(spec.endswith("=0") for spec in of_the_user)

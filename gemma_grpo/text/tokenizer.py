@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
@@ -35,10 +35,11 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = expanded(path)
         if not self.path.is_file():
             raise UserError(f"tokenizer {path}: no such file; give the path of a tokenizer.model")
         self._processor = sentencepiece.SentencePieceProcessor()
+        self._counts: dict[int, int | None] = {}
         try:
             self._processor.LoadFromSerializedProto(self.path.read_bytes())
         except (RuntimeError, OSError) as error:
@@ -78,12 +79,13 @@ class Tokenizer:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion: ids up to the first stop token, special tokens left out."""
+        """The text of a completion: ids up to the first stop token, special tokens left out, and
+        ids beyond the tokenizer's, for which some models have rows of the embedding."""
         kept = []
         for token_id in ids:
             if token_id in self.stop_ids:
                 break
-            if token_id not in (self.pad_id, self.bos_id):
+            if token_id not in (self.pad_id, self.bos_id) and token_id < self.vocab_size:
                 kept.append(int(token_id))
         return self._processor.decode(kept)
 
@@ -96,8 +98,48 @@ class Tokenizer:
         return self.decode(ids).rstrip("\ufffd")
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text that each id stands for, one by one; bytes of a split character as "\\ufffd"."""
-        return [self._processor.decode([int(token_id)]) for token_id in ids]
+        """The text that each id stands for, one by one; bytes of a split character as "\\ufffd",
+        and nothing for an id beyond the tokenizer's."""
+        return [
+            self._processor.decode([int(token_id)]) if token_id < self.vocab_size else ""
+            for token_id in ids
+        ]
+
+    def characters(self, ids: Sequence[int]) -> list[int]:
+        """How many characters of `decode(ids)` each id stands for; they add up to its length.
+
+        A character whose bytes are several tokens belongs to the last of them. Special tokens, and
+        all from the first stop token on, stand for none.
+        """
+        counts, run = [0] * len(ids), []  # `run`: places of bytes that follow one another
+        for place, token_id in enumerate(map(int, ids)):
+            if token_id in self.stop_ids:
+                break
+            if token_id in (self.pad_id, self.bos_id):
+                continue
+            if (count := self._count(token_id)) is None:
+                run.append(place)
+                continue
+            self._count_bytes(ids, run, counts)
+            counts[place], run = count, []
+        self._count_bytes(ids, run, counts)
+        return counts
+
+    def _count(self, token_id: int) -> int | None:
+        """The characters of a token by itself, remembered; None for a byte."""
+        if token_id not in self._counts:
+            is_byte = self._processor.is_byte(token_id)
+            self._counts[token_id] = None if is_byte else len(self._processor.decode([token_id]))
+        return self._counts[token_id]
+
+    def _count_bytes(self, ids: Sequence[int], run: list[int], counts: list[int]) -> None:
+        """Sets the counts of bytes that follow one another: characters are counted when whole."""
+        bytes_before, said = [], 0
+        for place in run:
+            bytes_before.append(int(ids[place]))
+            text = self._processor.decode(bytes_before)
+            whole = len(text if place == run[-1] else text.rstrip("\ufffd"))
+            counts[place], said = max(whole - said, 0), max(whole, said)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """One user turn and the opening of the model's: `encode_turns` of one text."""

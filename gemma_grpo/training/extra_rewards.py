@@ -10,10 +10,10 @@ import jax
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
+from gemma_grpo.generation.samples import answer_span
 from gemma_grpo.rewards import custom
 from gemma_grpo.rewards.judge import Judge, load_judge
 from gemma_grpo.rewards.rubric import JudgedReward, load_rubric
-from gemma_grpo.rewards.samples import answer_span
 from gemma_grpo.rewards.verdicts import Verdicts
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training.judge_model import Dtype, load_judge_model

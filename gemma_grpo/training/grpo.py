@@ -65,7 +65,8 @@ class GRPOConfig:
     length, as many as they need. Less needs less memory. 0 computes its whole share at once,
     padding too."""
     scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, or nothing."""
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
     baseline: advantages.Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
@@ -78,13 +79,13 @@ class GRPOConfig:
     curriculum: bool = True
     """Easy problems first, then medium, then hard ones; false draws from all of them."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves none by steps."""
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.prompts_per_step < 1 or self.checkpoint_every < 1:
-            raise UserError(
-                "grpo: num_steps, prompts_per_step and checkpoint_every must be at least 1"
-            )
+        if self.num_steps < 1 or self.prompts_per_step < 1:
+            raise UserError("grpo: num_steps and prompts_per_step must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
         if not self.temperature > 0:
@@ -106,9 +107,10 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What scores and updates on the devices: see `grpo_update`."""
+    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`."""
 
     optimizer: optax.GradientTransformation
+    advantages: Callable[..., jax.Array]
     score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
     update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
 
@@ -130,10 +132,10 @@ def make_trainer(
         mesh,
         optimizer,
         config.loss,
-        UpdateConfig(dtype, remat),
+        UpdateConfig(dtype, remat, config.prompts_per_step * config.num_generations),
         temperature=config.temperature,
     )
-    return Trainer(optimizer, score, update)
+    return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Stage:
                 trace=self.reward.trace,
             ),
             partial(self._draw, step),
-            jax.random.fold_in(jax.random.key(self.runtime.seed), step),
+            jax.random.fold_in(self.runtime.key, step),
             resample_rounds=self.config.resample_rounds,
         )
         return Collected(groups, weights, extra_rounds, time.monotonic() - started)
@@ -228,7 +230,7 @@ class Stage:
     def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
         """Computed on the devices, returned on the host: advantages_PG."""
         mesh = self.runtime.mesh
-        advantages_PG = advantages.sharded_group_advantages(
+        advantages_PG = self.trainer.advantages(
             meshes.place_rows(mesh, rewards_PG),
             mesh,
             scale=self.config.scale,
@@ -262,14 +264,15 @@ class Stage:
         )
 
     def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the rollout; metrics of the last, and the first one's log-prob gap."""
+        """All updates on the rollout; metrics of the last, and the first one's log-probs and their
+        gap to the sampler's."""
         frozen = self.runtime.frozen
         state, first = self.trainer.update(state, frozen, packs)
         last = first
         for _ in range(self.config.num_iterations - 1):
             state, last = self.trainer.update(state, frozen, packs)
-        gap = {name: value for name, value in first.items() if name.startswith("logp_gap/")}
-        return state, last | gap
+        of_first = ("logp_gap/mean", "logp_gap/rms", "trainer_logps")
+        return state, last | {name: first[name] for name in of_first}
 
     def _record(
         self,
@@ -283,6 +286,9 @@ class Stage:
         rollouts = _rollout_rows(collected.groups, advantages_PG)
         of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
+        tokens = collect.token_arrays(
+            collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
+        )
         config = self.config
         progress = step / config.num_steps
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
@@ -292,7 +298,7 @@ class Stage:
             "time/rollout_s": collected.seconds,
             "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
         }
-        return StepResult(metrics, rollouts)
+        return StepResult(metrics, rollouts, tokens)
 
 
 def train(
@@ -369,6 +375,7 @@ def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dic
             "prompt": sample.prompt,
             "answer": sample.answer,
             "difficulty": sample.difficulty,
+            "domain": groups.problems[row // G].domain,
             "completion": sample.completion,
             "num_tokens": sample.num_tokens,
             "stopped": sample.stopped,

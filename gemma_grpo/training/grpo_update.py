@@ -30,7 +30,7 @@ def make_batch(
     """The arrays of an update.
 
     `loss_mask` is the completion mask, without truncated completions if they are to be left out;
-    `weights` is each token's share in the loss of the whole batch.
+    `weights` is each token's share in the loss of the whole batch; `rows` numbers the completions.
     """
     mask_BT = rollout.completion_mask
     loss_mask_BT = mask_BT & rollout.stopped[:, None] if loss.mask_truncated else mask_BT
@@ -48,6 +48,7 @@ def make_batch(
         "weights": np.asarray(weights_BT),
         "sampler_logps": rollout.sampler_logps,
         "advantages": np.asarray(advantages_B, np.float32),
+        "rows": np.arange(len(mask_BT), dtype=np.int32),
     }
 
 
@@ -79,7 +80,8 @@ def make_update(
     `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
-    measures numerical error on the first update of a rollout only; `grad_norm`, before clipping.
+    measures numerical error on the first update of a rollout only; `grad_norm`, before clipping;
+    `trainer_logps` [B, T], 0 on padding, if `config.num_rows` is given.
 
     Args:
         temperature: the sampler's.
@@ -108,14 +110,25 @@ def make_update(
             "gap_sum": gap_BT.sum(),
             "gap_square_sum": jnp.square(gap_BT).sum(),
         }
+        if config.num_rows:  # each pack adds its rows
+            rows_BT = jnp.zeros((config.num_rows, mask_BT.shape[1]), jnp.float32)
+            counted = jnp.where(mask_BT, logps_BT, 0.0)
+            sums["trainer_logps"] = rows_BT.at[batch["rows"]].add(counted)
         return total, jax.tree.map(jax.lax.stop_gradient, sums)
 
-    def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return losses.metric_means(sums) | {
-            "loss": sums["loss"],
-            "entropy": sums["entropy_sum"] / sums["sampled_tokens"],
-            "logp_gap/mean": sums["gap_sum"] / sums["sampled_tokens"],
-            "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / sums["sampled_tokens"]),
-        }
+    return update.make_update(loss_fn, _means, mesh, optimizer, config)
 
-    return update.make_update(loss_fn, means, mesh, optimizer, config)
+
+def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of `make_update`, from sums over the whole batch."""
+    kept = {name: sums[name] for name in ("loss", "trainer_logps") if name in sums}
+    tokens = sums["sampled_tokens"]
+    return (
+        losses.metric_means(sums)
+        | kept
+        | {
+            "entropy": sums["entropy_sum"] / tokens,
+            "logp_gap/mean": sums["gap_sum"] / tokens,
+            "logp_gap/rms": jnp.sqrt(sums["gap_square_sum"] / tokens),
+        }
+    )

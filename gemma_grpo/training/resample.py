@@ -70,6 +70,7 @@ def _group(groups: Groups, p: int) -> Groups:
         groups.prompt_ids[one],
         groups.prompt_mask[one],
         jax.tree.map(lambda leaf: leaf[rows], groups.rollout),
+        groups.characters[rows],
         groups.samples[rows],
         rewards.Scores(
             {name: values[rows] for name, values in scores.components.items()}, scores.totals[rows]

@@ -15,6 +15,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import evaluator, statistics
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import NO_LORA
 from gemma_grpo.runtime import Runtime
@@ -193,20 +194,26 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
     def fake_collect(self, params, problems, key, weights, extra):
         seen.append([problem.prompt for problem in problems])
         samples = [answered(p, str(g)) for p in problems for g in range(2)]
-        drawn = SimpleNamespace(
-            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+        numbers = [10 * len(seen) + row for row in range(4)]
+        drawn = Rollout(
+            completion_ids=np.array([[number, number, 0] for number in numbers]),
             completion_mask=np.array([[True, True, False]] * 4),
+            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
+            stopped=np.array([True] * 4),
         )
-        return SimpleNamespace(samples=samples, rollout=drawn)
+        return SimpleNamespace(samples=samples, rollout=drawn, characters=drawn.completion_ids)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
     sampler = collect.Sampler(
         lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
     )
-    samples, logps = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
+    samples, logps, tokens = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
     assert logps == [-1, -2] * 3  # of the tokens that count
+    assert tokens["num_tokens"].tolist() == [2] * 6
+    assert tokens["token_ids"].tolist() == [10, 10, 11, 11, 12, 12, 13, 13, 20, 20, 21, 21]
+    assert tokens["logps"].tolist() == [-1, -0.0, -1, -1] * 3 and "gaps" not in tokens
 
 
 @pytest.mark.parametrize("change", [dict(batch_size=0), dict(num_samples=-1), dict(num_samples=7)])
@@ -227,3 +234,8 @@ def test_spellings_of_one_number_are_votes_for_one_candidate():
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
     sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
+
+
+@pytest.mark.parametrize("num_problems, prompts", [(4, 8), (9, 16), (40, 40), (10**7, 10**6)])
+def test_no_more_rows_are_drawn_than_the_problems_fill_on_the_devices(num_problems, prompts):
+    assert evaluator.prompts_at_once(1_000_000, num_problems, num_devices=8) == prompts

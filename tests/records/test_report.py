@@ -167,7 +167,7 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
 
 def test_a_broken_line_is_named_by_number(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "sft", "step": 1}\nnot json\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is not JSON; delete it"):
+    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no metrics line; delete it"):
         report.plot_curves(tmp_path)
 
 

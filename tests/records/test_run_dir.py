@@ -26,7 +26,7 @@ def names(folder):
 
 def test_a_copy_has_what_is_needed_and_may_be_written(tmp_path):
     source, new = a_run(tmp_path / "old"), tmp_path / "new"
-    checkpoints = {"checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
+    checkpoints = {new / "checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
     run_dir.copy(source, new, "seed: 1", checkpoints)
     assert names(new) == [
         "checkpoints/grpo/000002/index",
@@ -69,3 +69,9 @@ def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
         "one": "theirs",
     }
     run_dir.copy_cache(tmp_path / "none" / "run", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "why?", "back\\slash"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused_before_training(tmp_path, name):
+    with pytest.raises(UserError, match="name another folder"):
+        run_dir.require_free(tmp_path / name)

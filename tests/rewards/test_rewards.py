@@ -15,7 +15,7 @@ import tolerances
 
 from gemma_grpo import rewards
 from gemma_grpo.errors import UserError
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig, RewardWeights, Sample
 from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
@@ -771,6 +771,18 @@ def test_senseless_weights_are_refused_by_name(changes, named):
 # --- scoring --------------------------------------------------------------------------------------
 
 DISTINCT = RewardWeights(correctness=0.5, trace=0.3, confidence=0.11, verbosity=-0.07, format=0.13)
+
+
+def test_a_reward_is_binary_where_only_a_right_answer_is_paid():
+    only_right = RewardWeights(
+        correctness=1.0, trace=0.0, confidence=0.0, verbosity=0.0, format=0.0
+    )
+    binary = RewardConfig(start=only_right, end=only_right, extra=("seen.py:f=0",))
+    assert binary.is_binary
+    assert not RewardConfig().is_binary
+    assert not replace(binary, end=END_WEIGHTS).is_binary
+    assert not replace(binary, start=replace(only_right, verbosity=-0.1)).is_binary
+    assert not replace(binary, extra=("paid.py:f",)).is_binary
 
 
 def test_totals_are_the_weighted_sum_of_the_components_row_by_row():

@@ -193,6 +193,29 @@ def test_what_was_shown_of_a_completion_is_always_the_beginning_of_it():
             assert text.startswith(TOKENIZER.decode_whole(ids[:n]))
 
 
+def test_each_token_stands_for_its_characters_and_all_for_the_whole_text():
+    ids = [BOS, *TOKENIZER.encode("12 é🙂"), END, *TOKENIZER.encode("unread")]
+    assert TOKENIZER.characters(ids) == [0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 0] + [0] * (len(ids) - 11)
+    for text in TEXTS:
+        ids = TOKENIZER.encode(text)
+        counts, place = TOKENIZER.characters(ids), 0
+        for token_id, count in zip(ids, counts, strict=True):
+            if not RAW.is_byte(token_id):
+                assert text[place : place + count] == RAW.decode([token_id])
+            place += count
+        assert place == len(text)
+
+
+def test_the_characters_of_any_tokens_add_up_to_their_text():
+    rng = random.Random(1)
+    bytes_ = [RAW.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    for _ in range(300):
+        ids = [rng.choice(bytes_ if rng.random() < 0.7 else range(512)) for _ in range(12)]
+        counts = TOKENIZER.characters(ids)
+        assert len(counts) == 12 and min(counts) >= 0
+        assert sum(counts) == len(TOKENIZER.decode(ids))
+
+
 def test_pieces_are_the_texts_of_single_tokens():
     ids = [*TOKENIZER.encode("12 é"), END]  # é is two bytes, each a token
     assert TOKENIZER.pieces(ids) == ["1", "2", " ", "\ufffd", "\ufffd", "<end_of_turn>"]
@@ -247,3 +270,18 @@ def test_another_familys_model_is_refused_by_path_and_by_what_it_lacks(tmp_path)
     assert_one_line_refusal(path, "foreign", "<end_of_turn>")
     path.write_bytes(train_foreign(user_defined_symbols=["<start_of_turn>", "<end_of_turn>"]))
     assert_one_line_refusal(path, "foreign", "<pad>")  # SentencePiece's default has none
+
+
+def test_an_id_beyond_the_tokenizer_decodes_to_nothing():
+    """Hugging Face's 4B has 262,208 rows of the embedding for 262,144 tokens."""
+    ids = TOKENIZER.encode("12 + 7")
+    surplus = [*ids[:2], 512, *ids[2:], 575]
+    assert TOKENIZER.decode(surplus) == TOKENIZER.decode_whole(surplus) == "12 + 7"
+    assert TOKENIZER.pieces([512, ids[0]]) == ["", "1"]
+
+
+def test_a_path_with_a_tilde_is_found_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.model").write_bytes(NANO_TOKENIZER.read_bytes())
+    assert Tokenizer("~/tokenizer.model").path == tmp_path / "tokenizer.model"
+    assert_one_line_refusal("~nobody-of-that-name/tokenizer.model", "set HOME")

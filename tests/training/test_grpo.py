@@ -173,6 +173,24 @@ def test_the_reported_gap_is_the_mean_and_root_mean_square_over_completion_token
     np.testing.assert_allclose(metrics["logp_gap/rms"], np.sqrt((gaps**2).mean()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("tokens, num_devices", [(0, 1), (16, 1), (60, 1), (60, 8)])
+def test_the_trainers_log_probs_come_back_in_the_order_of_the_completions(tokens, num_devices):
+    rollout = fake_rollout()
+    packs = packs_of(batch_of(rollout), tokens=tokens, num_devices=num_devices)
+    update = grpo_update.make_update(
+        GRAPHDEF,
+        on(num_devices),
+        SGD,
+        LossConfig(),
+        UpdateConfig("float32", "none", P * G),
+        temperature=1.0,
+    )
+    state = train_state.init_train_state(PARAMS, SGD, on(num_devices))
+    _, metrics = update(state, {}, packs)
+    exact_BT = np.where(rollout.completion_mask, exact_logps(PARAMS, rollout), 0.0)
+    np.testing.assert_allclose(metrics["trainer_logps"], exact_BT, atol=tolerances.MODEL_GRAD)
+
+
 def test_a_toy_reward_rises_within_a_few_steps():
     """The reward is the share of one token, at chance 1 in 40 to begin with."""
     roll = make_rollout(GRAPHDEF, on(), RolloutConfig(G * 4, T, stop_ids=(), pad_id=PAD))
@@ -225,6 +243,7 @@ def groups_of(correct_PG, mark):
         prompt_ids=np.full((P, 3), mark),
         prompt_mask=np.ones((P, 3), bool),
         rollout=Rollout(ids, np.ones((B, 2), bool), np.zeros((B, 2)), np.ones(B, bool)),
+        characters=ids,
         samples=[rewards.Sample(f"{mark}-{b}", "", "1", "easy", 1, 2, (), True) for b in range(B)],
         scores=rewards.Scores(
             {"correctness": np.ravel(correct_PG).astype(float).tolist()}, [float(mark)] * B
@@ -259,6 +278,7 @@ def test_groups_all_right_or_all_wrong_are_replaced_by_mixed_ones_of_a_later_dra
         groups.rollout.completion_ids[:, 0], [201, 301, 200, 300, 401, 501]
     )
     np.testing.assert_array_equal(groups.prompt_ids[:, 0], [1, 0, 1])
+    np.testing.assert_array_equal(groups.characters, groups.rollout.completion_ids)
     assert groups.scores.totals == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert rounds == 1
 

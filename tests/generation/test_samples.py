@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.rewards import samples as scoring
+from gemma_grpo.generation import samples as scoring
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
 

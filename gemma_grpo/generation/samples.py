@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.rewards.components import Sample
+from gemma_grpo.rewards import Sample
 from gemma_grpo.text.tokenizer import Tokenizer
 
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"

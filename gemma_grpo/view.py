@@ -1,0 +1,61 @@
+"""The viewing command: what runs wrote, as one HTML file that opens in any browser, or as text.
+
+python -m gemma_grpo.view RUN [RUN ...]            writes RUN/view.html
+python -m gemma_grpo.view RUN --text [--problem N]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.viewing import page, terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _view(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_grpo.view",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, help="the file; view.html in the first run unless said")
+    parser.add_argument(
+        "--megabytes",
+        type=float,
+        default=8.0,
+        help="of the page's data at most; beyond it, problems and training steps are left out "
+        "evenly, and the page says how many (default 8)",
+    )
+    parser.add_argument("--text", action="store_true", help="print to the terminal instead")
+    parser.add_argument("--problem", type=int, metavar="N", help="with --text: this problem alone")
+    return parser
+
+
+def _view(options: argparse.Namespace) -> int:
+    if options.problem is not None and not options.text:
+        raise UserError("--problem goes with --text; in the page, open Problems")
+    if not options.megabytes > 0:
+        raise UserError(f"--megabytes {options.megabytes:g}: give a number above 0")
+    if options.text:
+        for run in options.runs:
+            terminal.show(run, options.problem)
+        return 0
+    path = options.out or options.runs[0] / "view.html"
+    size = page.write(options.runs, path, options.megabytes)
+    print(f"{path} ({size / page.MEGABYTE:.1f} MB): open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

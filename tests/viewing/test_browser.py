@@ -1,0 +1,201 @@
+"""The page in a real browser: opened from disk, filtered, followed, searched, and looked at."""
+
+import json
+
+import pytest
+from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
+from web_browser import Browser, chromium
+
+from gemma_grpo.viewing import page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="chromium or chromedriver is not installed"),
+]
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The page of a run whose third problem has hostile completions."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "one", steps=3, problems=4)
+    texts = [FALSE, RIGHT, HOSTILE, "<reasoning>\nxy\n</reasoning>\n<answer>\n9\n</answer>"]
+    write_rows(run / "evaluations" / "grpo.jsonl", held_out(texts, [RIGHT, PROSE]))
+    page.write([run], run / "view.html", 8)
+    return (run / "view.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The page of two runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [write_run(folder / name, problems=3) for name in ("first", "second")]
+    page.write(runs, folder / "view.html", 8)
+    return (folder / "view.html").as_uri()
+
+
+VIEWS = ("overview", "problems", "steps", "list")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_opens_without_complaint_and_fits_the_screen(
+    view, width, dark, browser, address, tmp_path
+):
+    browser.open(f"{address}#view={view}", width=width, dark=dark)
+    assert browser.complaints() == []
+    assert len(browser.text("#view")) > 100
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    ground, ink = (
+        browser.run(f"return getComputedStyle(document.body).{name}")
+        for name in ("backgroundColor", "color")
+    )
+    brightness = lambda colour: sum(int(part) for part in colour[4:-1].split(","))
+    assert (brightness(ground) < brightness(ink)) == dark
+    assert abs(brightness(ground) - brightness(ink)) > 500  # of 765: legible
+    size = browser.run("return parseFloat(getComputedStyle(document.body).fontSize)")
+    assert size >= 14
+    browser.screenshot(tmp_path / "shot.png")
+    assert (tmp_path / "shot.png").stat().st_size > 5000
+
+
+def test_a_problem_is_followed_through_the_stages(browser, address):
+    browser.open(f"{address}#view=problems")
+    assert "Gained (1)" in browser.text() and "Lost (0)" in browser.text()
+    stages = "return [...document.querySelectorAll('[data-stage]')].map(c => c.dataset.stage)"
+    assert browser.run(stages) == ["base", "sft", "grpo"]
+    browser.click("#gained")
+    assert "problem=1" in browser.run("return location.hash")
+    assert "wrong" in browser.text("[data-stage=sft] header")
+    assert "right" in browser.text("[data-stage=grpo] header")
+    false = browser.text("[data-stage=sft] .step.f")
+    assert "3 + 4 = 8" in false and "✗" in false
+    assert browser.text("[data-stage=grpo] .step.e").split() == ["✓", "3", "+", "4", "=", "7"]
+    marked = "return [...document.querySelectorAll('[data-stage=grpo] mark')].map(m => m.innerText)"
+    assert browser.run(marked) == ["7", "Ann has 7 apples.", "7"]
+    browser.click("#next")
+    assert "problem=2" in browser.run("return location.hash")
+    browser.click("#previous")
+    assert "(1)" in browser.text(".question")
+
+
+def test_samples_beside_the_greedy_completion_are_a_click_away(browser, address):
+    browser.open(f"{address}#view=problems&problem=1")
+    browser.click("[data-stage=sft] .pills button:nth-child(3)")
+    assert PROSE in browser.text("[data-stage=sft]") and PROSE in browser.text("[data-stage=grpo]")
+    assert "sample=1" in browser.run("return location.hash")
+
+
+def test_the_models_text_stays_text(browser, address):
+    browser.open(f"{address}#view=problems&problem=2")
+    assert HOSTILE in browser.text("[data-stage=grpo]")
+    assert browser.run("return document.title") == "one · gemma_grpo"
+    assert browser.run("return document.querySelectorAll('img, #view b b').length") == 0
+
+
+def shown_count(browser):
+    return int(browser.text("#filter-summary").split(": ")[1].split(" of ")[0].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    "filters, count",
+    [
+        ("", 4 * 3 * 3 + 3 * 5),
+        ("stage=base", 12),
+        ("kind=training", 15),
+        ("kind=greedy&right=yes", 2),
+        ("stage=training&from=2&to=2", 5),
+        ("difficulty=easy&kind=greedy", 6),
+        ("domain=sharing&kind=greedy", 6),
+        ("stage=grpo&kind=greedy&format=no", 1),
+        ("stage=training&low=0.15&high=0.5", 3),
+        ("arithmetic=yes&stage=sft", 4),
+        ("q=ONERROR", 1),
+        ("q=(3)", 9),
+        ("q=nowhere", 0),
+        ("ended=no", 0),
+    ],
+)
+def test_filters_leave_what_a_hand_counts(filters, count, browser, address):
+    browser.open(f"{address}#view=list&{filters}")
+    assert shown_count(browser) == count
+    rows = browser.run("return document.querySelectorAll('article.row').length")
+    assert rows == min(count, 40)
+    assert browser.complaints() == []
+
+
+def test_typing_searches_and_the_link_holds_the_search(browser, address):
+    browser.open(f"{address}#view=list")
+    browser.run("document.getElementById('filters').open = true")
+    browser.run(
+        "const box = document.querySelector('[name=q]'); box.focus(); box.value = 'onerror';"
+        "box.dispatchEvent(new Event('input')); return new Promise(r => setTimeout(r, 600))"
+    )
+    assert shown_count(browser) == 1
+    link = browser.run("return location.href")
+    browser.open(link)
+    assert shown_count(browser) == 1
+    assert browser.run("return document.querySelector('[name=q]').value") == "onerror"
+
+
+def test_a_link_of_nonsense_opens_the_page(browser, address):
+    browser.open(f"{address}#view=constructor&problem=x&page=-5&run=9&sort=toString&colour=no&a=b")
+    assert browser.complaints() == [] and "Before and after" in browser.text()
+
+
+def test_a_steps_groups_are_sorted_by_reward_and_coloured_by_token(browser, address):
+    browser.open(f"{address}#view=steps&step=2&colour=logp")
+    assert "step 2" in browser.text("#view").lower()
+    rewards = browser.run(
+        "return [...document.querySelectorAll('.group:first-of-type .figures b')]"
+        ".map(b => Number(b.innerText))"
+    )
+    assert rewards == [0.2, 0.1, 0.0]
+    assert "2 times" in browser.text(".group:last-of-type") and "no signal" in browser.text()
+    tokens = browser.run(
+        "return [...document.querySelectorAll('.member .token')].map(t => t.title)"
+    )
+    assert "log-prob −2.0" in tokens[2] and "trainer − sampler 1e-3" in tokens[2]
+    text = browser.run(
+        "return [...document.querySelectorAll('.member')][0].querySelector('.text').innerText"
+    )
+    assert text == RIGHT
+    for colour in ("gap", "advantage"):
+        browser.open(f"{address}#view=steps&step=2&colour={colour}")
+        backgrounds = "return document.querySelectorAll('.member .token[style*=rgba]').length"
+        assert browser.run(backgrounds) > 10
+
+
+def test_runs_are_compared_on_the_same_problem(browser, compared):
+    browser.open(f"{compared}#view=problems&problem=1")
+    assert browser.run("return document.querySelectorAll('[data-stage=grpo]').length") == 2
+    assert {"first", "second"} <= set(browser.text().split())
+    browser.open(f"{compared}#view=list&runs=1")
+    assert shown_count(browser) == 3 * 3 * 3 + 2 * 5
+
+
+def test_twenty_thousand_completions_are_usable_at_once(browser, tmp_path):
+    run = write_run(tmp_path / "run", steps=0)
+    groups = [row for group in range(10) for row in rollout([RIGHT, FALSE, PROSE, RIGHT], group)]
+    for step in range(1, 501):
+        write_rows(run / "rollouts" / f"grpo-{step:06d}.jsonl", groups)
+    page.write([run], tmp_path / "view.html", 40)
+    browser.open((tmp_path / "view.html").as_uri() + "#view=list")
+    assert shown_count(browser) > 20_000
+    ready = "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+    times = {"open": browser.run(ready)}
+    for name, change in {"search": {"q": "7 apples"}, "sort": {"sort": "unsure"}}.items():
+        script = (
+            f"const t = performance.now(); set({json.dumps(change)}); document.body.offsetHeight;"
+        )
+        times[name] = browser.run(script + "return performance.now() - t")
+    print(times)
+    assert max(times.values()) < 3000, times  # 1,000 on a quiet machine; this one may be busy

@@ -1,0 +1,268 @@
+"""What the page holds of a run's folder, whole, torn, old or hostile. No browser."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_folders
+from run_folders import FALSE, PROSE, RIGHT, held_out, write_rows, write_run
+
+from gemma_grpo import view
+from gemma_grpo.errors import UserError
+from gemma_grpo.viewing import collect, completions, page
+
+TEMPLATES = Path(page.__file__).parent / "page"
+
+
+def rows_of(data: dict) -> list[dict]:
+    """The completions, one dict each."""
+    columns = data["completions"]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def at_stage(data: dict, name: str) -> list[dict]:
+    return [row for row in rows_of(data) if data["stages"][row["stage"]] == name]
+
+
+def in_page(text: str) -> dict:
+    """The data of a written page, as a browser would find it."""
+    body = text.split('<script type="application/json" id="data">')[1]
+    return json.loads(body[: re.search("</script", body, re.IGNORECASE).start()])
+
+
+def test_each_completion_of_a_run_is_on_the_page_once(tmp_path):
+    data = collect.collect([write_run(tmp_path / "run")])
+    assert data["stages"] == ["base", "sft", "grpo", "training"]
+    assert len(rows_of(data)) == 3 * 3 * 3 + 2 * 5
+    greedy = [row["text"] for row in at_stage(data, "grpo") if row["sample"] == -1]
+    assert greedy == [FALSE, RIGHT, RIGHT]
+    training = at_stage(data, "training")
+    assert [(row["step"], row["group"], row["sample"]) for row in training] == [
+        (step, group, sample)
+        for step in (1, 2)
+        for group, size in ((0, 3), (1, 2))
+        for sample in range(size)
+    ]
+    assert [row["advantage"] for row in training[:3]] == [-1, 0, 1]
+    (run,) = data["runs"]
+    assert run["notes"] == [] and run["curves"]["grpo"]["reward/mean"] == [0.1, 0.2]
+
+
+def test_false_arithmetic_is_marked_on_its_line():
+    reasoning = "3 + 4 = 7\n3 + 4 = 8\nnothing to see\n3 + 4 = 7\nAnn buys apples."
+    text = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n7\n</answer>"
+    assert completions.line_kinds(text, run_folders.PROMPT) == "ef.is"
+
+
+def test_the_reward_of_an_evaluation_is_the_total_at_the_end_weights():
+    row = {"correctness": 1.0, "trace": 0.5, "confidence": 0.8, "verbosity": 1.0, "format": 1.0}
+    assert completions.reward(row) == pytest.approx(0.6 + 0.125 + 0.12 - 0.05 + 0.1)
+    assert completions.reward(row | {"reward": 3.0}) == 3.0
+
+
+def test_tokens_are_encoded_as_documented_and_within_what_an_eye_can_tell(tmp_path):
+    write_run(tmp_path / "run", steps=1)
+    row = at_stage(collect.collect([tmp_path / "run"]), "training")[1]
+    lengths, levels, gaps = ([ord(c) - 64 for c in row[k]] for k in ("lengths", "logps", "gaps"))
+    assert sum(lengths) == len(FALSE) and lengths[-1] == 0
+    count = len(FALSE.split()) + 1
+    first = len(PROSE.split()) + 1  # log-probs were numbered within each row
+    assert first and len(levels) == count
+    for k, level in enumerate(levels):
+        assert (level / 24) ** 2 == pytest.approx(k, abs=0.05 * math.sqrt(k) + 0.001)
+    for gap in gaps:
+        assert gap % 2 == 0 and 10 ** (gap // 2 / 5 - 7) == pytest.approx(1e-3, rel=0.3)
+    assert row["logp"] == pytest.approx(-(count - 1) / 2, abs=2e-3)
+
+
+def test_two_runs_share_problems_and_keep_their_own_names(tmp_path):
+    runs = [write_run(tmp_path / name / "run", problems=2 + k) for k, name in enumerate("ab")]
+    data = collect.collect(runs)
+    assert [run["name"] for run in data["runs"]] == ["run (1)", "run (2)"]
+    assert len(data["problems"]) == 3
+    first = [row["run"] for row in rows_of(data) if row["prompt"] == 0 and row["sample"] == -1]
+    assert first == [0, 0, 0, 1, 1, 1]
+
+
+def test_beyond_the_limit_problems_and_steps_are_left_out_evenly_and_the_page_says_so(tmp_path):
+    run = write_run(tmp_path / "run", steps=40, problems=60)
+    whole = page.html([run], 8)
+    room = len(page.embedded(in_page(whole))) / page.MEGABYTE / 3
+    data = in_page(page.html([run], room))
+    assert len(page.embedded(data)) <= room * page.MEGABYTE
+    steps = sorted({row["step"] for row in at_stage(data, "training")})
+    assert steps[0] == 1 and steps[-1] == 40 and 6 <= len(steps) <= 20
+    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)][:-1]
+    assert max(gaps) - min(gaps) <= 1
+    problems = {row["prompt"] for row in at_stage(data, "base")}
+    assert problems == {row["prompt"] for row in at_stage(data, "grpo")}
+    (note,) = data["runs"][0]["notes"]
+    assert f"{len(problems)} of 60 held-out problems" in note and "of 40 training steps" in note
+    assert len(data["runs"][0]["curves"]["grpo"]["step"]) == 40
+
+
+def test_a_run_without_grpo_steps_or_evaluations_has_a_page(tmp_path):
+    run = write_run(tmp_path / "none", steps=0)
+    assert "There are no training rollouts." in collect.collect([run])["runs"][0]["notes"]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.yaml").write_text("seed: 0\n")
+    assert rows_of(collect.collect([bare])) == []
+    assert view.main([str(bare)]) == 0 and (bare / "view.html").stat().st_size > 0
+
+
+def test_a_run_killed_in_mid_line_shows_all_whole_lines_and_counts_the_torn_one(tmp_path):
+    run = write_run(tmp_path / "run", summary=False)
+    path = run / "rollouts" / "grpo-000002.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "grpo", "st')
+    data = collect.collect([run])
+    assert len(at_stage(data, "training")) == 9
+    notes = " ".join(data["runs"][0]["notes"])
+    assert "being written" in notes and "2 torn lines" in notes
+    assert [bool(row["logps"]) for row in at_stage(data, "training")] == [True] * 5 + [False] * 4
+
+
+def test_a_run_of_an_older_version_has_its_texts_and_no_token_log_probs(tmp_path):
+    run = write_run(tmp_path / "run")
+    for path in run.rglob("*.npz"):
+        path.unlink()
+    path = run / "rollouts" / "grpo-000001.jsonl"
+    old = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in old:
+        del row["domain"], row["format"]
+    write_rows(path, old, with_tokens=False)
+    data = collect.collect([run])
+    assert len(rows_of(data)) == 37
+    assert {row["logps"] for row in rows_of(data)} == {""}
+    assert at_stage(data, "training")[0]["components"][-1] is None
+    assert "older version" in " ".join(data["runs"][0]["notes"])
+
+
+def test_a_token_file_that_is_damaged_or_of_other_rows_is_as_none(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "rollouts" / "grpo-000001.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    path = run / "rollouts" / "grpo-000002.jsonl"
+    path.write_text(path.read_text().replace('"num_tokens": 5', '"num_tokens": 4', 1))
+    assert not any(row["logps"] for row in at_stage(collect.collect([run]), "training"))
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!-- <script> ",
+    "<img src=x onerror=alert(1)>",
+    "x" * 100_000,
+    "a\x00b\x1b[31m",
+    "\u202eright to left \u05e9\u05dc\u05d5\u05dd",
+    "😀" * 5 + "\u2028 \u2029",
+    "\ud800 half a pair",
+    "@@script@@ @@data@@",
+]
+
+
+def test_no_text_of_the_model_leaves_its_json_string(tmp_path):
+    run = tmp_path / "run"
+    write_rows(run / "evaluations" / "grpo.jsonl", held_out(HOSTILE))
+    assert view.main([str(run)]) == 0
+    text = (run / "view.html").read_text(encoding="utf-8")
+    empty = page.html([write_run(tmp_path / "tame")], 8)
+    for tag in ("<script", "</script", "<!--", "<img"):
+        assert text.count(tag) == empty.count(tag)
+    shown = [row["text"] for row in rows_of(in_page(text))]
+    assert shown[:3] == HOSTILE[:3] and shown[4:7] == HOSTILE[4:7] and shown[8] == HOSTILE[8]
+    assert shown[3] == "x" * completions.MAX_CHARACTERS
+    assert rows_of(in_page(text))[3]["cut"] == 100_000 - completions.MAX_CHARACTERS
+
+
+def test_the_page_asks_nothing_of_a_network_and_makes_no_element_from_text():
+    text = "".join(path.read_text() for path in TEMPLATES.iterdir())
+    addresses = set(re.findall(r"\w+://[^\s\"')]+", text)) - {"http://www.w3.org/2000/svg"}
+    assert not addresses and not re.search(r"@import|url\(|<link|\bsrc=", text)
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|DOMParser"
+    assert not re.search(forbidden, text)
+
+
+def test_every_script_of_the_folder_is_in_the_page():
+    assert {path.stem for path in TEMPLATES.glob("*.js")} == set(page.SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty is no run"),
+        (["run", "--megabytes", "0"], "--megabytes"),
+        (["run", "--problem", "1"], "--text"),
+        (["run", "--text", "--problem", "77"], "problem 77 is not in this run: it has problems 0"),
+        (["run", "--out", "run/config.yaml/view.html"], "name another file with --out"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    write_run(Path("run"))
+    assert view.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_is_named_with_the_fix(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    run.chmod(0o555)
+    assert view.main([str(run)]) == 2
+    assert "--out" in capsys.readouterr().err
+    run.chmod(0o755)
+
+
+def test_a_run_that_is_read_only_is_still_read(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert view.main([str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_reward_of_the_users_own_has_a_column(tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    path = run / "rollouts" / "grpo-000001.jsonl"
+    write_rows(path, run_folders.rollout([RIGHT], brevity=0.25))
+    line = {
+        "stage": "grpo",
+        "step": 1,
+        "reward/mean": 1.0,
+        "reward/std": 0.0,
+        "reward/brevity": 0.2,
+    }
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    data = collect.collect([run])
+    assert data["components"][-1] == "brevity" and len(data["components"]) == 6
+    assert at_stage(data, "training")[0]["components"][-1] == 0.25
+    assert at_stage(data, "base")[0]["components"][-1] is None
+
+
+def test_the_command_needs_neither_jax_nor_a_display(tmp_path):
+    run = write_run(tmp_path / "run")
+    script = (
+        "import sys; from gemma_grpo import view; "
+        f"assert view.main([{str(run)!r}]) == 0; "
+        "print([m for m in ('jax', 'matplotlib', 'sentencepiece') if m in sys.modules])"
+    )
+    environment = {name: v for name, v in os.environ.items() if name != "DISPLAY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_run_is_an_error_of_the_reader_too(tmp_path):
+    with pytest.raises(UserError, match="no run"):
+        collect.collect([tmp_path])

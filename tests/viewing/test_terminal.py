@@ -1,0 +1,62 @@
+"""A run as text: what changed, and one problem through the stages."""
+
+import pytest
+from run_folders import FALSE, PROSE, RIGHT, held_out, write_rows, write_run
+
+from gemma_grpo import view
+from gemma_grpo.records import trace
+
+
+def test_the_overview_names_the_problems_gained_and_lost_and_shows_one_gained(tmp_path, capsys):
+    assert view.main([str(write_run(tmp_path / "run")), "--text"]) == 0
+    said = capsys.readouterr().out
+    assert "grpo     66.7 %" in said
+    assert "base to sft, lost 1: 0" in said and "sft to grpo, gained 2: 1 2" in said
+    assert "sft to grpo, lost 0\n" in said
+    assert "problem 1" in said and "  | 3 + 4 = 8" in said and "grpo: right, trace 0.50" in said
+
+
+def test_a_problem_is_shown_through_all_stages(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    assert view.main([str(run), "--text", "--problem", "0"]) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.startswith(("base", "sft", "grpo"))] == [
+        "base: right, trace 0.50, confidence 0.25, format 1.00",
+        "sft: wrong, trace 0.00, confidence 0.25, format 1.00",
+        "grpo: wrong, trace 0.00, confidence 0.25, format 1.00",
+    ]
+
+
+def test_a_run_without_evaluations_says_so(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("")
+    assert view.main([str(tmp_path), "--text"]) == 0
+    assert "no evaluation has finished yet" in capsys.readouterr().out
+
+
+def test_the_trace_is_cut_to_a_screen_and_obeys_no_control_character(tmp_path):
+    long = "\x1b[2J\u202e" + "word " * 20_000
+    rows = held_out([RIGHT.replace("3 + 4", long)])
+    write_rows(tmp_path / "evaluations" / "base.jsonl", held_out([PROSE]))
+    write_rows(tmp_path / "evaluations" / "grpo.jsonl", rows)
+    shown = trace.gained(tmp_path)
+    assert len(shown.splitlines()) < 30 and max(map(len, shown.splitlines())) <= trace.WIDTH
+    assert "characters in all" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown
+
+
+@pytest.mark.parametrize("last", [[FALSE], [PROSE]])
+def test_where_nothing_was_gained_there_is_no_trace(last, tmp_path):
+    write_rows(tmp_path / "evaluations" / "base.jsonl", held_out([RIGHT]))
+    write_rows(tmp_path / "evaluations" / "grpo.jsonl", held_out(last))
+    assert trace.gained(tmp_path) is None
+
+
+def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, capsysbinary, monkeypatch):
+    import io
+    import sys
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    trace.show("½ is 0.5")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"? is 0.5\n"
