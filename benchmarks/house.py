@@ -43,7 +43,6 @@ SPEAK_OF_THEM = (  # files in which such a word is the subject
     "benchmarks/house.py",
     "CHANGELOG.md",  # the layout's name of earlier versions
     "gemma_grpo/config.py",
-    "benchmarks/tunix/table.py",
     "tests/test_rooms.py",
     "tests/test_pipeline.py",
     "tests/weights/test_hf_config.py",  # Hugging Face's hybrid cache

@@ -134,11 +134,15 @@ def num_tokens(packs: Sequence[dict[str, np.ndarray]]) -> int:
     return int(sum(each[name].sum() for each in packs for name in MASKS))
 
 
-def packed_trace(run: RunConfig, *, num_devices: int) -> tuple[dict[str, np.ndarray], ...]:
-    """The trace's packs for an update of `run`."""
-    lengths_of_run = run.model.max_prompt_length, run.model.max_completion_length
-    plan = grpo.make_packing(run.grpo, lengths_of_run, num_devices)
-    return packing.pack(batch_of(run, vocab_size=512), plan)
+def packed_trace(
+    run: RunConfig, *, num_devices: int, prompt_lengths: Sequence[int] = ()
+) -> tuple[dict[str, np.ndarray], ...]:
+    """The trace's packs for an update of `run`; without their lengths prompts are full."""
+    S, T = run.model.max_prompt_length, run.model.max_completion_length
+    batch = batch_of(run, vocab_size=512)
+    if prompt_lengths:
+        batch["prompt_mask"] = np.arange(S) >= S - np.array(prompt_lengths)[:, None]
+    return packing.pack(batch, grpo.make_packing(run.grpo, (S, T), num_devices))
 
 
 def update_on(

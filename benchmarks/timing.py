@@ -23,4 +23,4 @@ def median_seconds(run: Callable[[], Any], *, repeats: int) -> tuple[float, floa
 def print_row(**values: Any) -> None:
     """One JSON line: the values, the device and the version."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(json.dumps({"device": device, "jax": jax.__version__, **values}))
+    print(json.dumps({"device": device, "jax": jax.__version__, **values}), flush=True)

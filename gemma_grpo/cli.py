@@ -11,31 +11,73 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
-from gemma_grpo import config
+from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
-from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.errors import InterruptedRunError, UserError, expanded
+from gemma_grpo.records import origin
+from gemma_grpo.records.files import require_new_folder as require_new_folder
 from gemma_grpo.weights import assets
+
+
+def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
+    """Runs a command as this process, to its exit status.
+
+    Printing does not fail for the terminal's encoding or for streams that are closed. SIGINT and
+    SIGTERM end the process at any moment with one line and 128 + the signal's number; whoever has
+    something to save first handles them himself (`training.interrupt`). The process ends on the
+    spot: files are written whole or not at all, and an exception raised within a compilation is
+    lost, or crashes XLA.
+
+    Args:
+        hint: what the line says besides.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # this takes its number, which else the next file would get
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}{hint}\n".encode())
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    sys.exit(main())
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except InterruptedRunError as stop:
         print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
+    except BrokenPipeError:  # `| head -1` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        named = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {named}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"error: out of memory on the host; {preflight.LESS_MEMORY}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if line := preflight.explain(str(error)):
@@ -53,6 +95,7 @@ def guarded(command: Callable[[], int]) -> int:
         )
         os._exit(3)  # an orderly end would wait for the lost ones
     except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -100,15 +143,32 @@ def use_compilation_cache(folder: Path) -> None:
 
 def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
-    path = Path(where)
+    path = expanded(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
 
 
-def flag(arguments: Sequence[str], name: str, default: str) -> str:
+def flag(arguments: Sequence[str], name: str, default: str | None) -> str | None:
     """The value of one flag alone, for those that choose the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=default)
     return vars(parser.parse_known_args(arguments)[0])[name]
+
+
+_FLAG_TYPES = tyro.constructors.ConstructorRegistry()
+
+
+@_FLAG_TYPES.primitive_rule
+def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Paths with a ~ that no shell has seen, as in --out=~/x or a notebook's list of arguments."""
+    if kind.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda given: expanded(given[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def parse(
@@ -131,15 +191,22 @@ def parse(
         UserError: an unknown flag, or a value of the wrong type, in one line.
     """
     prog = f"python -m gemma_grpo.{command}"
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument!r}: not UTF-8; write it in UTF-8") from None
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
-                args=sys.argv[1:] if arguments is None else arguments,
+                args=arguments,
                 prog=prog,
                 description=description,
                 config=markers,
+                registry=_FLAG_TYPES,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -191,11 +258,20 @@ def _current(arguments: Sequence[str]) -> list[str]:
     return current
 
 
-def with_rewards(run: RunConfig, extra: Sequence[str]) -> RunConfig:
-    """The run with the rewards of `--reward` flags added."""
-    if not extra:
+def with_rewards(
+    run: RunConfig, extra: Sequence[str], rubric: str, judges: Sequence[str]
+) -> RunConfig:
+    """The run with the rewards of `--reward`, `--rubric` and `--judge` flags added."""
+    if not (extra or rubric or judges):
         return run
-    return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *extra)))
+    before = run.reward
+    rubric_config = replace(
+        before.rubric,
+        file=rubric or before.rubric.file,
+        judges=(*before.rubric.judges, *judges),
+    )
+    reward = replace(before, extra=(*before.extra, *extra), rubric=rubric_config)
+    return replace(run, reward=reward)
 
 
 def one_model(run_or_weights: str, weights: str) -> str:
@@ -220,13 +296,15 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         short by a deadline or not; None for a base model.
 
     Raises:
-        UserError: a run directory without weights.
+        UserError: a run directory without weights, or of adapters over a base that has changed.
     """
-    path = Path(run_or_weights)
+    path = expanded(run_or_weights)
     base = RunConfig()
     if not (path / "config.yaml").is_file():
         return replace(base, model=replace(base.model, weights=run_or_weights)), None
     run = config.from_yaml(path / "config.yaml")
+    if run.model.lora.rank:
+        origin.check(path, {"base weights": weights.digest(run.model.weights)})
     for stage in reversed(config.STAGES):
         stage_weights = path / "weights" / f"{stage}.safetensors"
         if stage_weights.is_file():

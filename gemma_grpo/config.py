@@ -1,6 +1,7 @@
 """A run's configuration: every setting with its default, and to and from YAML."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from typing import Any, Literal
 
 import yaml
 
-from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
+from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.rewards import RewardConfig
-from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.runtime import ModelConfig, check_seed
 from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.saving import CheckpointConfig
 from gemma_grpo.training.sft import SFTConfig
 
 # Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
@@ -53,6 +56,11 @@ class RunConfig:
     """sft,grpo or one of them."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that a stage leaves. bfloat16 halves the files, but the next stage then begins
+    with rounded weights."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When training states are saved, and where."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -67,15 +75,33 @@ class RunConfig:
     """What is measured before and after."""
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: must be 0 or more")
+        check_seed(self.seed)
+        for name, value in _flat(self).items():
+            may_be_infinite = name.endswith("max_grad_norm")
+            if isinstance(value, float) and not (math.isfinite(value) or may_be_infinite):
+                raise UserError(f"{name}={value}: must be finite")
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+        if self.grpo.scale == "mean" and not self.reward.is_binary:
+            raise UserError(
+                "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
+                "reward.start and reward.end but correctness to 0, or use scale='group'"
+            )
 
     @property
     def stage_list(self) -> list[str]:
         """The stages to run, in order."""
         return self.stages.split(",")
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Prompts of each kind of batch that is split evenly over the devices, by field."""
+        sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
+        if "sft" in self.stage_list and not self.sft.pack_tokens:
+            sizes["sft.batch_size"] = self.sft.batch_size
+        if "grpo" in self.stage_list:
+            sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
+        return sizes
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -90,15 +116,61 @@ def from_yaml(path: Path) -> RunConfig:
         UserError: no such file, not YAML, an unknown field, or a value of the wrong type.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        if files.is_stream(path):
+            raise UserError("not a file")
+        return from_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())})") from error
-    try:
-        return _build(RunConfig, values, where="")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not UTF-8; save the file as UTF-8") from error
     except UserError as error:
         raise UserError(f"config {path}: {error}") from error
+
+
+def from_text(text: str) -> RunConfig:
+    """The configuration in a YAML text, as `from_yaml`. Raises UserError as that."""
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML ({one_line(str(error), 300)})") from error
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits; 1000 brackets
+        raise UserError(f"YAML that cannot be read ({one_line(str(error), 100)})") from error
+    return _build(RunConfig, values, where="")
+
+
+def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
+    """The fields in which two configurations differ, as "grpo.num_steps 60 -> 200"."""
+
+    old, new = _flat(before), _flat(after)
+    return [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+
+
+def _flat(value: Any, where: str = "") -> dict[str, Any]:
+    """A configuration's values by their fields' dotted names."""
+    if not dataclasses.is_dataclass(value):
+        return {where: value}
+    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    flat: dict[str, Any] = {}
+    for name, inner in named.items():
+        flat |= _flat(inner, f"{where}.{name}".lstrip("."))
+    return flat
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values alone: no aliases, which can expand without end, and no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if not all(isinstance(name, str) for name in names):
+            raise yaml.YAMLError("a field's name must be text")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.YAMLError(f"field {min(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _plain(value: Any) -> Any:
@@ -113,6 +185,8 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{where or 'the file'} must be a mapping of fields to values")
+        if odd := [name for name in value if not isinstance(name, str)]:
+            raise UserError(f"{where or 'top level'} has no field {odd[0]!r}")
         hints = typing.get_type_hints(kind)
         value = {name: v for name, v in value.items() if f"{where}.{name}" not in OLD_FIELDS}
         if unknown := value.keys() - hints.keys():

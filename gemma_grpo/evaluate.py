@@ -7,6 +7,7 @@ Writes DIR/result.json (figures with 95 % intervals, and the protocol they were 
 DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each).
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from gemma_grpo import cli
 from gemma_grpo.config import DataConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
 from gemma_grpo.records import files, report, tokens
@@ -37,6 +37,7 @@ TEMPLATE = (
 
 COMPLETION_LENGTH = 256  # for a base model on a task without a protocol or a budget of its own
 GENERATED_TASKS = ("curriculum", "reasoning_gym")  # they have no end
+_NO_CONDITIONS = ("run", "weights", "task", "out", "json", "evaluation", "batch_size")
 SHARES = (
     "lenient_accuracy",
     "truncation_rate",
@@ -64,7 +65,8 @@ class Options:
     """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else
     all."""
     out: Path | None = None
-    """A new folder for the results. RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK here."""
+    """A new folder for the results. RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK here, and in
+    the name what else is not the default, as in curriculum-seed=1."""
     instruction: str | None = None
     """Put before every question. The run's own; for a base model on GSM8K the protocol's, else
     none."""
@@ -114,9 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _evaluate(options: Options) -> int:
     subject = _subject(options)
-    folder = options.out or _folder(options.run, options.weights, subject.task)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name another with --out")
+    folder = options.out or _folder(options, subject.task)
+    files.require_new_folder(folder, another="name another with --out")
     cli.split_cpu(subject.model.cpu_devices, evaluation_prompts(options.evaluation))
     cli.use_compilation_cache(cli.cache_for(subject.where))
     problems = _problems(subject.task, options.num)
@@ -236,14 +237,23 @@ def _write(folder: Path, result: dict, generations: Sequence[dict], drawn: token
     )
 
 
-def _folder(run: str, weights: str, task: str) -> Path:
-    """Where results go unless told: beside the run's own evaluations, or here."""
+def _folder(options: Options, task: str) -> Path:
+    """Where results go unless told: beside the run's own evaluations, or here; named by the task
+    and by what was asked for otherwise than by default."""
     kind, _, detail = task.partition(":")
     # Of a path the name is enough; a reasoning-gym task is part of what is measured.
     name = Path(kind).name if kind.startswith("gsm8k") else Path(task.replace(":", "-")).name
-    if run and Path(run).is_dir():
-        return Path(run) / "evaluations" / name
-    return Path("evaluations") / f"{Path(run or weights).name}-{name}"
+    asked = asdict(options) | asdict(options.evaluation)
+    default = asdict(Options()) | asdict(EvaluationConfig())
+    for field, value in asked.items():
+        if field not in _NO_CONDITIONS and value != default[field]:
+            if isinstance(value, str) and field != "dtype":  # a text by its digest
+                value = hashlib.sha256(value.encode()).hexdigest()[:6]
+            name += f"-{field}={value}"
+    run = cli.expanded(options.run) if options.run else None
+    if run is not None and run.is_dir():
+        return run / "evaluations" / name
+    return Path("evaluations") / f"{cli.expanded(options.run or options.weights).name}-{name}"
 
 
 def _is_gsm8k(task: str) -> bool:
@@ -272,10 +282,10 @@ def _table(name: str, result: dict) -> str:
         if share in result:
             low, high = result[f"{share}_ci95"]
             lines.append(f"{share} {result[share]:.1%} (95 % interval {low:.1%} to {high:.1%})")
-    for label, share in (result["by_difficulty"] | result["by_domain"]).items():
+    for label, share in (*result["by_difficulty"].items(), *result["by_domain"].items()):
         lines.append(f"  {label}: {share['accuracy']:.1%} of {share['n']}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

@@ -41,6 +41,7 @@ def _export(
         dtype: stored in. float32 keeps every bit of what was trained.
         adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
     """
+    cli.require_new_folder(out)
     config, trained = cli.trained(str(run))
     if trained is None:
         raise UserError(f"{run}: not a run directory (it has no config.yaml)")
@@ -53,12 +54,19 @@ def _export(
     settings = replace(config.model, dtype="float32", rollout_layout="data")
     runtime, params = load_model(settings, seed=config.seed, trained=trained)
     base = settings.weights
+    source = weights.open_source(base)
     if adapter:
-        weights.write_adapter(out, params, lora, base=base)
+        weights.write_adapter(out, params, lora, base=source)
+        if not (source.path / "config.json").is_file():
+            print(
+                f"warning: PEFT cannot load {source.path}: give it the same model's Hugging Face "
+                "folder as base",
+                file=sys.stderr,
+            )
     else:
         if lora.rank:
             params = model.merge_adapter(params, runtime.frozen, scale=lora.alpha / lora.rank)
-        sizes = weights.open_source(base).config
+        sizes = source.config
         card = model_card.model_card(
             run, trained.stem, base=Path(base).name, of_gemma=base != weights.NANO
         )
@@ -75,4 +83,4 @@ def _export(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

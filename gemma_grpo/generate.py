@@ -8,6 +8,8 @@ python -m gemma_grpo.generate RUN --prompts questions.txt --out answers.jsonl
 
 import contextlib
 import json
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -104,11 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _generate(options: Options) -> int:
+    if options.out is not None:
+        files.require_new_file(options.out)
     where = cli.one_model(options.run_or_weights, options.weights)
     asked = _read_prompts(options.prompts) if options.prompts is not None else [options.prompt]
     cli.use_compilation_cache(cli.cache_for(where))
     generator = _load(where, options)
-    key = jax.random.key(options.seed)
+    key = generator.runtime.key
     if options.chat:
         _converse(generator, key)
     elif options.writes_json:
@@ -150,9 +154,11 @@ def _read_prompts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         return [jsonl.required_text(row, "prompt", where) for where, row in jsonl.read_rows(path)]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = jsonl.read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    # Not str.splitlines, which also cuts at form feeds, NEL and U+2028.
+    lines = re.split(r"[\r\n]+", text)
     if not (prompts := [line.strip() for line in lines if line.strip()]):
         raise UserError(f"{path}: no prompt in it: write one a line")
     return prompts
@@ -170,6 +176,7 @@ def _answers(
 ) -> Iterator[dict]:
     """A line for each completion, batch by batch; the last batch has the shape of the others."""
     encoded = [_encode(generator, prompt, options) for prompt in asked]
+    generator.check(encoded)
     size = min(options.batch_size, len(encoded))
     for start in range(0, len(encoded), size):
         batch = encoded[start : start + size]
@@ -201,6 +208,8 @@ def _stream(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[st
 
 
 def _converse(generator: Generator, key: jax.Array) -> None:
+    with contextlib.suppress(ValueError):  # in a thread that is not the main one
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops a reply, no more
     replies = 0
 
     def reply(ids: list[int]) -> Iterator[str]:
@@ -227,8 +236,11 @@ def _typed() -> Iterator[str]:
         import readline  # noqa: F401  (its import gives `input` an editable line)
     with contextlib.suppress(EOFError):
         while True:
-            yield input("> " if sys.stdin.isatty() else "")
+            try:
+                yield input("> " if sys.stdin.isatty() else "")
+            except UnicodeDecodeError as error:
+                raise UserError(f"the standard input is not {error.encoding}") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

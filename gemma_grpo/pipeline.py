@@ -22,17 +22,17 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, report, tokens
+from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
+from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
 from gemma_grpo.records import run_dir as run_dirs
-from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import golds
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text.prompts import encode_completions, encode_prompts
-from gemma_grpo.training import grpo, sft
+from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
-from gemma_grpo.training.loop import RunFiles, stage_checkpoints
+from gemma_grpo.training.loop import RunFiles
+from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
 
 
 @dataclass(frozen=True)
@@ -64,36 +64,28 @@ def load_task(run: RunConfig) -> Task:
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    grpo.load_extra_rewards(run.reward.extra)
+    extra_rewards.check_rewards(run.reward, runtime, train)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
-    encode_prompts(
-        train + test,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
+    for kind, problems in (("training ", train), ("held-out ", test)):
+        encode_prompts(
+            problems,
+            runtime.tokenizer,
+            instruction=runtime.instruction,
+            max_prompt_length=runtime.max_prompt_length,
+            kind=kind,
+        )
     if "sft" in run.stage_list:
         encode_completions(
             train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
         )
-    runtime.check_rows(batch_sizes(run))
+    runtime.check_rows(run.batch_sizes)
     for stage, make_packing, settings in (
         ("sft", sft.make_packing, run.sft),
         ("grpo", grpo.make_packing, run.grpo),
     ):
         if stage in run.stage_list:
             make_packing(settings, runtime.lengths, runtime.mesh.size)
-
-
-def batch_sizes(run: RunConfig) -> dict[str, int]:
-    """Prompts of each kind of batch that is split evenly over the devices, by field."""
-    sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(run.evaluation)}
-    if "sft" in run.stage_list and not run.sft.pack_tokens:
-        sizes["sft.batch_size"] = run.sft.batch_size
-    if "grpo" in run.stage_list:
-        sizes["grpo.prompts_per_step"] = run.grpo.prompts_per_step
-    return sizes
 
 
 def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> dict:
@@ -138,7 +130,9 @@ class _Session:
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
+        _say(f"loading {run.model.weights} and the problems")
         task = load_task(run)
+        processes.run_on_primary(partial(_check_origin, run, run_dir, task))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
@@ -151,32 +145,40 @@ class _Session:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
                 try:
-                    params = self._train_stage(stage, train[stage], params)
+                    self._train_stage(stage, train[stage], params)
                 except OutOfTimeError as stop:
                     self._leave_partial(stop, evaluate)
                     raise
-                path.parent.mkdir(exist_ok=True)
-                weights.save(path, params)
             # Read back even when just written: a resumed run and this one then hold the same bits.
             params = weights.load(path, task.base)
             if not run.keep_checkpoints:  # also what a run killed before this line left
-                processes.run_on_primary(stage_checkpoints(run_dir, stage).remove)
+                processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
             evaluate(stage, params)
 
     def _train_stage(
         self, stage: str, train: Callable[[PyTree, RunFiles], PyTree], params: PyTree
-    ) -> PyTree:
+    ) -> None:
         started = time.monotonic()
 
-        def open_writer() -> MetricsWriter:
-            done = stage_checkpoints(self.run_dir, stage).latest() or 0
-            return MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
+        def open_writer() -> metrics.MetricsWriter:
+            newest = self._checkpoints(stage).newest()
+            done = int(newest.name) if newest else 0
+            return metrics.MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
 
         with Interrupt() as interrupt:
             writer = processes.run_on_primary(open_writer)
             try:
-                return train(params, RunFiles(self.run_dir, writer, interrupt, self.deadline))
+                run_files = RunFiles(
+                    self.run_dir,
+                    writer,
+                    interrupt,
+                    self.deadline,
+                    self.run.checkpoint,
+                    keep_last=self.run.keep_checkpoints,
+                    leave=partial(self._write_weights, stage),
+                )
+                train(params, run_files)
             finally:
                 if writer is not None:
                     writer.close()
@@ -187,20 +189,26 @@ class _Session:
         if not stop.step or not self._allows("save", "evaluate"):
             return
         name = _partial_name(stop.stage, stop.step)
-        folder = self.run_dir / "weights"
-        folder.mkdir(exist_ok=True)
         processes.run_on_primary(partial(_remove_partial_weights, self.run_dir, stop.stage))
-        weights.save(folder / f"{name}.safetensors", stop.params)
+        self._write_weights(name, stop.params)
         evaluate(name, stop.params)
+
+    def _write_weights(self, name: str, params: PyTree) -> None:
+        path = self.run_dir / "weights" / f"{name}.safetensors"
+        weights.save(path, params, dtype=self.run.weights_dtype)
+
+    def _checkpoints(self, stage: str) -> StageCheckpoints:
+        return stage_checkpoints(self.run_dir, stage, self.run.checkpoint)
 
     def _evaluate(
         self, evaluator: Evaluator, problems: list[Problem], name: str, params: PyTree
     ) -> None:
         """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
         folder = self.run_dir / "evaluations"
-        if processes.broadcast_from_primary((folder / f"{name}.json").exists):
+        if processes.broadcast_from_primary(lambda: _measured(folder, name) is not None):
             return
         self._require_time(name)
+        _say(f"measuring {name} on {len(problems)} problems")
         started = time.monotonic()
         result, rows, drawn = evaluator.run(params, problems)
         seconds = time.monotonic() - started
@@ -226,6 +234,41 @@ class _Session:
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
 
 
+def _say(line: str) -> None:
+    """What goes on while nothing else is printed, on stderr."""
+    if processes.is_primary():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other."""
+    digests = {
+        "training problems": origin.of_rows(task.train),
+        "held-out problems": origin.of_rows(task.test),
+        "base weights": weights.digest(run.model.weights),
+        "tokenizer": origin.of_files(task.runtime.tokenizer.path),
+    }
+    origin.check(run_dir, digests)
+    origin.note(run_dir, digests)
+
+
+def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
+    """An evaluation that is on file, its result and rows; None if there is none, or no whole one,
+    of which a line on stderr says so."""
+    result = files.read_json(folder / f"{name}.json")
+    if result is None:
+        return None
+    path = folder / f"{name}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result:
+            return result, rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
+    return None
+
+
 def _partial_name(stage: str, step: int) -> str:
     """Of the weights and the evaluation of a stage that the deadline cut short."""
     return f"{stage}-step-{step:06d}"
@@ -237,32 +280,50 @@ def _remove_partial_weights(run_dir: Path, stage: str) -> None:
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
-    """Makes the directory with its config.yaml. Raises UserError if something is there already."""
+    """Makes the directory with its config.yaml, and claims the checkpoints' own folder.
+
+    Raises:
+        UserError: something is there already, or cannot be written.
+    """
+    saving.claim_folder(run_dir, run.checkpoint)
     run_dirs.write_config(run_dir, config.to_yaml(run))
 
 
-def copy_run_dir(source: Path, run_dir: Path, run: RunConfig) -> None:
+def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
     """Makes `run_dir` a copy of what `run` needs of `source` to go on, which is only read.
 
+    Args:
+        restart_stage: begin a stage again if its checkpoints are lost.
+
     Raises:
-        UserError: something is there already, all checkpoints of a stage are damaged, or the disk
-            is full.
+        UserError: something is there already, checkpoints are lost or damaged, or the disk is full.
     """
+    settings = config.from_yaml(source / run_dirs.CONFIG).checkpoint
+    saving.require_folder(source, settings, run.stage_list, restart_stage=restart_stage)
+    settings = saving.as_found(source, settings)
+    saving.claim_folder(run_dir, run.checkpoint)
     newest = {}
     for stage in run.stage_list:
         if not (source / "weights" / f"{stage}.safetensors").exists():
-            checkpoints = stage_checkpoints(source, stage)
-            if step := checkpoints.latest():
-                name = f"{step:06d}"
-                newest[f"checkpoints/{stage}/{name}"] = checkpoints.directory / name
+            if path := stage_checkpoints(source, stage, settings).newest():
+                target = stage_checkpoints(run_dir, stage, run.checkpoint).running
+                newest[target.directory / path.name] = path
     run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
+
+
+def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
+    """Checks that the checkpoints of a run that goes on in its place are there. Raises UserError
+    as `copy_run_dir`."""
+    saving.require_folder(run_dir, run.checkpoint, run.stage_list, restart_stage=restart_stage)
+    if saving.as_found(run_dir, run.checkpoint) != run.checkpoint:
+        saving.claim_folder(run_dir, run.checkpoint)
 
 
 def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
     `compile` is in the others."""
     path = run_dir / "seconds.json"
-    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent = files.read_json(path) or {}
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
     files.write_text(path, json.dumps(spent) + "\n")
 
@@ -270,14 +331,9 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
     """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
-    stages = [stage for stage in stages if (folder / f"{stage}.json").exists()]
-    results = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
-    rows = {
-        stage: [
-            json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().split("\n")[:-1]
-        ]
-        for stage in stages
-    }
+    found = {stage: _measured(folder, stage) for stage in stages}
+    measured = {stage: both for stage, both in found.items() if both is not None}
+    stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
     device = jax.devices()[0]
     summary = {
         "weights": run.model.weights,
@@ -285,12 +341,12 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
-        "stages": results,
+        "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)
         },
-        "seconds": json.loads((run_dir / "seconds.json").read_text()),
+        "seconds": files.read_json(run_dir / "seconds.json") or {},
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if (run_dir / "metrics.jsonl").exists():

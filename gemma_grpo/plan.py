@@ -1,26 +1,26 @@
-"""The planning command: will this run fit on those chips, and what will a step take there?
+"""The planning command: will this run fit on those chips, and what will all of it take there?
 
 python -m gemma_grpo.plan --preset gemma3-1b --topology v5e:2x4
 
-Compiles the programs of a GRPO step with the real TPU compiler; no TPU is needed (`planning/fit.py`
-says what each figure is). On a TPU host it plans for the chips that are there. Nothing is measured.
+Compiles every program of the run with the real TPU compiler; no TPU is needed (`planning/fit.py`
+and `planning/ledger.py` say what each figure is). On a TPU host it plans for the chips that are
+there, and `train` finds what was compiled.
 """
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import jax
+from pathlib import Path
 
 from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
-from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.errors import UserError
-from gemma_grpo.planning import chips, fit, topology
+from gemma_grpo.planning import disk, fit, ledger, programs, topology
 from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.fit import Row
+from gemma_grpo.planning.ledger import Ledger, Line
 
-SESSION_HOURS = 9  # of Kaggle
 GSM8K_PROBLEMS = 7473  # in its training split
 
 
@@ -33,6 +33,10 @@ class Options:
     topology: str = ""
     """Chips to compile for, such as v5e:2x4 or v5e:16x16; those of this host if it has any, else
     v5e:2x4."""
+    hours: float = 9.0
+    """Of a session (Kaggle's has 9): how many GRPO steps fit into it, beside all else."""
+    run_dir: Path = Path("runs/run")
+    """Where training will write: what is compiled is kept beside that folder, for `train`."""
     search: bool = False
     """Also double the prompts per step until they no longer fit."""
     json: bool = False
@@ -51,89 +55,164 @@ def _main(arguments: list[str]) -> int:
         Options(),
         default,
         command="plan",
-        description="Compile a run for a TPU that is not there, and read off its memory.",
+        description="Compile a run for a TPU that is not there, and read off what it takes.",
     )
-    architecture = fit.model_config(run.model.weights)
-    if not options.topology and topology.is_here():
-        devices, where = jax.devices(), f"{jax.device_count()} chips of this host"
-        chip = chips.chip_here(devices)
-        if chip is None:
-            kind = devices[0].device_kind
-            raise UserError(f"the memory of a {kind} is not known; name chips with --topology")
-    else:
-        where = options.topology or "v5e:2x4"
-        jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
-        devices = topology.devices(where)
-        chip = chips.chip_of(where, devices)
-    mesh = meshes.data_mesh(devices)
-    rows = fit.plan(run, architecture, mesh, chip)
-    result = summary(run, rows, chip, mesh.size)
+    ledger.check_hours(options.hours)
+    architecture, ids = programs.model_of(run.model)
+    where = topology.target(options.topology)
+    if topology.is_here() and not options.topology:
+        cli.use_compilation_cache(options.run_dir.parent)
+    rows = fit.plan(run, architecture, where.mesh, where.chip, ids)
+    account = ledger.of_run(run, architecture, rows, where.mesh.size)
+    result = summary(run, rows, account, where.chip, where.mesh.size, options.hours)
     if options.search:
         result["largest_prompts_per_step"] = (
-            fit.largest(run, architecture, mesh, chip) if result["fits"] else 0
+            fit.largest(run, architecture, where.mesh, where.chip) if result["fits"] else 0
         )
-    print(json.dumps(result) if options.json else table(run, rows, result, chip, where))
+    print(json.dumps(result) if options.json else table(run, rows, account, result, where))
     return 0 if result["fits"] else 1
 
 
-def summary(run: RunConfig, rows: list[Row], chip: Chip, num_chips: int) -> dict:
-    """What `--json` prints."""
-    step_seconds = sum(row.model_seconds for row in rows)
-    steps = SESSION_HOURS * 3600 / step_seconds
-    return {
+def summary(
+    run: RunConfig, rows: list[Row], account: Ledger, chip: Chip, num_chips: int, hours: float
+) -> dict:
+    """What `--json` prints; times of a chip whose speed is not known are null."""
+    steps = account.steps_in(hours)
+    epochs = [number * run.grpo.prompts_per_step / GSM8K_PROBLEMS for number in steps]
+    result = {
         "chips": num_chips,
         "memory_per_chip": chip.memory,
         "programs": [asdict(row) | {"headroom": chip.memory - row.memory} for row in rows],
         "compile_seconds": sum(row.compiled.compile_seconds for row in rows),
-        "model_step_seconds": step_seconds,
-        "model_steps_per_session": int(steps),
-        "model_gsm8k_epochs_per_session": steps * run.grpo.prompts_per_step / GSM8K_PROBLEMS,
+        "compile_cpu_seconds": sum(row.compiled.compile_cpu_seconds for row in rows),
+        "ledger": asdict(account),
+        "run_hours": _pair(account.hours()),
+        "hours": hours,
+        "steps_in_hours": _pair(steps),
+        "gsm8k_epochs_in_hours": _pair(epochs),
         "fits": not any(fit.excess(row, chip) for row in rows),
     }
+    return _without_nan(result)
 
 
-def table(run: RunConfig, rows: list[Row], result: dict, chip: Chip, where: str) -> str:
+def _pair(values: Sequence[int | float]) -> dict[str, int | float]:
+    return dict(zip(("likely", "full_lengths"), values, strict=True))
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def table(
+    run: RunConfig, rows: list[Row], account: Ledger, result: dict, where: topology.Target
+) -> str:
     """What a person reads."""
+    model, grpo = run.model, run.grpo
     lines = [
-        f"{run.model.weights} on {where}: {run.grpo.prompts_per_step} prompts x "
-        f"{run.grpo.num_generations}, {run.model.max_prompt_length} + "
-        f"{run.model.max_completion_length} tokens, {run.model.dtype}"
-        + (f", LoRA rank {run.model.lora.rank}" if run.model.lora.rank else ", all weights"),
+        f"{model.weights} on {where.name}: {grpo.prompts_per_step} prompts x "
+        f"{grpo.num_generations}, {model.max_prompt_length} + {model.max_completion_length} "
+        f"tokens, {model.dtype}"
+        + (f", LoRA rank {model.lora.rank}" if model.lora.rank else ", all weights"),
         "",
-        "         GB per chip: the compiler's  + the rest                   seconds (model)",
-        "program  arguments  temporaries   peak  resident  headroom  compile  full length  bound",
+        *_of_programs(rows, where.chip),
+        "",
+        *_of_run(account),
+        *disk.lines(run, account.disk),
+        "",
+        *_steps(account, result),
+    ]
+    if "largest_prompts_per_step" in result:
+        lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
+    if over := max(fit.excess(row, where.chip) for row in rows):
+        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run)}")
+    return "\n".join(lines)
+
+
+def _of_programs(rows: list[Row], chip: Chip) -> list[str]:
+    lines = [
+        "            GB per chip: the compiler's  + the rest               compile,  s of a call"
+        " (model)",
+        "program     arguments  temporaries   peak  resident  headroom    s (CPU s)     likely  "
+        "full length  bound",
     ]
     for row in rows:
         c = row.compiled
         lines.append(
-            f"{row.name:8} {c.arguments / 1e9:9.2f} {c.temporaries / 1e9:12.2f} {c.peak / 1e9:6.2f}"
-            f" {row.resident / 1e9:9.2f} {(chip.memory - row.memory) / 1e9:9.2f}"
-            f" {c.compile_seconds:6.0f} s {row.model_seconds:11.2f}   {row.bound}"
+            f"{row.name:11}{c.arguments / 1e9:10.2f}{c.temporaries / 1e9:13.2f}{c.peak / 1e9:7.2f}"
+            f"{row.resident / 1e9:10.2f}{(chip.memory - row.memory) / 1e9:10.2f}"
+            f"{c.compile_seconds:8.0f} ({c.compile_cpu_seconds:.0f})"
+            f"{_seconds(row.likely_seconds):>11}{_seconds(row.model_seconds):>13}  {row.bound}"
         )
-    lines += [
-        f"  {row.name}: {row.flops:.3g} matmul FLOPs and {row.compiled.hbm_bytes:.3g} HBM bytes a "
-        f"chip; {row.counted:.3g} {row.unit}, {row.counted / row.floor:.3f} x the floor"
-        for row in rows
-    ]
     for row in rows:
-        for found in row.compiled.collectives:
+        if row.flops:
+            hbm = "unread" if row.compiled.hbm_bytes is None else f"{row.compiled.hbm_bytes:.3g}"
+            ratio = "" if row.counted is None else f"; {row.counted:.3g} {row.unit}, "
+            ratio += "" if row.counted is None else f"{row.counted / row.floor:.3f} x the floor"
+            lines.append(
+                f"  {row.name}: {row.flops:.3g} matmul FLOPs and {hbm} HBM bytes a chip{ratio}"
+            )
+    for row in rows:
+        for found in row.compiled.collectives or []:
             place = "in loops" if found.in_loop else "outside"
             lines.append(
                 f"  {row.name}: {found.count} {found.kind} {place}, the largest "
                 f"{found.largest / 1e6:.1f} MB"
             )
-    lines += [
-        "",
-        f"a step: {result['model_step_seconds']:.2f} s (model); in {SESSION_HOURS} hours "
-        f"{result['model_steps_per_session']} steps, "
-        f"{result['model_gsm8k_epochs_per_session']:.1f} epochs of GSM8K",
+    return lines
+
+
+def _of_run(account: Ledger) -> list[str]:
+    """Sections of lines with their basis."""
+    seconds = lambda line: f"{_seconds(line.likely):>10}{_seconds(line.most):>13}"
+    size = lambda line: f"{_size(line.most):>23}"
+    sections = (
+        ("seconds of the run       likely  full length", account.seconds, seconds),
+        ("bytes over the host bus", account.bus, size),
+        ("memory of the host", account.host, size),
+    )
+    return [
+        text
+        for title, lines, figures in sections
+        for text in (title, *(_line(line, figures(line)) for line in lines))
     ]
-    if "largest_prompts_per_step" in result:
-        lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
-    if over := max(fit.excess(row, chip) for row in rows):
-        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run)}")
-    return "\n".join(lines)
+
+
+def _line(line: Line, figures: str) -> str:
+    return f"  {line.name:28}{figures}  {line.basis:9} {line.note}".rstrip()
+
+
+def _steps(account: Ledger, result: dict) -> list[str]:
+    likely, most = account.hours()
+    lines = [f"the run: {likely:.2f} hours, at full lengths {most:.2f}, by these lines"]
+    if account.step.most:
+        number, bound = result["steps_in_hours"].values()
+        epochs = result["gsm8k_epochs_in_hours"]["likely"]
+        lines.append(
+            f"in {result['hours']:g} hours, beside all else: "
+            + (
+                "an unknown number of GRPO steps (the chip's speed is not known)"
+                if number is None
+                else f"{number} GRPO steps ({epochs:.1f} epochs of GSM8K), {bound} at full lengths"
+            )
+        )
+    return [
+        *lines,
+        "likely: completions and demonstrations as long as benchmarks/lengths.py has them "
+        "(synthetic, mean 311 of 800), prompts of 40 to 120 tokens",
+    ]
+
+
+def _seconds(value: int | float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _size(num_bytes: int | float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

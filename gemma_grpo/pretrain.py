@@ -9,7 +9,6 @@ answers, never the answer format. Its problems come from the train side of the c
 import io
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pretrain(options: Options) -> int:
+    cli.require_new_folder(options.out)
+    model.check_seed(options.seed)
     config = model.CONFIGS["gemma3-nano"]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.model"
@@ -175,7 +176,9 @@ def _train(
     options: Options, config: model.Gemma3Config, tokenizer: Tokenizer
 ) -> tuple[model.Params, list[float]]:
     """The trained weights, and the loss of each step."""
-    graphdef, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(options.seed)))
+    graphdef, params = model.split(
+        model.Gemma3(config, rngs=nnx.Rngs(model.random_key(options.seed)))
+    )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(b2=0.98),
@@ -222,4 +225,4 @@ def _make_update(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

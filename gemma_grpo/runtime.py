@@ -13,10 +13,21 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
+from gemma_grpo.model import (
+    NO_LORA,
+    REPLICATED,
+    Layout,
+    LoRAConfig,
+    Params,
+    Remat,
+    check_seed,
+)
 from gemma_grpo.text.prompts import question
 from gemma_grpo.text.tokenizer import Tokenizer
 
+# Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
+SURPLUS_ROWS = 64
+_MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
 
 
@@ -53,8 +64,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:
             raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
-        if self.cpu_devices < 0:
-            raise UserError("model: cpu_devices must be at least 0")
+        if not 0 <= self.cpu_devices <= _MOST_CPU_DEVICES:
+            raise UserError(f"model: cpu_devices must be from 0 to {_MOST_CPU_DEVICES}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,11 @@ class Runtime:
         """S and T, tokens."""
         return self.max_prompt_length, self.max_completion_length
 
+    @property
+    def key(self) -> jax.Array:
+        """The key of all draws."""
+        return gemma3.random_key(self.seed)
+
     def dropout_keys(
         self, step: int, num_prompts: int, num_generations: int
     ) -> dict[str, np.ndarray]:
@@ -113,7 +129,7 @@ class Runtime:
         for each completion. What a row drops does not depend on where it is computed."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
-        key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
+        key = jax.random.fold_in(gemma3.random_key(self.seed + 1), step)
         keys_P = jax.random.split(key, num_prompts)
         keys_B = jax.vmap(lambda key: jax.random.split(key, num_generations))(keys_P).reshape(-1)
         raw = lambda keys: np.asarray(jax.random.key_data(keys))
@@ -126,7 +142,7 @@ class Runtime:
 
 
 def load_model(
-    settings: ModelConfig, *, seed: int, trained: Path | None = None
+    settings: ModelConfig, *, seed: int, trained: Path | None = None, mesh: Mesh | None = None
 ) -> tuple[Runtime, Params]:
     """The runtime, and the parameters that are trained: all, or the adapters alone.
 
@@ -135,16 +151,18 @@ def load_model(
         seed: of the runtime, and of fresh adapters.
         trained: what a stage has left of the trained parameters; None takes the base's own, or
             fresh adapters.
+        mesh: of the devices to run it on; None takes all.
 
     Raises:
         UserError: files that are missing, damaged or of another model, or a model that does not
-            divide as its rollout's layout wants.
+            divide as its rollout's layout wants; a seed out of range.
     """
+    check_seed(seed)
     source = weights.open_source(settings.weights)
-    tokenizer = _tokenizer(settings, source)
+    tokenizer = load_tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)
-    mesh = meshes.data_mesh()
+    mesh = meshes.data_mesh() if mesh is None else mesh
     layout = LAYOUTS[settings.rollout_layout]
     layout.check(source.config, mesh.size)
     trained_shapes = adapter_shapes if settings.lora.rank else shapes
@@ -179,10 +197,10 @@ def load_model(
     return runtime, params
 
 
-def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
+def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
     """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
-    if tokenizer.vocab_size > source.config.vocab_size:
+    if not 0 <= source.config.vocab_size - tokenizer.vocab_size <= SURPLUS_ROWS:
         raise UserError(
             f"tokenizer {tokenizer.path}: {tokenizer.vocab_size} tokens, but {source.path} has "
             f"{source.config.vocab_size}; use the model's own tokenizer"

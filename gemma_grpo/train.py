@@ -8,10 +8,11 @@ python -m gemma_grpo.train --config runs/x/config.yaml --run-dir runs/y
 
 import contextlib
 import json
+import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -21,13 +22,14 @@ from gemma_grpo import cli, config, pipeline, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import preflight, processes
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
-from gemma_grpo.planning import chips, fit, topology
-from gemma_grpo.records import files, lock, report, trace
+from gemma_grpo.planning import chips, disk, fit, topology
+from gemma_grpo.records import files, lock, origin, report, trace
 from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
+_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source", "checkpoint.folder")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -42,20 +44,28 @@ class Options:
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; give the
     flag once for each."""
+    rubric: str = ""
+    """A YAML file of yes/no criteria for each domain of the data, which --judge answers."""
+    judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Who answers the criteria of --rubric: path/to/file.py:function=weight, or
+    model:WEIGHTS=weight for a Gemma 3; weight 0 only records."""
     run_dir: Path | None = None
     """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one in runs/."""
     resume_from: Path | None = None
     """Go on with the run in this folder, which may be read-only, in a new --run-dir: what is needed
-    is copied there. --model.weights, --model.tokenizer and --data.source may name moved files."""
+    is copied there. --model.weights, --model.tokenizer and --data.source may name moved files,
+    --checkpoint.folder another folder."""
+    restart_stage: bool = False
+    """With --resume or --resume-from: begin a stage again if its checkpoints are lost."""
     hours: float | None = None
     """Stop in time before this many hours since the process's start: saved, evaluated as far as it
     got, with the exit status 75; --resume goes on."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
-    """Start on a TPU although its compiler says that the run will not fit (`plan`)."""
+    """Start although the run will not fit, by the TPU's compiler (`plan`) or the disk's size."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     coordinator: str = ""
@@ -73,13 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    # Three flags choose the defaults of all the others, so they are read first.
-    file = cli.flag(arguments, "config", "")
-    preset = cli.flag(arguments, "preset", Options.preset)
-    source = cli.flag(arguments, "resume-from", "")
-    default = config.from_yaml(Path(file)) if file else presets.preset(preset)
-    if source:
-        default = _config_of(Path(source))
+    default = _default(arguments)
     options, run = cli.parse_run(
         arguments,
         Options(),
@@ -87,45 +91,78 @@ def _main(arguments: list[str]) -> int:
         command="train",
         description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
     )
-    run = cli.with_rewards(run, options.reward)
+    run = cli.with_rewards(run, options.reward, options.rubric, options.judge)
     deadline = Deadline(options.hours)
-    if options.resume or options.resume_from:
+    if options.resume or options.resume_from is not None:
         _check_settings(options, run, default)
-    if options.resume:
-        run = _config_of(options.run_dir or _newest_run())
     preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
-    cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
+    cli.split_cpu(run.model.cpu_devices, *run.batch_sizes.values())
     preflight.check_backend(jax.default_backend())
     return _train(options, run, deadline)
 
 
+def _default(arguments: list[str]) -> RunConfig:
+    """What stands where no flag is given: four flags choose that, so they are read first.
+
+    Raises:
+        UserError: more than one of them is given, or what they name cannot be read.
+    """
+    file = cli.flag(arguments, "config", None)
+    preset = cli.flag(arguments, "preset", None)
+    source = cli.flag(arguments, "resume-from", None)
+    resumes = "--resume" in arguments
+    given = {"--config": file, "--preset": preset, "--resume-from": source}
+    names = [name for name, value in given.items() if value is not None]
+    names += ["--resume"] * resumes
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)}: each chooses all settings; give one of them")
+    if source is not None:
+        return _config_of(expanded(source))
+    if resumes:
+        named = cli.flag(arguments, "run-dir", None)
+        return _config_of(expanded(named) if named else _newest_run())
+    if file is not None:
+        return config.from_yaml(expanded(file))
+    return presets.preset(preset or Options.preset)
+
+
 def _config_of(run_dir: Path) -> RunConfig:
-    """Of a run to go on with. Raises UserError if there is none, or another version's."""
+    """Of a run to go on with.
+
+    Raises:
+        UserError: there is none, it is another version's, or it was edited since the run began.
+    """
     try:
-        return config.from_yaml(run_dir / run_dirs.CONFIG)
+        run = config.from_yaml(run_dir / run_dirs.CONFIG)
     except UserError as error:
         raise UserError(
             f"{error}; a run can be resumed by the version of gemma_grpo that began it"
         ) from error
+    begun = (files.read_json(run_dir / origin.NAME) or {}).get("config")
+    if begun is not None:
+        _check_unchanged(config.from_text(begun), run, f"{run_dir / run_dirs.CONFIG} was edited")
+    return run
+
+
+def _check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
+    """Raises UserError if settings differ in more than where files are."""
+    if changed := [
+        line for line in config.changed_fields(before, after) if line.split()[0] not in _MAY_MOVE
+    ]:
+        raise UserError(
+            f"{fault} ({', '.join(changed)}): a run goes on with the settings it began with; for "
+            "others begin a new one, from its model if you like (export, then --model.weights)"
+        )
 
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:
     """Raises UserError for settings that a resumed run cannot change."""
-    if options.resume and options.resume_from:
-        raise UserError("--resume and --resume-from: give one of them")
-    if options.resume and (run != default or options.config):
-        raise UserError("--resume goes on with the run's own config.yaml: leave settings out")
-    moved = replace(
-        default,
-        model=replace(default.model, weights=run.model.weights, tokenizer=run.model.tokenizer),
-        data=replace(default.data, source=run.data.source),
-    )
-    if options.resume_from and (run != moved or options.config):
-        raise UserError(
-            "--resume-from goes on with the run's own config.yaml: of the settings give only "
-            "--model.weights, --model.tokenizer and --data.source, where files have moved"
-        )
+    changed = config.changed_fields(default, run)
+    if options.resume and changed:
+        _check_unchanged(default, run, "--resume with other settings")
+        raise UserError(f"--resume: {changed[0]}: --resume-from goes on where files have moved")
+    _check_unchanged(default, run, "--resume-from with other settings")
 
 
 def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
@@ -134,18 +171,31 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
         say(f"warning: {warning}", file=sys.stderr)
+    if not options.ignore_plan:
+        processes.run_on_primary(lambda: _require_disk(options, run, named))
     if options.dry_run:
-        say(_plan(run, pipeline.load_task(run), named))
+        if options.run_dir and not options.resume:
+            run_dirs.require_free(options.run_dir)
+        with contextlib.redirect_stdout(sys.stderr):
+            task = pipeline.load_task(run)
+        say(_plan(run, task, named))
         return 0
     if options.resume_from and processes.is_primary():
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
-    if topology.is_here() and "grpo" in run.stage_list and not options.ignore_plan:
+    if topology.is_here() and not options.ignore_plan:
         _require_room(run)
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
         say(f"run directory: {run_dir}", file=sys.stderr)
-        summary = pipeline.execute(run, run_dir, deadline)
+        # What a user's reward prints is no part of the result, which --json promises to be JSON.
+        held.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            summary = pipeline.execute(run, run_dir, deadline)
+        except UserError:
+            if not options.resume and processes.is_primary():
+                run_dirs.remove_unused(run_dir)
+            raise
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
     if not options.json and processes.is_primary():
         _show_trace(run_dir)
@@ -176,9 +226,12 @@ def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.Exi
         with files.write_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock.hold(run_dir))
+    again = options.restart_stage
     if options.resume_from:
-        pipeline.copy_run_dir(options.resume_from, run_dir, run)
-    elif not options.resume:
+        pipeline.copy_run_dir(options.resume_from, run_dir, run, restart_stage=again)
+    elif options.resume:
+        pipeline.resume_run_dir(run_dir, run, restart_stage=again)
+    else:
         pipeline.new_run_dir(run_dir, run)
     return run_dir
 
@@ -199,8 +252,18 @@ def _require_room(run: RunConfig) -> None:
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        architecture = fit.model_config(run.model.weights)
-        fit.require_room(run, architecture, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip)
+
+
+def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:
+    """Raises UserError if the run's files will not find room on the disk."""
+    disk.require_room(
+        run,
+        fit.model_config(run.model.weights),
+        run_dir,
+        cache=not os.environ.get("JAX_COMPILATION_CACHE_DIR"),
+        fixed=options.resume,
+    )
 
 
 def _newest_run() -> Path:
@@ -231,8 +294,9 @@ def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
             f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "
             f"{run.grpo.num_generations} generations = {completions} completions"
         )
+    lines += disk.lines(run, disk.of_run(run, fit.model_config(run.model.weights)))
     return "\n".join([*lines, f"writes to  {run_dir}", "all checks passed; nothing was trained"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main, hint="; --resume goes on from what was saved")

@@ -8,7 +8,6 @@ token is compared with the reference's for that token, and the tokens drawn must
 in nearly every row: rounding may decide a tie.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from gemma_grpo.kernels.packed_attention import reference as attention_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
 from gemma_grpo.kernels.truncated_sampling.cases import TRUNCATIONS
-from gemma_grpo.model import CONFIGS, Gemma3Config, Packed
+from gemma_grpo.model import CONFIGS, Gemma3Config, Packed, check_seed
 
 TOLERANCE = 2e-3  # log-probs of order 10: float32 sums of 262 144 terms, in any order
 GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its matmul
@@ -68,6 +67,9 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
     Returns:
         0 if all are within tolerance, else 1.
     """
+    if rows < 1:
+        raise cli.UserError(f"--rows {rows}: must be at least 1")
+    check_seed(seed)
     cli.check_tpu()
     device, config = jax.devices()[0], CONFIGS[f"gemma3-{size}"]
     V, D = config.vocab_size, config.embed_dim
@@ -216,4 +218,4 @@ def _largest(value, expected) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

@@ -1,4 +1,4 @@
-"""Chooses an op's implementation: the one named, or the best for the platform compiled for."""
+"""Chooses an op's implementation: the one named, or the best for the chip compiled for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,20 @@ from typing import Any
 import jax
 
 from gemma_grpo.errors import UserError
+
+# MiB of VMEM that a core has, by jax.Device.device_kind. Source: `vmem_capacity_bytes` in jax's
+# jax/_src/pallas/mosaic/tpu_info.py.
+_VMEM = {"TPU v4": 16, "TPU v5": 64, "TPU v5p": 64, "TPU v5 lite": 128, "TPU v6 lite": 128}
+_VMEM["TPU7x"] = 64
+_OF_OTHERS = 128  # a v5e's
+
+
+def vmem_bytes() -> int:
+    """Bytes of VMEM of the chip that is compiled for: inside of a `shard_map` the mesh's, else the
+    first device's; a v5e's where neither is a TPU that is known."""
+    of_mesh = jax.sharding.get_abstract_mesh().abstract_device
+    kind = jax.devices()[0].device_kind if of_mesh is None else of_mesh.device_kind
+    return _VMEM.get(kind, _OF_OTHERS) * 2**20
 
 
 def dispatch(

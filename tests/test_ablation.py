@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tolerances
@@ -92,6 +93,17 @@ def test_no_way_to_be_paid_without_being_right_earns_as_much_as_the_plainest_rig
     assert len(rest) >= 20
     for start, end in rest:
         assert start < plainest[0] and end < plainest[1]
+
+
+def test_the_page_on_rewards_has_every_hack_with_its_totals():
+    page = Path(__file__).parents[1] / "docs" / "rewards.md"
+    table = (
+        page.read_text().partition("at the end weights |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    )
+    assert table.splitlines() == [
+        f"| {name} | {start:.3f} | {end:.3f} |"
+        for name, (start, end) in ablation.hack_totals().items()
+    ]
 
 
 def test_each_figure_that_differs_is_explained_by_one_sentence_and_no_other():

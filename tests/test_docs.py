@@ -9,6 +9,7 @@ import io
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ def only_parsing(tmp_path, monkeypatch):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(config.to_yaml(RunConfig()))
     monkeypatch.setattr(tyro, "cli", parse_only)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
 
 

@@ -1,6 +1,7 @@
 """The evaluate command on the embedded model: what it writes, asks, records and refuses."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from gemma_grpo import cli, config, evaluate, weights
 from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.evaluation import gsm8k_protocol
+from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.runtime import ModelConfig, load_model
 
 FEW = ["--num", "5", "--batch-size", "16", "--num-samples", "2"]
@@ -99,10 +101,12 @@ def test_a_run_is_measured_with_its_own_settings_beside_its_evaluations(
     assert evaluate.main([str(run), *FEW]) == 0
     (runtime,) = unmeasured
     assert (runtime.instruction, runtime.max_completion_length) == ("Think.", 50)
-    result = json.loads((run / "evaluations" / "curriculum" / "result.json").read_text())
+    (folder,) = (run / "evaluations").iterdir()
+    assert folder.name.startswith("curriculum-num=5")
+    result = json.loads((folder / "result.json").read_text())
     assert result["protocol"]["stage"] == "sft" and result["protocol"]["base"] == "gemma3-nano"
     assert result["zero"]  # the stage's weights, not the base's
-    assert str(run / "evaluations" / "curriculum" / "generations.jsonl") in capsys.readouterr().out
+    assert str(folder / "generations.jsonl") in capsys.readouterr().out
 
 
 def test_a_base_model_on_gsm8k_gets_the_protocol_and_another_count_is_warned_of(
@@ -188,3 +192,31 @@ def test_earlier_results_are_not_written_over(capsys, tmp_path, unmeasured):
     assert evaluate.main(arguments) == 2
     assert "--out" in capsys.readouterr().err
     assert (tmp_path / "there/result.json").read_text() == before
+
+
+def test_a_second_measurement_under_other_conditions_has_a_folder_of_its_own(tmp_path):
+    options = evaluate.Options(run=str(tmp_path))
+    others = [
+        replace(options, seed=1),
+        replace(options, num=50),
+        replace(options, dtype="bfloat16"),
+        replace(options, instruction="Think."),
+        replace(options, instruction="Think!"),
+        replace(options, evaluation=EvaluationConfig(temperature=0.5)),
+    ]
+    folders = [evaluate._folder(each, "gsm8k:here/data") for each in (options, *others)]
+    assert folders[0] == tmp_path / "evaluations" / "gsm8k" and len(set(folders)) == 7
+    assert folders[1].name == "gsm8k-seed=1" and folders[3].name == "gsm8k-dtype=bfloat16"
+    assert {folder.parent for folder in folders} == {tmp_path / "evaluations"}
+    again = replace(options, evaluation=EvaluationConfig(batch_size=8), json=True)
+    assert evaluate._folder(again, "gsm8k:here/data") == folders[0]
+
+
+def test_a_domain_named_as_a_difficulty_has_a_line_of_its_own():
+    share = {"accuracy": 0.5, "accuracy_ci95": [0, 1], "format_rate": 1.0, "n": 4}
+    result = share | {
+        "by_difficulty": {"medium": {"accuracy": 1.0, "n": 3}},
+        "by_domain": {"medium": {"accuracy": 0.0, "n": 1}},
+    }
+    lines = evaluate._table("x", result).splitlines()
+    assert "  medium: 100.0% of 3" in lines and "  medium: 0.0% of 1" in lines

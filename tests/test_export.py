@@ -137,6 +137,19 @@ def test_a_model_made_from_gemma_carries_its_terms(tmp_path):
     assert "license: gemma" in card and "Gemma Terms of Use" in card
 
 
+@pytest.mark.parametrize("damage", ["", "[1]", '{"stages": ', '{"stages": 3}'])
+def test_a_card_passes_over_a_damaged_summary_and_takes_the_evaluations(tmp_path, damage):
+    write_run(tmp_path, model.NO_LORA)
+    from gemma_grpo.records import model_card
+
+    (tmp_path / "summary.json").write_text(damage)
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "base.json").write_text("")
+    (tmp_path / "evaluations" / "sft.json").write_text(json.dumps(SUMMARY["stages"]["sft"]))
+    card = model_card.model_card(tmp_path, "sft", base="gemma3-nano", of_gemma=False)
+    assert "45.7 %" in card and "base   " not in card
+
+
 def test_bfloat16_halves_the_file(exported, tmp_path):
     out, run_dir, _, _ = exported
     assert export.main([str(run_dir), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
@@ -151,6 +164,8 @@ def test_bfloat16_halves_the_file(exported, tmp_path):
         (["nowhere", "out"], "nowhere"),
         (["{run}", "{out}"], "there already"),
         (["{run}", "new", "--stage", "grpo"], "grpo.safetensors"),
+        (["{run}", "."], "the folder you are in"),
+        (["{run}", "~nobody-of-that-name/out"], "set HOME"),
     ],
 )
 def test_bad_input_is_one_line(exported, tmp_path, capsys, monkeypatch, arguments, named):

@@ -2,6 +2,8 @@
 
 import io
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from stubs import tiny_model
 
 from gemma_grpo import cli, generate
 from gemma_grpo.devices import mesh
+from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat, generator
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import NO_LORA
@@ -91,6 +94,35 @@ def test_a_file_of_prompts_gives_a_line_each_in_its_order_whatever_the_batches(
     for answer, line in zip(("19", "5", "15"), lines, strict=True):
         assert answer in line["completion"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", path.name]
+
+
+def test_an_input_named_as_the_output_is_kept_and_nothing_is_loaded_before(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(generate, "load_model", None)
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"prompt": "2 + 2?"}')
+    for out in (path, tmp_path):
+        arguments = ["gemma3-nano", "--prompts", str(path), "--out", str(out)]
+        assert generate.main(arguments) == 2
+        assert str(out) in capsys.readouterr().err
+    assert path.read_text() == '{"prompt": "2 + 2?"}'
+
+
+def test_a_text_files_lines_end_at_line_feeds_and_carriage_returns_alone(tmp_path):
+    path = tmp_path / "q.txt"
+    path.write_bytes("\ufeffone\u2028still\r\ntwo\x0cstill\rthree\x85still\n\n".encode())
+    assert generate._read_prompts(path) == ["one\u2028still", "two\x0cstill", "three\x85still"]
+
+
+def test_a_prompt_that_is_too_long_is_found_before_any_is_answered():
+    class Nothing:
+        runtime = SimpleNamespace(max_prompt_length=3, tokenizer=TOKENIZER, instruction="")
+        check = generator.Generator.check
+
+    options = generate.Options(weights="x", prompts=Path("x"), raw=True, batch_size=1)
+    with pytest.raises(UserError, match="prompt 2 takes 6 tokens, max_prompt_length is 3"):
+        next(generate._answers(Nothing(), ["1", "12345"], options, None))
 
 
 def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(monkeypatch):

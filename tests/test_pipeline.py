@@ -3,6 +3,8 @@
 Real processes on the embedded model, a few steps each; they share one compilation cache.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -10,16 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_grpo import cli, config, train
+from gemma_grpo import cli, config, pipeline, train
+from gemma_grpo.errors import UserError
+from gemma_grpo.planning import disk, fit
 from gemma_grpo.records import lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.training.grpo import GRPOConfig
+from gemma_grpo.training.saving import CheckpointConfig
 
 SMALL = [
     "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
@@ -55,10 +64,41 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full_run(runs):
-    """A run that nothing interrupted, with its checkpoints."""
-    status, output = finish("--run-dir", str(runs / "full"), *SMALL, "--keep-checkpoints")
+    """A run that nothing interrupted, with its checkpoints; the most bytes that its folder held
+    while it ran are in `peak.json` beside it."""
+    run_dir, peak, ended = runs / "full", [0], threading.Event()
+
+    def watch():
+        while not ended.wait(0.01):
+            peak[0] = max(peak[0], size_of(run_dir))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        status, output = finish("--run-dir", str(run_dir), *SMALL, "--keep-checkpoints")
+    finally:
+        ended.set()
+        watcher.join()
     assert status == 0, output
-    return runs / "full"
+    (runs / "peak.json").write_text(json.dumps(max(peak[0], size_of(run_dir))))
+    return run_dir
+
+
+def size_of(folder):
+    """Bytes of the files below, while they come and go."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.path.getsize(os.path.join(path, name))
+    return total
+
+
+def test_a_run_holds_no_more_on_disk_than_its_plan_says_and_not_far_less(runs, full_run):
+    run = config.from_yaml(full_run / "config.yaml")
+    planned = disk.of_run(run, fit.model_config(run.model.weights)).run_folder
+    peak = json.loads((runs / "peak.json").read_text())
+    assert peak <= planned <= 1.5 * peak
 
 
 def metrics_without_times(run_dir):
@@ -371,8 +411,8 @@ def test_a_config_of_another_version_says_so(capsys, tmp_path):
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["--seed", "3"], "give only --model.weights"),
-        (["--model.lora.rank", "2"], "give only --model.weights"),
+        (["--seed", "3"], "seed 0 -> 3"),
+        (["--model.lora.rank", "2"], "model.lora.rank 0 -> 2"),
         (["--resume"], "give one of them"),
     ],
 )
@@ -384,15 +424,18 @@ def test_resume_from_takes_no_setting_but_moved_files(capsys, tmp_path, argument
     assert error.count("\n") == 1 and named in error and not new.exists()
 
 
-def test_resume_from_takes_moved_files(capsys, tmp_path):
+def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):
     source, new = tmp_path / "old", tmp_path / "new"
     source.mkdir()
     (source / "config.yaml").write_text(config.to_yaml(config.RunConfig()))
-    moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl"]
-    train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
-    assert "elsewhere" in capsys.readouterr().err  # which is not there; the settings were taken
+    moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl", "--ignore-plan"]
+    taken = []
+    monkeypatch.setattr(train, "_require_disk", lambda *_: None)  # which reads the weights' sizes
+    monkeypatch.setattr(pipeline, "load_task", lambda run: taken.append(run) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
     run = config.from_yaml(new / "config.yaml")
-    assert (run.model.weights, run.data.source) == ("elsewhere", "moved.jsonl")
+    assert run == taken[0] and (run.model.weights, run.data.source) == ("elsewhere", "moved.jsonl")
 
 
 def test_two_runs_of_the_same_second_get_different_folders(tmp_path):
@@ -444,6 +487,14 @@ def says(capsys, *arguments):
     return error
 
 
+def says_alone(capsys, *arguments):
+    """`says`, without flags of its own."""
+    assert train.main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
 @pytest.fixture(autouse=True)
 def devices_stay_as_they_are(monkeypatch):
     """The command sets the number of CPU devices, which this process has fixed already."""
@@ -462,12 +513,16 @@ def devices_stay_as_they_are(monkeypatch):
         (["--model.max-completion-length", "9"], "max_completion_length"),
         (["--grpo.num-generations", "1"], "num_generations=1"),
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
+        (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--stages", "grpo,sft"], "stages"),
         (["--seed", "-1"], "seed"),
         (["--seed", "x"], "--seed"),
+        (["--grpo.temperature", "inf"], "grpo.temperature=inf: must be finite"),
+        (["--model.lora.rank", "2", "--model.lora.alpha", "inf"], "model.lora.alpha=inf"),
+        (["--grpo.loss.epsilon-high", "nan"], "epsilon"),
         (["--grpo.num-step", "4"], "perhaps you meant --grpo.num-steps"),
         (["--grpo.num-step=4"], "perhaps you meant --grpo.num-steps"),
         (["--model.rollout-layout", "hybri"], "'tensor_parallel'"),
@@ -493,8 +548,98 @@ def test_a_directory_that_is_there_is_not_written_over(capsys, tmp_path):
     assert "--resume" in line and [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_resume_with_other_settings_is_refused(capsys, tmp_path):
-    assert "leave settings out" in says(capsys, "--resume", "--run-dir", str(tmp_path))
+def begun_run(folder, **settings):
+    """A run folder as a run has it that has just begun."""
+    run = config.RunConfig(**settings)
+    pipeline.new_run_dir(folder, run)
+    return run
+
+
+def test_a_flag_at_resume_is_compared_with_the_run_and_not_with_the_preset(capsys, tmp_path):
+    of_a_preset = str(config.RunConfig().grpo.num_steps)
+    begun_run(tmp_path / "run", grpo=GRPOConfig(num_steps=4))
+    line = says_alone(
+        capsys, "--resume", "--run-dir", str(tmp_path / "run"), "--grpo.num-steps", of_a_preset
+    )
+    assert f"grpo.num_steps 4 -> {of_a_preset}" in line and "export" in line
+    line = says_alone(capsys, "--resume", "--run-dir", str(tmp_path / "run"), "--preset", "x")
+    assert "--preset and --resume" in line
+
+
+def test_a_config_edited_since_the_run_began_is_refused_by_field(capsys, tmp_path):
+    run = begun_run(tmp_path / "run")
+    edited = dataclasses.replace(run, seed=7, model=ModelConfig(dtype="bfloat16"))
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml(edited))
+    line = says_alone(capsys, "--resume", "--run-dir", str(tmp_path / "run"))
+    assert "was edited (seed 0 -> 7, model.dtype float32 -> bfloat16)" in line
+
+
+def test_a_run_that_could_not_start_leaves_no_folder(capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    assert train.main(["--run-dir", str(run_dir), "--data.source", "nowhere.jsonl"]) == 2
+    assert capsys.readouterr().err.endswith("\nerror: no such file: nowhere.jsonl\n")
+    assert not run_dir.exists()
+
+
+def test_a_dry_run_notices_a_folder_that_is_there(capsys, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    assert "is there already" in says(capsys, "--dry-run", "--run-dir", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--config", ""], "config"),
+        (["--config", "x.yaml", "--preset", "gemma3-nano"], "--config and --preset"),
+        (["--config", "x.yaml", "--resume"], "--config and --resume"),
+    ],
+)
+def test_what_chooses_all_settings_is_given_once_and_not_empty(capsys, arguments, named):
+    assert named in says_alone(capsys, *arguments)
+
+
+def test_data_changed_since_the_run_began_is_refused_by_what_changed(tmp_path):
+    run = begun_run(tmp_path / "run", data=config.DataConfig(num_train=20, num_test=8))
+    begun = pipeline.load_task(run)
+    pipeline._check_origin(run, tmp_path / "run", begun)
+    pipeline._check_origin(run, tmp_path / "run", begun)
+    changed = dataclasses.replace(begun, test=begun.test[1:])
+    with pytest.raises(UserError, match="its held-out problems are not what the run began with"):
+        pipeline._check_origin(run, tmp_path / "run", changed)
+
+
+@pytest.mark.parametrize(
+    "result, lines",
+    [
+        ("", None),
+        ("[1]", None),
+        ('{"n": 2, "accuracy"', None),
+        ('{"n": 2, "accuracy": 0.5}', ""),
+        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n{"greedy": fal'),
+        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n'),
+        ('{"n": 2, "accuracy": 0.5}', "1\n2\n"),
+    ],
+)
+def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(
+    tmp_path, capsys, result, lines
+):
+    whole = '{"greedy": true}\n{"greedy": true}\n{"greedy": false}\n'
+    (tmp_path / "sft.json").write_text(result)
+    (tmp_path / "sft.jsonl").write_text(whole if lines is None else lines)
+    assert pipeline._measured(tmp_path, "sft") is None
+    assert capsys.readouterr().err.count("is damaged: passed over") == 1
+    (tmp_path / "sft.json").write_text('{"n": 2, "accuracy": 0.5}')
+    (tmp_path / "sft.jsonl").write_text(whole)
+    assert pipeline._measured(tmp_path, "sft")[0]["n"] == 2
+    assert pipeline._measured(tmp_path, "base") is None and not capsys.readouterr().err
+
+
+def test_an_empty_seconds_file_does_not_stop_a_stage_from_being_saved(tmp_path, capsys):
+    (tmp_path / "seconds.json").write_text("")
+    pipeline._record_seconds(tmp_path, "sft", 2.0)
+    pipeline._record_seconds(tmp_path, "sft", 1.5)
+    assert json.loads((tmp_path / "seconds.json").read_text()) == {"sft": 3.5}
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
@@ -513,6 +658,14 @@ def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
         ("model: {rollout_layout: hybri}", "tensor_parallel"),
         ("model: {remat: 1}", "none, dots, full"),
         ("- seed", "mapping"),
+        ("seed: 1\nseed: 2", "seed stands there twice"),
+        ("grpo: {num_steps: 1, num_steps: 2}", "num_steps stands there twice"),
+        ("stages: &a sft\nmodel: {instruction: *a}", "aliases are not read"),
+        ("? [1, 2]\n: 3", "name must be text"),
+        ("1: 2\nseed: 3", "no field 1"),
+        ("~: 2\nseed: 3", "no field None"),
+        ("[" * 1000, "cannot be read"),
+        ("seed: " + "9" * 5000, "cannot be read"),
     ],
 )
 def test_a_wrong_config_file_is_named_with_its_field(capsys, tmp_path, text, named):
@@ -520,6 +673,16 @@ def test_a_wrong_config_file_is_named_with_its_field(capsys, tmp_path, text, nam
     path.write_text(text)
     line = says(capsys, "--dry-run", "--config", str(path))
     assert named in line and "run.yaml" in line
+
+
+def test_a_config_that_is_no_utf_8_file_is_one_line(capsys, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("model: {instruction: Größe}".encode("latin-1"))
+    assert "not UTF-8" in says_alone(capsys, "--dry-run", "--config", str(path))
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a file" in says_alone(capsys, "--dry-run", "--config", str(path))
+    assert "is a directory" in says_alone(capsys, "--config", str(tmp_path)).lower()
 
 
 def test_a_config_survives_yaml(tmp_path):
@@ -578,3 +741,95 @@ def test_a_config_of_the_time_before_packs_is_read_without_its_fields(tmp_path):
     assert config.from_yaml(path) == config.RunConfig(
         grpo=replace(config.GRPOConfig(), num_steps=7)
     )
+
+
+# --- a folder for the checkpoints alone ----------------------------------------------------------
+
+
+def stopped_run(run_dir, folder, *, steps=5, saved=None):
+    """What a run with a folder of its own for checkpoints has on disk in its first stage."""
+    settings = config.RunConfig(checkpoint=CheckpointConfig(folder=str(folder)))
+    pipeline.new_run_dir(run_dir, settings)
+    lines = [json.dumps({"stage": "sft", "step": step + 1}) + "\n" for step in range(steps)]
+    (run_dir / "metrics.jsonl").write_text("".join(lines))
+    if saved:
+        saved = run_dir / "checkpoints" if saved == "run" else folder
+        Checkpoints(saved / "sft").save(5, {"w": jnp.arange(3.0)}, {})
+    return settings
+
+
+def test_a_folder_that_holds_another_runs_checkpoints_is_refused(tmp_path):
+    stopped_run(tmp_path / "a", tmp_path / "ck", saved="folder")
+    with pytest.raises(UserError, match=f"holds the checkpoints of {tmp_path}/a; name another"):
+        stopped_run(tmp_path / "b", tmp_path / "ck")
+    assert not (tmp_path / "b" / "config.yaml").exists()
+    shutil.rmtree(tmp_path / "a")  # and begun anew: what was saved is of another run all the same
+    with pytest.raises(UserError, match="name another"):
+        stopped_run(tmp_path / "a", tmp_path / "ck")
+    stopped_run(tmp_path / "c", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other")
+    stopped_run(tmp_path / "d", tmp_path / "other")
+
+
+def test_steps_whose_checkpoints_are_gone_are_not_taken_again_unasked(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="folder")
+    pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+    shutil.rmtree(tmp_path / "ck")
+    with pytest.raises(UserError, match=r"ck, which is gone; .*\(5 were taken\) with --restart-"):
+        pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+    pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=True)
+    assert run_dirs.owner(tmp_path / "ck") == tmp_path / "run"
+
+
+def test_a_run_whose_folder_went_to_another_says_whose_it_is(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck")
+    stopped_run(tmp_path / "other", tmp_path / "ck")
+    with pytest.raises(UserError, match=f"now holds those of {tmp_path}/other"):
+        pipeline.resume_run_dir(tmp_path / "run", run, restart_stage=False)
+
+
+def test_a_run_that_took_no_step_needs_no_folder_and_one_that_stopped_has_its_own(tmp_path):
+    for saved, steps in ((None, 0), ("run", 5)):
+        run = stopped_run(tmp_path / f"{steps}", tmp_path / f"ck-{steps}", steps=steps, saved=saved)
+        shutil.rmtree(tmp_path / f"ck-{steps}")
+        pipeline.resume_run_dir(tmp_path / f"{steps}", run, restart_stage=False)
+
+
+@pytest.mark.parametrize("saved", ["run", "folder"])
+def test_a_copy_takes_the_checkpoint_from_where_it_lies_to_its_own_folder(tmp_path, saved):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved=saved)
+    here = replace(run, checkpoint=CheckpointConfig(folder=str(tmp_path / "new-ck")))
+    pipeline.copy_run_dir(tmp_path / "run", tmp_path / "new", here, restart_stage=False)
+    assert Checkpoints(tmp_path / "new-ck" / "sft").latest() == 5
+    assert not (tmp_path / "new" / "checkpoints").exists()
+    if saved == "folder":  # of the same machine: the two runs may not share one
+        with pytest.raises(UserError, match="name another --checkpoint.folder"):
+            pipeline.copy_run_dir(tmp_path / "run", tmp_path / "b", run, restart_stage=False)
+
+
+def test_a_copy_without_its_checkpoints_is_refused_unless_the_stage_may_begin_again(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="folder")
+    mounted = (tmp_path / "run").rename(tmp_path / "mounted")  # and another session's /tmp
+    shutil.rmtree(tmp_path / "ck")
+    with pytest.raises(UserError, match="ck, which is gone"):
+        pipeline.copy_run_dir(mounted, tmp_path / "new", run, restart_stage=False)
+    pipeline.copy_run_dir(mounted, tmp_path / "new", run, restart_stage=True)
+    assert run_dirs.owner(tmp_path / "ck") == tmp_path / "new"
+
+
+def test_a_file_in_the_place_of_the_checkpoints_folder_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = says(
+        capsys, "--run-dir", str(tmp_path / "run"), "--checkpoint.folder", str(tmp_path / "file")
+    )
+    assert "cannot write" in line and "name another --checkpoint.folder" in line
+
+
+def test_a_disk_too_small_for_the_run_is_one_line_before_anything_is_made(
+    capsys, tmp_path, monkeypatch
+):
+    usage = shutil._ntuple_diskusage(10**12, 0, 10**6)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    for arguments in ([], ["--dry-run"]):
+        line = says(capsys, "--run-dir", str(tmp_path / "run"), *arguments)
+        assert "too small for the run" in line and not (tmp_path / "run").exists()

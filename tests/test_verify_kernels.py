@@ -26,5 +26,12 @@ def test_an_op_that_is_off_is_named_and_the_status_is_1(capsys, monkeypatch):
     assert len(lines) == 3 and all("fused_sampling" in line for line in lines)
 
 
+def test_no_rows_and_no_seed_of_jaxs_are_refused(capsys):
+    for arguments, named in ((["--rows", "0"], "--rows 0"), (["--seed", "-1"], "seed=-1")):
+        assert verify_kernels.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert named in error and error.count("\n") == 1
+
+
 def test_an_error_that_is_no_number_does_not_pass():
     assert not verify_kernels.Finding("op", "", "", float(jnp.nan), 1.0).passes

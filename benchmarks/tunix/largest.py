@@ -3,13 +3,11 @@
 python -m benchmarks.tunix.largest [--cases ours-update tunix-update-best]
 needs the environment of `python -m benchmarks.tunix.install`
 
-The cases are those of `benchmarks.tunix.v5e`, each with its side's remat and at full lengths; the
-compiler says what fits. From the case's own 64 sequences, which fit, by doubling and then by
-halves: to 64 with us, a prompt of eight completions more on every chip, and to 32 with Tunix. Five
-compilations of ours, two of Tunix's, minutes each.
+From the 64 sequences of the cases of `v5e`, which fit, by doubling and then by halves: to 64 with
+us, a prompt of eight completions more on every chip, and to 32 with Tunix. All rows are at full
+lengths; in packs ours takes any number. Seven compilations of ours, two of Tunix's, minutes each.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,36 +16,32 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.tunix import v5e
+from benchmarks.timing import print_row
+from benchmarks.tunix.cases import COMPILED, MODEL, SEARCHED
+from benchmarks.tunix.v5e import Compiler
 
-STEPS = {"ours-update": 64, "tunix-update-best": 32}  # sequences from one batch to the next
 
-
-def main(cases: tuple[str, ...] = tuple(STEPS), environment: Path | None = None) -> None:
+def main(cases: tuple[str, ...] = tuple(SEARCHED)) -> None:
     """Look for each side's largest batch, and print a row for each.
 
     Args:
         cases: which, by name.
-        environment: folder of Tunix's environment.
     """
     with tempfile.TemporaryDirectory() as folder:
+        compiler = Compiler(Path(folder))
         for name in cases:
-            case, step, tried = v5e.CASES[name], STEPS[name], {}
+            case, step, peaks = COMPILED[name], SEARCHED[name], {}
 
-            def fits(sequences, name=name, case=case, tried=tried):
-                text = Path(folder) / f"{name}.hlo"
-                tried[sequences] = v5e.compile_case(
-                    replace(case, sequences=sequences), text, environment
-                )
-                print(name, tried[sequences], file=sys.stderr, flush=True)
-                return tried[sequences]["fits"]
+            def fits(sequences: int, case=case, peaks=peaks) -> bool:
+                read = compiler.compiled(replace(case, sequences=sequences))
+                peaks[sequences] = read.get("peak")
+                print(sequences, read, file=sys.stderr, flush=True)
+                return read["fits"]
 
             most = largest(fits, known=case.sequences, step=step)
-            peaks = {n: row.get("peak") for n, row in tried.items()}
-            row = {"benchmark": "tunix/largest", "case": name, "side": case.side}
-            row |= {"model": v5e.MODEL, "remat": case.remat, "peaks": peaks}
-            row |= {"sequences": most, "refused": most + step}
-            print(json.dumps(row), flush=True)
+            about = {"case": name, "side": case.side, "model": MODEL, "remat": case.remat}
+            found = {"sequences": most, "refused": most + step, "peaks": peaks}
+            print_row(benchmark="tunix/largest", **about, **found)
 
 
 def largest(fits: Callable[[int], bool], *, known: int, step: int) -> int:

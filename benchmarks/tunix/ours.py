@@ -1,23 +1,19 @@
-"""Our side: the functions that our own training calls, in a process that answers `turns`.
+"""Our side: the functions that our own training calls, in a process that answers `sides`.
 
 python -m benchmarks.tunix.ours, started by the benchmarks.
 """
 
-import dataclasses
-import importlib.metadata
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from benchmarks.tunix import convert
 from benchmarks.tunix.theirs import turns
-from benchmarks.tunix.trace import PAD
-from gemma_grpo import config, model, weights
-from gemma_grpo.devices import mesh
+from gemma_grpo import model
+from gemma_grpo.config import RunConfig
+from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.objective import advantages
@@ -25,53 +21,32 @@ from gemma_grpo.text import padding
 from gemma_grpo.training import grpo, grpo_update, packing
 from gemma_grpo.training import state as train_state
 
-PACKAGES = ("gemma_grpo", "jax", "flax", "optax", "numpy")
+PAD = 0  # Gemma's
 
 
 class Side:
     """The calls that the benchmarks make."""
 
-    def load(self, name: str, real: bool, out: str, trained: str = "") -> dict:
-        """Make the parameters: real, random, or those that a run's stage has saved in `trained`;
-        and write them for Tunix."""
-        self.config = model.CONFIGS[name]
-        self.graphdef, shapes = model.abstract(self.config)
-        if real:
-            source = weights.open_source(name)
-            self.params = weights.assemble(source, shapes, dtype="float32", sharding=None)
-        else:
-            make = lambda key: model.split(model.Gemma3(self.config, rngs=nnx.Rngs(params=key)))[1]
-            self.params = jax.jit(make)(jax.random.key(0))
-        if trained:
-            self.params = weights.load(Path(trained), self.params)
-        np.savez(out, **convert.to_tunix(self.params))
-        return {
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "shape": dataclasses.asdict(self.config),
-            "device": jax.devices()[0].device_kind,
-        }
-
-    def logits(self, rows: str, out: str) -> dict:
-        """Logits of padded rows, to a file."""
-        with np.load(rows) as file:
-            ids, mask = file["ids"], file["mask"]
-
-        @jax.jit
-        def logits(params):
-            gemma = nnx.merge(self.graphdef, params)
-            return gemma.logits(model.forward(gemma, ids, mask)[0])
-
-        np.save(out, logits(self.params))
-        return {}
-
-    def begin(self, run: str, stop_ids: list[int], trained_stop: bool = True) -> dict:
-        """The GRPO stage of a run's config.yaml, ready for its first step. Without `trained_stop`
-        completions go into the update without the token that ended them, as Tunix's do."""
-        self.run, self.stop_ids = config.from_yaml(Path(run)), stop_ids
-        self.trained_stop, self.mesh = trained_stop, mesh.data_mesh()
-        settings, stage = self.run.model, self.run.grpo
+    def open(
+        self,
+        weights: str,
+        rows: dict[str, np.ndarray],
+        run: RunConfig,
+        stop_ids: list[int],
+        trained_stop: bool,
+    ) -> dict:
+        """The GRPO stage of `run` on weights of a file, ready for its first step. Without
+        `trained_stop` completions go into the update without the token that ended them, as Tunix's
+        do. The answer has the logits of padded rows."""
+        self.run, self.stop_ids, self.trained_stop = run, stop_ids, trained_stop
+        self.mesh = meshes.data_mesh()
+        settings, stage = run.model, run.grpo
+        graphdef, shapes = model.abstract(model.CONFIGS[settings.weights])
+        with np.load(weights) as file:
+            params = convert.from_tunix(file)
+        params = jax.tree.map(meshes.place, params, meshes.fsdp_shardings(self.mesh, shapes))
         self.trainer = grpo.make_trainer(
-            stage, self.graphdef, self.mesh, dtype=settings.dtype, remat=settings.remat
+            stage, graphdef, self.mesh, dtype=settings.dtype, remat=settings.remat
         )
         rollout = RolloutConfig(
             num_generations=stage.num_generations,
@@ -80,10 +55,22 @@ class Side:
             pad_id=PAD,
             sampling=SamplingConfig(temperature=stage.temperature),
         )
-        self.rollout = make_rollout(self.graphdef, self.mesh, rollout)
-        self.state = train_state.init_train_state(self.params, self.trainer.optimizer, self.mesh)
-        del self.params
-        return {}
+        self.rollout = make_rollout(graphdef, self.mesh, rollout)
+        lengths = settings.max_prompt_length, settings.max_completion_length
+        self.packing = grpo.make_packing(stage, lengths, self.mesh.size)
+
+        @jax.jit
+        def logits(params):
+            gemma = nnx.merge(graphdef, params)
+            return gemma.logits(model.forward(gemma, rows["ids"], rows["mask"])[0])
+
+        answer = {
+            "versions": turns.versions("gemma_grpo", "jax", "flax", "optax", "numpy"),
+            "device": jax.devices()[0].device_kind,
+            "logits": np.asarray(logits(params)),
+        }
+        self.state = train_state.init_train_state(params, self.trainer.optimizer, self.mesh)
+        return answer
 
     def draw(
         self, prompts: list[list[int]], number: int, instead: list[list[int]] | None = None
@@ -91,60 +78,48 @@ class Side:
         """Step `number`'s rollout, by the key of our own training: completions without their stop
         token, whether each had one, and how many tokens were drawn; `instead` is trained on in
         place of what was drawn."""
-        with turns.measured(jax.devices()[0]) as reading:
-            self.prompts = padding.pad_left(
-                prompts, length=self.run.model.max_prompt_length, pad_id=PAD
-            )
-            step_key = jax.random.fold_in(jax.random.key(self.run.seed), number)
-            params = model.in_dtype(self.state.params, self.run.model.dtype)
-            params = jax.device_put(params, mesh.replicated(self.mesh))
-            key = jax.random.fold_in(step_key, 0)
-            self.drawn = jax.device_get(self.rollout(params, *self.prompts, key))
-            kept = without_tokens(self.drawn, self.stop_ids).completion_mask
-            rows = zip(self.drawn.completion_ids, kept, strict=True)
-            completions = [ids[mask].tolist() for ids, mask in rows]
-        answer = {"completions": completions, "stopped": self.drawn.stopped.tolist()}
-        answer["drawn"] = int(self.drawn.completion_mask.sum())
-        if instead:
-            self.drawn = replaced(self.drawn, instead)
-        return answer | {"reading": reading}
+        read = turns.start()
+        settings = self.run.model
+        self.prompts = padding.pad_left(prompts, length=settings.max_prompt_length, pad_id=PAD)
+        params = self.state.params
+        layout = meshes.named_shardings(self.mesh, model.REPLICATED.specs(params))
+        params = meshes.reshard(params, layout, settings.dtype)
+        step_key = jax.random.fold_in(jax.random.key(self.run.seed), number)
+        placed = meshes.place_rows(self.mesh, self.prompts)
+        drawn = jax.device_get(self.rollout(params, *placed, jax.random.fold_in(step_key, 0)))
+        kept = without_tokens(drawn, self.stop_ids).completion_mask
+        rows = zip(drawn.completion_ids, kept, strict=True)
+        self.drawn = replaced(drawn, instead) if instead else drawn
+        return {
+            "completions": [ids[mask].tolist() for ids, mask in rows],
+            "stopped": drawn.stopped.tolist(),
+            "drawn": int(drawn.completion_mask.sum()),
+            "reading": read(),
+        }
 
     def learn(self, rewards: list[float]) -> dict:
         """The same step's update, from rewards to updated weights."""
-        with turns.measured(jax.devices()[0]) as reading:
-            stage = self.run.grpo
-            rewards_PG = jnp.array(rewards, jnp.float32).reshape(-1, stage.num_generations)
-            advantages_PG = advantages.sharded_group_advantages(
-                rewards_PG, self.mesh, scale=stage.scale, baseline=stage.baseline
-            )
-            stop_ids = [] if self.trained_stop else self.stop_ids
-            batch = grpo_update.make_batch(
-                *self.prompts,
-                without_tokens(self.drawn, stop_ids),
-                np.asarray(advantages_PG).reshape(-1),
-                stage.loss,
-            )
-            lengths = self.prompts[0].shape[1], self.drawn.completion_ids.shape[1]
-            packs = packing.pack(batch, grpo.make_packing(stage, lengths, self.mesh.size))
-            packs = mesh.place_rows(self.mesh, packs)
-            self.state, metrics = self.trainer.update(self.state, {}, packs)
-            jax.device_get(metrics)
-            jax.block_until_ready(self.state)
-        return {"reading": reading}
-
-    def moment(self, out: str) -> dict:
-        """Adam's first moment of the final norm, to a file: the gradient the optimizer saw."""
-        (found,) = [
-            leaf
-            for path, leaf in jax.tree.leaves_with_path(self.state.opt_state)
-            if ".mu['final_norm']" in jax.tree_util.keystr(path)
-        ]
-        np.save(out, found)
-        return {}
+        read = turns.start()
+        stage, stop_ids = self.run.grpo, [] if self.trained_stop else self.stop_ids
+        rewards_PG = np.array(rewards, np.float32).reshape(-1, stage.num_generations)
+        advantages_PG = advantages.sharded_group_advantages(
+            meshes.place_rows(self.mesh, rewards_PG),
+            self.mesh,
+            scale=stage.scale,
+            baseline=stage.baseline,
+        )
+        drawn, advantages_B = without_tokens(self.drawn, stop_ids), meshes.to_host(advantages_PG)
+        batch = grpo_update.make_batch(*self.prompts, drawn, advantages_B.reshape(-1), stage.loss)
+        packs = meshes.place_rows(self.mesh, packing.pack(batch, self.packing))
+        self.state, metrics = self.trainer.update(self.state, {}, packs)
+        jax.device_get(metrics)
+        jax.block_until_ready(self.state)
+        reading = read()
+        return {"reading": reading, "moment": turns.first_moment(self.state.opt_state)}
 
     def save(self, out: str) -> dict:
         """The weights, to a file."""
-        weights.save(Path(out), self.state.params)
+        np.savez(out, **convert.to_tunix(self.state.params))
         return {}
 
 
@@ -156,13 +131,12 @@ def without_tokens(drawn: Rollout, ids: Sequence[int]) -> Rollout:
 
 def replaced(drawn: Rollout, completions: Sequence[Sequence[int]]) -> Rollout:
     """These completions in place of those drawn."""
-    ids_BT = np.full_like(drawn.completion_ids, PAD)
-    for row_T, ids in zip(ids_BT, completions, strict=True):
-        row_T[: len(ids)] = ids
-    T, lengths_B = ids_BT.shape[1], np.array([len(ids) for ids in completions])
-    mask_BT = np.arange(T) < lengths_B[:, None]
-    return drawn._replace(completion_ids=ids_BT, completion_mask=mask_BT, stopped=lengths_B < T)
+    length = drawn.completion_ids.shape[1]
+    ids_BT, mask_BT = padding.pad_right(completions, length=length, pad_id=PAD)
+    return drawn._replace(
+        completion_ids=ids_BT, completion_mask=mask_BT, stopped=~mask_BT.all(axis=1)
+    )
 
 
 if __name__ == "__main__":
-    turns.serve_side(Side())
+    turns.Server(Side()).serve()

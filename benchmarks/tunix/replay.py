@@ -9,66 +9,50 @@ place of its own, and both get the same rewards. `apart` says how far the weight
 another in the end, as a share of how far ours have gone (2-norms over all weights).
 """
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
 import optax
 import tyro
 
+from benchmarks.timing import print_row
 from benchmarks.tunix import install, learn
-from benchmarks.tunix.sides import commit, processor
-from gemma_grpo import pipeline, weights
+from benchmarks.tunix.sides import about, comparable_run
+from gemma_grpo import pipeline
+from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Params
-from gemma_grpo.text.prompts import encode_prompts
 
 
-def main(options: Annotated[learn.Options, tyro.conf.arg(name="")]) -> None:
-    """A row for each seed."""
-    install.check(options.environment)
-    for seed in options.seeds:
+def main(seeds: tuple[int, ...] = (0,), steps: int = 30) -> None:
+    """A row for each seed.
+
+    Args:
+        seeds: of the problems and the sampling.
+        steps: of GRPO.
+    """
+    install.check()
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(replay(options, seed, Path(folder))), flush=True)
+            print_row(**replay(comparable_run(seed=seed, num_steps=steps), Path(folder)))
 
 
-def replay(options: learn.Options, seed: int, folder: Path) -> dict:
+def replay(run: RunConfig, folder: Path) -> dict:
     """The steps, and how far apart they have led."""
-    run, run_dir = learn.run_of(seed, options.steps), folder / "run"
-    pipeline.new_run_dir(run_dir, run)
     task = pipeline.load_task(run)
-    (run_dir / "weights").mkdir()
-    weights.save(run_dir / "weights" / "sft.safetensors", task.base)
-    tokenizer = task.runtime.tokenizer
-    sides, *_ = learn.open_sides(options, run, run_dir, folder, stop_ids=tokenizer.stop_ids)
-    _, ours, theirs = sides
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(run.seed)
+    _, (_, ours, theirs) = learn.open_sides(task, run, task.base, folder)
     for number in range(run.grpo.num_steps):
-        prompts = encode_prompts(
-            learn.problems_of(run, task.train, number),
-            tokenizer,
-            instruction=run.model.instruction,
-            max_prompt_length=run.model.max_prompt_length,
-        )
+        _, prompts = learn.problems_of(run, task, number)
         drawn = ours.call("draw", prompts=prompts, number=number)["completions"]
         theirs.call("draw", prompts=prompts, number=number, instead=drawn)
         paid = (rng.integers(0, 5, len(drawn)) / 4).tolist()
         for side in (ours, theirs):
             side.call("learn", rewards=paid)
-    of_ours, of_theirs = (learn.weights_of(side, folder, task.base) for side in (ours, theirs))
-    for side in sides:
-        side.close()
-    return {
-        "benchmark": "tunix/replay",
-        "seed": seed,
-        "steps": run.grpo.num_steps,
-        "learning_rate": run.grpo.optimizer.learning_rate,
-        "device": processor(),
-        "commit": commit(),
-        "apart": distance(of_ours, of_theirs) / distance(of_ours, task.base),
-    }
+    learned, their_own = (learn.weights_of(side, folder, task.base) for side in (ours, theirs))
+    row = {"benchmark": "tunix/replay", "steps": run.grpo.num_steps, **about(run)}
+    return row | {"apart": distance(learned, their_own) / distance(learned, task.base)}
 
 
 def distance(one: Params, other: Params) -> float:

@@ -6,7 +6,9 @@ A line of the table has a figure of both sides and Tunix's over ours, or ours ov
 more is better and the line says so; every row given is in it, those that Tunix wins too.
 """
 
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,36 +19,31 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import tyro
 
-GB, TERA = 1e9, 1e12
-FIRST = "first step, compilation included, CPU time"
-LARGEST = "sequences that fit an update (remat full, DECODER), ours / Tunix"
-LAYOUT = "tensor_parallel"  # called hybrid in rows before 2026-11-26
+from benchmarks.tunix.cases import FIGURES
+
+SCALES = {"s": 1, "GB": 1e9, "TFLOP": 1e12}
 MARKERS = "<!-- table -->", "<!-- /table -->"
 
-
-STEP = "4 x 8, 128+128, CPU"
-CHIP = "gemma3-1b, v5e compiler, a chip's share of 64 sequences"
-DECODE = "decode (ours tensor_parallel, Tunix weights replicated)"
-UPDATE = "update (ours remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
-COUNTED = "gemma3-1b, a step of 64 sequences, counted"
-# What the picture shows, of the table's lines: title -> label and line.
+_DECODE = "decode (ours tensor_parallel, Tunix weights replicated)"
+_UPDATE = "update (ours packed to the trace, remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
+_FIT = "sequences that fit an update (remat full, DECODER), ours / Tunix"
+_COUNTED = "matmuls of the step, on 8 chips, short prompts, remat"
+# What the picture shows, of the table's lines: (model and where) -> label -> line.
 PICTURED = {
-    "nano on CPU": (
-        ("step, CPU time", (f"gemma3-nano, {STEP}", "step, CPU time")),
-        ("first step, with compilation", (f"gemma3-nano, {STEP}", FIRST)),
-    ),
-    "270M on CPU": (
-        ("rollout, CPU time", (f"gemma3-270m, {STEP}", "rollout, CPU time")),
-        ("update, CPU time", (f"gemma3-270m, {STEP}", "update, CPU time")),
-        ("update, peak memory", (f"gemma3-270m, {STEP}", "update, peak memory")),
-    ),
-    "1B for v5e-8, by the compiler": (
-        ("HBM bytes of a decode step", (CHIP, f"{DECODE}: HBM of a step")),
-        ("update, peak memory of a chip", (CHIP, f"{UPDATE}: peak")),
-        ("update, CPU time to compile", (CHIP, f"{UPDATE}: CPU time to compile")),
-        ("sequences that fit an update", ("gemma3-1b, v5e compiler, eight chips", LARGEST)),
-        ("matmuls of a step", (COUNTED, "matmuls of the step, on 8 chips, remat")),
-    ),
+    ("gemma3-nano", "on CPU"): {
+        "step, CPU time": "step, CPU time",
+        "first step, with compilation": "first step, compilation included, CPU time",
+    },
+    ("gemma3-270m", "on CPU"): {
+        line: line for line in ("rollout, CPU time", "update, CPU time", "update, peak memory")
+    },
+    ("gemma3-1b", "for v5e-8, by the compiler"): {
+        "HBM bytes of a decode step": f"{_DECODE}: HBM of a step",
+        "update, peak memory of a chip": f"{_UPDATE}: peak",
+        "update, CPU time to compile": f"{_UPDATE}: CPU time to compile",
+        "sequences that fit an update": _FIT,
+        "matmuls of a step, short prompts": _COUNTED,
+    },
 }
 
 
@@ -75,177 +72,101 @@ def main(
     """
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = lines_of(rows)
-    about = [f"| {setting.replace(': ', ' | ', 1)} |" for setting in settings(rows)]
-    said = "\n".join([markdown(lines), "", "| side | versions and settings |", "|---|---|", *about])
+    said = "\n".join([*markdown(lines), "", *settings(rows)])
     print(said)
     if page:
+        start, end = MARKERS
         text = page.read_text()
-        before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
-        page.write_text(f"{before}{MARKERS[0]}\n{said}\n{MARKERS[1]}{after}")
+        before, after = text.split(start)[0], text.split(end)[1]
+        page.write_text(f"{before}{start}\n{said}\n{end}{after}")
     if chart:
         draw(lines, chart)
 
 
 def lines_of(rows: list[dict]) -> list[Line]:
-    """The table's lines."""
-    return step_lines(rows) + v5e_lines(rows) + largest_lines(rows) + flops_lines(rows)
-
-
-def step_lines(rows: list[dict]) -> list[Line]:
-    """Wall and CPU seconds of each part, peaks, first steps."""
-    found = [row for row in rows if row["benchmark"] in ("tunix/cpu", "tunix/cuda")]
-    runs: dict[tuple, dict] = {}
-    for row in found:
-        shape = f"{row['prompts']} x {row['generations']}, {row['prompt_length']}+{row['budget']}"
-        device = "CPU" if row["benchmark"] == "tunix/cpu" else row["device"]
-        group = f"{row['model']}, {shape}, {device}"
-        runs.setdefault((group, row["part"]), {})[row["side"]] = row
+    """The table's lines: each row of ours against each row of Tunix's that is of the same."""
+    ours = [row for row in rows if row["side"] == "ours"]
     lines = []
-    for (group, part), sides in runs.items():
-        ours, theirs = sides["ours"], sides["tunix"]
-        for key, what, unit in (
-            ("wall", f"{part}, wall", "s"),
-            ("cpu", f"{part}, CPU time", "s"),
-            ("first_cpu", f"first {part}, compilation included, CPU time", "s"),
-            ("peak", f"{part}, peak memory", "GB"),
-            ("device_peak", f"{part}, peak memory of the device", "GB"),
-        ):
-            if key in ours:
-                scale = GB if unit == "GB" else 1
-                lines.append(_line(group, what, ours[key] / scale, theirs[key] / scale, unit))
+    for own in itertools.chain.from_iterable(map(standing_for, ours)):
+        compared = FIGURES[own["benchmark"]]
+        for other in (row for row in rows if row["side"] == "tunix"):
+            if any(own[key] != other.get(key) for key in ("benchmark", *compared.same)):
+                continue
+            words = {"own": own, "other": other}
+            if own["benchmark"] == "tunix/v5e":
+                words["name"] = f"{own['program']} ({setting(own)}{setting(other)})"
+            for what, (key, unit) in compared.figures.items():
+                if key in own and key in other:
+                    named = compared.group.format(**words), what.format(**words)
+                    lines.append(line_of(*named, own[key], other[key], unit))
     return lines
 
 
-def v5e_lines(rows: list[dict]) -> list[Line]:
-    """Each of our cases against each of Tunix's of the same program. Our rollout is one program,
-    which stands against Tunix's prefill and its decode loop, each for itself."""
-    found = [row for row in rows if row["benchmark"] == "tunix/v5e" and row["fits"]]
-    ours = [row for row in found if row["side"] == "ours"]
-    theirs = [row for row in found if row["side"] == "tunix"]
-    lines = []
-    for own in ours:
-        programs = ("decode", "prefill") if own["program"] == "decode" else (own["program"],)
-        for row in (row for row in theirs if row["program"] in programs):
-            mesh = f"fsdp {row['fsdp']} x tp {row['tp']}"
-            mesh = "weights replicated" if row["replicated"] else mesh
-            mesh += "" if row["remat"].upper() == "NONE" else f", remat {row['remat']}"
-            mesh += "" if row["sequences"] == own["sequences"] else f", {row['sequences']} rows"
-            layout = (
-                f"ours {own['layout'].replace('hybrid', LAYOUT)}, "
-                if own["program"] == "decode"
-                else ""
-            )
-            if own["program"] == "update":
-                packed = "packed to the trace, " if own.get("packed") else ""
-                layout = f"ours {packed}remat {own['remat']}; "
-            group = f"{row['model']}, v5e compiler, a chip's share of {own['sequences']} sequences"
-            name = f"{row['program']} ({layout}Tunix {mesh})"
-            lines += _compiled_lines(group, name, own, row)
-    return lines
+def standing_for(own: dict) -> list[dict]:
+    """A row of ours, twice where it is of our decoding: that has its prefill in it."""
+    is_both = own["benchmark"] == "tunix/v5e" and own["program"] == "decode"
+    return [own, own | {"program": "prefill"}] if is_both else [own]
 
 
-def _compiled_lines(group: str, name: str, own: dict, row: dict) -> list[Line]:
-    lines = []
-    if "step_bytes" in row:
-        own_bytes, their_bytes = own["step_bytes"] / GB, row["step_bytes"] / GB
-        lines.append(_line(group, f"{name}: HBM of a step", own_bytes, their_bytes, "GB"))
-        counts = own["step_collectives"], row["step_collectives"]
-        ratio = counts[1] / counts[0] if counts[0] else float("inf")
-        lines.append(Line(group, f"{name}: collectives of a step", *map(str, counts), ratio))
-    lines.append(_line(group, f"{name}: peak", own["peak"] / GB, row["peak"] / GB, "GB"))
-    seconds = own["compile_cpu"], row["compile_cpu"]
-    lines.append(_line(group, f"{name}: CPU time to compile", *seconds, "s"))
-    return lines
+def setting(row: dict) -> str:
+    """A program's settings, those of its side that matter to it."""
+    if row["side"] == "tunix":
+        mesh = "weights replicated" if row["replicated"] else f"fsdp {row['fsdp']} x tp {row['tp']}"
+        return f"Tunix {mesh}" + ("" if row["remat"] == "NONE" else f", remat {row['remat']}")
+    if row["program"] == "update":
+        packed = "packed to the trace, " if row["pack_tokens"] else ""
+        return f"ours {packed}remat {row['remat']}; "
+    return "" if row["program"] == "logps" else f"ours {row['layout']}, "
 
 
-def largest_lines(rows: list[dict]) -> list[Line]:
-    """The largest batch of each of our cases against each of Tunix's."""
-    found = [row for row in rows if row["benchmark"] == "tunix/largest"]
-    return [
-        Line(
-            f"{own['model']}, v5e compiler, eight chips",
-            f"sequences that fit an update (remat {own['remat']}, {row['remat']}), ours / Tunix",
-            str(own["sequences"]),
-            str(row["sequences"]),
-            own["sequences"] / row["sequences"],
-        )
-        for own in found
-        if own["side"] == "ours"
-        for row in found
-        if row["side"] == "tunix"
-    ]
-
-
-def flops_lines(rows: list[dict]) -> list[Line]:
-    """Matmuls of a step."""
-    return [
-        _line(
-            f"{row['model']}, a step of {row['sequences']} sequences, counted",
-            f"matmuls of the {row['part']}, {row['case'].replace('hybrid', LAYOUT)}",
-            row["ours"] / TERA,
-            row["tunix"] / TERA,
-            "TFLOP",
-        )
-        for row in rows
-        if row["benchmark"] == "tunix/flops"
-    ]
-
-
-def _line(group: str, what: str, ours: float, theirs: float, unit: str) -> Line:
-    shown = (f"{value:.3g} {unit}" for value in (ours, theirs))
-    return Line(group, what, *shown, theirs / ours)
+def line_of(group: str, what: str, ours: float, theirs: float, unit: str) -> Line:
+    """The figures with their unit, and their ratio."""
+    show = lambda value: f"{value / SCALES[unit]:.3g} {unit}" if unit else str(value)
+    better, worse = (theirs, ours) if not what.endswith("ours / Tunix") else (ours, theirs)
+    return Line(group, what, show(ours), show(theirs), better / worse if worse else math.inf)
 
 
 def settings(rows: list[dict]) -> list[str]:
-    """Versions and settings of each side, each once."""
+    """A table of each side's versions and settings, each once."""
     said = {}
     for row in rows:
         about = row.get("versions", {}) | row.get("settings", {})
+        if about and "commit" in row and row["side"] == "ours":
+            about |= {"commit": row["commit"]}
         if about:
-            said[f"{row['side']}: " + ", ".join(f"{k} {v}" for k, v in about.items())] = None
-    return list(said)
+            said[f"| {row['side']} | {', '.join(f'{k} {v}' for k, v in about.items())} |"] = None
+    return ["| side | versions and settings |", "|---|---|", *said]
 
 
-def markdown(lines: list[Line]) -> str:
+def markdown(lines: list[Line]) -> list[str]:
     """The table."""
     text = ["| | ours | Tunix | Tunix / ours |", "|---|---|---|---|"]
-    group = None
-    for line in lines:
-        if line.group != group:
-            group = line.group
-            text.append(f"| **{group}** | | | |")
-        ratio = "none against some" if line.ratio == float("inf") else f"{line.ratio:.2f}"
-        text.append(f"| {line.what} | {line.ours} | {line.tunix} | {ratio} |")
-    return "\n".join(text)
+    for group, of_group in itertools.groupby(lines, key=lambda line: line.group):
+        text.append(f"| **{group}** | | | |")
+        for line in of_group:
+            ratio = "none against some" if line.ratio == math.inf else f"{line.ratio:.2f}"
+            text.append(f"| {line.what} | {line.ours} | {line.tunix} | {ratio} |")
+    return text
 
 
 def draw(lines: list[Line], path: Path) -> None:
     """Bars of the ratios of PICTURED, on a log scale; red where Tunix's figure is the better."""
-    found = {(line.group, line.what): line for line in lines}
+    found = {(line.group.split(",")[0], line.what): line for line in lines}
     figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    places, names, place = [], [], 0.0
-    for title, rows in PICTURED.items():
-        shown = [(label, found[key]) for label, key in rows if key in found]
-        if not shown:
-            continue
-        axes.text(
-            -0.01,
-            place,
-            title,
-            transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            weight="bold",
-        )
-        for label, line in shown:
+    names, places, place = [], [], 0.0
+    for (model, where), rows in PICTURED.items():
+        names.append(rf"$\bf{{{model}}}$ {where}")
+        places.append(place)
+        for label, what in rows.items():
+            if not (line := found.get((model, what))):
+                continue
             place += 1
+            names.append(label)
+            places.append(place)
             colour = "tab:blue" if line.ratio >= 1 else "tab:red"
             axes.barh(place, line.ratio - 1, left=1, color=colour, height=0.7)
             figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"
-            end = max(line.ratio, 1.0) * 1.05
-            axes.text(end, place, figures, va="center", fontsize=9)
-            places.append(place)
-            names.append(label)
+            axes.text(max(line.ratio, 1) * 1.05, place, figures, va="center", fontsize=9)
         place += 1.4
     axes.set_yticks(places, names, fontsize=9)
     axes.set_ylim(place - 0.6, -0.6)
@@ -255,8 +176,7 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times better (log scale); labels: ours / Tunix; red: Tunix is better")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Beside Google's Tunix: how many times better ours is, with both figures")
     figure.savefig(path, dpi=100)
 

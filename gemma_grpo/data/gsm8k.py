@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from gemma_grpo.data import jsonl, splits, tables
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 HUB_NAME = "openai/gsm8k"
 HUB_CONFIG = "main"
@@ -47,7 +47,7 @@ def gsm8k_problems(
             network.
     """
     stored = "test" if split == "test" else "train"
-    rows = _hub_rows(stored) if path is None else _local_rows(Path(path).expanduser(), stored)
+    rows = _hub_rows(stored) if path is None else _local_rows(expanded(path), stored)
     problems = [problem_from_row(row, where) for where, row in rows]
     if split == "test":
         return problems

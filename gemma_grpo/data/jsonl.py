@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 MAX_ANSWER_CHARS = 10_000  # of a gold answer; more is a solution or a mistake
 
@@ -85,7 +85,7 @@ def read_bytes(path: str | Path) -> bytes:
         UserError: no such file, a folder, or it cannot be read.
     """
     try:
-        return Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8)
+        return expanded(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:

@@ -13,12 +13,11 @@ Training and test problems of a source never share a prompt, except GSM8K's offi
 are taken as published. Which problems are held out never depends on the seed.
 """
 
-from pathlib import Path
 from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
 
@@ -91,4 +90,4 @@ def _read(file: str) -> list[Problem]:
 
 
 def _is_file(path: str) -> bool:
-    return Path(path).expanduser().is_file()
+    return expanded(path).is_file()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_grpo.data import jsonl
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,6 +26,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: what the reader of its kind raises.
     """
+    if (place := expanded(path)).exists() and not (place.is_file() or place.is_dir()):
+        raise UserError(f"{path} is no file (a FIFO can be read only once): copy it into one")
     readers = {".csv": read_csv, ".parquet": read_parquet}
     return readers.get(Path(path).suffix, jsonl.read_rows)(path)
 
@@ -90,11 +92,11 @@ def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet  # comes with datasets, whose own reader takes [ and * in paths for globs
 
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with open(expanded(path), "rb") as file:
             rows = _rows(pyarrow.parquet.ParquetFile(file).read())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError) as error:  # ValueError: text in no UTF-8
         raise UserError(f"cannot read {path} as parquet: {_first_line(error)}") from error
     if not rows:
         raise UserError(f"no problems in {path}: it has no rows")

@@ -114,21 +114,28 @@ def reshard(tree: PyTree, shardings: PyTree, dtype: str) -> PyTree:
     one process's devices goes through the host. Arrays that are so already are not copied.
     """
     leaves, structure = jax.tree.flatten(tree)
-    wanted = structure.flatten_up_to(shardings)
-    is_so = lambda leaf, sharding: (
-        leaf.dtype == dtype and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    )
-    moving = [n for n in range(len(leaves)) if not is_so(leaves[n], wanted[n])]
-    moved = _resharded(
-        [leaves[n] for n in moving], dtype=dtype, shardings=tuple(wanted[n] for n in moving)
-    )
-    for n, leaf in zip(moving, moved, strict=True):
-        leaves[n] = leaf
+    if moving := to_move(tree, shardings, dtype):
+        moved = resharded(
+            [leaves[n] for n in moving], dtype=dtype, shardings=tuple(moving.values())
+        )
+        for n, leaf in zip(moving, moved, strict=True):
+            leaves[n] = leaf
     return structure.unflatten(leaves)
 
 
+def to_move(tree: PyTree, shardings: PyTree, dtype: str) -> dict[int, Sharding]:
+    """Which leaves of `tree` (arrays or shapes), by their number, `reshard` moves, and whereto."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_so = lambda leaf, sharding: (
+        leaf.dtype == dtype and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    )
+    pairs = enumerate(zip(leaves, structure.flatten_up_to(shardings), strict=True))
+    return {n: sharding for n, (leaf, sharding) in pairs if not is_so(leaf, sharding)}
+
+
 @partial(jax.jit, static_argnames=("dtype", "shardings"))
-def _resharded(leaves: list[jax.Array], *, dtype: str, shardings: tuple) -> list[jax.Array]:
+def resharded(leaves: list[jax.Array], *, dtype: str, shardings: tuple) -> list[jax.Array]:
+    """The program of `reshard`: casts arrays, and moves each to its sharding."""
     # Cast first: in bfloat16 half the bytes cross between the devices.
     cast = [leaf.astype(dtype) for leaf in leaves]
     return jax.lax.with_sharding_constraint(cast, list(shardings))

@@ -14,6 +14,11 @@ from gemma_grpo.errors import UserError
 
 _ON_CPU = "JAX_PLATFORMS=cpu in the environment goes on without it"
 _RESTART = "then start the process again (in a notebook: restart the kernel)"
+LESS_MEMORY = (
+    "lower grpo.pack_tokens and sft.pack_tokens, grpo.prompts_per_step, sft.batch_size, "
+    "evaluation.batch_size or the lengths, set model.remat to full, or train adapters with "
+    "model.lora.rank"
+)
 _TPU_VARIABLES = (  # a TPU host's; planning.topology sets some too, and ALLOW_MULTIPLE_LIBTPU_LOAD
     "TPU_NAME",
     "TPU_ACCELERATOR_TYPE",
@@ -105,6 +110,10 @@ def explain(message: str) -> str | None:
             f"libtpu {_version('libtpu')} is too old for jax {_version('jax')}: "
             f"pip install '{fix}', {_RESTART}"
         )
+    if "RESOURCE_EXHAUSTED" in message or "Out of memory" in message:
+        wanted = re.search(r"[Aa]llocat\w* (\d[\d,.]* ?\w*)", message)
+        tried = f" (it tried to allocate {wanted[1].rstrip('.')})" if wanted else ""
+        return f"out of memory on the device{tried}; {LESS_MEMORY}"
     if match := re.search(r"TPU is already in use by process with pid (\d+)", message):
         return in_use_by(match[1])
     if "TPU is already in use" in message:

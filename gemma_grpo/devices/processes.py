@@ -8,6 +8,9 @@ stop with the same error. In a job of one process they just call the given funct
 
 import os
 import pickle
+import socket
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +20,7 @@ import numpy as np
 from gemma_grpo.errors import UserError
 
 AUTO = "auto"
+CONNECT_TIMEOUT = 120  # seconds for the coordinator to be there
 HEARTBEAT_TIMEOUT = 60  # seconds; a process that is silent for longer is gone, the others stop
 _SMALLEST = 1 << 12  # bytes exchanged; sizes are powers of two, so that few programs are compiled
 
@@ -43,13 +47,16 @@ def join(
         if num_processes is not None or process_id is not None:
             raise UserError("--num-processes and --process-id: give --coordinator host:port too")
         return
-    if coordinator != AUTO and ":" not in coordinator:
-        raise UserError(f"--coordinator {coordinator}: write host:port, or auto")
+    process_id = process_id if process_id is not None else _number("JAX_PROCESS_ID")
+    if coordinator != AUTO:
+        host, port = _address(coordinator)
+        if process_id:
+            _wait_for(host, port)
     try:
         jax.distributed.initialize(
             None if coordinator == AUTO else coordinator,
             num_processes if num_processes is not None else _number("JAX_NUM_PROCESSES"),
-            process_id if process_id is not None else _number("JAX_PROCESS_ID"),
+            process_id,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
@@ -58,6 +65,38 @@ def join(
             f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give "
             "--coordinator host:port, --num-processes and --process-id"
         ) from error
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    """Host and port. Raises UserError for what JAX would crash on."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"--coordinator {coordinator}: write host:port, or auto")
+    return host.strip("[]"), int(port)
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Returns when the coordinator answers; JAX would wait in silence, and then abort.
+
+    Raises:
+        UserError: it does not within `CONNECT_TIMEOUT`.
+    """
+    end, said = time.monotonic() + CONNECT_TIMEOUT, False
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() > end:
+            raise UserError(
+                f"--coordinator {host}:{port}: not reached in {CONNECT_TIMEOUT} s ({reason}); "
+                "start process 0 there, and see that the port is open"
+            )
+        if not said:
+            print(f"waiting for the coordinator at {host}:{port} ({reason})", file=sys.stderr)
+            said = True
+        time.sleep(min(1.0, CONNECT_TIMEOUT / 10))
 
 
 def is_primary() -> bool:
@@ -110,7 +149,10 @@ def _environment_names_several() -> bool:
 
 
 def _number(variable: str) -> int | None:
-    return int(os.environ[variable]) if variable in os.environ else None
+    text = os.environ.get(variable)
+    if text is not None and not text.isdecimal():
+        raise UserError(f"{variable}={text}: must be a number")
+    return None if text is None else int(text)
 
 
 def _exchange(value: Any) -> list[Any]:

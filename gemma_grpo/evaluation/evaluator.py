@@ -13,7 +13,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
-from gemma_grpo.rewards import answers, blocks, lenient
+from gemma_grpo.rewards import answers, blocks, lenient, steps
 from gemma_grpo.runtime import Runtime
 
 
@@ -76,7 +76,7 @@ class Evaluator:
             the greedy ones, then the sampled ones; and their tokens (`collect.token_arrays`).
         """
         params = self.runtime.sampling_params(params)
-        key = jax.random.key(self.runtime.seed)
+        key = self.runtime.key
         greedy, logps, tokens = _complete(
             self.greedy, params, problems, self.config.batch_size, key
         )
@@ -107,6 +107,11 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
     return Evaluator(config, greedy, sampled, runtime)
 
 
+def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
+    """How many prompts a batch holds: no more than fill the devices with all problems."""
+    return min(wanted, -(-num_problems // num_devices) * num_devices)
+
+
 def _complete(
     sampler: collect.Sampler,
     params: PyTree,
@@ -117,6 +122,7 @@ def _complete(
     """Samples of all problems, group-major, `num_prompts` problems at a time; the log-prob of each
     completion under the distribution it was drawn from; and the tokens of all."""
     samples, logps, tokens = [], [], []
+    num_prompts = prompts_at_once(num_prompts, len(problems), sampler.mesh.size)
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
         # The last batch is filled up so that its shape is compiled already.
@@ -149,10 +155,14 @@ def summarize(
         a forgiving parser), `format_rate`, `truncation_rate`, each with its 95 % interval under
         its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (at
         the end weights of the original design document's annealing), `completion_length`, `n`;
-        accuracy `by_difficulty` and `by_domain`; the figures of `_of_samples` if sampled.
+        `steps`, the lines of reasoning with an equation, and `true_steps`, the share of them that
+        is true (None without any); accuracy `by_difficulty` and `by_domain`; the figures of
+        `_of_samples` if sampled.
     """
     scores = rewards.score(greedy, rewards.END_WEIGHTS)
     correct = np.asarray(scores.components["correctness"]) > 0
+    reasonings = [blocks.parse(sample.completion).reasoning or "" for sample in greedy]
+    num_true, num_steps = np.sum([steps.true_lines(each) for each in reasonings], axis=0).tolist()
     result = {
         **_with_interval("accuracy", correct.tolist()),
         **_with_interval("lenient_accuracy", [_is_right(s, lenient_reading(s)) for s in greedy]),
@@ -162,6 +172,8 @@ def summarize(
         "reward": float(np.mean(scores.totals)),
         "completion_length": float(np.mean([sample.num_tokens for sample in greedy])),
         "n": len(problems),
+        "steps": num_steps,
+        "true_steps": num_true / num_steps if num_steps else None,
         "by_difficulty": _shares(correct, [problem.difficulty for problem in problems]),
         "by_domain": _shares(correct, [problem.domain for problem in problems]),
     }

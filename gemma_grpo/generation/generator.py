@@ -74,13 +74,19 @@ class Generator:
             yield [self._completion(drawn, row, whole=False) for row in range(self.num)]
         yield [self._completion(drawn, row) for row in range(self.num)]
 
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        longest, budget = max(map(len, prompts)), self.runtime.max_prompt_length
-        if longest > budget:
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises UserError if a prompt is longer than the budget; names the longest."""
+        budget = self.runtime.max_prompt_length
+        longest = max(range(len(prompts)), key=lambda number: len(prompts[number]))
+        if (length := len(prompts[longest])) > budget:
             raise UserError(
-                f"a prompt takes {longest} tokens, max_prompt_length is {budget}; raise it to "
-                f"{longest} or shorten the prompt"
+                f"prompt {longest + 1} takes {length} tokens, max_prompt_length is {budget}; raise "
+                f"it to {length} or shorten the prompt"
             )
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        self.check(prompts)
+        longest = max(map(len, prompts))
         slots = max(SHORTEST, 1 << (longest - 1).bit_length())
         return padding.pad_left(prompts, length=slots, pad_id=self.runtime.tokenizer.pad_id)
 

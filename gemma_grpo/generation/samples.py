@@ -36,6 +36,7 @@ def make_samples(
                 max_tokens=completion_ids_BT.shape[1],
                 answer_logps=tuple(sampler_logps_BT[row, span.start : span.stop].tolist()),
                 stopped=bool(stopped_B[row]),
+                domain=problem.domain,
             )
         )
     return samples

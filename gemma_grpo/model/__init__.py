@@ -7,7 +7,7 @@ from gemma_grpo.model.groups import forward_groups
 from gemma_grpo.model.layout import REPLICATED, Layout, TensorParallel
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig, merge_adapter
 from gemma_grpo.model.packed import Packed, Rows
-from gemma_grpo.model.params import in_dtype, join, partition
+from gemma_grpo.model.params import PRNG, check_seed, in_dtype, join, partition, random_key
 from gemma_grpo.model.stack import Gather, Remat
 from gemma_grpo.model.transformer import Gemma3, Params, abstract, init_adapter, split
 
@@ -16,6 +16,7 @@ __all__ = [
     "Gather",
     "KV",
     "NO_LORA",
+    "PRNG",
     "Packed",
     "Gemma3",
     "Gemma3Config",
@@ -27,6 +28,7 @@ __all__ = [
     "TensorParallel",
     "REPLICATED",
     "abstract",
+    "check_seed",
     "decode",
     "empty_cache",
     "forward",
@@ -36,6 +38,7 @@ __all__ = [
     "join",
     "merge_adapter",
     "partition",
+    "random_key",
     "split",
     "unstack_layers",
 ]

@@ -18,7 +18,7 @@ from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm
 from gemma_grpo.model.layout import REPLICATED, Layout
 from gemma_grpo.model.lora import NO_LORA, LoRAConfig
-from gemma_grpo.model.params import partition
+from gemma_grpo.model.params import partition, random_key
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -111,4 +111,4 @@ def init_adapter(config: Gemma3Config, lora_config: LoRAConfig, *, seed: int) ->
         _, params = split(Gemma3(config, rngs=nnx.Rngs(params=key), lora_config=lora_config))
         return partition(params)[0]
 
-    return make(jax.random.key(seed))
+    return make(random_key(seed))

@@ -18,19 +18,20 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from gemma_grpo.errors import UserError
 
-Scale = Literal["group", "batch", "none"]
+Scale = Literal["group", "batch", "mean", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
 _STD_EPS = 1e-6  # damps groups whose rewards differ only by rounding; far below any real reward
 
 
 def check(*, num_generations: int, scale: str, baseline: str) -> None:
-    """Raises UserError for an unknown name, G = 1, and leave_one_out with the group's std."""
+    """Raises UserError for an unknown name, G = 1, and leave_one_out with a scale of the group."""
     if scale not in get_args(Scale):
         raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
     if baseline not in get_args(Baseline):
@@ -45,6 +46,11 @@ def check(*, num_generations: int, scale: str, baseline: str) -> None:
             "baseline='leave_one_out' with scale='group': the group's std contains the reward that "
             "leave-one-out leaves out; use scale='batch' or 'none'"
         )
+    if baseline == "leave_one_out" and scale == "mean":
+        raise UserError(
+            "baseline='leave_one_out' with scale='mean': the group's mean contains the reward that "
+            "leave-one-out leaves out; use baseline='mean'"
+        )
 
 
 def group_advantages(
@@ -56,18 +62,22 @@ def group_advantages(
 ) -> Float[Array, "P G"]:
     """How much better each completion did than its group, in the dtype of the rewards (float32).
 
-        A_pg = (R_pg - mean_g R_pg) / s_p        s_p = std_g R_p + 1e-6, std over the batch, or 1
+        A_pg = (R_pg - mean_g R_pg) / s_p
+
+    s_p is std_g R_p + 1e-6, the batch's std + 1e-6, mean_g R_p, or 1.
 
     `scale="group"` is GRPO (DeepSeekMath, 2402.03300); `"none"` is Dr.GRPO (2503.20783); `"batch"`
     keeps the group mean and divides by one std for the whole batch, that of the mean-centred
-    rewards (REINFORCE++-baseline, 2501.03262).
+    rewards (REINFORCE++-baseline, 2501.03262). `"mean"` is MaxRL (2602.02710), for rewards that are
+    either 0 or one positive number: a group with one right completion of G weighs most, as it does
+    in the likelihood of being right; a group without one gives 0.
     `baseline="leave_one_out"` is RLOO (2402.14740), where a reward is compared with the mean
     of the *other* G-1, which equals G/(G-1) * (R - mean); the batch std is the same for both.
 
     Under `shard_map`, `axis_name` is the mesh axis over which P is split; it matters for "batch"
     alone, whose sum of squares and count run over all devices.
 
-    Raises UserError for G=1 and for leave_one_out with scale="group".
+    Raises UserError for G=1 and for leave_one_out with scale="group" or "mean".
     """
     num_generations = rewards_PG.shape[1]
     check(num_generations=num_generations, scale=scale, baseline=baseline)
@@ -81,6 +91,9 @@ def group_advantages(
         return advantages_PG / (centred_PG.std(axis=1, ddof=1, keepdims=True) + _STD_EPS)
     if scale == "batch":
         return advantages_PG / (_batch_std(centred_PG, axis_name=axis_name) + _STD_EPS)
+    if scale == "mean":
+        mean_P1 = rewards_PG.mean(axis=1, keepdims=True)
+        return jnp.where(mean_P1 > 0, advantages_PG / jnp.where(mean_P1 > 0, mean_P1, 1.0), 0.0)
     return advantages_PG
 
 
@@ -108,7 +121,9 @@ def sharded_group_advantages(
     )
 
 
-def zero_signal_groups(rewards_PG: Float[Array, "P G"]) -> Bool[Array, "P"]:
+def zero_signal_groups(
+    rewards_PG: Float[Array | np.ndarray, "P G"],
+) -> Bool[Array | np.ndarray, "P"]:
     """True for groups whose rewards are all equal: they give no gradient, whatever the scale.
 
     DAPO (2503.14476) resamples them.

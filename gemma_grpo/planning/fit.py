@@ -1,8 +1,10 @@
-"""Will this run fit on those chips, and what does a step cost there?
+"""Will this run fit on those chips, and what does each of its programs cost there?
 
-Compiles the programs of a GRPO step for the mesh's devices. Memory, collectives and the bytes of a
-decode step are the compiler's, per chip; FLOPs are those of the program as traced; floors and times
-are a roofline model's, from stated formulas (`roofline.py`), at the full token budgets.
+Compiles a run's programs for the mesh's devices. Memory, collectives and the bytes of a decode step
+are the compiler's, per chip; FLOPs are those of the program as traced; floors are from stated
+formulas (`roofline.py`), at the full token budgets. Times are a roofline model's: the FLOPs as
+traced and the bytes of the formulas at the chip's published limits, so that they are bounds from
+below.
 """
 
 from collections.abc import Sequence
@@ -19,9 +21,10 @@ from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.planning import compiled, programs, roofline, traced
+from gemma_grpo.planning import batches, compiled, programs, roofline, traced
 from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.compiled import Compiled
+from gemma_grpo.planning.programs import Program, SpecialIds
 from gemma_grpo.planning.roofline import Work
 from gemma_grpo.runtime import LAYOUTS
 
@@ -30,16 +33,18 @@ MOST_PROMPTS = 4096  # a step; the search for the largest batch ends there
 
 @dataclass(frozen=True)
 class Row:
-    """One program of a step.
+    """One program of a run.
 
     Attributes:
         compiled: the compiler's figures.
-        flops: of its matmuls, as traced, at the full budgets.
         resident: bytes of a chip in memory beside its arguments.
+        flops: of its matmuls, as traced, at the full budgets.
         counted, floor: measured cost and its lower bound, in `unit`: of a rollout the HBM bytes of
             a decode step (the bound leaves out what the compiler keeps on chip from step to step;
-            None where the program's text could not be read), else matmul FLOPs.
-        model_seconds, bound: by the roofline, and which limit sets them.
+            None where the program's text could not be read), of a copy all HBM bytes, else matmul
+            FLOPs.
+        model_seconds, bound: of one call at the full budgets, and which limit sets them.
+        likely_seconds: of one call at the lengths of `batches.completion_lengths`.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Row:
     unit: str
     model_seconds: float
     bound: str
+    likely_seconds: float
 
     @property
     def memory(self) -> int:
@@ -63,18 +69,24 @@ def model_config(where: str) -> Gemma3Config:
     return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
 
 
-def plan(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> list[Row]:
-    """Compile each program of a step. Raises UserError where XLA itself finds no room."""
-    meshes.check_divisible(mesh, name="grpo.prompts_per_step", size=run.grpo.prompts_per_step)
+def plan(
+    run: RunConfig,
+    architecture: Gemma3Config,
+    mesh: Mesh,
+    chip: Chip,
+    ids: SpecialIds = programs.GEMMA_IDS,
+) -> list[Row]:
+    """Compile each program of a run. Raises UserError where its settings do not divide over the
+    devices, a pack holds no prompt with its completion, or XLA itself finds no room."""
+    for name, number in run.batch_sizes.items():
+        meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
-    return [
-        _row(program, run, architecture, mesh, chip)
-        for program in programs.of_step(run, architecture, mesh)
-    ]
+    found = programs.of_run(run, architecture, mesh, ids)
+    return [_row(program, run, architecture, mesh, chip) for program in found]
 
 
 def _row(
-    program: programs.Program, run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip
+    program: Program, run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip
 ) -> Row:
     trace = program.trace()
     try:
@@ -84,37 +96,67 @@ def _row(
             raise
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{program.name} does not fit: {line}; {fix(run)}") from error
-    work = work_of(program.name, run, architecture, mesh.size)
-    budget = run.model.max_completion_length
-    platform = mesh.devices.flat[0].platform
-    how = {"turns": budget} if program.name == "rollout" else packs_of(run, architecture, mesh.size)
-    flops = traced.matmul_flops(trace, platform=platform, **how)
-    if program.name == "rollout":
-        needed = work[-1].bytes / budget - (read.kept_on_chip or 0)
-        cost = read.loop_bytes, needed, "HBM bytes a decode step"
+    budget, platform = run.model.max_completion_length, mesh.devices.flat[0].platform
+    needed = full = work_of(program, run, architecture, mesh.size)
+    likely, flops = work_of(program, run, architecture, mesh.size, "likely"), 0
+    if program.kind == "copy":
+        moved = sum(found.count for found in read.collectives or [])
+        full = likely = [Work(0, 2 * read.arguments, moved)]  # read, and written
+        cost = read.hbm_bytes, read.arguments, "HBM bytes"
+    elif program.kind == "rollout":
+        flops = traced.matmul_flops(trace, platform=platform, turns=budget)
+        floor = needed[-1].bytes / budget - (read.kept_on_chip or 0)
+        cost = read.loop_bytes, floor, "HBM bytes a decode step"
     else:
-        cost = flops, work[0].flops, "matmul FLOPs"
-    longest = max(work, key=lambda part: part.seconds(chip))
-    seconds = sum(part.seconds(chip) for part in work)
-    return Row(program.name, read, program.resident, flops, *cost, seconds, longest.bound(chip))
+        flops, likely_flops = (
+            traced.matmul_flops(
+                trace, platform=platform, **packs_of(program, run, architecture, mesh.size, lengths)
+            )
+            for lengths in ("full", "likely")
+        )
+        cost = flops, needed[0].flops, "matmul FLOPs"
+        full, likely = [replace(needed[0], flops=flops)], [replace(likely[0], flops=likely_flops)]
+    longest = max(full, key=lambda part: part.seconds(chip))
+    return Row(
+        program.name,
+        read,
+        program.resident,
+        flops,
+        *cost,
+        model_seconds=sum(part.seconds(chip) for part in full),
+        bound=longest.bound(chip),
+        likely_seconds=sum(part.seconds(chip) for part in likely),
+    )
 
 
-def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: int) -> list[Work]:
-    """One chip's share of a program at the full budgets, in parts that follow one another."""
+def work_of(
+    program: Program,
+    run: RunConfig,
+    architecture: Gemma3Config,
+    num_chips: int,
+    lengths: batches.Lengths = "full",
+) -> list[Work]:
+    """One chip's share of what a program must do, in parts that follow one another; nothing of a
+    copy. Of updates and scores it is that of the full budgets."""
     S, T = run.model.max_prompt_length, run.model.max_completion_length
-    P = run.grpo.prompts_per_step / num_chips
-    B = P * run.grpo.num_generations
-    if name == "rollout":
+    P = program.size[0] / num_chips
+    B = P * program.size[1]
+    if program.kind == "rollout":
         shapes = {
             "num_prompts": P,
             "prompt_length": S,
             "shards": num_chips if run.model.rollout_layout == "tensor_parallel" else 1,
         }
+        turns = T  # until the last row has ended
+        if lengths == "likely":
+            turns = int(batches.completion_lengths(round(B * num_chips), T).max())
         step = roofline.decode_step(architecture, num_rows=B, num_slots=T, **shapes)
         return [
             roofline.prefill(architecture, **shapes),
-            Work(T * step.flops, T * step.bytes, T * step.collectives),
+            Work(turns * step.flops, turns * step.bytes, turns * step.collectives),
         ]
+    if program.kind == "copy":
+        return []
     adapters, _ = model.partition(model.abstract(architecture, run.model.lora)[1])
     sizes = {
         "block_tokens": P * S + B * T,
@@ -123,16 +165,23 @@ def work_of(name: str, run: RunConfig, architecture: Gemma3Config, num_chips: in
         + B * roofline.seen_pairs(architecture, before=S, tokens=T),
         "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapters)),
     }
-    if name in ("reference", "old"):
+    if program.kind == "score":
         return [roofline.log_probs(architecture, **sizes)]
-    return [roofline.update(architecture, **sizes, remat=run.model.remat)] * run.grpo.num_iterations
+    return [roofline.update(architecture, **sizes, remat=run.model.remat)]
 
 
-def packs_of(run: RunConfig, architecture: Gemma3Config, num_devices: int) -> dict:
-    """What a trace of an update does not know, where every row takes its full budget: how many
-    packs of each shape a device computes, and the pairs of blocks that attention goes through in
-    one (arguments of `traced.matmul_flops`)."""
-    return pack_loops(programs.full_packs(run, num_devices), architecture, num_devices)
+def packs_of(
+    program: Program,
+    run: RunConfig,
+    architecture: Gemma3Config,
+    num_devices: int,
+    lengths: batches.Lengths = "full",
+) -> dict:
+    """What the trace of an update or a score does not know: how many packs of each shape a device
+    computes, and the pairs of blocks that attention goes through in one (arguments of
+    `traced.matmul_flops`)."""
+    packs = batches.packs(run, program.stage, num_devices, lengths)
+    return pack_loops(packs, architecture, num_devices)
 
 
 def pack_loops(
@@ -182,13 +231,11 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
     """The most prompts a step at which all programs fit, by doubling those of `run`, which fits.
     A pack stays as it is: more prompts are taken in more packs."""
     while run.grpo.prompts_per_step < MOST_PROMPTS:
-        bigger = replace(
-            run.grpo,
-            prompts_per_step=2 * run.grpo.prompts_per_step,
-        )
+        bigger = replace(run.grpo, prompts_per_step=2 * run.grpo.prompts_per_step)
         doubled = replace(run, grpo=bigger)
         try:
-            rows = plan(doubled, architecture, mesh, chip)
+            found = programs.of_step(doubled, architecture, mesh)
+            rows = [_row(program, doubled, architecture, mesh, chip) for program in found]
         except UserError:
             break
         if any(row.memory > chip.memory for row in rows):
@@ -197,9 +244,11 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
     return run.grpo.prompts_per_step
 
 
-def require_room(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) -> None:
-    """Raises UserError if a program of `run` does not fit: by how much, and what to change."""
-    for row in plan(run, architecture, mesh, chip):
+def require_room(run: RunConfig, mesh: Mesh, chip: Chip) -> None:
+    """Raises UserError if a program of `run` does not fit: by how much, and what to change. What is
+    compiled for that stays in the compilation cache, for the run."""
+    architecture, ids = programs.model_of(run.model)
+    for row in plan(run, architecture, mesh, chip, ids):
         if over := excess(row, chip):
             raise UserError(
                 f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "

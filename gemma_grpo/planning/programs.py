@@ -1,101 +1,241 @@
-"""The programs of one GRPO step as shapes: what training jits, lowered without any weights."""
+"""The programs of a run as shapes: what training and evaluation jit, lowered without any weights.
+
+The functions are those that `train` calls, and the arguments are like its own, so that what is
+compiled here is found again in the compilation cache. Left out are programs of single operations,
+as JAX makes them of each one outside of a jitted function.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from gemma_grpo import model as gemma3
+from gemma_grpo import runtime, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
-from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.runtime import LAYOUTS
-from gemma_grpo.training import grpo, packing
+from gemma_grpo.planning import batches
+from gemma_grpo.runtime import LAYOUTS, ModelConfig
+from gemma_grpo.training import grpo, sft
 from gemma_grpo.training import state as train_state
+from gemma_grpo.training.update import UpdateConfig
 
-STOP_IDS, PAD_ID = (1, 106), 0  # Gemma's <eos> and <end_of_turn>, and its padding
+Kind = Literal["rollout", "score", "update", "copy"]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and the arguments of a step, each with its sharding.
+    """A jitted function and its arguments, each with its sharding.
 
     Attributes:
         resident: bytes on each device that are alive while it runs, beside its arguments.
+        kind: what its work is counted by; "copy" multiplies no matrices.
+        stage: whose batch an update or score takes.
+        size: P and G, prompts of its batch and completions of each; 0 of a copy.
+        static: arguments by keyword that it is compiled for.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     resident: int
+    kind: Kind
+    stage: batches.Stage = "grpo"
+    size: tuple[int, int] = (0, 0)
+    static: dict[str, Any] = field(default_factory=dict)
 
     def trace(self) -> jax.stages.Traced:
         """Traced for the mesh's devices; `.lower()` and `.compile()` are the next steps."""
-        return self.function.trace(*self.arguments)
+        return self.function.trace(*self.arguments, **self.static)
 
 
-def of_step(run: RunConfig, config: Gemma3Config, mesh: Mesh) -> list[Program]:
-    """What one GRPO step of `run` executes on the devices, in order, at its full budgets:
-    `rollout`; `reference` and `old`, if the step needs those log-probs; `update`."""
-    settings, grpo_config = run.model, run.grpo
-    layout = LAYOUTS[settings.rollout_layout]
-    graphdef, shapes = gemma3.abstract(config, settings.lora)
-    adapter, base = gemma3.partition(shapes)
-    trained, frozen = (adapter, base) if settings.lora.rank else (shapes, {})
-    trainer = grpo.make_trainer(
-        grpo_config, graphdef, mesh, dtype=settings.dtype, remat=settings.remat
-    )
-    rollout_config = RolloutConfig(
-        num_generations=grpo_config.num_generations,
-        max_completion_length=settings.max_completion_length,
-        stop_ids=STOP_IDS,
-        pad_id=PAD_ID,
-        sampling=SamplingConfig(temperature=grpo_config.temperature),
-    )
-    rollout = make_rollout(graphdef, mesh, rollout_config, layout=layout)
+class SpecialIds(NamedTuple):
+    """What a rollout knows of the tokenizer."""
 
-    frozen = _replicated(mesh, _cast(frozen, settings.dtype))
-    sampling = _cast(trained, settings.dtype)
-    sampling = meshes.with_shardings(sampling, meshes.named_shardings(mesh, layout.specs(sampling)))
-    master = _cast(trained, "float32")
-    fresh = partial(train_state.fresh_state, optimizer=trainer.optimizer)
-    state = _fsdp(mesh, jax.eval_shape(fresh, master))
-    reference = _fsdp(mesh, _cast(trained, settings.dtype) if grpo_config.loss.beta > 0 else {})
-    prompts = (run.grpo.prompts_per_step, settings.max_prompt_length)
-    rows = meshes.batch_sharding(mesh)
-    prompt_ids, prompt_mask = (
-        jax.ShapeDtypeStruct(prompts, dtype, sharding=rows) for dtype in (jnp.int32, jnp.bool_)
-    )
-    packs = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), full_packs(run, mesh.size)
-    )
-    key = _replicated(mesh, jax.eval_shape(lambda: jax.random.key(0)))
+    stop_ids: tuple[int, ...]
+    pad_id: int
 
-    # The pipeline holds what the run and what the stage began with, in float32.
-    held = 2 * _bytes_on_each(_fsdp(mesh, master))
+
+GEMMA_IDS = SpecialIds((1, 106), 0)  # <eos> and <end_of_turn>; <pad>
+
+
+def model_of(settings: ModelConfig) -> tuple[Gemma3Config, SpecialIds]:
+    """The architecture by its own name, or that of weights at hand, and the tokenizer's ids."""
+    if settings.weights in gemma3.CONFIGS and settings.weights != weights.NANO:
+        return gemma3.CONFIGS[settings.weights], GEMMA_IDS
+    source = weights.open_source(settings.weights)
+    tokenizer = runtime.load_tokenizer(settings, source)
+    return source.config, SpecialIds(tokenizer.stop_ids, tokenizer.pad_id)
+
+
+def of_run(
+    run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds = GEMMA_IDS
+) -> list[Program]:
+    """Every program of `run`, each once: those of evaluation, then stage by stage. `state` makes a
+    stage's state of weights; `reshard` makes the sampler's weights; `greedy` and `sampled` are the
+    rollouts of evaluation; `sft update`; and those of a GRPO step, with its `advantages`."""
+    model = _Model(run, config, mesh, ids)
+    found = [_state(model), _reshard(model), *_evaluators(model)]
+    if "sft" in run.stage_list:
+        found.append(_sft_update(model))
+    if "grpo" in run.stage_list:
+        rollout, *others = of_step(run, config, mesh, ids)
+        found += [rollout, model.advantages(), *others]
+    return [program for program in found if program.arguments[0]]  # nothing to reshard: none
+
+
+def of_step(
+    run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds = GEMMA_IDS
+) -> list[Program]:
+    """What one GRPO step of `run` executes on the devices, in order: `rollout`; `reference` and
+    `old`, if the step needs those log-probs; `update`."""
+    model, settings, stage = _Model(run, config, mesh, ids), run.model, run.grpo
+    trainer = model.trainer()
+    state = jax.eval_shape(
+        train_state.make_init(model.master, trainer.optimizer, mesh), model.master
+    )
+    state = _fsdp(mesh, state)
+    reference = _fsdp(mesh, _cast(model.master, settings.dtype) if stage.loss.beta > 0 else {})
+    packs, size = model.packs("grpo"), batches.size(run, "grpo")
     of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
-    arguments = (gemma3.join(sampling, frozen), prompt_ids, prompt_mask, key)
-    programs = [Program("rollout", rollout, arguments, held + of_state + of_reference)]
-    if grpo_config.loss.beta > 0:
-        arguments = (reference, frozen, packs)
-        programs.append(Program("reference", trainer.score, arguments, held + of_state))
+    rollout = model.rollout(size, SamplingConfig(temperature=stage.temperature))
+    programs = [
+        Program("rollout", *rollout, model.held + of_state + of_reference, "rollout", size=size)
+    ]
+    if stage.loss.beta > 0:
+        arguments = (reference, model.frozen, packs)
+        beside = model.held + of_state
+        programs.append(Program("reference", trainer.score, arguments, beside, "score", size=size))
         packs = _with_logps(packs, "ref_logps")
-    if grpo_config.num_iterations > 1:
-        arguments = (state.params, frozen, packs)
-        moments = of_state - _bytes_on_each(state.params)
-        programs.append(Program("old", trainer.score, arguments, held + moments + of_reference))
+    if stage.num_iterations > 1:
+        # Both were scored before either joined the packs.
+        arguments = (state.params, model.frozen, model.packs("grpo"))
+        beside = model.held + of_state - _bytes_on_each(state.params) + of_reference
+        programs.append(Program("old", trainer.score, arguments, beside, "score", size=size))
         packs = _with_logps(packs, "old_logps")
-    arguments = (state, frozen, packs)
-    programs.append(Program("update", trainer.update, arguments, held + of_reference))
+    arguments = (state, model.frozen, packs)
+    beside = model.held + of_reference
+    programs.append(Program("update", trainer.update, arguments, beside, "update", size=size))
     return programs
+
+
+class _Model:
+    """The arrays of a run's model as shapes with shardings, and what programs are made with.
+
+    Attributes:
+        master: what is trained, float32, as training keeps it.
+        sampling: the same as a rollout reads it.
+        frozen: the rest, in the dtype computed in.
+        held: bytes on each device of what the run and, in GRPO, the stage began with.
+    """
+
+    def __init__(self, run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds):
+        self.run, self.mesh, self.ids = run, mesh, ids
+        self.layout = LAYOUTS[run.model.rollout_layout]
+        self.graphdef, shapes = gemma3.abstract(config, run.model.lora)
+        adapter, base = gemma3.partition(shapes)
+        trained, frozen = (adapter, base) if run.model.lora.rank else (shapes, {})
+        self.master = _fsdp(mesh, _cast(trained, "float32"))
+        self.frozen = _replicated(mesh, _cast(frozen, run.model.dtype))
+        self.places = meshes.named_shardings(mesh, self.layout.specs(trained))
+        self.sampling = meshes.with_shardings(_cast(trained, run.model.dtype), self.places)
+        self.held = len(run.stage_list) * _bytes_on_each(self.master)
+
+    def packs(self, stage: batches.Stage) -> tuple[dict, ...]:
+        """Of an update."""
+        rows = meshes.batch_sharding(self.mesh)
+        of_host = batches.packs(self.run, stage, self.mesh.size)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), of_host
+        )
+
+    def trainer(self) -> grpo.Trainer:
+        """Of GRPO."""
+        how = {"dtype": self.run.model.dtype, "remat": self.run.model.remat}
+        return grpo.make_trainer(self.run.grpo, self.graphdef, self.mesh, **how)
+
+    def advantages(self) -> Program:
+        """Of a GRPO step."""
+        config, rows = self.run.grpo, meshes.batch_sharding(self.mesh)
+        rewards = jax.ShapeDtypeStruct(batches.size(self.run, "grpo"), jnp.float32, sharding=rows)
+        static = {"scale": config.scale, "baseline": config.baseline}
+        arguments = (rewards, self.mesh)
+        return Program("advantages", self.trainer().advantages, arguments, 0, "copy", static=static)
+
+    def rollout(self, size: tuple[int, int], sampling: SamplingConfig) -> tuple[Any, tuple]:
+        """The program that samples a batch of `size`, and its arguments."""
+        settings, (P, G), rows = self.run.model, size, meshes.batch_sharding(self.mesh)
+        config = RolloutConfig(
+            num_generations=G,
+            max_completion_length=settings.max_completion_length,
+            stop_ids=self.ids.stop_ids,
+            pad_id=self.ids.pad_id,
+            sampling=sampling,
+        )
+        prompt_ids, prompt_mask = (
+            jax.ShapeDtypeStruct((P, settings.max_prompt_length), dtype, sharding=rows)
+            for dtype in (jnp.int32, jnp.bool_)
+        )
+        params = gemma3.join(self.sampling, self.frozen)
+        key = jax.eval_shape(lambda: gemma3.random_key(0))  # without a sharding, as a run's key is
+        rollout = make_rollout(self.graphdef, self.mesh, config, layout=self.layout)
+        return rollout, (params, prompt_ids, prompt_mask, key)
+
+
+def _state(model: _Model) -> Program:
+    """Of both stages: their optimizers have states of the same shapes."""
+    run = model.run
+    config = run.sft if "sft" in run.stage_list else run.grpo
+    optimizer = train_state.make_optimizer(config.optimizer, config.num_steps)
+    make = train_state.make_init(model.master, optimizer, model.mesh)
+    return Program("state", make, (model.master,), model.held, "copy")
+
+
+def _reshard(model: _Model) -> Program:
+    """At its worst in a GRPO step, beside the moments and a reference."""
+    dtype, grpo_config = model.run.model.dtype, model.run.grpo
+    moving = meshes.to_move(model.master, model.places, dtype)
+    leaves = jax.tree.leaves(model.master)
+    beside = 2 * _bytes_on_each(model.master) + model.held
+    if grpo_config.loss.beta > 0:
+        beside += _bytes_on_each(_fsdp(model.mesh, _cast(model.master, dtype)))
+    return Program(
+        "reshard",
+        meshes.resharded,
+        ([leaves[n] for n in moving],),
+        beside,
+        "copy",
+        static={"dtype": dtype, "shardings": tuple(moving.values())},
+    )
+
+
+def _evaluators(model: _Model) -> list[Program]:
+    config, beside = model.run.evaluation, 2 * _bytes_on_each(model.master)
+    prompts = batches.evaluation_prompts(model.run, model.mesh.size)
+    sizes = {"greedy": ((prompts["greedy"], 1), GREEDY)}
+    if k := config.num_samples:
+        sizes["sampled"] = (prompts["sampled"], k), config.sampling
+    return [
+        Program(name, *model.rollout(size, sampling), beside, "rollout", size=size)
+        for name, (size, sampling) in sizes.items()
+    ]
+
+
+def _sft_update(model: _Model) -> Program:
+    run, mesh = model.run, model.mesh
+    how = UpdateConfig(run.model.dtype, run.model.remat)
+    optimizer, update = sft.make_trainer(run.sft, model.graphdef, mesh, how)
+    state = jax.eval_shape(train_state.make_init(model.master, optimizer, mesh), model.master)
+    arguments = (_fsdp(mesh, state), model.frozen, model.packs("sft"))
+    held, size = _bytes_on_each(model.master), batches.size(run, "sft")
+    return Program("sft update", update, arguments, held, "update", stage="sft", size=size)
 
 
 def _replicated(mesh: Mesh, tree: Any) -> Any:
@@ -116,34 +256,6 @@ def _bytes_on_each(tree: Any) -> int:
 
 def _cast(shapes: gemma3.Params, dtype: str) -> gemma3.Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
-
-
-def full_packs(run: RunConfig, num_devices: int) -> tuple[dict[str, np.ndarray], ...]:
-    """The packs of a GRPO update where every row takes its full budget. Their shapes are those of
-    every step."""
-    lengths = run.model.max_prompt_length, run.model.max_completion_length
-    return packing.pack(full_batch(run), grpo.make_packing(run.grpo, lengths, num_devices))
-
-
-def full_batch(run: RunConfig) -> dict[str, np.ndarray]:
-    """`grpo_update.make_batch`'s arrays, of zeros, where every row takes its full budget."""
-    P, S = run.grpo.prompts_per_step, run.model.max_prompt_length
-    B, T = P * run.grpo.num_generations, run.model.max_completion_length
-    batch = {
-        "prompt_ids": np.zeros((P, S), np.int32),
-        "prompt_mask": np.ones((P, S), bool),
-        "completion_ids": np.zeros((B, T), np.int32),
-        "completion_mask": np.ones((B, T), bool),
-        "loss_mask": np.ones((B, T), bool),
-        "weights": np.zeros((B, T), np.float32),
-        "sampler_logps": np.zeros((B, T), np.float32),
-        "advantages": np.zeros(B, np.float32),
-        "rows": np.zeros(B, np.int32),
-    }
-    if run.model.lora.rank and run.model.lora.dropout:
-        batch["dropout_keys"] = np.zeros((P, 2), np.uint32)
-        batch["completion_dropout_keys"] = np.zeros((B, 2), np.uint32)
-    return batch
 
 
 def _with_logps(packs: tuple[dict, ...], name: str) -> tuple[dict, ...]:

@@ -7,12 +7,19 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
+from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
+from gemma_grpo.planning import chips
+from gemma_grpo.planning.chips import Chip
+
+DEFAULT = "v5e:2x4"  # of Kaggle
 
 # The runtime would ask Google's metadata server what it runs on, and wait for an answer.
 _ENVIRONMENT = {
@@ -22,6 +29,40 @@ _ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file lets one process compile at a time
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run is planned for.
+
+    Attributes:
+        name: for a reader.
+        mesh: of all its devices.
+        chip: what each of them can do.
+    """
+
+    name: str
+    mesh: Mesh
+    chip: Chip
+
+
+def target(name: str) -> Target:
+    """The chips of a topology; without a name those of this host, or v5e:2x4 if it has none.
+
+    Raises:
+        UserError: no such topology, no libtpu, or chips of unknown memory.
+    """
+    if not name and is_here():
+        here, where = jax.devices(), f"{jax.device_count()} chips of this host"
+        chip = chips.chip_here(here)
+        if chip is None:
+            kind = here[0].device_kind
+            raise UserError(f"the memory of a {kind} is not known; name chips with --topology")
+        return Target(where, meshes.data_mesh(here), chip)
+    where = name or DEFAULT
+    jax.config.update("jax_platforms", "cpu")  # the chips planned for are not this machine's
+    found = devices(where)
+    return Target(where, meshes.data_mesh(found), chips.chip_of(where, found))
 
 
 def is_here() -> bool:

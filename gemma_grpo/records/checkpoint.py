@@ -12,9 +12,9 @@ It is written as `000120.tmp`, the sums last, and then renamed: a process killed
 leaves either the old checkpoints or the old ones and the new. Nothing is synced to the disk
 beyond what Orbax does: after a power cut the sums tell which checkpoints are intact.
 
-Orbax's `Checkpointer` is used, not its `CheckpointManager`: the manager finalises a step, and
-deletes the oldest, before the sums could be added. Saves are synchronous: one of a few
-megabytes takes a tenth of a second, and nobody has to ask whether it has landed.
+Orbax's `AsyncCheckpointer` is used, not its `CheckpointManager`: the manager finalises a step, and
+deletes the oldest, before the sums could be added. `start` returns once the arrays are copied to
+the host: the caller may donate them while a thread writes. One save is under way at a time.
 
 Small arrays share one byte array, because to Orbax each array of its own costs 2 to 3 ms,
 whatever its size.
@@ -35,8 +35,9 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ class Checkpoints:
     """The checkpoints of one run: `keep` of them at a time, named by step.
 
     A step here is any integer that grows; the caller says in `host` what it stands for.
+
+    Attributes:
+        seconds: from the start of the last save until it was whole; None before there was one.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
@@ -64,6 +68,8 @@ class Checkpoints:
             raise UserError(f"{keep=} checkpoints: keep at least 1, better 2")
         self.directory = Path(directory).absolute()  # Orbax refuses relative paths
         self.keep = keep
+        self.seconds: float | None = None
+        self._under_way: Future | None = None
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending; damaged ones among them."""
@@ -105,15 +111,25 @@ class Checkpoints:
             step: not negative; a checkpoint of that step is replaced.
             state: pytree of arrays, jax or numpy, of any dtype but key types
                 (`jax.random.key_data` turns those into integers).
-            host: what JSON can hold; tuples come back as lists.
+            host: what JSON can hold; tuples come back as lists. A "step" in it must be `step`: by
+                that a checkpoint is known whose folder was given another name.
 
         Raises:
             UserError: the disk is full or cannot be written. The earlier checkpoints are untouched
                 and nothing half-written stays, as with any other exception.
         """
+        self.start(step, state, host)
+        self.wait()
+
+    def start(self, step: int, state: PyTree, host: dict) -> None:
+        """Begins a `save` and returns once the arrays are copied; `wait` waits for the rest.
+
+        Waits first for the save under way, if there is one. Raises as `save`, for that one too.
+        """
+        self.wait()
+        started = time.monotonic()
         arrays = _named_leaves(state)
-        path = self._path(step)
-        unfinished = path.with_name(path.name + files.TEMPORARY)
+        unfinished = self._unfinished(step)
 
         def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -122,22 +138,43 @@ class Checkpoints:
             _check_space(self.directory, arrays)
             _describe(unfinished, arrays, host)
 
-        def finish() -> Path | None:
-            _sum_up(unfinished)
-            replaced = _rename_away(path)
-            os.rename(unfinished, path)
-            return replaced
-
-        try:
+        with self._nothing_half_written(step):
             processes.run_on_primary(begin)
-            _write(unfinished / "arrays", arrays)
-            replaced = processes.run_on_primary(finish)
-        except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if files.error_number(error) is None:
-                raise
-            raise UserError(f"{files.explain(path, error)}; {self._what_is_left()}") from error
-        processes.run_on_primary(lambda: self._tidy(step, replaced))
+            written = _begin_write(unfinished / "arrays", arrays)
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way = writer.submit(self._finish, step, written, started)
+        writer.shutdown(wait=False)
+
+    def is_writing(self) -> bool:
+        """Whether a save is under way."""
+        return self._under_way is not None and not self._under_way.done()
+
+    def check(self) -> None:
+        """Raises what the last `start` has failed with since, as `save` does; does not wait."""
+        if self._under_way is not None and self._under_way.done():
+            self._under_way.result()
+
+    def wait(self) -> None:
+        """Waits until the save under way is whole, in all processes. Raises as `save`."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            processes.gather_from_all(under_way.result)
+
+    def take(self, path: Path) -> None:
+        """Copies an intact checkpoint from another folder to here, under its own name; one of that
+        name is replaced.
+
+        Raises:
+            UserError: the disk is full or cannot be written, or the copy is not like the original;
+                nothing half-written stays.
+        """
+        target = self.directory / path.name
+        if damaged := _rename_away(target):
+            shutil.rmtree(damaged)
+        with files.atomic_write(target, durable=False) as unfinished:
+            shutil.copytree(path, unfinished, copy_function=shutil.copyfile)
+            if damage := _damage(unfinished):
+                raise UserError(f"the copy of {path} in {self.directory} is damaged ({damage})")
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
         """Reads (state, host), bit for bit as saved.
@@ -159,12 +196,12 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {path} is damaged ({damage}); delete it to go on from the one before"
             )
-        index = json.loads((path / "index.json").read_text())
+        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
         wanted = _named_leaves(like)
         _check_fit(path, index, wanted)
         restored = _read(path / "arrays", index, wanted)
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
-        return state, json.loads((path / "host.json").read_text())
+        return state, json.loads((path / "host.json").read_text(encoding="utf-8"))
 
     def remove(self) -> None:
         """Deletes the directory with all checkpoints, as far as the system allows; it need not be
@@ -173,6 +210,32 @@ class Checkpoints:
             for step in self.steps():
                 _rename_away(self._path(step))
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _finish(self, step: int, written: Callable[[], None], started: float) -> None:
+        """The part of a save that the background does; in the primary process all but Orbax's."""
+        path, unfinished = self._path(step), self._unfinished(step)
+        with self._nothing_half_written(step):
+            written()
+            if processes.is_primary():
+                _sum_up(unfinished)
+                replaced = _rename_away(path)
+                os.rename(unfinished, path)
+        if processes.is_primary():
+            self._tidy(step, replaced)
+        self.seconds = time.monotonic() - started
+
+    @contextlib.contextmanager
+    def _nothing_half_written(self, step: int) -> Iterator[None]:
+        """If the block raises, the unfinished checkpoint goes, and a disk's error becomes a
+        UserError."""
+        try:
+            yield
+        except BaseException as error:
+            shutil.rmtree(self._unfinished(step), ignore_errors=True)
+            if not isinstance(error, Exception) or files.error_number(error) is None:
+                raise
+            what = files.explain(self._path(step), error)
+            raise UserError(f"{what}; {self._what_is_left()}") from error
 
     def _tidy(self, step: int, replaced: Path | None) -> None:
         """Deletes what the checkpoint of `step`, just written, makes superfluous."""
@@ -183,6 +246,9 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:06d}"
+
+    def _unfinished(self, step: int) -> Path:
+        return self.directory / f"{step:06d}{files.TEMPORARY}"
 
     def _what_is_left(self) -> str:
         steps = self.steps()
@@ -213,19 +279,26 @@ def _check_space(directory: Path, arrays: dict[str, Any]) -> None:
 def _describe(path: Path, arrays: dict[str, Any], host: dict) -> None:
     """Makes the directory `path`, which must not exist, with all but the arrays and the sums."""
     path.mkdir()
-    (path / "host.json").write_text(json.dumps(host, indent=1))
+    (path / "host.json").write_text(json.dumps(host, indent=1), encoding="utf-8")
     index, offset = {}, 0
     for name, array in arrays.items():
         index[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if array.nbytes < PACK_BELOW:
             index[name]["offset"] = offset
             offset += array.nbytes
-    (path / "index.json").write_text(json.dumps(index, indent=1))
+    (path / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
-    """Saves the arrays with Orbax as `path`: small ones one behind the other, in `_describe`'s
-    order."""
+def _begin_write(path: Path, arrays: dict[str, Any]) -> Callable[[], None]:
+    """Copies the arrays to the host and begins to save them with Orbax as `path`: small ones one
+    behind the other, in `_describe`'s order.
+
+    On a CPU Orbax keeps views of the arrays' own memory. JAX then gives that memory to no donated
+    result as long as there is a view.
+
+    Returns:
+        A function that waits until they are written, for any thread.
+    """
     small = [array for array in arrays.values() if array.nbytes < PACK_BELOW]
     large = {name: array for name, array in arrays.items() if array.nbytes >= PACK_BELOW}
     tree = {}
@@ -235,14 +308,22 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
         )
     if large:
         tree["large"] = large
-    with _orbax() as (checkpointer, args):
+    with contextlib.ExitStack() as opened:
+        checkpointer, args = opened.enter_context(_orbax())
         checkpointer.save(path, args=args.PyTreeSave(tree))
+        kept_open = opened.pop_all()
+
+    def wait() -> None:
+        with kept_open:
+            checkpointer.wait_until_finished()
+
+    return wait
 
 
 def _sum_up(path: Path) -> None:
     """Writes the sums, which come last."""
     sums = [f"{digest}  {name}\n" for name, digest in _digests(path).items()]
-    (path / SUMS).write_text("".join(sums))
+    (path / SUMS).write_text("".join(sums), encoding="utf-8")
 
 
 def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +397,7 @@ def _digests(path: Path) -> dict[str, str]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a finished checkpoint's bytes, in one phrase; None if nothing."""
     try:
-        lines = (path / SUMS).read_text().splitlines()
+        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         return f"{SUMS} is unreadable"
@@ -331,6 +412,9 @@ def _damage(path: Path) -> str | None:
             return f"{name} is not in {SUMS}"
         if found[name] != expected[name]:
             return f"{name} has changed"
+    saved = json.loads((path / "host.json").read_text(encoding="utf-8")).get("step")
+    if saved not in (None, int(path.name)):
+        return f"it was saved as step {saved}"
     return None
 
 
@@ -343,7 +427,7 @@ def _rename_away(path: Path) -> Path | None:
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[tuple[Any, Any]]:
-    """A synchronous Orbax checkpointer and its argument classes; importing it takes a second.
+    """An Orbax checkpointer and its argument classes; importing it takes a second.
 
     Its log is silenced meanwhile: what goes wrong arrives as an exception, and a full disk would
     print five tracebacks besides.
@@ -356,12 +440,12 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
     try:
         # Weights hardly compress: zstd saves 8 % of the bytes and costs more time than it saves.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.AsyncCheckpointer(handler) as checkpointer:
             yield checkpointer, ocp.args
     except BaseException:
         # Orbax raises at the first failure of several threads. The others must not write into a
         # directory that is being deleted.
-        for thread in set(threading.enumerate()) - threads:
+        for thread in set(threading.enumerate()) - threads - {threading.current_thread()}:
             thread.join(timeout=5)
         raise
     finally:

@@ -1,14 +1,17 @@
 """Files and folders that appear complete or not at all, and the message if one cannot be written.
 
 What is written gets a temporary name beside its own, reaches the disk, and is then renamed: a
-process killed at any moment leaves the old file, or the new one. Does not import jax.
+process killed at any moment leaves the old file, or the new one. Links are followed; a device or a
+FIFO is written to as it stands. Does not import jax.
 """
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +45,12 @@ def atomic_write(
     Raises:
         UserError: an operating system's error, as `write_errors` names it.
     """
+    if is_stream(path):
+        with write_errors(path, another_place=another_place):
+            yield path
+        return
     own = f".{os.getpid()}" if shared else ""
+    path = Path(os.path.realpath(path))
     unfinished = path.with_name(f"{path.name}{own}{TEMPORARY}")
     with write_errors(path, another_place=another_place):
         _remove(unfinished)
@@ -62,6 +70,58 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Writes a UTF-8 file that appears complete or not at all. Raises as `atomic_write`."""
     with atomic_write(path, durable=durable) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict | None:
+    """The JSON object in a file; None without one. Of a damaged file a line on stderr says so, and
+    None is returned: of use for what can be made again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        pass
+    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
+    return None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a device, a FIFO or a socket is there, which cannot be replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def require_new_file(path: Path) -> None:
+    """Raises UserError unless a file can be made there, or a device or FIFO be written to."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if path.is_file():
+        raise UserError(f"{path} is there already; name another file, or delete it")
+    _require_parent(path)
+
+
+def require_new_folder(path: Path, *, another: str = "name another folder") -> None:
+    """Raises UserError unless a folder can be made there: nothing is there, or an empty folder."""
+    if path.exists() and os.path.samefile(path, "."):
+        raise UserError(f"{path} is the folder you are in; name one to be made")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there already; {another}")
+    _require_parent(path)
+
+
+def _require_parent(path: Path) -> None:
+    """Raises UserError if nothing can be made beside `path`, as far as the system tells."""
+    if is_stream(path):
+        return
+    with write_errors(path):
+        parent = Path(os.path.realpath(path)).parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextlib.contextmanager

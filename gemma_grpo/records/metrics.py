@@ -5,10 +5,12 @@ its checkpoint and writes it again. So the caller writes a step's line before it
 checkpoint of that step. Does not import jax.
 """
 
+import contextlib
 import errno
 import io
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -170,18 +172,20 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """
     last = (STAGES.index(stage), step)
     path = run_dir / "metrics.jsonl"
-    kept_bytes = 0
+    kept_bytes, reached = 0, None
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         try:
             values = json.loads(line)
-            position = (STAGES.index(values["stage"]), values["step"])
+            position = (STAGES.index(values["stage"]), operator.index(values["step"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} line {number} is no metrics line; delete it") from error
         if position > last:
             break
-        kept_bytes += len(line)
+        kept_bytes, reached = kept_bytes + len(line), position
+    if step and reached != last:
+        print(f"warning: {path} lacks lines before {stage} step {step}", file=sys.stderr)
     os.truncate(path, kept_bytes)
     for rollouts in (run_dir / "rollouts").iterdir():
         match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.(?:jsonl|npz)(\.tmp)?", rollouts.name)
@@ -189,6 +193,18 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
             rollouts.unlink()
     for later in STAGES[last[0] + (step > 0) :]:
         shutil.rmtree(run_dir / "tensorboard" / later, ignore_errors=True)
+
+
+def last_step(run_dir: Path, stage: str) -> int:
+    """The last step of a stage that a run has recorded; 0 if none. Torn lines are skipped."""
+    path = run_dir / "metrics.jsonl"
+    last = 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if values["stage"] == stage:
+                last = max(last, values["step"])
+    return last
 
 
 class Progress:

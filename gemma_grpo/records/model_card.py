@@ -1,10 +1,9 @@
 """The README.md of an exported model: written from the files of its run."""
 
-import json
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import report
+from gemma_grpo.records import files, report
 
 GEMMA_NOTICE = (
     "Made from Gemma by fine-tuning. Gemma is provided under and subject to the Gemma Terms of Use "
@@ -22,7 +21,7 @@ def model_card(run_dir: Path, stage: str, *, base: str, of_gemma: bool) -> str:
         of_gemma: whether the base is Google's, so that the Gemma terms go with it.
 
     Raises:
-        UserError: the run has no config.yaml, or one of its files is not JSON.
+        UserError: the run has no config.yaml.
     """
     license_lines = ["license: gemma"] if of_gemma else ["license: apache-2.0"]
     terms = [GEMMA_NOTICE, ""] if of_gemma else []
@@ -74,12 +73,11 @@ def model_card(run_dir: Path, stage: str, *, base: str, of_gemma: bool) -> str:
 
 def _results(run_dir: Path) -> list[str]:
     """The before/after table, from the summary or, of an unfinished run, from what was measured."""
-    summary_path = run_dir / "summary.json"
-    if summary_path.is_file():
-        summary = _json(summary_path)
-    else:
+    summary = files.read_json(run_dir / "summary.json") or {}
+    if not isinstance(summary.get("stages"), dict):
         paths = sorted((run_dir / "evaluations").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        summary = {"stages": {path.stem: _json(path) for path in paths}}
+        found = {path.stem: files.read_json(path) for path in paths}
+        summary = {"stages": {name: result for name, result in found.items() if result}}
     if not summary["stages"]:
         return ["Nothing was measured in this run."]
     lines = ["Greedy completions of held-out problems, strict parser:", "", "```text"]
@@ -88,13 +86,6 @@ def _results(run_dir: Path) -> list[str]:
         versions = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
         lines += ["", f"On {summary['device']}, {versions}, seed {summary['seed']}."]
     return lines
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON; delete it and go on with --resume") from error
 
 
 def _read(path: Path) -> str:

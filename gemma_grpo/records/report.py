@@ -4,6 +4,7 @@ Does not import jax.
 """
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def plot_curves(run_dir: Path, note: str = "") -> Path:
     `note`, such as "unfinished", goes behind the title.
 
     Raises:
-        UserError: there is no metrics.jsonl, a line of it is not JSON, or the disk is full.
+        UserError: there is no metrics.jsonl, a line of it is none, or the disk is full.
     """
     figure = curves_figure(_read_lines(run_dir / "metrics.jsonl"))
     if note:
@@ -70,11 +71,12 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
 
     Args:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
-            "trace_score", "reward", "n"}}, shares in 0..1. Optionally "paired": {name, such as
-            "sft -> grpo": the fields of `statistics.PairedDifference`}. What is absent or None
-            shows as "-".
+            "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
+            {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
+            absent or None shows as "-".
     """
-    rows = [["stage", "accuracy", "95 % interval", "format", "trace", "reward", "n"]]
+    names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
+    rows = [names]
     rows += [_stage_row(name, stage) for name, stage in summary["stages"].items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
@@ -103,12 +105,16 @@ def _read_lines(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: not UTF-8; put back a copy, or delete it") from error
     lines = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON; delete it") from error
+            values = json.loads(line)
+            _ = values["stage"], operator.index(values["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} line {number} is no metrics line; delete it") from error
+        lines.append(values)
     return lines
 
 
@@ -185,6 +191,7 @@ def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
         interval,
         _percent(stage.get("format_rate")),
         _decimal(stage.get("trace_score")),
+        _percent(stage.get("true_steps")),
         _decimal(stage.get("reward")),
         "-" if n is None else str(n),
     ]

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, lock
+from gemma_grpo.records import files, lock, origin
 
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
-_COPIED = ("metrics.jsonl", "seconds.json", "summary.json")
-_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard")
+_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
+_COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
+_PATTERN_CHARACTERS = "[]*?\\"
+OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
 
@@ -32,7 +34,13 @@ def unused(path: Path) -> Path:
 
 
 def require_free(run_dir: Path) -> None:
-    """Raises UserError if the folder holds anything but a lock or a copy that was cut short."""
+    """Raises UserError if the folder holds anything but a lock or a copy that was cut short, or if
+    no checkpoint could be read back from a folder of that name."""
+    if found := sorted(set(str(run_dir.absolute())) & set(_PATTERN_CHARACTERS)):
+        raise UserError(
+            f"{run_dir}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
+            "a pattern; name another folder"
+        )
     if not run_dir.exists():
         return
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
@@ -44,15 +52,22 @@ def require_free(run_dir: Path) -> None:
 def write_config(run_dir: Path, text: str) -> None:
     """Makes the folder a run's, by its config.yaml. Raises as `require_free`."""
     _clear(run_dir)
+    origin.note(run_dir, {"config": text})
     files.write_text(run_dir / CONFIG, text)
 
 
-def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[str, Path]) -> None:
+def remove_unused(run_dir: Path) -> None:
+    """Removes the folder of a run that could not start, if it holds nothing but its settings."""
+    if {path.name for path in run_dir.iterdir()} <= {CONFIG, lock.NAME, origin.NAME}:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[Path, Path]) -> None:
     """Makes `run_dir` a run that goes on where `source`, which is only read, stopped.
 
     Args:
         text: of the new config.yaml.
-        checkpoints: the one to copy of each stage that has one, by "checkpoints/<stage>/<step>".
+        checkpoints: the one to copy of each stage that has one, by where it is to be.
 
     Raises:
         UserError: as `require_free`, or the disk is full.
@@ -62,10 +77,33 @@ def copy(source: Path, run_dir: Path, text: str, checkpoints: dict[str, Path]) -
         (run_dir / COPYING).touch()
         for name in (*_COPIED, *_COPIED_FOLDERS):
             _copy(source / name, run_dir / name)
-        for name, path in checkpoints.items():
-            _copy(path, run_dir / name)
+        for target, path in checkpoints.items():
+            with files.atomic_write(target, durable=False) as unfinished:
+                _copy(path, unfinished)
         files.write_text(run_dir / CONFIG, text)
         (run_dir / COPYING).unlink()
+
+
+def claim_checkpoints(folder: Path, run_dir: Path) -> None:
+    """Makes a folder for the checkpoints of a new run alone.
+
+    Raises:
+        UserError: it holds checkpoints already, or cannot be written.
+    """
+    another = "name another --checkpoint.folder"
+    if next(folder.glob("*/[0-9]*"), None):
+        raise UserError(
+            f"{folder} holds the checkpoints of {owner(folder) or 'a run'}; {another}, or delete "
+            "them if that run is not to go on"
+        )
+    with files.atomic_write(folder / OWNER, another_place=another) as unfinished:
+        unfinished.write_text(f"{run_dir.absolute()}\n", encoding="utf-8")
+
+
+def owner(folder: Path) -> Path | None:
+    """The run whose checkpoints a folder holds; None where it says none, or is not there."""
+    path = folder / OWNER
+    return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
 
 
 def copy_cache(source: Path, runs: Path) -> None:

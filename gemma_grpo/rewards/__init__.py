@@ -35,6 +35,7 @@ from gemma_grpo.rewards.weights import (
     START_WEIGHTS,
     RewardConfig,
     RewardWeights,
+    RubricConfig,
     weights_at,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "Reward",
     "RewardConfig",
     "RewardWeights",
+    "RubricConfig",
     "STEPS_NEEDED",
     "START_WEIGHTS",
     "Sample",

@@ -4,12 +4,19 @@ import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.errors import UserError, described
 from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
+
+# What else the rollouts and the metrics (reward/mean) say under a name of its own.
+COLUMNS = frozenset(
+    "group prompt answer difficulty completion num_tokens stopped reward advantage mean std".split()
+)
 
 
 def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
@@ -22,23 +29,50 @@ def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
     """
     loaded, taken = [], set(COMPONENTS)
     for spec in specs:
-        location, equals, weight = spec.partition("=")
-        try:
-            value = float(weight) if equals else 1.0
-        except ValueError as error:
-            raise UserError(f"--reward {spec}: {weight!r} is no weight; give a number") from error
+        location, weight = split_weight(spec, "--reward")
         name = location.rpartition(":")[2]
-        if not math.isfinite(value):
-            raise UserError(f"--reward {spec}: the weight is {value}; give a finite number")
-        if name in taken:
-            raise UserError(f"--reward {spec}: two rewards are named {name!r}: rename one of them")
-        taken.add(name)
-        loaded.append((name, load_reward(location), value))
+        take_name(name, taken, f"--reward {spec}")
+        loaded.append((name, load_reward(location), weight))
     return loaded
 
 
+def split_weight(spec: str, flag: str) -> tuple[str, float]:
+    """The location and the weight of "location:name=weight", 1 if unsaid; the location may hold
+    equals signs.
+
+    Raises:
+        UserError: a weight that is no finite number; `flag` is what it was given to.
+    """
+    head, colon, tail = spec.rpartition(":")
+    name, equals, weight = tail.rpartition("=") if "=" in tail else (tail, "", "")
+    try:
+        value = float(weight) if equals else 1.0
+    except ValueError as error:
+        raise UserError(f"{flag} {spec}: {weight!r} is no weight; give a number") from error
+    if not math.isfinite(value):
+        raise UserError(f"{flag} {spec}: the weight is {value}; give a finite number")
+    return f"{head}{colon}{name}", value
+
+
+def take_name(name: str, taken: set[str], where: str) -> None:
+    """Adds a reward's name to those taken. Raises UserError if it is one of them."""
+    if name in COLUMNS:
+        raise UserError(f"{where}: the records have a column {name!r} already: rename the function")
+    if name in taken:
+        raise UserError(f"{where}: two rewards are named {name!r}: rename one of them")
+    taken.add(name)
+
+
 def load_reward(spec: str) -> Reward:
+    """The reward that "path/to/file.py:function" names. Raises as `load_function`."""
+    return load_function(spec, what="reward")
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
     """The function that "path/to/file.py:function" names. Runs the file once.
+
+    Args:
+        what: it is, for messages: "reward" or "judge".
 
     Raises:
         UserError: no ":function", no such file, an error while running it, no such function in it,
@@ -46,23 +80,23 @@ def load_reward(spec: str) -> Reward:
     """
     file, colon, name = spec.rpartition(":")
     if not (colon and file and name.isidentifier()):
-        raise UserError(f"reward {spec!r} names no function: write path/to/file.py:function")
+        raise UserError(f"{what} {spec!r} names no function: write path/to/file.py:function")
     path = Path(file)
     if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"reward {spec!r}: there is no Python file {file!r}; check the path")
-    module = _run_file(path)
+        raise UserError(f"{what} {spec!r}: there is no Python file {file!r}; check the path")
+    module = _run_file(path, what)
     if name not in vars(module):
         own = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         has = ", ".join(own) or "no function"
-        raise UserError(f"reward {spec!r}: {file} has no {name!r}; it has {has}")
-    reward = vars(module)[name]
-    if not callable(reward):
-        kind = type(reward).__name__
-        raise UserError(f"reward {spec!r}: {name!r} is of type {kind}; name a function")
-    return reward
+        raise UserError(f"{what} {spec!r}: {file} has no {name!r}; it has {has}")
+    function = vars(module)[name]
+    if not callable(function):
+        kind = type(function).__name__
+        raise UserError(f"{what} {spec!r}: {name!r} is of type {kind}; name a function")
+    return function
 
 
-def _run_file(path: Path):
+def _run_file(path: Path, what: str) -> ModuleType:
     """The module made by running `path`; registered, since dataclasses look their module up."""
     module_name = f"gemma_grpo_reward:{path.resolve()}"
     module_spec = importlib.util.spec_from_file_location(module_name, path.resolve())
@@ -73,11 +107,16 @@ def _run_file(path: Path):
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
-        raise UserError(
-            f"reward file {path}, line {line}: {type(error).__name__}:"
-            f" {one_line(str(error), 120)}; fix the file"
-        ) from error
+        fix = "fix the file"
+        if isinstance(error, ModuleNotFoundError) and _lies_beside(path, error.name):
+            fix = f"{error.name} lies beside it: set PYTHONPATH={path.resolve().parent}"
+        raise UserError(f"{what} file {path}, line {line}: {described(error)}; {fix}") from error
     return module
+
+
+def _lies_beside(path: Path, module: str | None) -> bool:
+    beside = path.resolve().parent / (module or "").partition(".")[0]
+    return bool(module) and (beside.is_dir() or beside.with_suffix(".py").is_file())
 
 
 def _line_in(path: Path, error: BaseException) -> int | str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gemma_grpo.data.problem import DIFFICULTIES
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 
 
@@ -21,6 +21,7 @@ class Sample:
         answer_logps: the sampler's log-probs (natural log, Python floats) of the tokens between
             `<answer>` and `</answer>`; empty if there are none.
         stopped: it ended on its own stop token; False means it was truncated.
+        domain: the problem's label.
 
     Raises:
         UserError: unknown difficulty, negative num_tokens, or no token budget.
@@ -34,6 +35,7 @@ class Sample:
     max_tokens: int
     answer_logps: tuple[float, ...]
     stopped: bool
+    domain: str = Problem.domain
 
     def __post_init__(self):
         if self.difficulty not in DIFFICULTIES:
@@ -47,7 +49,7 @@ class Sample:
 
 
 Reward = Callable[[Sample], float]
-BatchReward = Callable[[Sequence[Sample]], Sequence[float]]
+BatchReward = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 
 def batch_reward(reward: BatchReward) -> BatchReward:

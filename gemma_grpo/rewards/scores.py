@@ -5,9 +5,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
-from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.errors import UserError, described, one_line, shown
 from gemma_grpo.rewards.components import COMPONENTS, TRACES
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
@@ -18,11 +18,12 @@ class Scores:
     """Rewards of B samples, rows in the order they came.
 
     Attributes:
-        components: reward name -> B unweighted values; the built-in five, then the extras.
+        components: reward name -> B unweighted values; the built-in five, then the extras. None
+            where a judge's is missing.
         totals: B weighted sums.
     """
 
-    components: dict[str, list[float]]
+    components: dict[str, list[Any]]
     totals: list[float]
 
 
@@ -33,6 +34,12 @@ def score(
     trace: str = "arithmetic",
 ) -> Scores:
     """Every component and the weighted total of each sample.
+
+    Where a component is missing, its group's mean stands in the total: that of the other samples of
+    the same prompt, or 0 if none of them has it. The mean of the group stays what it is, so the
+    component gives this sample no advantage, and changes none of the others'. Zero would punish a
+    completion for its judge's failure. The other weights made larger in its place would pay it more
+    for what it has in common with its group, wherever the judge's values lie below the others'.
 
     Args:
         samples: B samples.
@@ -52,20 +59,37 @@ def score(
             raise UserError(f"reward {name!r} has weight {weight}: give a finite number")
         rewards[name], weight_of[name] = reward, weight
     components = {name: _column(name, reward, samples) for name, reward in rewards.items()}
+    paid = {name: _filled(values, samples) for name, values in components.items()}
     totals = [
-        sum(weight_of[name] * values[row] for name, values in components.items())
+        sum(weight_of[name] * values[row] for name, values in paid.items())
         for row in range(len(samples))
     ]
     return Scores(components, totals)
 
 
-def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[float]:
-    """One reward's values of all samples."""
+def _filled(values: list[Any], samples: Sequence[Sample]) -> list[float]:
+    """The values, each missing one replaced by the mean of its group's, or 0."""
+    if None not in values:
+        return values
+    groups: dict[tuple[str, str], list[float]] = {}
+    keys = [(sample.prompt, sample.answer) for sample in samples]
+    for key, value in zip(keys, values, strict=True):
+        groups.setdefault(key, []).extend([] if value is None else [value])
+    return [
+        value if value is not None else math.fsum(groups[key]) / max(len(groups[key]), 1)
+        for key, value in zip(keys, values, strict=True)
+    ]
+
+
+def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[Any]:
+    """One reward's values of all samples; None where it may be missing and is."""
     if not getattr(reward, "takes_batch", False):
         return [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
     try:
         values = list(reward(samples))
-    except Exception as error:
+    except UserError:  # ours: a judge's file that cannot be written
+        raise
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"reward {name!r} raised {_described(error)} on {len(samples)} samples: fix it or"
             " return 0.0 for each"
@@ -75,6 +99,8 @@ def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) 
             f"reward {name!r} returned {len(values)} values for {len(samples)} samples: return one"
             " for each"
         )
+    if getattr(reward, "may_be_missing", False):
+        return values
     return [
         _checked(name, lambda _, value=value: value, row, sample)
         for row, (value, sample) in enumerate(zip(values, samples, strict=True))
@@ -86,7 +112,7 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
     where = f"on row {row} (prompt {one_line(sample.prompt, 40)!r})"
     try:
         value = reward(sample)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"reward {name!r} raised {_described(error)} {where}: fix it or return 0.0 there"
         ) from error
@@ -96,16 +122,14 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
     except Exception as error:
         raise UserError(
             f"reward {name!r} returned a {type(value).__name__} {where} that is no single number"
-            f" ({one_line(str(error), 80)}): return one finite float"
+            f" ({described(error)}): return one finite float"
         ) from error
     if number is None or not math.isfinite(number):
-        shown = one_line(repr(value), 40)
-        raise UserError(f"reward {name!r} returned {shown} {where}: return one finite float")
+        raise UserError(f"reward {name!r} returned {shown(value)} {where}: return one finite float")
     return number
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """Type, message and innermost place of `error`, in one line."""
-    message = f"{type(error).__name__}: {one_line(str(error), 120)}"
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{message} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
+    return f"{described(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"

@@ -103,8 +103,7 @@ def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
     """The first MAX_LINES lines of `reasoning` as they are read, in order."""
     known, asked = question_numbers(prompt), _content_words(prompt)
     flat_prompt, seen, said, has_sentence = _flat(prompt), set(), set(), False
-    for line in reasoning.splitlines()[:MAX_LINES]:
-        line = _LABEL.sub("", line.strip().strip("*#").strip()).lstrip("* ")[:MAX_LINE_CHARS]
+    for line in _lines(reasoning):
         found, false = _equations(line)
         if false:
             yield Line("false")
@@ -124,6 +123,17 @@ def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
                 has_sentence |= is_new
                 said |= words
             yield Line("sentence" if is_new else "other")
+
+
+def true_lines(reasoning: str) -> tuple[int, int]:
+    """How many lines of a reasoning hold an equation, and how many of those only true ones.
+
+    Read as `read_steps` reads them, but whatever numbers they start from and however often they
+    stand there; "5 * 1 = 5" is filler and counts for neither. Returns (true ones, all).
+    """
+    read = [_equations(line) for line in _lines(reasoning)]
+    num_true, num_false = sum(bool(found) for found, _ in read), sum(false for _, false in read)
+    return num_true, num_true + num_false
 
 
 def question_numbers(prompt: str) -> set[Fraction]:
@@ -151,6 +161,12 @@ def line_numbers(text: str) -> set[Fraction]:
 def num_numbers(prompt: str) -> int:
     """How many numbers a question says, one said twice counted twice."""
     return len(re.findall(_NUMBER, number_words.to_digits(prompt[:20_000])))
+
+
+def _lines(reasoning: str) -> list[str]:
+    """The lines that are looked at, without labels such as "Step 2:"."""
+    lines = (line.strip().strip("*#").strip() for line in reasoning.splitlines()[:MAX_LINES])
+    return [_LABEL.sub("", line).lstrip("* ")[:MAX_LINE_CHARS] for line in lines]
 
 
 def _equations(line: str) -> tuple[list[Equation], bool]:

@@ -1,4 +1,4 @@
-"""What each reward component is worth, and how that changes over a run."""
+"""What completions are paid for: components' weights, how they change, the user's rewards."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -67,6 +67,38 @@ def weights_at(start: RewardWeights, end: RewardWeights, progress: float) -> Rew
 
 
 @dataclass(frozen=True)
+class RubricConfig:
+    """Criteria that judges answer by yes or no."""
+
+    file: str = ""
+    """A YAML file: for each domain of the data a list of yes/no questions about a completion, each
+    a text or {ask: text, weight: number}."""
+    judges: tuple[str, ...] = ()
+    """Who answers: path/to/file.py:function=weight, or model:WEIGHTS=weight for a Gemma 3's
+    probability of yes. Weight 0 records the score and pays nothing."""
+    timeout: float = 60.0
+    """Seconds that a step waits for a judge; a completion without all its verdicts then gets no
+    judge's reward. A model has no limit."""
+    parallel: int = 4
+    """Calls of a judge at a time."""
+    per_call: int = 8
+    """Questions that a judge gets in one call; rows that a model computes at a time."""
+    question_tokens: int = 512
+    """Tokens of a question to a model, completion and criterion included; a longer one is not
+    judged."""
+
+    def __post_init__(self):
+        if bool(self.file) != bool(self.judges):
+            raise UserError("reward.rubric: a rubric needs a judge and a judge a rubric: give both")
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise UserError(f"reward.rubric: timeout={self.timeout} must be a number above 0")
+        if min(self.parallel, self.per_call, self.question_tokens) < 1:
+            raise UserError(
+                "reward.rubric: parallel, per_call and question_tokens must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """What a completion is paid for; the weights go linearly from `start` to `end`."""
 
@@ -79,3 +111,18 @@ class RewardConfig:
     arithmetic, any different calculation or sentence."""
     extra: tuple[str, ...] = ()
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
+    rubric: RubricConfig = RubricConfig()
+    """Criteria that judges answer by yes or no."""
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a completion earns either nothing or what a right answer is worth. Rewards and
+        judges of the user's own count, unless their weight is written as 0."""
+        others = [
+            weight
+            for weights in (self.start, self.end)
+            for name, weight in weights.named().items()
+            if name != "correctness"
+        ]
+        of_the_user = (*self.extra, *self.rubric.judges)
+        return not any(others) and all(spec.endswith("=0") for spec in of_the_user)

@@ -6,6 +6,8 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.text.tokenizer import Tokenizer
 
+MAX_INSTRUCTION_CHARS = 20_000  # before each of a thousand problems, a million would take gigabytes
+
 
 def question(instruction: str, prompt: str) -> str:
     """The user's turn: the instruction, if any, on a line of its own before the prompt."""
@@ -13,18 +15,32 @@ def question(instruction: str, prompt: str) -> str:
 
 
 def encode_prompts(
-    problems: Sequence[Problem], tokenizer: Tokenizer, *, instruction: str, max_prompt_length: int
+    problems: Sequence[Problem],
+    tokenizer: Tokenizer,
+    *,
+    instruction: str,
+    max_prompt_length: int,
+    kind: str = "",
 ) -> list[list[int]]:
     """Each problem's prompt as one chat turn, the instruction before the question.
 
+    Args:
+        kind: which problems these are, for the message: "training ".
+
     Raises:
-        UserError: a prompt is longer than the budget; it names the longest.
+        UserError: a prompt is longer than the budget; it names the longest. The instruction is
+            longer than any should be.
     """
+    if len(instruction) > MAX_INSTRUCTION_CHARS:
+        raise UserError(
+            f"the instruction has {len(instruction):,} characters; at most "
+            f"{MAX_INSTRUCTION_CHARS:,}: it stands before every problem"
+        )
     encoded = [tokenizer.encode_prompt(question(instruction, p.prompt)) for p in problems]
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if len(encoded[longest]) > max_prompt_length:
         raise UserError(
-            f"problem {longest + 1} ({problems[longest].prompt[:40]!r}...) takes "
+            f"{kind}problem {longest + 1} ({problems[longest].prompt[:40]!r}...) takes "
             f"{len(encoded[longest])} tokens, max_prompt_length is {max_prompt_length}; "
             f"raise it to {len(encoded[longest])} or leave the problem out"
         )

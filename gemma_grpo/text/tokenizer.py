@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
@@ -35,7 +35,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = expanded(path)
         if not self.path.is_file():
             raise UserError(f"tokenizer {path}: no such file; give the path of a tokenizer.model")
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -79,12 +79,13 @@ class Tokenizer:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion: ids up to the first stop token, special tokens left out."""
+        """The text of a completion: ids up to the first stop token, special tokens left out, and
+        ids beyond the tokenizer's, for which some models have rows of the embedding."""
         kept = []
         for token_id in ids:
             if token_id in self.stop_ids:
                 break
-            if token_id not in (self.pad_id, self.bos_id):
+            if token_id not in (self.pad_id, self.bos_id) and token_id < self.vocab_size:
                 kept.append(int(token_id))
         return self._processor.decode(kept)
 
@@ -97,8 +98,12 @@ class Tokenizer:
         return self.decode(ids).rstrip("\ufffd")
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text that each id stands for, one by one; bytes of a split character as "\\ufffd"."""
-        return [self._processor.decode([int(token_id)]) for token_id in ids]
+        """The text that each id stands for, one by one; bytes of a split character as "\\ufffd",
+        and nothing for an id beyond the tokenizer's."""
+        return [
+            self._processor.decode([int(token_id)]) if token_id < self.vocab_size else ""
+            for token_id in ids
+        ]
 
     def characters(self, ids: Sequence[int]) -> list[int]:
         """How many characters of `decode(ids)` each id stands for; they add up to its length.

@@ -3,7 +3,6 @@
 Does not import jax.
 """
 
-import json
 import math
 import os
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 
 SAFETY = 1.2  # times the longest of each kind so far
 REPORT_SECONDS = 10.0  # summary.json and curves.png, and the end of the process
@@ -62,10 +62,9 @@ class Deadline:
 
     def note_earlier_sessions(self, run_dir: Path) -> None:
         """Takes the longest evaluation that the run's seconds.json knows."""
-        path = run_dir / "seconds.json"
-        spent = json.loads(path.read_text()) if path.exists() else {}
+        spent = files.read_json(run_dir / "seconds.json") or {}
         for name, seconds in spent.items():
-            if name.startswith("evaluate_"):
+            if name.startswith("evaluate_") and isinstance(seconds, int | float):
                 self.note("evaluate", seconds)
 
     def expect_checkpoint(self, num_bytes: int) -> None:
@@ -86,7 +85,7 @@ def seconds_since_start() -> float:
 def _age() -> float:
     """Seconds since the process started, by the system; 0 where the system does not say."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot; proc(5): starttime
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
     except (OSError, ValueError, IndexError, AttributeError):

@@ -32,9 +32,10 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig, load_extra_rewards
+from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import grpo_update, packing, resample
+from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
     OptimizerConfig,
@@ -64,7 +65,8 @@ class GRPOConfig:
     length, as many as they need. Less needs less memory. 0 computes its whole share at once,
     padding too."""
     scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, or nothing."""
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
     baseline: advantages.Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
@@ -77,13 +79,13 @@ class GRPOConfig:
     curriculum: bool = True
     """Easy problems first, then medium, then hard ones; false draws from all of them."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves none by steps."""
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.prompts_per_step < 1 or self.checkpoint_every < 1:
-            raise UserError(
-                "grpo: num_steps, prompts_per_step and checkpoint_every must be at least 1"
-            )
+        if self.num_steps < 1 or self.prompts_per_step < 1:
+            raise UserError("grpo: num_steps and prompts_per_step must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
         if not self.temperature > 0:
@@ -105,9 +107,10 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What scores and updates on the devices: see `grpo_update`."""
+    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`."""
 
     optimizer: optax.GradientTransformation
+    advantages: Callable[..., jax.Array]
     score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
     update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
 
@@ -133,7 +136,7 @@ def make_trainer(
         temperature=config.temperature,
         num_rows=config.prompts_per_step * config.num_generations,
     )
-    return Trainer(optimizer, score, update)
+    return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Stage:
 
     Attributes:
         problems: by difficulty.
-        extra: the user's rewards: name, function, weight.
+        extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
@@ -174,7 +177,7 @@ class Stage:
     reward: RewardConfig
     runtime: Runtime
     problems: dict[str, list[Problem]]
-    extra: list[tuple[str, rewards.Reward, float]]
+    extra: extra_rewards.Extra
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
@@ -204,7 +207,7 @@ class Stage:
                 trace=self.reward.trace,
             ),
             partial(self._draw, step),
-            jax.random.fold_in(jax.random.key(self.runtime.seed), step),
+            jax.random.fold_in(self.runtime.key, step),
             resample_rounds=self.config.resample_rounds,
         )
         return Collected(groups, weights, extra_rounds, time.monotonic() - started)
@@ -228,7 +231,7 @@ class Stage:
     def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
         """Computed on the devices, returned on the host: advantages_PG."""
         mesh = self.runtime.mesh
-        advantages_PG = advantages.sharded_group_advantages(
+        advantages_PG = self.trainer.advantages(
             meshes.place_rows(mesh, rewards_PG),
             mesh,
             scale=self.config.scale,
@@ -282,7 +285,7 @@ class Stage:
     ) -> StepResult:
         """What is kept of the step. Waits for the devices after the host's part is done."""
         rollouts = _rollout_rows(collected.groups, advantages_PG)
-        of_rollout = _rollout_metrics(collected)
+        of_rollout = _rollout_metrics(collected, self.extra)
         metrics = jax.device_get(metrics) | of_rollout
         tokens = collect.token_arrays(
             collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
@@ -318,7 +321,7 @@ def train(
         reward,
         runtime,
         batches.by_difficulty(problems),
-        load_extra_rewards(reward.extra),
+        extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
         collect.make_sampler(
             runtime,
             num_generations=config.num_generations,
@@ -341,13 +344,17 @@ def train(
     return state.params
 
 
-def _rollout_metrics(collected: Collected) -> dict[str, float]:
+def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
-    components = {
-        f"reward/{name}": float(np.mean(values))
-        for name, values in groups.scores.components.items()
-    }
+    components = {}
+    for name, values in groups.scores.components.items():
+        given = [value for value in values if value is not None]
+        components[f"reward/{name}"] = float(np.mean(given)) if given else None
+    for name, reward, _ in extra:
+        if isinstance(reward, JudgedReward):
+            values = groups.scores.components[name]
+            components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {
         "reward/mean": float(rewards_PG.mean()),
         "reward/std": float(rewards_PG.std(axis=1).mean()),

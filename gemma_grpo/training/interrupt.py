@@ -4,9 +4,12 @@ import signal
 import threading
 from types import FrameType
 
+from gemma_grpo.errors import InterruptedRunError
+
 
 class Interrupt:
-    """While entered, the first signal is only noted; a second SIGINT stops at once, unsaved.
+    """While entered, the first signal is only noted; a second SIGINT stops at once, unsaved. One
+    that came after the last step had asked is not lost: leaving raises InterruptedRunError.
 
     Outside the main thread nothing is noted: Python lets only that one handle signals.
 
@@ -23,12 +26,17 @@ class Interrupt:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.signal_number and kind is None:
+            raise InterruptedRunError(self.signal_number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+            handler = self._previous[number]
+            if callable(handler):
+                handler(number, frame)
             raise KeyboardInterrupt
         self.signal_number = number
 

@@ -40,7 +40,7 @@ def batch_logps(
     keys = None
     if "dropout_keys" in batch:
         names = "dropout_keys", "completion_dropout_keys"
-        keys = tuple(jax.random.wrap_key_data(batch[name]) for name in names)
+        keys = tuple(jax.random.wrap_key_data(batch[name], impl=gemma3.PRNG) for name in names)
     hidden_1ND = gemma3.forward_groups(
         model, tokens, rows, remat=remat, gather=gather, dropout_keys=keys
     )

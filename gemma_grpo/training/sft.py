@@ -31,6 +31,8 @@ from gemma_grpo.training.state import (
 )
 from gemma_grpo.training.update import UpdateConfig
 
+Update = Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -48,11 +50,13 @@ class SFTConfig:
     )
     """How the weights move."""
     checkpoint_every: int = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints; 0 saves none by steps."""
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
-            raise UserError("sft: num_steps, batch_size and checkpoint_every must be at least 1")
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise UserError("sft: num_steps and batch_size must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"sft: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"sft: pack_tokens={self.pack_tokens} must be 0 or more")
 
@@ -94,7 +98,7 @@ def make_update(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     config: UpdateConfig,
-) -> Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Update:
     """The jitted (state, frozen, packs) -> (state, metrics): cross-entropy on completion tokens.
 
     `frozen` are the parameters that are not trained, in the compute dtype. Metrics: `loss`,
@@ -108,6 +112,14 @@ def make_update(
         return loss, {"loss": loss}
 
     return update.make_update(loss_fn, dict, mesh, optimizer, config)
+
+
+def make_trainer(
+    config: SFTConfig, graphdef: nnx.GraphDef, mesh: Mesh, how: UpdateConfig
+) -> tuple[optax.GradientTransformation, Update]:
+    """The stage's optimizer and update, jitted and not yet compiled: to train, and to plan it."""
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    return optimizer, make_update(graphdef, mesh, optimizer, how)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Stage:
     prompts: list[list[int]]
     completions: list[list[int]]
     packing: packing.Packing
-    update: Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]
+    update: Update
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         """One step: batch, update, metrics. A function of its arguments alone."""
@@ -175,9 +187,9 @@ def train(
     completions = encode_completions(
         problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
     )
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    how = UpdateConfig(runtime.dtype, runtime.remat)
-    update_state = make_update(runtime.graphdef, runtime.mesh, optimizer, how)
+    optimizer, update_state = make_trainer(
+        config, runtime.graphdef, runtime.mesh, UpdateConfig(runtime.dtype, runtime.remat)
+    )
     packs = make_packing(config, runtime.lengths, runtime.mesh.size)
     stage = Stage(config, runtime, prompts, completions, packs, update_state)
     state = run_steps(

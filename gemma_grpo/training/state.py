@@ -1,6 +1,7 @@
 """What training carries from step to step, and the optimizer that updates it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -114,9 +115,16 @@ def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """`fresh_state`, made sharded (`mesh.fsdp_shardings`): no device ever holds all of it."""
+    return make_init(params, optimizer, mesh)(params)
+
+
+def make_init(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[Params], TrainState]:
+    """The program of `init_train_state`, jitted; of `params` only the shapes are looked at."""
     make = partial(fresh_state, optimizer=optimizer)
     layout = meshes.fsdp_shardings(mesh, jax.eval_shape(make, params))
-    return jax.jit(make, out_shardings=layout)(params)
+    return jax.jit(make, out_shardings=layout)
 
 
 def apply_gradients(

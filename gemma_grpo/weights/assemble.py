@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Params
-from gemma_grpo.weights import buffers
+from gemma_grpo.weights import buffers, tensor_file
 from gemma_grpo.weights.names import TABLE, Entry, by_path, their_shapes
 from gemma_grpo.weights.source import Source
 
@@ -32,7 +32,8 @@ def assemble(
         sharding: of all leaves, or a tree of them; None is the default device, uncommitted.
 
     Raises:
-        UserError: a tensor is missing, left over or misshapen; nothing was read then.
+        UserError: a tensor is missing, left over or misshapen; nothing was read then. One holds nan
+            or infinity.
     """
     _check(source)
     leaves = by_path(like)
@@ -88,7 +89,7 @@ def _first(names: list[str]) -> str:
 def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """One leaf of ours on the host."""
     if not entry.stacked:
-        tensor = source.tensors[entry.theirs].read()
+        tensor = _finite(source, entry.theirs)
         if tensor.dtype == dtype:
             return tensor
         buffer = buffers.empty(shape, dtype)
@@ -96,5 +97,12 @@ def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype)
         return buffer
     buffer = buffers.empty(shape, dtype)
     for layer, name in enumerate(entry.their_names(shape[0])):
-        buffer[layer] = entry.to_ours(source.tensors[name].read(), shape[1:])
+        buffer[layer] = entry.to_ours(_finite(source, name), shape[1:])
     return buffer
+
+
+def _finite(source: Source, name: str) -> np.ndarray:
+    """One tensor of theirs. Raises UserError if it holds nan or infinity."""
+    tensor = source.tensors[name].read()
+    tensor_file.require_finite(f"weights {source.path}: {name}", tensor)
+    return tensor

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from gemma_grpo.errors import expanded
+
 NANO = Path(__file__).parents[1] / "gemma3_nano"
 NANO_TOKENIZER = NANO / "tokenizer.model"
 CACHE_VARIABLE = "GEMMA_GRPO_CACHE"
@@ -11,4 +13,4 @@ ANOTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 
 def cache() -> Path:
     """The folder for what can be made again: the environment's, or one in the user's home."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "gemma_grpo")
+    return expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/gemma_grpo")

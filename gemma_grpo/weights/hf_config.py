@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, one_line
 from gemma_grpo.model import Gemma3Config
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+_TOO_LARGE = 2**31  # for any size, and for what else is a number here
 _KV_HEADS = "num_key_value_heads"
 _ONLY = {  # settings of which we implement one value, which is also the default
     "hidden_activation": "gelu_pytorch_tanh",
@@ -118,8 +119,10 @@ class _Fields:
 
     def number(self, field: str, default: float | None = None) -> float:
         value = self.values.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{self.where}: {field}={value!r} must be a number above 0")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < _TOO_LARGE:
+            shown = one_line(repr(value), 40)
+            raise UserError(f"{self.where}: {field}={shown} must be a number above 0, below 2**31")
         return float(value)
 
     def integer(self, field: str, default: int | None = None) -> int:

@@ -5,6 +5,7 @@ and up), whose text part is read. Kaggle's "transformers" folders are the same.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ _TEXT_PREFIXES = {
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
 }
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_ADAPTER = "a LoRA adapter; merge it into its base model first (peft: merge_and_unload)"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, file: Path | None = None) -> Source:
     """Open a folder; only headers are read.
+
+    Args:
+        path: with config.json.
+        file: the safetensors file in it that the user named; of several that are one model, any.
+            None takes what transformers takes: model.safetensors before an index.
 
     Raises:
         UserError: no Gemma 3, quantised, incomplete, or in a form that we do not read; says which
@@ -34,7 +42,7 @@ def open_folder(path: Path) -> Source:
     """
     settings = _read_json(path / "config.json")
     text = _text_settings(settings, path)
-    slots = _slots(path)
+    slots = _slots(path, file)
     ignored = ()
     if text is not settings:
         ours = {name: _text_name(name) for name in slots}
@@ -42,11 +50,18 @@ def open_folder(path: Path) -> Source:
         slots = {mine: slots[name] for name, mine in ours.items() if mine is not None}
     for name, slot in slots.items():
         if slot.dtype not in tensor_file.FLOATS:
+            what = "float64" if slot.dtype == "F64" else "a quantised model"
             raise UserError(
-                f"weights {path}: {name} is stored as {slot.dtype}, a quantised model; fetch the "
-                f"one in {', '.join(tensor_file.FLOATS)}"
+                f"weights {path}: {name} is stored as {slot.dtype}, {what}; fetch the one in "
+                f"{', '.join(tensor_file.FLOATS)}"
             )
     _drop_tied_head(slots, path)
+    layers = text.get("num_hidden_layers")
+    if isinstance(layers, int | float) and not layers <= len(slots):
+        raise UserError(
+            f"{path / 'config.json'}: num_hidden_layers={layers}, but there are {len(slots)} "
+            "tensors; an unfinished download, or its configuration is another model's"
+        )
     tokenizer = path / "tokenizer.model"
     return Source(
         path=path,
@@ -54,6 +69,7 @@ def open_folder(path: Path) -> Source:
         tensors={name: StoredTensor(slot.shape, slot.read) for name, slot in slots.items()},
         tokenizer=tokenizer if tokenizer.is_file() else None,
         ignored=ignored,
+        multimodal=text is not settings,
     )
 
 
@@ -62,7 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"weights {path.parent}: no {path.name} in this folder; fetch it too")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; fetch it again")
@@ -89,11 +105,30 @@ def _text_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     return text
 
 
-def _slots(path: Path) -> dict[str, Slot]:
-    """Every tensor of the folder, by its name there."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed(index)
+def _slots(path: Path, file: Path | None) -> dict[str, Slot]:
+    """Every tensor of the folder, or of the file, by its name there."""
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if file is None and whole.is_file():
+        file = whole
+    if file is not None and not _SHARD.search(file.stem):
+        slots = tensor_file.slots(file)
+    elif index.is_file() and _is_of_this_folder(index):
+        slots = _indexed(index)
+    else:
+        slots = _of_all_files(path)
+    if any(".lora_" in name for name in slots):
+        raise UserError(f"weights {file or path}: {_ADAPTER}")
+    return slots
+
+
+def _is_of_this_folder(index: Path) -> bool:
+    """Whether a file that it names is there, or no other file is."""
+    there = {file.name for file in index.parent.glob("*.safetensors")}
+    return not there or not there.isdisjoint(_weight_map(index).values())
+
+
+def _of_all_files(path: Path) -> dict[str, Slot]:
+    """The tensors of all files of a folder but adapters'."""
     files = sorted(path.glob("*.safetensors"))
     adapters = [file for file in files if file.name.startswith("adapter")]
     files = [file for file in files if file not in adapters]
@@ -113,9 +148,7 @@ def _slots(path: Path) -> dict[str, Slot]:
 
 def _indexed(index: Path) -> dict[str, Slot]:
     """The tensors that an index names, each in its file."""
-    placed = _read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
-        raise UserError(f"{index}: no weight_map; fetch it again")
+    placed = _weight_map(index)
     files = {name: index.parent / name for name in sorted(set(placed.values()))}
     absent = [name for name, file in files.items() if not file.is_file()]
     if absent:
@@ -130,9 +163,23 @@ def _indexed(index: Path) -> dict[str, Slot]:
     return {tensor: found[name][tensor] for tensor, name in placed.items()}
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor. Raises UserError unless all are names of files in the folder."""
+    placed = _read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{index}: no weight_map; fetch it again")
+    for tensor, name in placed.items():
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(
+                f"{index}: places {tensor} in {name!r}, which names no file of its folder; fetch "
+                "it again"
+            )
+    return placed
+
+
 def _what_is_there_instead(path: Path, adapters: list[Path]) -> str:
     if adapters:
-        return "only a LoRA adapter; merge it into its base model first (peft: merge_and_unload)"
+        return f"only {_ADAPTER}"
     if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         return "only pickled PyTorch weights, which are not read; fetch the *.safetensors files"
     if ggufs := sorted(path.glob("*.gguf")):

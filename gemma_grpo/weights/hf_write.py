@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
@@ -35,7 +34,17 @@ CHAT_TEMPLATE = f"""\
 {{{{- raise_exception('the roles are user and assistant; put instructions into a user turn') -}}}}
 {{%- endif -%}}
 {{{{- '{START_OF_TURN}' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}}}
-{{{{- (message.content | trim) + '{END_OF_TURN}\\n' -}}}}
+{{%- if message.content is string -%}}
+{{{{- message.content | trim -}}}}
+{{%- else -%}}
+{{%- for part in message.content -%}}
+{{%- if part.type != 'text' -%}}
+{{{{- raise_exception('a part of a message is no text: this is a text model') -}}}}
+{{%- endif -%}}
+{{{{- part.text | trim -}}}}
+{{%- endfor -%}}
+{{%- endif -%}}
+{{{{- '{END_OF_TURN}\\n' -}}}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '{START_OF_TURN}model\\n' -}}}}{{%- endif -%}}
 """
@@ -63,8 +72,7 @@ def write_folder(
     Raises:
         UserError: something is at `out` already, or the disk is full or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there already; name another folder")
+    files.require_new_folder(out)
     with files.atomic_write(out) as folder:
         folder.mkdir()
         _write_tensors(folder, tensors, their_shapes(config), np.dtype(dtype))

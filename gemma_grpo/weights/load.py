@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_grpo.data import kaggle
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.records import files
+from gemma_grpo.records import files, origin
 from gemma_grpo.weights import (
     assets,
     gemma3_270m,
@@ -39,11 +39,12 @@ def open_source(where: str) -> Source:
     if where == gemma3_270m.NAME:
         return hf_folder.open_folder(gemma3_270m.cached_folder())
     from_kaggle = where.startswith(kaggle.PREFIX)
-    path = kaggle.model_folder(where) if from_kaggle else Path(where).expanduser()
+    path = kaggle.model_folder(where) if from_kaggle else expanded(where)
     if path.suffix == ".gguf" and path.is_file():
         return gguf_file.open_gguf(path)
+    file = None
     if path.suffix == ".safetensors" and path.is_file():
-        path = path.parent
+        path, file = path.parent, path
     if not path.exists() and where in CONFIGS:
         raise UserError(
             f"weights {where}: not shipped; download google/{where.replace('3', '-3')}-it and "
@@ -55,7 +56,7 @@ def open_source(where: str) -> Source:
             f"{gemma3_270m.NAME} are the known names"
         )
     if (path / "config.json").is_file():
-        return _with_known_config(hf_folder.open_folder(path))
+        return _with_known_config(hf_folder.open_folder(path, file))
     if orbax_flax.find_checkpoints(path):
         return orbax_flax.open_orbax(path)
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
@@ -63,6 +64,11 @@ def open_source(where: str) -> Source:
         f"weights {where}: neither config.json (a Hugging Face folder) nor {orbax_flax.MANIFEST} "
         f"(an Orbax checkpoint) in it; name {f'{ggufs[0]} itself' if ggufs else 'another folder'}"
     )
+
+
+def digest(where: str) -> str:
+    """Of the checkpoint that the user named, by `origin.of_files`. Raises as `open_source`."""
+    return origin.of_files(open_source(where).path)
 
 
 def tokenizer_path(source: Source) -> Path:

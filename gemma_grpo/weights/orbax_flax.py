@@ -124,6 +124,7 @@ def open_orbax(path: Path) -> Source:
         tensors={name: StoredTensor(shapes[name], read) for name, read in tensors.items()},
         tokenizer=_tokenizer(path, folder),
         ignored=tuple(ignored),
+        multimodal=config.rope_scale_global != 1.0,
     )
 
 

@@ -2,7 +2,9 @@
 
     adapter_config.json, adapter_model.safetensors
 
-PEFT keeps a torch layer's layout: lora_A is [rank, in], lora_B [out, rank].
+PEFT keeps a torch layer's layout: lora_A is [rank, in], lora_B [out, rank]. It finds a layer by its
+module's name in the class that transformers makes of the base: of a multimodal one, the text model
+is a module within, and the vision tower has modules of the same last names.
 """
 
 import json
@@ -13,38 +15,43 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import LoRAConfig, Params
 from gemma_grpo.model.lora import SUFFIX
 from gemma_grpo.records import files
 from gemma_grpo.weights.names import TABLE, by_path
+from gemma_grpo.weights.source import Source
 
 _PREFIX = "base_model.model."  # PEFT's wrapper around the model, in every name
+_TEXT, _MULTIMODAL = "model.", "model.language_model."  # the text model, since transformers 4.52
 
 
-def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) -> None:
+def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: Source) -> None:
     """Write the folder; it appears complete or not at all.
 
     Args:
-        out: its path; nothing may be there.
+        out: its path; nothing may be there, or an empty directory.
         adapter: the adapters' tree, of `model.partition`.
         lora: their settings.
-        base: the base model's name or path, which PEFT loads when it is given none.
+        base: what they were trained over. Its path is what PEFT loads when it is given no base,
+            and its class decides their names.
 
     Raises:
         UserError: something is at `out` already, or the disk is full or cannot be written.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already; name another folder")
-    tensors = dict(peft_tensors(adapter))
+    files.require_new_folder(out)
+    tensors = dict(peft_tensors(adapter, multimodal=base.multimodal))
+    names = sorted({name.split(".")[-3] for name in tensors})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": str(base.path.absolute()),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        # A list matches the ends of names, in a vision tower too; a pattern, full names.
+        "target_modules": rf".*\blanguage_model\..*\.({'|'.join(names)})"
+        if base.multimodal
+        else names,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -54,17 +61,20 @@ def write_adapter(out: Path, adapter: Params, lora: LoRAConfig, *, base: str) ->
         safetensors.numpy.save_file(
             tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"}
         )
-        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "adapter_config.json").write_text(
+            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+        )
 
 
-def peft_tensors(adapter: Params) -> Iterator[tuple[str, np.ndarray]]:
+def peft_tensors(adapter: Params, *, multimodal: bool) -> Iterator[tuple[str, np.ndarray]]:
     """The adapters' factors by PEFT's names, in PEFT's layout."""
+    text = _MULTIMODAL if multimodal else _TEXT
     leaves = by_path(adapter)
     for entry in TABLE:
         if f"{entry.ours}{SUFFIX}.a" not in leaves:
             continue
         factors = [jax.device_get(leaves[f"{entry.ours}{SUFFIX}.{side}"]) for side in "ab"]
         for layer, name in enumerate(entry.their_names(len(factors[0]))):
-            module = _PREFIX + name.removesuffix(".weight")
+            module = _PREFIX + text + name.removeprefix("model.").removesuffix(".weight")
             for side, factor in zip(("lora_A", "lora_B"), factors, strict=True):
                 yield f"{module}.{side}.weight", np.ascontiguousarray(factor[layer].T)

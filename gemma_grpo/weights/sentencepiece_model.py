@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from gemma_grpo.errors import UserError
 from gemma_grpo.weights.gguf_header import read_header
 
@@ -71,11 +73,14 @@ def rebuild(path: Path) -> bytes:
 def _check(fields: dict[str, Any], path: Path) -> None:
     """Raises UserError unless the tables are there and fit each other."""
     kind = fields.get(_MODEL)
-    if kind != "llama":  # llama.cpp's name for SentencePiece
+    if not isinstance(kind, str) or kind != "llama":  # llama.cpp's name for SentencePiece
         raise UserError(f"tokenizer in {path}: {_MODEL} is {kind!r}, not SentencePiece's 'llama'")
     missing = [key for key in (*_TABLES, *_IDS.values()) if key not in fields]
     if missing:
         raise UserError(f"tokenizer in {path}: the metadata lacks {', '.join(missing)}")
+    wrong = [key for key in (*_TABLES, *_IDS.values()) if not _is_typed(key, fields[key])]
+    if wrong:
+        raise UserError(f"tokenizer in {path}: {', '.join(wrong)} of a wrong type; fetch it again")
     lengths = [len(fields[key]) for key in _TABLES]
     if len(set(lengths)) > 1:
         raise UserError(
@@ -88,6 +93,16 @@ def _check(fields: dict[str, Any], path: Path) -> None:
             )
     if fields.get("tokenizer.ggml.add_space_prefix"):
         raise UserError(f"tokenizer in {path}: puts a space before every text; not Gemma's")
+
+
+def _is_typed(key: str, value: Any) -> bool:
+    """Whether a table or an id is of the type that GGUF's specification gives it."""
+    if key == _TOKENS:
+        return isinstance(value, list)
+    if key in (_SCORES, _TYPES):
+        kinds = "f" if key == _SCORES else "iu"
+        return isinstance(value, np.ndarray) and value.dtype.kind in kinds
+    return type(value) is int
 
 
 def _import_protobuf() -> ModuleType:

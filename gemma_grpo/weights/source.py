@@ -37,6 +37,8 @@ class Source:
             `model.layers.0.self_attn.q_proj.weight`; norms hold the gain minus one.
         tokenizer: its SentencePiece file, or None where the checkpoint brings none.
         ignored: what else is in the checkpoint and is no part of the text model.
+        multimodal: whether the same model at Hugging Face is a `Gemma3ForConditionalGeneration`,
+            whose text model is a module `language_model` beside a vision tower.
     """
 
     path: Path
@@ -44,3 +46,4 @@ class Source:
     tensors: Mapping[str, StoredTensor]
     tokenizer: Path | None
     ignored: tuple[str, ...] = ()
+    multimodal: bool = False

@@ -24,6 +24,7 @@ FLOATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 _CHUNK = 1 << 24
 
 
@@ -78,12 +79,17 @@ def slots(path: Path) -> dict[str, Slot]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
+            is_there = 8 + length <= size and length <= _LONGEST_HEADER
+            header = json.loads(file.read(length)) if is_there else None
             header.pop("__metadata__", None)
             found = {name: _slot(path, 8 + length, **fields) for name, fields in header.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a safetensors file; fetch it again") from error
-    end = max((slot.start + slot.nbytes for slot in found.values()), default=8 + length)
+    end = 8 + length
+    for name, slot in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if slot.start != end:
+            raise UserError(f"{path}: {name} overlaps another tensor, or a gap is before it")
+        end += slot.nbytes
     if end != size:
         raise UserError(f"{path}: {size} bytes, but its header says {end}; fetch it again")
     return found
@@ -91,6 +97,8 @@ def slots(path: Path) -> dict[str, Slot]:
 
 def _slot(path: Path, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Slot:
     begin, end = data_offsets
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)) or end < begin:
+        raise ValueError("sizes that are no whole numbers")
     if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != end - begin:
         raise ValueError("a shape that does not fill its bytes")
     return Slot(path, dtype, tuple(shape), base + begin, end - begin)
@@ -112,6 +120,7 @@ def write(
 
     Raises:
         OSError: the disk is full or cannot be written.
+        UserError: a tensor holds nan or infinity, or is too large for the dtype.
     """
     dtype = np.dtype(dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers asks for the format
@@ -126,4 +135,22 @@ def write(
             given, tensor = next(tensors)
             if (name, shape) != (given, tensor.shape):
                 raise ValueError(f"{given}{tensor.shape} comes where {name}{shape} was announced")
-            file.write(np.ascontiguousarray(tensor, dtype).view(np.uint8).data)
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(tensor, dtype)
+            require_finite(name, tensor)
+            if dtype == np.float16 and np.isinf(stored).any():
+                raise UserError(
+                    f"{name} holds {np.abs(tensor).max():g}, more than {dtype.name} can store; "
+                    "use bfloat16 or float32"
+                )
+            file.write(stored.view(np.uint8).data)
+
+
+def require_finite(name: str, tensor: np.ndarray) -> None:
+    """Raises UserError if the tensor holds nan or infinity."""
+    flat = tensor.reshape(-1)
+    if not all(np.isfinite(flat[at : at + _CHUNK]).all() for at in range(0, flat.size, _CHUNK)):
+        raise UserError(
+            f"{name} holds nan or infinite numbers; such weights give no text (after training: "
+            "lower the learning rate)"
+        )

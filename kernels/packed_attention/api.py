@@ -47,7 +47,7 @@ def packed_attention(
     obstacle = None
     if H % pallas_tpu.LANES:
         obstacle = f"heads of {H} are no multiple of {pallas_tpu.LANES} lanes"
-    elif needed > pallas_tpu.VMEM_LIMIT:
+    elif needed > pallas_tpu.vmem_limit():
         obstacle = f"{L} keys do not fit in VMEM"
     return dispatch(
         implementation,

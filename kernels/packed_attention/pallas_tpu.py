@@ -19,13 +19,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from gemma_grpo.kernels import dispatch
 from gemma_grpo.kernels.packed_attention import block_masks
 from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, blocks
 
 LANES = 128
-VMEM_LIMIT = 100 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
 # A hidden score is below every maximum: its exponential is 0, also where a query sees nothing.
 HIDDEN, LOWEST = -1e30, -1e20
+
+
+def vmem_limit() -> int:
+    """What a kernel may take: 100 of a v5e's 128 MiB; the rest is the compiler's."""
+    return dispatch.vmem_bytes() * 100 // 128
 
 
 def vmem_bytes(num_tokens: int, *, heads_each: int, head_dim: int, dtype: jnp.dtype) -> int:
@@ -182,7 +187,7 @@ def _compiler(sizes, q, k, *, matmuls):
             transcendentals=pairs,
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=vmem_limit()
         ),
     )
 

@@ -89,7 +89,7 @@ def _obstacle(B: int, V: int, D: int, dtype: jnp.dtype, shards: int) -> str | No
     """Why the TPU kernel cannot run, if so."""
     if shards > 1:
         return "the vocabulary is sharded"
-    if pallas_tpu.vmem_bytes(B, V, D, dtype) > pallas_tpu.VMEM_LIMIT:
+    if pallas_tpu.vmem_bytes(B, V, D, dtype) > pallas_tpu.vmem_limit():
         return f"{B} rows do not fit in VMEM"
     return None
 

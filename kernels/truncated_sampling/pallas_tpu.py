@@ -16,14 +16,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from gemma_grpo.kernels import block_draw
+from gemma_grpo.kernels import block_draw, dispatch
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Vocabulary, threshold
 
 TILE = 1024  # tokens a step
 LAYERS = 8
 LANES = 128
-VMEM_LIMIT = 120 * 2**20  # of a v5e's 128 MiB; the rest is the compiler's
 SLACK_BYTES = 4 * 2**20  # values within a pass that do not fit in registers
+
+
+def vmem_limit() -> int:
+    """What the kernel may take: 120 of a v5e's 128 MiB; the rest is the compiler's."""
+    return dispatch.vmem_bytes() * 120 // 128
 
 
 def vmem_bytes(rows: int, vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
@@ -52,7 +56,7 @@ def draw_truncated(
     temperature: float,
     interpret: bool = False,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """As `xla.draw_truncated`, with the head. `vmem_bytes` must be within `VMEM_LIMIT`.
+    """As `xla.draw_truncated`, with the head. `vmem_bytes` must be within `vmem_limit`.
 
     The kernel finds each row's block; the token is drawn from the block's logits.
     """
@@ -84,7 +88,7 @@ def draw_truncated(
             pltpu.VMEM((B, columns), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_LIMIT
+            dimension_semantics=("arbitrary",), vmem_limit_bytes=vmem_limit()
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * V * D,

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.tunix import convert, flops, largest, sides, table, trace
+from benchmarks import lengths
+from benchmarks.tunix import cases, convert, cpu, flops, largest, sides, table, v5e
 from gemma_grpo import model
 from gemma_grpo.planning import hlo
 
@@ -180,11 +182,11 @@ def test_a_compiled_loop_moves_its_matrices_once_a_turn(v5e):
     assert 1.0 <= hlo.program(module).bytes / (2 * size**2 * turns) < 1.02
 
 
-def test_completions_have_the_traces_lengths_and_no_padding_within():
-    made = trace.make_trace(vocab_size=512, rows=32, generations=8, prompt_length=16, budget=64)
-    ids, lengths = made["completion_ids"], made["lengths"]
-    assert ((ids != trace.PAD).sum(axis=1) == lengths).all()
-    assert lengths.max() == 64 and len(made["prompt_ids"]) == 4
+def test_completions_have_the_traces_lengths_and_one_of_sixteen_takes_the_budget():
+    batch = cpu.frozen_batch(cpu.run_of(cpu.Options(rows=16, prompt_length=16, budget=64)))
+    of_budget = [round(length * 64 / 800) for length in lengths.LENGTHS[:16]]
+    assert [len(ids) for ids in batch["completions"]] == of_budget and max(of_budget) == 64
+    assert [len(ids) for ids in batch["prompts"]] == [16, 16] and len(batch["rewards"]) == 16
 
 
 def test_every_parameter_reaches_tunix_once():
@@ -232,9 +234,30 @@ def test_every_row_of_the_picture_is_in_the_results_and_the_page_has_the_whole_t
     start, end = table.MARKERS
     assert page.read_text().split(start)[1].split(end)[0].strip() == printed
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    found = {(line.group, line.what) for line in table.lines_of(rows)}
-    pictured = {key for shown in table.PICTURED.values() for _, key in shown}
+    found = {(line.group.split(",")[0], line.what) for line in table.lines_of(rows)}
+    pictured = {(model, line) for (model, _), of in table.PICTURED.items() for line in of.values()}
     assert len(pictured) == 10 and pictured <= found
+
+
+def test_our_decoding_stands_against_tunix_prefill_and_decoding_and_by_its_settings_alone():
+    common = {"benchmark": "tunix/v5e", "model": "gemma3-1b", "sequences": 64, "fits": True}
+    own = {"side": "ours", "program": "decode", "layout": "data", "pack_tokens": 0, "remat": "none"}
+    other = {"side": "tunix", "fsdp": 2, "tp": 4, "replicated": False, "remat": "NONE", "peak": 3e9}
+    rows = [
+        common | own | {"peak": 1.5e9, "step_bytes": 1e9, "step_collectives": 0},
+        common | other | {"program": "prefill"},
+        common | other | {"program": "decode", "step_bytes": 4e9, "step_collectives": 7},
+        common | other | {"program": "decode", "sequences": 32},
+        common | other | {"program": "update"},
+    ]
+    lines = [(line.what, line.ours, line.tunix, line.ratio) for line in table.lines_of(rows)]
+    named = "(ours data, Tunix fsdp 2 x tp 4)"
+    assert lines == [
+        (f"decode {named}: HBM of a step", "1 GB", "4 GB", 4.0),
+        (f"decode {named}: collectives of a step", "0", "7", float("inf")),
+        (f"decode {named}: peak", "1.5 GB", "3 GB", 2.0),
+        (f"prefill {named}: peak", "1.5 GB", "3 GB", 2.0),
+    ]
 
 
 def test_the_largest_batch_that_fits_is_found_by_whole_steps():
@@ -242,6 +265,25 @@ def test_the_largest_batch_that_fits_is_found_by_whole_steps():
         for step in (32, 64):
             found = largest.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
             assert found <= limit < found + step and (found - 64) % step == 0
+
+
+def test_the_largest_batch_is_looked_for_with_the_cases_other_settings(monkeypatch, capsys):
+    tried = []
+
+    class Compiler:
+        def __init__(self, folder):
+            pass
+
+        def compiled(self, case):
+            tried.append(case)
+            return {"fits": case.sequences <= 200, "peak": 10 * case.sequences}
+
+    monkeypatch.setattr(largest, "Compiler", Compiler)
+    largest.main(("tunix-update-best",))
+    row = json.loads(capsys.readouterr().out)
+    assert (row["sequences"], row["refused"], row["peaks"]["128"]) == (192, 224, 1280)
+    own = cases.COMPILED["tunix-update-best"]
+    assert {dataclasses.replace(case, sequences=64) for case in tried} == {own}
 
 
 def test_the_larger_batch_is_the_better_one(tmp_path, capsys):
@@ -270,12 +312,12 @@ def test_tunix_draws_a_loops_first_token_before_it():
 
 def test_tunix_turns_are_counted_loop_by_loop():
     """With programs of one operation a row, the trace's groups by hand."""
-    one_each = lambda program, rows, remat: rows
+    one_each = lambda program: program.sequences
     most = (498, 800, 429, 531, 497, 632, 504, 800)  # of each group
-    by_group = flops.count_theirs(flops.Case(tunix_prompts=1), one_each)
+    by_group = flops.count_theirs(cases.Step(tunix_prompts=1), one_each)
     turns = sum(tokens - 1 for tokens in most if tokens < 800) + 2 * 800
     assert by_group["rollout"] == 8 * (8 + turns)
-    assert flops.count_theirs(flops.Case(), one_each)["rollout"] == 64 * (1 + 800)
+    assert flops.count_theirs(cases.Step(), one_each)["rollout"] == 64 * (1 + 800)
 
 
 def test_chips_with_loops_of_their_own_do_no_more_than_one_loop_for_all():
@@ -283,26 +325,61 @@ def test_chips_with_loops_of_their_own_do_no_more_than_one_loop_for_all():
     on the trace less where a chip's loop is its own, and less in a packed update."""
     nano = model.CONFIGS["gemma3-nano"]
     config = dataclasses.replace(nano, vocab_size=4096, num_layers=1, scan_unroll=1)
-    count = lambda **case: flops.count_ours(flops.Case(**case), config)
+    count = lambda **step: flops.count_ours(cases.Step(**step), config, jax.devices())
     one = count(full=True, chips=1)
     assert count(full=True) == one
     assert count(full=True, layout="tensor_parallel") == one
     trace, tensor_parallel = count(), count(layout="tensor_parallel")
     assert trace["rollout"] < tensor_parallel["rollout"] == one["rollout"]
     assert trace["update"] == tensor_parallel["update"] < one["update"]
+    assert count(short_prompts=True)["update"] < trace["update"]
 
 
-STUB = """import sys
+def test_our_cases_are_the_preset_with_their_own_settings():
+    """As training runs it, in packs; `ours-update` alone takes all rows in one pass, as Tunix."""
+    for name, case in cases.COMPILED.items():
+        if case.side == "ours":
+            run = v5e.run_of(case)
+            expected = 0 if name == "ours-update" else cases.RUN.grpo.pack_tokens
+            assert run.grpo.pack_tokens == expected
+            assert run.grpo.prompts_per_step * run.grpo.num_generations == case.sequences == 64
+            assert (run.model.remat, run.model.rollout_layout) == (case.remat, case.layout)
+            assert (run.grpo.loss.beta > 0) == (case.program == "logps")
+    assert v5e.run_of(cases.COMPILED["ours-update-packed"]).model.remat == cases.RUN.model.remat
+
+
+def test_tunix_is_told_the_settings_of_a_case_and_our_sizes():
+    told = v5e.settings(cases.COMPILED["tunix-decode-default"])
+    assert (told["fsdp"], told["tp"], told["replicated"], told["remat"]) == (2, 4, False, "NONE")
+    assert (told["prompt_length"], told["budget"], told["sequences"]) == (512, 800, 64)
+    assert told["shape"]["num_layers"] == 26 and told["topology"] == "v5e:2x4"
+
+
+STUB = """import os, sys
 sys.path.insert(0, {folder!r})
+import numpy as np
 import turns
 
-def grow(megabytes):
-    with turns.measured() as reading:
+class Stub:
+    def grow(self, megabytes):
+        read = turns.start()
         bytearray(b"x" * (megabytes << 20))
-    print("a library talks")
-    return reading
+        print("a library talks")
+        return read()
 
-turns.serve({{"grow": grow}})
+    def double(self, array):
+        return {{"doubled": 2 * array}}
+
+    def train(self):
+        asked = server.exchange({{"ready": True}}, until="draw")
+        while True:
+            asked = server.exchange({{"drawn": asked["number"]}}, until="draw")
+
+    def die(self):
+        os._exit(3)
+
+server = turns.Server(Stub())
+server.serve()
 """
 
 
@@ -311,9 +388,8 @@ def side(tmp_path):
     folder = Path(sides.__file__).parent / "theirs"
     script = tmp_path / "stub.py"
     script.write_text(STUB.format(folder=str(folder)))
-    log = tmp_path / "log"
     command = [sys.executable, str(script)]
-    process = sides.SideProcess("stub", command, log=log, cwd=tmp_path)
+    process = sides.SideProcess("stub", command, folder=tmp_path, cwd=tmp_path)
     yield process
     process.close()
 
@@ -330,10 +406,63 @@ def test_what_a_side_says_of_its_failure_ends_the_benchmark(side):
         side.call("grow", megabytes="many")
 
 
+def test_a_side_that_ends_ends_the_benchmark_and_names_its_log(side, tmp_path):
+    with pytest.raises(SystemExit, match=f"stub has ended at 'die'; see {tmp_path}/stub.log"):
+        side.call("die")
+
+
+def test_arrays_go_to_a_side_and_back(side):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    doubled = side.call("double", array=array)["doubled"]
+    assert doubled.dtype == np.float32 and (doubled == 2 * array).all()
+
+
+def test_a_side_in_its_own_loop_answers_what_it_waits_for_and_all_else(side):
+    """As Tunix's does, whose training never returns."""
+    assert side.call("train") == {"ready": True}
+    assert side.call("draw", number=1) == {"drawn": 1}
+    assert side.call("double", array=np.ones(1))["doubled"] == 2
+    assert side.call("draw", number=2) == {"drawn": 2}
+    with pytest.raises(SystemExit, match="stub, grow: TypeError"):
+        side.call("grow", megabytes="many")
+
+
+def opened(ours, theirs):
+    opener = object.__new__(sides.Opener)
+    opener.run = cpu.run_of(cpu.Options())
+    opener.rows = sides.padded_rows(512, length=6)
+    opener.logits = {"ours": ours, "tunix": theirs}
+    return opener
+
+
+def test_sides_are_apart_by_shares_and_padding_does_not_count():
+    theirs = np.zeros((2, 6, 4))
+    theirs[..., 0] = 1.0  # of a quarter of the entries: their spread is sqrt(3) / 4
+    ours = theirs.copy()
+    ours[0, 0, 0] += 1e-4
+    ours[1, 0, 0] = 9.0  # padding
+    far = opened(ours, theirs).apart()
+    assert far == {"logits_apart": pytest.approx(1e-4 / (3**0.5 / 4))}
+    moments = {"ours": np.array([2.0, -4.0]), "tunix": np.array([2.0, -4.0 + 4e-4])}
+    far = opened(ours, theirs).apart(moments)
+    assert far["gradient_apart"] == pytest.approx(1e-4, rel=1e-3)
+    with pytest.raises(SystemExit, match="not the same model or update"):
+        opened(1.1 * theirs, theirs).apart()
+
+
+def test_a_step_sums_its_parts_and_medians_leave_out_the_first():
+    reading = lambda wall: {"wall": wall, "cpu": 2 * wall, "peak": 100 - wall}
+    taken = [{"update": reading(wall)} for wall in (50.0, 1.0, 4.0, 2.0)]
+    row = cpu.summary(taken, "update")
+    assert (row["wall"], row["cpu"], row["first_wall"], row["first_cpu"]) == (2, 4, 50, 100)
+    assert row["wall_all"] == [1, 4, 2] and row["peak"] == 99
+
+
 def test_tunix_sees_of_this_repository_its_own_folder_alone():
     """Else it would find `kernels/`, or ours in the place of its own packages."""
     theirs = Path(sides.__file__).parent / "theirs"
-    for path in theirs.glob("*.py"):
+    counter = theirs.parents[2] / "gemma_grpo" / "planning" / "traced.py"  # run as a lone file
+    for path in (*theirs.glob("*.py"), counter):
         tree = ast.parse(path.read_text())
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

@@ -60,29 +60,9 @@ def test_a_distance_is_over_all_weights():
     assert replay.distance(one, other) == pytest.approx(5.0)
 
 
-def test_blocks_are_means_of_steps_and_the_last_may_be_shorter():
-    values = np.array([[1.0, 3.0, 5.0], [0.0, 2.0, 8.0]])
-    assert curves.block_means(values, 2).tolist() == [[2.0, 5.0], [1.0, 8.0]]
-
-
 def test_a_running_mean_looks_back_and_never_ahead():
     values = np.array([1.0, 3.0, 5.0, 1.0])
     assert curves.running_mean(values, 2).tolist() == [1.0, 2.0, 4.0, 3.0]
-
-
-def test_steps_count_from_one_and_a_target_may_be_missed():
-    values = np.array([0.1, 0.5, 0.4, 0.6])
-    assert curves.steps_to(values, 0.5) == 2
-    assert curves.steps_to(values, 0.7) is None
-
-
-def test_a_target_is_a_share_of_the_way_to_the_lower_end():
-    rewards = [np.array([[0.2, 0.2, 0.9, 0.9]]), np.array([[0.4, 0.4, 0.8, 0.8]])]
-    assert curves.target_of(rewards, 2, 0.9) == pytest.approx(0.3 + 0.9 * 0.5)
-
-
-def test_compilation_counts_as_a_step_like_the_others():
-    assert curves.without_first([20.0, 1.0, 2.0, 9.0]) == [2.0, 1.0, 2.0, 9.0]
 
 
 def row(side: str, seed: int, reward: float, cpu: float) -> dict:
@@ -108,59 +88,74 @@ ROWS = [
 ]
 
 
-def test_the_difference_stands_against_what_one_seed_is_from_another():
-    (said,) = curves.summaries(curves.read(ROWS))
-    assert said["difference"] == [0.0, 0.0, 0.0]  # 0.6 and 0.6 on average
-    # Variances with ddof 1: 0.2^2 / 2 and 0.4^2 / 2; the root of their mean, 0.05.
-    assert said["seed_std"] == pytest.approx([0.0, 0.224, 0.235], abs=5e-4)
-    # 0.1 and -0.1 by seed
-    assert said["held_out"]["accuracy"]["difference"] == {"mean": 0.0, "error": 0.1}
+def summary(rows: list[dict], figure: str) -> dict:
+    (found,) = [row for row in curves.summaries(curves.read(rows)) if row["figure"] == figure]
+    return found
+
+
+def test_differences_are_paired_by_seed():
+    said = summary(ROWS, "accuracy, held out")
+    assert said["means"] == {"ours": 0.6, "tunix": 0.6}
+    # 0.1 and -0.1 by seed, whatever the order of the rows: a standard error of 0.1
+    assert (said["difference"], said["error"]) == (0.0, 0.1)
 
 
 def test_the_last_quarter_is_the_last_quarter():
-    (said,) = curves.summaries(curves.read(ROWS))
-    assert said["last_quarter"]["format"]["ours"] == pytest.approx((1.0 + 6 * 0.5) / 7, abs=5e-5)
+    said = summary(ROWS, "format, last quarter of the steps")
+    assert said["means"]["ours"] == pytest.approx((1.0 + 6 * 0.5) / 7, abs=5e-5)
 
 
 def test_a_side_that_is_behind_is_said_to_be_behind():
     worse = [
         dict(r, reward=[x / 2 for x in r["reward"]]) if r["side"] == "ours" else r for r in ROWS
     ]
-    (said,) = curves.summaries(curves.read(worse))
-    assert said["difference"][1] == pytest.approx(-0.3)
-    assert said["blocks_within_seed_std"] == "1 of 3"
+    # Means over steps: 0.3 * (0 + 1 + 1.05) / 3 below.
+    assert summary(worse, "reward")["difference"] == pytest.approx(-0.205)
+
+
+def test_a_first_step_compiles_and_is_told_apart():
+    assert summary(ROWS, "CPU seconds of the first step")["means"] == {"ours": 50, "tunix": 50}
+    assert summary(ROWS, "CPU seconds of a step, median")["means"] == {"ours": 1, "tunix": 3}
 
 
 def test_the_same_steps_to_a_target_cost_each_side_its_own_seconds():
-    (said,) = curves.summaries(curves.read(ROWS))
+    *_, said = curves.reached(curves.read(ROWS))
     # 0.9 * 0.63: the running mean of ten is 0.54 after nine steps at 0.6, and 0.6 after ten.
-    assert said["reached"][-1] == {
-        "reward": 0.567,
-        "ours": {"steps": 20, "cpu": 20.0, "wall": 10.0},
-        "tunix": {"steps": 20, "cpu": 60.0, "wall": 30.0},
-    }
+    assert said["reward"] == 0.567
+    assert said["ours"] == {"steps": 20, "cpu": 20.0}
+    assert said["tunix"] == {"steps": 20, "cpu": 60.0}
 
 
-def test_when_ours_ends_tunix_is_where_its_seconds_have_brought_it():
-    (said,) = curves.summaries(curves.read(ROWS))
-    assert said["when_side_ends"] == {"cpu": 30.0, "reward": {"ours": 0.63, "tunix": 0.0}}
+def test_the_reward_to_reach_is_the_lower_sides_and_another_may_have_it_earlier():
+    half = [
+        dict(r, reward=[x / 2 for x in r["reward"]]) if r["side"] == "ours" else r for r in ROWS
+    ]
+    *_, said = curves.reached(curves.read(half))
+    # 0.9 * 0.315; Tunix's running mean is 0.3 after five of ten steps at 0.6.
+    assert said["reward"] == pytest.approx(0.2835, abs=6e-4)
+    assert (said["tunix"]["steps"], said["ours"]["steps"]) == (15, 20)
 
 
 def test_each_two_sides_are_compared_once():
     third = [dict(r, side="ours_stop_untrained") for r in ROWS if r["side"] == "ours"]
     said = curves.summaries(curves.read([*ROWS[:2], *third, *ROWS[2:]]))
-    pairs = [("ours", "ours_stop_untrained"), ("ours", "tunix"), ("ours_stop_untrained", "tunix")]
-    assert [(r["side"], r["against"]) for r in said] == pairs
+    pairs = [tuple(row["means"]) for row in said if row["figure"] == "reward"]
+    assert sorted(pairs) == [
+        ("ours", "ours_stop_untrained"),
+        ("ours", "tunix"),
+        ("ours_stop_untrained", "tunix"),
+    ]
 
 
 def test_one_seed_is_no_measure_of_noise():
     with pytest.raises(SystemExit, match="two seeds"):
-        curves.summaries(curves.read([row("ours", 0, 0.5, 1.0), row("tunix", 0, 0.5, 1.0)]))
+        curves.read([row("ours", 0, 0.5, 1.0), row("tunix", 0, 0.5, 1.0)])
 
 
 def test_the_chart_is_drawn_of_the_rows(tmp_path, capsys):
     path, chart = tmp_path / "rows.jsonl", tmp_path / "chart.png"
     path.write_text("\n".join(json.dumps(r) for r in ROWS))
     curves.main((path,), chart=chart)
-    assert json.loads(capsys.readouterr().out)["seeds"] == 2
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(printed) == len(curves.FIGURES) + len(curves.SHARES)
     assert chart.stat().st_size > 1000

@@ -1,6 +1,7 @@
 """CSV files: fields, faults named by file and row, and problems from them."""
 
 import csv
+import os
 
 import pytest
 
@@ -130,3 +131,21 @@ def test_a_faulty_row_of_gsm8k_is_named_by_file_and_row(tmp_path):
     write_csv(tmp_path / "main_test.csv", rows)
     with pytest.raises(UserError, match=r"main_test\.csv, row 2: field .answer. must end in"):
         prompts(f"gsm8k:{tmp_path}", "test")
+
+
+def test_a_parquet_text_that_is_not_utf_8_is_one_line(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    text = pyarrow.array([b"Gr\xf6\xdfe"], pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, text.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="cannot read .*a.parquet as parquet"):
+        tables.read_rows(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", tables.SUFFIXES)
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(UserError, match="is no file"):
+        tables.read_rows(tmp_path / f"a{suffix}")

@@ -270,3 +270,30 @@ def test_a_job_is_joined_where_the_environment_tells_of_one(monkeypatch, variabl
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert processes._environment_names_several() == told
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize("address", ["host", "host:", ":80", "host:x", "host:0", "host:65536"])
+def test_an_address_that_is_none_is_refused_before_jax_sees_it(address):
+    with pytest.raises(UserError, match="write host:port, or auto"):
+        processes.join(address, 2, 1)
+
+
+def test_a_coordinator_that_is_not_there_is_said_at_once_and_refused_in_the_end(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(processes, "CONNECT_TIMEOUT", 0.05)
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: not reached in"):
+            processes.join(f"127.0.0.1:{port}", 2, 1)
+    assert capsys.readouterr().err.count("waiting for the coordinator") == 1
+
+
+def test_a_number_in_the_environment_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=one: must be a number"):
+        processes.join("localhost:1234", 2)

@@ -1,6 +1,7 @@
 """What an evaluation reports, worked out by hand on four problems."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -54,6 +55,12 @@ def test_greedy_figures_are_those_of_hand_counting():
     assert result["truncation_rate"] == 0.25
     # "a" to "d" say no numbers, and "0 + 1 = 1" starts from none of theirs.
     assert result["trace_score"] == 0
+    # "1 + 1 = 2" of a and b; "0 + 1 = 1" is filler. Then with a false line in d.
+    assert (result["steps"], result["true_steps"]) == (2, 1.0)
+    wrong = replace(GREEDY[3], completion=GREEDY[3].completion.replace("0 + 1 = 1", "2 + 2 = 5"))
+    with_wrong = evaluator.summarize(PROBLEMS, [*GREEDY[:3], wrong], None)
+    assert (with_wrong["steps"], with_wrong["true_steps"]) == (3, pytest.approx(2 / 3))
+    assert evaluator.summarize(PROBLEMS[2:3], GREEDY[2:3], None)["true_steps"] is None
     assert result["by_difficulty"] == {
         "easy": {"accuracy": 1.0, "n": 1},
         "medium": {"accuracy": 0.0, "n": 2},
@@ -227,3 +234,8 @@ def test_spellings_of_one_number_are_votes_for_one_candidate():
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
     sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
     assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
+
+
+@pytest.mark.parametrize("num_problems, prompts", [(4, 8), (9, 16), (40, 40), (10**7, 10**6)])
+def test_no_more_rows_are_drawn_than_the_problems_fill_on_the_devices(num_problems, prompts):
+    assert evaluator.prompts_at_once(1_000_000, num_problems, num_devices=8) == prompts

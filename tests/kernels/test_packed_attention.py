@@ -359,7 +359,7 @@ def test_the_kernel_is_refused_by_name_where_there_is_no_tpu():
 )
 def test_the_shapes_of_gemma_fit_in_vmem(case, monkeypatch):
     monkeypatch.undo()
-    assert needed(case) < pallas_tpu.VMEM_LIMIT / 2
+    assert needed(case) < pallas_tpu.vmem_limit() / 2
 
 
 def needed(case):

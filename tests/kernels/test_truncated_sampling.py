@@ -404,7 +404,7 @@ def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_withou
 )
 def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(v5e, case, rows):
     V, D = case.vocab_size, case.embed_dim
-    assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.VMEM_LIMIT
+    assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.vmem_limit()
     draw = partial(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95)
     on_chip = NamedSharding(Mesh(np.array(v5e[:1]), ("chip",)), PartitionSpec())
     place = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=on_chip)

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import chex
 import jax
@@ -27,12 +28,14 @@ from gemma_grpo.training import grpo_update, logps
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
 from gemma_grpo.weights import peft_adapter
+from gemma_grpo.weights.source import Source
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 LORA = LoRAConfig(rank=3, alpha=6.0)
 P, G, T = 4, 2, 5
 _, BASE = tiny_model(scale=1.5)
+NO_BASE = Source(Path("base"), TINY, {}, tokenizer=None)
 
 
 def drawn_adapter(config=LORA, seed=5):
@@ -268,7 +271,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 def test_a_peft_folder_holds_each_factor_in_torchs_layout(tmp_path):
     adapter = drawn_adapter()
-    peft_adapter.write_adapter(tmp_path / "peft", adapter, LORA, base="some/base")
+    peft_adapter.write_adapter(tmp_path / "peft", adapter, LORA, base=NO_BASE)
     tensors = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len(tensors) == 3 * len(lora.TARGETS) * 2
     name = "base_model.model.model.layers.1.self_attn.o_proj"
@@ -284,4 +287,4 @@ def test_a_peft_folder_holds_each_factor_in_torchs_layout(tmp_path):
 
 def test_a_peft_folder_is_not_written_over(tmp_path):
     with pytest.raises(UserError, match="there already"):
-        peft_adapter.write_adapter(tmp_path, drawn_adapter(), LORA, base="")
+        peft_adapter.write_adapter(tmp_path, drawn_adapter(), LORA, base=NO_BASE)

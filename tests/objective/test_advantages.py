@@ -13,6 +13,7 @@ from gemma_grpo.objective import advantages
 SETTINGS = [
     ("group", "mean"),
     ("batch", "mean"),
+    ("mean", "mean"),
     ("none", "mean"),
     ("batch", "leave_one_out"),
     ("none", "leave_one_out"),
@@ -46,6 +47,15 @@ def test_no_scale_leaves_the_distance_from_the_group_mean():
     rewards_PG = jnp.array([[1.0, 0.0, 0.0, 1.0], [0.0, 2.0, 4.0, 6.0]])
     actual_PG = advantages.group_advantages(rewards_PG, scale="none", baseline="mean")
     close(actual_PG, [[0.5, -0.5, -0.5, 0.5], [-3.0, -1.0, 1.0, 3.0]])
+
+
+def test_the_mean_scale_weighs_a_group_by_how_rarely_it_is_right():
+    # One right of four: mean 1/4, (1 - 1/4) / (1/4) = 3, (0 - 1/4) / (1/4) = -1. None right: 0.
+    # A reward of 0.6 instead of 1 changes nothing.
+    rewards_PG = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.6, 0.6, 0.0, 0.6], [0.0, 0.0, 0.0, 0.0]])
+    actual_PG = advantages.group_advantages(rewards_PG, scale="mean", baseline="mean")
+    third = 1 / 3
+    close(actual_PG, [[3, -1, -1, -1], [third, third, -1, third], [0, 0, 0, 0]])
 
 
 def test_leave_one_out_compares_each_reward_with_the_mean_of_the_others():
@@ -133,6 +143,11 @@ def test_one_generation_is_refused(scale, baseline):
 def test_leave_one_out_with_the_group_std_is_refused():
     with pytest.raises(UserError, match="leave_one_out.*scale='group'.*'batch' or 'none'"):
         advantages.group_advantages(jnp.ones((4, 3)), scale="group", baseline="leave_one_out")
+
+
+def test_leave_one_out_with_the_group_mean_is_refused():
+    with pytest.raises(UserError, match="leave_one_out.*scale='mean'.*baseline='mean'"):
+        advantages.group_advantages(jnp.ones((4, 3)), scale="mean", baseline="leave_one_out")
 
 
 @pytest.mark.parametrize("wrong", [{"scale": "grup"}, {"baseline": "loo"}])

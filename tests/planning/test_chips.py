@@ -1,20 +1,25 @@
 """Chips of every kind are planned for, and an unknown one by the memory that it reports."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import metadata
 from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma_grpo import presets
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
+from gemma_grpo.kernels import packed_attention
 from gemma_grpo.kernels.fused_sampling import fused_sampling
-from gemma_grpo.model import CONFIGS
+from gemma_grpo.kernels.lm_head_logps import lm_head_logps
+from gemma_grpo.kernels.truncated_sampling import truncated_sampling
+from gemma_grpo.model import CONFIGS, Packed
 from gemma_grpo.planning import chips, compiled, fit, programs, roofline, topology
 
 TWO_LAYERS = replace(CONFIGS["gemma3-1b"], num_layers=2)
@@ -91,18 +96,124 @@ def test_a_host_of_each_kind_has_its_devices_and_their_share_of_a_chip(libtpu, w
     assert chips.chip_here(here) == chips.chip_of(where, devices)
 
 
-@pytest.mark.parametrize("where", ["v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
-def test_a_kernel_compiles_for_each_kind(libtpu, where):
-    """Sampling from the 1B's head, eight rows of bfloat16."""
-    one = NamedSharding(Mesh(np.array(topology.devices(where)[:1]), ("x",)), PartitionSpec())
-    shape = lambda *size, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(size, dtype, sharding=one)
-    draw = lambda hidden, head, keys: fused_sampling(
-        hidden, head, jax.random.wrap_key_data(keys), temperature=1.0
+KINDS = ["v5e:2x4", "v5p:2x2x1", "v6e:2x4"]
+
+
+def on_one_chip(where, function):
+    """The function on a chip of the topology, as a run has it: within a `shard_map`."""
+    one = mesh.data_mesh(topology.devices(where)[:1])
+    replicated = PartitionSpec()
+    mapped = lambda *arrays: jax.shard_map(
+        function, mesh=one, in_specs=replicated, out_specs=replicated, check_vma=False
+    )(*arrays)
+
+    def lower(*shapes):
+        place = NamedSharding(one, replicated)
+        arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
+        return jax.jit(mapped).trace(*arrays)
+
+    return lower
+
+
+def draw(function, **settings):
+    return lambda hidden, head, keys: function(
+        hidden, head, jax.random.wrap_key_data(keys), **settings
     )
-    lowered = jax.jit(draw).lower(
-        shape(8, 1152), shape(262_144, 1152), shape(8, 2, dtype=jnp.uint32)
+
+
+def log_probs(hidden, head, ids):
+    return jax.grad(lambda h, e: lm_head_logps(h, e, ids).logps.sum(), (0, 1))(hidden, head)
+
+
+def attend(q, k, v, slots):
+    """Two prompts of 128 slots and two completions each of 256."""
+    prompts, completions = (2, 128), (4, 256)
+    masks = (jnp.ones(shape, bool) for shape in (prompts, completions))
+    segments = Packed.of(slots, prompts, completions).segments(*masks)
+
+    def loss(q, k, v):
+        mixed = packed_attention.packed_attention(
+            *(q[None], k[None], v[None]),
+            packed_attention.make_block_mask(segments, window=512),
+            scale=1 / 16,
+            fallback=lambda q, k, v: q,
+        )
+        return mixed.astype(jnp.float32).sum()
+
+    return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+
+BF16, HEAD, ROW = jnp.bfloat16, (16_384, 1152), 1024
+OPS = {
+    "fused_sampling": (
+        draw(fused_sampling, temperature=1.0),
+        (((8, 1152), BF16), (HEAD, BF16), ((8, 2), jnp.uint32)),
+    ),
+    "truncated_sampling": (
+        draw(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95),
+        (((8, 1152), BF16), (HEAD, BF16), ((8, 2), jnp.uint32)),
+    ),
+    "lm_head_logps": (log_probs, (((256, 1152), BF16), (HEAD, BF16), ((256,), jnp.int32))),
+    "packed_attention": (
+        attend,
+        (((ROW, 4, 256), BF16), *[((ROW, 1, 256), BF16)] * 2, ((ROW,), jnp.int32)),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("where", KINDS)
+def test_every_op_compiles_for_each_kind(libtpu, where, op):
+    """At the 1B's width, forward and backward; a kernel where there is one."""
+    function, shapes = OPS[op]
+    traced = on_one_chip(where, function)(*shapes)
+    assert ("pallas_call" in str(traced.jaxpr)) == (op != "lm_head_logps")
+    assert compiled.compile_and_read(traced.lower()).temporaries < 32e6
+
+
+@pytest.mark.parametrize(
+    "where, fits", [("v5e:2x4", True), ("v5p:2x2x1", False), ("v6e:2x4", True)]
+)
+def test_a_kernel_is_taken_where_the_chips_own_vmem_holds_it(libtpu, where, fits):
+    """The logits of 64 rows over Gemma's vocabulary are 64 MiB, all that a v5p's core has."""
+    function, _ = OPS["truncated_sampling"]
+    shapes = ((64, 1152), BF16), ((262_144, 1152), BF16), ((64, 2), jnp.uint32)
+    traced = on_one_chip(where, function)(*shapes)
+    assert ("pallas_call" in str(traced.jaxpr)) == fits
+
+
+SMALL_STEP = """
+import sys
+from dataclasses import replace
+from gemma_grpo import presets
+from gemma_grpo.model import CONFIGS
+from gemma_grpo.planning import compiled, programs, topology
+
+where = topology.target(sys.argv[1])
+config = replace(CONFIGS["gemma3-1b"], num_layers=2, vocab_size=16_384, hidden_dim=2304)
+run = presets.preset("gemma3-1b")
+run = replace(
+    run,
+    model=replace(run.model, max_prompt_length=128, max_completion_length=128),
+    grpo=replace(run.grpo, num_generations=2, pack_tokens=1024),
+)
+for program in programs.of_step(run, config, where.mesh):
+    read = compiled.compile_and_read(program.trace().lower())
+    assert 0 < read.peak + program.resident < where.chip.memory
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", KINDS)
+def test_a_small_step_compiles_for_each_kind(libtpu, where):
+    """Two layers of the 1B's width, with fewer tokens and narrow MLPs; in a process of its own,
+    which the compiler may abort."""
+    child = subprocess.run(
+        [sys.executable, "-c", SMALL_STEP, where], capture_output=True, text=True, timeout=1800
     )
-    assert compiled.compile_and_read(lowered).temporaries < 1e6
+    if child.returncode < 0:
+        pytest.skip(f"libtpu {metadata.version('libtpu')} aborted, signal {-child.returncode}")
+    assert child.returncode == 0, child.stderr[-2000:]
 
 
 @pytest.mark.slow
@@ -121,5 +232,5 @@ def test_a_step_compiles_for_v6e_and_fits_though_its_text_cannot_be_read(libtpu)
     devices = topology.devices("v6e:2x4")
     chip = chips.chip_of("v6e:2x4", devices)
     rows = fit.plan(presets.preset("gemma3-1b"), TWO_LAYERS, mesh.data_mesh(devices), chip)
-    assert [row.name for row in rows] == ["rollout", "update"]
+    assert {"rollout", "update", "sft update"} < {row.name for row in rows}
     assert not any(fit.excess(row, chip) for row in rows)

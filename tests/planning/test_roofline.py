@@ -49,8 +49,11 @@ def test_tensor_parallel_a_chip_reads_its_share_of_mlps_and_embedding_and_waits_
 def test_the_plan_of_a_rollout_in_slices_counts_them_in_every_step():
     sharded = presets.preset("gemma3-1b")
     run = replace(sharded, model=replace(sharded.model, rollout_layout="data"))
-    work_of = fit.work_of
-    (_, replicated), (_, decode) = (work_of("rollout", each, ONE_B, 8) for each in (run, sharded))
+    works = []
+    for each in (run, sharded):
+        rollout = programs.of_step(each, ONE_B, mesh.data_mesh())[0]
+        works.append(fit.work_of(rollout, each, ONE_B, 8))
+    (_, replicated), (_, decode) = works
     assert replicated.collectives == 0 and decode.collectives == 800 * 55
     assert decode.bytes == pytest.approx(800 * 0.516e9, rel=1e-3)
     assert decode.seconds(V5E) < 0.45 * replicated.seconds(V5E)
@@ -95,7 +98,7 @@ def test_an_unpacked_update_does_no_more_than_the_formulas_say(preset):
     hidden = 512 * 512 - roofline.seen_pairs(ONE_B, before=0, tokens=512)
     hidden += 8 * (800 * 1312 - roofline.seen_pairs(ONE_B, before=512, tokens=800))
     for program in programs.of_step(run, ONE_B, devices)[1:]:
-        (floor,) = fit.work_of(program.name, run, ONE_B, devices.size)
+        (floor,) = fit.work_of(program, run, ONE_B, devices.size)
         times = 4 if program.name == "update" else 1
         counted = traced.matmul_flops(program.trace(), platform="cpu")
         expected = floor.flops + times * roofline.attention(ONE_B, hidden)
@@ -106,9 +109,10 @@ def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
     """Three packs of 3072 places at full lengths. A TPU's kernel computes full blocks of pairs, and
     makes the scores once more in its backward pass: five matmuls for four."""
     run, devices = presets.preset("gemma3-1b"), mesh.data_mesh()
-    loops = fit.packs_of(run, ONE_B, devices.size)
+    update = programs.of_step(run, ONE_B, devices)[-1]
+    loops = fit.packs_of(update, run, ONE_B, devices.size)
     assert loops["turns"] == [3, 0]
-    trace = programs.of_step(run, ONE_B, devices)[-1].trace()
+    trace = update.trace()
     counted = traced.matmul_flops(trace, platform="tpu", **loops)
     places = roofline.update(
         ONE_B,

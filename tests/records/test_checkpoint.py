@@ -1,11 +1,13 @@
 """A checkpoint comes back bit for bit, or not at all: killed, damaged, full disk, wrong shape."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -327,7 +329,9 @@ def test_a_disk_without_room_for_arrays_and_index_is_left_alone(
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
     written = []
-    monkeypatch.setattr(checkpoint, "_write", lambda path, *_: (path.mkdir(), written.append(path)))
+    monkeypatch.setattr(
+        checkpoint, "_begin_write", lambda path, *_: lambda: (path.mkdir(), written.append(path))
+    )
     if fits:
         checkpoints.save(1, {"w": jnp.zeros(1000)}, {})  # 4000 bytes
     else:
@@ -405,3 +409,105 @@ def test_the_sums_can_be_checked_without_python(checkpoints):
         ["sha256sum", "-c", "--quiet", "--strict", checkpoint.SUMS], cwd=path, check=True
     )
     assert json.loads((path / "host.json").read_text()) == {"stage": "sft"}
+
+
+# --- written in the background -------------------------------------------------------------------
+
+
+def test_arrays_may_be_donated_and_overwritten_as_soon_as_a_save_is_begun(checkpoints):
+    """Large enough that the update is through long before the bytes are on the disk."""
+    size = 4_000_000
+    update = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    for step in (1, 2):
+        state = {
+            "a": jnp.arange(size),
+            "b": jnp.arange(4.0),
+            "host": np.arange(size, dtype=np.int32),
+        }
+        wanted = bits(jax.tree.map(np.array, state))
+        like = abstract(state)
+        checkpoints.start(step, state, {})
+        state["host"][:] = -1
+        jax.block_until_ready(update({name: state[name] for name in "ab"}))
+        checkpoints.wait()
+        assert bits(checkpoints.restore(step, like)[0]) == wanted
+
+
+def hold_back(monkeypatch, error=None):
+    """Saves that the background finishes when the test says so, or fails to."""
+    go_on = threading.Event()
+    begin = checkpoint._begin_write
+
+    def begin_and_hold(path, arrays):
+        written = begin(path, arrays)
+
+        def wait():
+            assert go_on.wait(60)
+            written()
+            if error:
+                raise error
+
+        return wait
+
+    monkeypatch.setattr(checkpoint, "_begin_write", begin_and_hold)
+    return go_on
+
+
+def test_a_save_under_way_is_no_checkpoint_yet_and_the_next_waits_for_it(checkpoints, monkeypatch):
+    go_on = hold_back(monkeypatch)
+    checkpoints.start(1, {"w": jnp.float32(1)}, {})
+    assert checkpoints.is_writing() and checkpoints.steps() == []
+    checkpoints.check()
+    order = []
+    next_save = threading.Thread(
+        target=lambda: (checkpoints.start(2, {"w": jnp.float32(2)}, {}), order.append("begun"))
+    )
+    next_save.start()
+    time.sleep(0.2)
+    order.append("first may end")
+    go_on.set()
+    next_save.join(60)
+    assert order == ["first may end", "begun"]
+    checkpoints.wait()
+    assert not checkpoints.is_writing() and checkpoints.steps() == [1, 2]
+    assert checkpoints.seconds > 0
+
+
+@pytest.mark.parametrize("told", ["check", "wait", "start"])
+def test_a_save_that_fails_in_the_background_is_told_once_asked(checkpoints, monkeypatch, told):
+    checkpoints.save(1, {"w": jnp.float32(1)}, {})
+    with monkeypatch.context() as patched:
+        go_on = hold_back(patched, OSError(28, "No space left on device", "x"))
+        checkpoints.start(2, {"w": jnp.float32(2)}, {})
+        go_on.set()
+        while checkpoints.is_writing():
+            time.sleep(0.01)
+        ask = {"start": lambda: checkpoints.start(3, {"w": jnp.float32(3)}, {})}
+        with pytest.raises(UserError, match="000002: No space left .* of step 1 is kept"):
+            ask.get(told, getattr(checkpoints, told))()
+    assert os.listdir(checkpoints.directory) == ["000001"]
+    with contextlib.suppress(UserError):  # `check` does not forget it
+        checkpoints.wait()
+    checkpoints.save(4, {"w": jnp.float32(4)}, {})
+    assert checkpoints.latest() == 4
+
+
+def test_an_intact_checkpoint_is_taken_from_another_folder_in_place_of_a_damaged_one(
+    checkpoints, tmp_path
+):
+    other = Checkpoints(tmp_path / "other")
+    other.save(7, {"w": jnp.arange(9.0)}, {"step": 7})
+    checkpoints.save(7, {"w": jnp.arange(9.0)}, {"step": 7})
+    truncate(checkpoints.directory / "000007" / "index.json")
+    checkpoints.take(other.directory / "000007")
+    state, host = checkpoints.restore(7, {"w": jnp.zeros(9)})
+    assert (state["w"] == jnp.arange(9.0)).all() and host == {"step": 7}
+    assert os.listdir(checkpoints.directory) == ["000007"]
+
+
+def test_a_checkpoint_that_was_given_another_steps_name_is_passed_over(checkpoints, capsys):
+    for step in (2, 4):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {"step": step})
+    (checkpoints.directory / "000004").rename(checkpoints.directory / "000009")
+    assert checkpoints.latest() == 2
+    assert "000009 is damaged (it was saved as step 4)" in capsys.readouterr().err

@@ -155,3 +155,55 @@ def test_errors_that_are_not_the_systems_pass_unchanged(tmp_path):
         with pytest.raises(type(error)) as caught, files.write_errors(tmp_path):
             raise error
         assert caught.value is error
+
+
+# --- what is no plain file ---
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "disk" / "real.txt")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    files.write_text(tmp_path / "link.txt", "x")
+    with files.atomic_write(tmp_path / "link") as unfinished:
+        unfinished.mkdir()
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "link").is_symlink()
+    assert names_in(tmp_path / "disk") == ["folder", "real.txt"]
+    assert (tmp_path / "disk" / "real.txt").read_text() == "x"
+
+
+def test_a_fifo_or_a_device_is_written_through_and_stays(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_text(fifo, "x")
+        assert os.read(reader, 10) == b"x"
+    finally:
+        os.close(reader)
+    assert names_in(tmp_path) == ["fifo"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    files.require_new_file(fifo)
+    files.require_new_file(Path("/dev/null"))
+
+
+def test_what_is_there_is_refused_before_the_work_and_not_after(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "inside").touch()
+    (tmp_path / "empty").mkdir()
+    for path in ("new", "new/below", "empty"):
+        files.require_new_folder(tmp_path / path)
+    files.require_new_file(tmp_path / "new")
+    for require, path, words in (
+        (files.require_new_folder, "file", "is there already"),
+        (files.require_new_folder, "full", "is there already"),
+        (files.require_new_folder, "file/below", "Not a directory"),
+        (files.require_new_file, "file", "is there already"),
+        (files.require_new_file, "empty", "is a folder"),
+        (files.require_new_file, "file/below", "Not a directory"),
+    ):
+        with pytest.raises(UserError, match=words):
+            require(tmp_path / path)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="the folder you are in"):
+        files.require_new_folder(Path("."))

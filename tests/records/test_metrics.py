@@ -172,8 +172,8 @@ def test_a_torn_last_line_and_half_written_rollouts_are_dropped(tmp_path):
 
 def test_a_line_that_is_not_ours_is_named_by_file_and_number(tmp_path):
     MetricsWriter(tmp_path).close()
-    good = '{"stage": "sft", "step": 1}\n'
-    for bad in ("not json\n", '{"step": 1}\n', '{"stage": "eval", "step": 1}\n', "[]\n"):
+    good, no_step = '{"stage": "sft", "step": 1}\n', '{"stage": "sft", "step": null}\n'
+    for bad in ("not json\n", '{"step": 1}\n', '{"stage": "eval", "step": 1}\n', "[]\n", no_step):
         (tmp_path / "metrics.jsonl").write_text(good + bad)
         with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no metrics line; delete it"):
             MetricsWriter(tmp_path, {"stage": "sft", "step": 9})
@@ -330,3 +330,13 @@ def test_importing_metrics_loads_neither_tensorboard_nor_tqdm():
     )
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert child.stdout == "set()\n", child.stderr
+
+
+@pytest.mark.parametrize("steps, lacks", [((), True), ((1,), True), ((1, 2), False)])
+def test_lines_that_are_missing_before_the_step_to_go_on_from_are_said(
+    tmp_path, capsys, steps, lacks
+):
+    lines = "".join(f'{{"stage": "sft", "step": {step}}}\n' for step in steps)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    MetricsWriter(tmp_path, {"stage": "sft", "step": 2}).close()
+    assert ("lacks lines before sft step 2" in capsys.readouterr().err) == lacks

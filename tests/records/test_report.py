@@ -167,7 +167,7 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
 
 def test_a_broken_line_is_named_by_number(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "sft", "step": 1}\nnot json\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is not JSON; delete it"):
+    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no metrics line; delete it"):
         report.plot_curves(tmp_path)
 
 
@@ -187,6 +187,7 @@ SUMMARY = {
             "accuracy_ci95": [0.457, 0.5675],
             "format_rate": 0.96,
             "trace_score": 0.71,
+            "true_steps": 0.875,
             "reward": 0.58125,
             "n": 314,
         },
@@ -196,10 +197,10 @@ SUMMARY = {
 
 def test_the_table_lines_up_and_marks_what_was_not_measured():
     assert report.before_after_table(SUMMARY).splitlines() == [
-        "stage  accuracy     95 % interval  format  trace  reward    n",
-        "-----  --------  ----------------  ------  -----  ------  ---",
-        "base      0.0 %    0.0 % to 1.2 %   0.0 %      -       -  314",
-        "sft      51.2 %  45.7 % to 56.8 %  96.0 %  0.710   0.581  314",
+        "stage  accuracy     95 % interval  format  trace  true steps  reward    n",
+        "-----  --------  ----------------  ------  -----  ----------  ------  ---",
+        "base      0.0 %    0.0 % to 1.2 %   0.0 %      -           -       -  314",
+        "sft      51.2 %  45.7 % to 56.8 %  96.0 %  0.710      87.5 %   0.581  314",
     ]
 
 

@@ -8,7 +8,8 @@ from gemma_grpo.records import lock, run_dir
 
 def a_run(folder):
     """A run as a read-only mount shows it."""
-    for name in ("metrics.jsonl", "rollouts/grpo-000001.jsonl", "checkpoints/grpo/000002/index"):
+    files = "metrics.jsonl rollouts/grpo-000001.jsonl verdicts/judge-0.jsonl"
+    for name in (*files.split(), "checkpoints/grpo/000002/index"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -25,13 +26,14 @@ def names(folder):
 
 def test_a_copy_has_what_is_needed_and_may_be_written(tmp_path):
     source, new = a_run(tmp_path / "old"), tmp_path / "new"
-    checkpoints = {"checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
+    checkpoints = {new / "checkpoints/grpo/000002": source / "checkpoints/grpo/000002"}
     run_dir.copy(source, new, "seed: 1", checkpoints)
     assert names(new) == [
         "checkpoints/grpo/000002/index",
         "config.yaml",
         "metrics.jsonl",
         "rollouts/grpo-000001.jsonl",
+        "verdicts/judge-0.jsonl",
     ]
     assert all(path.stat().st_mode & 0o200 for path in new.rglob("*"))
 
@@ -67,3 +69,9 @@ def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
         "one": "theirs",
     }
     run_dir.copy_cache(tmp_path / "none" / "run", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "why?", "back\\slash"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused_before_training(tmp_path, name):
+    with pytest.raises(UserError, match="name another folder"):
+        run_dir.require_free(tmp_path / name)

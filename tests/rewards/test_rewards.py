@@ -15,11 +15,12 @@ import tolerances
 
 from gemma_grpo import rewards
 from gemma_grpo.errors import UserError
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig, RewardWeights, Sample
 from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
 from gemma_grpo.rewards.quantities import quantity
+from gemma_grpo.rewards.steps import true_lines
 
 GOOD = "<reasoning>\n3 + 4 = 7\n7 * 2 = 14\n</reasoning>\n<answer>\n14\n</answer>"
 
@@ -553,6 +554,24 @@ def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(r
     assert traced(reasoning) == near(expected)
 
 
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("3 + 4 = 7\n7 * 2 = 14", (2, 2)),
+        ("3 + 4 = 8\n7 * 2 = 14\nSo it is 14.", (1, 2)),
+        ("Step 1: 3 + 4 = 7", (1, 1)),
+        ("99 + 1 = 100\n99 + 1 = 100", (2, 2)),  # arithmetic alone, wherever its numbers are from
+        ("3 + 4 = 7; 7 * 2 = 15", (0, 1)),
+        ("5 * 1 = 5\nThe answer is 5.", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_true_lines_counts_the_lines_with_equations_and_those_with_only_true_ones(
+    reasoning, expected
+):
+    assert true_lines(reasoning) == expected
+
+
 def test_a_wrong_answers_trace_is_worth_a_third():
     assert traced("3 * 4 = 12\n12 * 2 = 24", "24") == near(1 / 3)
     structure = lambda text: rewards.structure(sample(text))
@@ -752,6 +771,18 @@ def test_senseless_weights_are_refused_by_name(changes, named):
 # --- scoring --------------------------------------------------------------------------------------
 
 DISTINCT = RewardWeights(correctness=0.5, trace=0.3, confidence=0.11, verbosity=-0.07, format=0.13)
+
+
+def test_a_reward_is_binary_where_only_a_right_answer_is_paid():
+    only_right = RewardWeights(
+        correctness=1.0, trace=0.0, confidence=0.0, verbosity=0.0, format=0.0
+    )
+    binary = RewardConfig(start=only_right, end=only_right, extra=("seen.py:f=0",))
+    assert binary.is_binary
+    assert not RewardConfig().is_binary
+    assert not replace(binary, end=END_WEIGHTS).is_binary
+    assert not replace(binary, start=replace(only_right, verbosity=-0.1)).is_binary
+    assert not replace(binary, extra=("paid.py:f",)).is_binary
 
 
 def test_totals_are_the_weighted_sum_of_the_components_row_by_row():

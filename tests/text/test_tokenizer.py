@@ -270,3 +270,18 @@ def test_another_familys_model_is_refused_by_path_and_by_what_it_lacks(tmp_path)
     assert_one_line_refusal(path, "foreign", "<end_of_turn>")
     path.write_bytes(train_foreign(user_defined_symbols=["<start_of_turn>", "<end_of_turn>"]))
     assert_one_line_refusal(path, "foreign", "<pad>")  # SentencePiece's default has none
+
+
+def test_an_id_beyond_the_tokenizer_decodes_to_nothing():
+    """Hugging Face's 4B has 262,208 rows of the embedding for 262,144 tokens."""
+    ids = TOKENIZER.encode("12 + 7")
+    surplus = [*ids[:2], 512, *ids[2:], 575]
+    assert TOKENIZER.decode(surplus) == TOKENIZER.decode_whole(surplus) == "12 + 7"
+    assert TOKENIZER.pieces([512, ids[0]]) == ["", "1"]
+
+
+def test_a_path_with_a_tilde_is_found_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.model").write_bytes(NANO_TOKENIZER.read_bytes())
+    assert Tokenizer("~/tokenizer.model").path == tmp_path / "tokenizer.model"
+    assert_one_line_refusal("~nobody-of-that-name/tokenizer.model", "set HOME")

@@ -172,3 +172,12 @@ def test_a_misshapen_tensor_is_named_with_both_shapes():
     weights = draw_weights(GQA)
     weights[name] = weights[name].T
     assert f"{name} has shape (32, 12), but its configuration says (12, 32)" in refusal(weights)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named(value):
+    weights = draw_weights(GQA)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][-1, -1] = value
+    with pytest.raises(UserError, match=f"{name} holds nan or infinite numbers"):
+        assemble(source_of(weights), LIKE, dtype="float32", sharding=None)

@@ -162,6 +162,35 @@ def test_a_size_that_is_no_known_models_is_refused_beside_the_nearest_known_one(
     assert message.count("gemma3.") == 1
 
 
+@pytest.mark.parametrize(
+    "key, ours, theirs",
+    [
+        ("rope.scaling.type", "linear", "yarn"),
+        ("rope.scaling.attn_factor", 1.0, 0.5),
+        ("rope.freq_base_swa", 1e4, 1e6),
+        ("rope.dimension_count", 32, 16),
+        ("attention.value_length", 32, 64),
+        ("attention.scale", 32**-0.5, 0.0625),
+        ("attention.sliding_window_pattern", 6, 2),
+        ("attention.sliding_window_pattern", [True] * 5 + [False], [True] * 6),
+        ("attention.causal", True, False),
+        ("attn_logit_softcapping", 0.0, 50.0),
+        ("final_logit_softcapping", 0.0, 30.0),
+    ],
+)
+def test_a_setting_that_is_usually_unsaid_is_refused_by_name_unless_it_is_gemma_3s(
+    tmp_path, key, ours, theirs
+):
+    assert open_gguf(write(tmp_path / "ours", metadata=METADATA | {key: ours})).config == NANO
+    path = write(tmp_path / "theirs", metadata=METADATA | {key: theirs})
+    refusal(path, f"gemma3.{key}=", "is not implemented")
+
+
+def test_values_of_a_wrong_type_are_refused(tmp_path):
+    refusal(write(tmp_path / "a", tokenizer={"tokens": 7}), "tokens is no list of texts")
+    refusal(write(tmp_path / "b", metadata=METADATA | {"x": [[1, 2], [3]]}), "no list has items")
+
+
 # --- what is not there, or not as it should be ---
 
 

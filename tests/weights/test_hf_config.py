@@ -205,3 +205,10 @@ def test_transformers_reads_from_our_file_what_we_put_in(name):
         config.head_dim,
     )
     assert (theirs.sliding_window, theirs.rms_norm_eps) == (config.sliding_window, config.norm_eps)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, 2**31, -1, 0, True, "8"])
+@pytest.mark.parametrize("field", ["rms_norm_eps", "hidden_size", "vocab_size"])
+def test_a_number_that_is_out_of_all_range_is_refused_by_field(field, value):
+    with pytest.raises(UserError, match=f"{field}=.* must be a number above 0, below 2"):
+        config_from_hf({field: value}, where=Path("config.json"))

@@ -21,6 +21,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.assemble import assemble
 from gemma_grpo.weights.hf_folder import open_folder
+from gemma_grpo.weights.load import open_source
+from gemma_grpo.weights.source import Source
 
 MADE_FROM = {  # as make_hf_folders.py has it
     "text": (CASES["window_one_short_of_13_layers_4_of_2"], jnp.bfloat16),
@@ -98,6 +100,49 @@ def test_several_files_need_no_index(text):
 def test_a_file_that_the_index_does_not_name_is_left_alone(text):
     safetensors.numpy.save_file({EMBEDDING: np.zeros((2, 2))}, text / "consolidated.safetensors")
     assert open_folder(text).tensors[EMBEDDING].shape == (37, 18)
+
+
+def saved(path: Path, value: float) -> None:
+    """A model of the text folder's shapes, its embedding filled with a value."""
+    tensors = all_tensors(FOLDERS / "text")
+    tensors[EMBEDDING] = np.full_like(tensors[EMBEDDING], value)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def embedding_of(source: Source) -> float:
+    return float(source.tensors[EMBEDDING].read()[0, 0])
+
+
+def test_a_whole_file_is_read_before_the_index_of_an_older_download_as_transformers_does(text):
+    saved(text / "model.safetensors", 7)
+    assert embedding_of(open_folder(text)) == 7
+    for shard in text.glob("model-*.safetensors"):
+        shard.unlink()
+    (text / "model.safetensors").rename(text / "gemma.safetensors")
+    assert embedding_of(open_folder(text)) == 7  # an index without any of its files says nothing
+
+
+def test_the_file_that_was_named_is_read_and_of_several_the_model_that_they_are(text):
+    before = embedding_of(open_folder(text))
+    for name, value in (("model", 7), ("other", 8)):
+        saved(text / f"{name}.safetensors", value)
+    assert embedding_of(open_source(str(text / "other.safetensors"))) == 8
+    assert embedding_of(open_source(str(text / "model-00002-of-00004.safetensors"))) == before
+
+
+@pytest.mark.parametrize("name", ["model", "adapter_model"])
+def test_an_adapter_named_as_weights_is_called_an_adapter(text, name):
+    factors = {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": np.zeros((2, 2))}
+    file = text / f"{name}.safetensors"
+    safetensors.numpy.save_file(factors, file)
+    with pytest.raises(UserError, match="a LoRA adapter; merge it into its base model first"):
+        open_source(str(file))
+
+
+@pytest.mark.parametrize("place", [7, None, ["a"], "../other/model.safetensors", "/etc/passwd", ""])
+def test_an_index_names_files_of_its_own_folder(text, place):
+    edit_json(text / "model.safetensors.index.json", weight_map={EMBEDDING: place, "b": "c"})
+    assert "names no file of its folder; fetch it again" in refusal(text)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -267,8 +312,8 @@ def test_an_index_that_does_not_fit_its_files_is_refused(text):
 def test_a_tensor_in_two_files_is_refused_by_name_and_files(text):
     (text / "model.safetensors.index.json").unlink()
     tensors = {EMBEDDING: np.zeros((37, 18), np.float32)}
-    safetensors.numpy.save_file(tensors, text / "model.safetensors")
-    words = f"{EMBEDDING} is both in model-00001-of-00004.safetensors and in model.safetensors"
+    safetensors.numpy.save_file(tensors, text / "more.safetensors")
+    words = f"{EMBEDDING} is both in model-00001-of-00004.safetensors and in more.safetensors"
     assert words in refusal(text)
 
 
@@ -291,6 +336,12 @@ def test_a_file_cut_short_anywhere_is_refused(text):
         '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
         '{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
         "not json",
+        "[" * 5000,
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}',
+        '{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "I8", "shape": [8], "data_offsets": [8, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [true, 2], "data_offsets": [0, 8]}}',
     ],
 )
 def test_what_is_no_safetensors_header_is_refused(tmp_path, header):
@@ -306,3 +357,34 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused(text):
         os.truncate(file, 100)
     with pytest.raises(UserError, match="was cut short while it was read"):
         source.tensors[EMBEDDING].read()
+
+
+@pytest.mark.parametrize("offsets", [([0, 8], [4, 12]), ([0, 4], [8, 12]), ([4, 8], [8, 12])])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(tmp_path, offsets):
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+            for name, (begin, end) in zip("ab", offsets, strict=True)
+        }
+    )
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(12))
+    with pytest.raises(UserError, match="overlaps another tensor, or a gap is before it"):
+        tensor_file.slots(file)
+
+
+@pytest.mark.parametrize("layers", [10**7, 1e300, float("inf"), float("nan")])
+def test_more_layers_than_tensors_are_refused_before_anything_is_made_of_them(text, layers):
+    edit_json(text / "config.json", num_hidden_layers=layers)
+    assert "num_hidden_layers=" in refusal(text) and "tensors" in refusal(text)
+
+
+def test_a_config_of_deep_brackets_is_one_line(text):
+    (text / "config.json").write_text("[" * 100_000)
+    assert "not JSON" in refusal(text)
+
+
+def test_float64_is_called_float64(text):
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_as_one(text, all_tensors(text) | {name: np.zeros((22, 18), np.float64)})
+    assert f"{name} is stored as F64, float64; fetch the one in F32" in refusal(text)

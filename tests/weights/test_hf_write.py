@@ -23,6 +23,7 @@ from gemma_grpo.weights import assets, hf_write, tensor_file
 from gemma_grpo.weights.assemble import assemble, hf_tensors
 from gemma_grpo.weights.hf_folder import open_folder
 from gemma_grpo.weights.hf_write import CHAT_TEMPLATE, write_folder
+from gemma_grpo.weights.names import their_shapes
 
 SETTINGS = CASES["global_rope_scaled_by_8_window_6_in_29_layers_7_of_3"]
 CONFIG = make_config(SETTINGS)
@@ -148,6 +149,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("float16", 70000.0, "model.norm.weight holds 70000, more than float16 can store"),
+        ("float16", np.nan, "model.norm.weight holds nan or infinite numbers"),
+        ("float32", np.inf, "model.norm.weight holds nan or infinite numbers"),
+    ],
+)
+def test_a_number_that_cannot_be_stored_is_refused_by_tensor_and_leaves_nothing(
+    tmp_path, dtype, value, words
+):
+    tensors = draw_weights(SETTINGS)
+    tensors["model.norm.weight"][-1] = value
+    ordered = ((name, tensors[name]) for name in their_shapes(CONFIG))
+    with pytest.raises(UserError, match=words):
+        write_folder(tmp_path / "out", ordered, CONFIG, dtype=np.dtype(dtype), tokenizer=None)
+    assert names_in(tmp_path) == []
+
+
 def test_tensors_that_come_in_another_order_or_shape_are_an_error_and_leave_nothing(tmp_path):
     given = list(hf_tensors(make_params(SETTINGS), CONFIG))
     flipped = [(name, array.T) for name, array in given]
@@ -187,6 +207,27 @@ def test_the_template_refuses_a_system_turn():
         template.render(
             bos_token="", messages=[{"role": "system", "content": "x"}], raise_exception=refuse
         )
+
+
+def test_the_template_takes_a_message_in_parts_of_text_and_refuses_others():
+    jinja2 = pytest.importorskip("jinja2", reason="transformers renders chat templates with it")
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    parts = [{"type": "text", "text": " What is "}, {"type": "text", "text": "12 + 7?\n"}]
+    rendered = [
+        template.render(bos_token="<bos>", messages=[{"role": "user", "content": content}])
+        for content in (parts[1:], "12 + 7?\n")
+    ]
+    assert rendered[0] == rendered[1] and "12 + 7?<end_of_turn>" in rendered[0]
+    assert "What is12 + 7?" in template.render(
+        bos_token="", messages=[{"role": "user", "content": parts}]
+    )  # as Gemma's own template, which trims each part
+
+    def refuse(message: str):
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="this is a text model"):
+        image = [{"role": "user", "content": [{"type": "image"}]}]
+        template.render(bos_token="", messages=image, raise_exception=refuse)
 
 
 # --- transformers itself, where it is installed ---

@@ -1,5 +1,6 @@
 """A run's own weights file: trained parameters under our own names."""
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -62,3 +63,31 @@ def test_a_torn_weights_file_is_named(path):
 def test_a_missing_weights_file_is_named(tmp_path):
     with pytest.raises(UserError, match="gone.safetensors"):
         weights.load(tmp_path / "gone.safetensors", ADAPTER)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path, value):
+    tensors = safetensors.numpy.load_file(path)
+    tensors[NAME].reshape(-1)[-1] = value
+    before = path.read_bytes()
+    tree = jax.tree.map(np.asarray, weights.load(path, ADAPTER))
+    leaf = tree["layers"]["attention"]["q_proj_lora"]["a"]
+    tree["layers"]["attention"]["q_proj_lora"]["a"] = np.full_like(leaf, value)
+    with pytest.raises(UserError, match=f"{NAME} holds nan or infinite numbers"):
+        weights.save(path, tree)
+    assert path.read_bytes() == before
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(UserError, match=f"{NAME} holds nan or infinite numbers"):
+        weights.load(path, ADAPTER)
+
+
+def test_a_bit_flipped_anywhere_in_the_numbers_is_noticed(path):
+    whole = bytearray(path.read_bytes())
+    for at in range(len(whole) - 1, len(whole) - 600, -97):
+        whole[at] ^= 1
+        path.write_bytes(whole)
+        with pytest.raises(UserError, match="have changed since they were written"):
+            weights.load(path, ADAPTER)
+        whole[at] ^= 1
+    path.write_bytes(whole)
+    weights.load(path, ADAPTER)

@@ -141,6 +141,25 @@ def test_tables_of_unequal_length_are_refused(tmp_path):
     refusal(write(tmp_path / "model.gguf", tokenizer=shorter), "[512, 511, 512]")
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("tokens", 7),
+        ("tokens", [1, 2]),
+        ("scores", 1.0),
+        ("scores", ["a"] * 512),
+        ("token_type", 1),
+        ("token_type", [1.0] * 512),
+        ("bos_token_id", "2"),
+        ("eos_token_id", 1.0),
+        ("padding_token_id", True),
+    ],
+)
+def test_a_table_or_an_id_of_a_wrong_type_is_refused_by_name(tmp_path, key, value):
+    path = write(tmp_path / "model.gguf", tokenizer=TOKENIZER | {key: value})
+    refusal(path, f"tokenizer.ggml.{key} of a wrong type")
+
+
 def test_tables_of_another_kind_of_tokenizer_are_refused(tmp_path):
     refusal(write(tmp_path / "a", tokenizer=TOKENIZER | {"model": "gpt2"}), "'gpt2'")
     refusal(write(tmp_path / "b", tokenizer={}), "None")

@@ -1,21 +1,18 @@
-"""Tunix's own programs as shapes, lowered and compiled without a weight. Run by its own Python.
+"""Tunix's own programs as shapes, traced for a v5e without a weight. Run by its own Python.
 
 Imports nothing of gemma_grpo. The programs are `_train_step` of its trainer with its GRPO loss,
-`compute_per_token_logps`, and `_decode_fn` of its sampler; nothing of them is copied here.
+`compute_per_token_logps`, `_prefill_fn` and `_decode_fn` of its sampler; nothing of them is copied.
 """
 
-import importlib.metadata
-import os
-import time
+import runpy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import traced
 import turns
 from flax import nnx
 from jax.experimental import topologies
@@ -25,223 +22,152 @@ from tunix.generate import sampler, tokenizer_adapter
 from tunix.rl import algo_core, common, trainer
 from tunix.rl.grpo import grpo_learner
 from tunix.utils import sharding_utils
-from worker import PACKAGES, PAD, Numbers, model_config
+from worker import PACKAGES, PAD, Numbers, abstract, model_of
 
-AXES = ("fsdp", "tp")
 EOS = (1, 106)
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+# Our own counter, of a file that imports jax alone; our package stays off its path.
+TRACED = Path(__file__).parents[3] / "gemma_grpo" / "planning" / "traced.py"
+matmul_flops = runpy.run_path(str(TRACED))["matmul_flops"]
+# What is jitted, its arguments, and which of them Tunix donates.
+Program = tuple[Callable, tuple, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a program is lowered for; `sequences` are all rows, over all devices."""
+class Side:
+    """The calls that the benchmarks make, with the settings that `v5e.settings` gives."""
 
-    shape: dict
-    dtype: str
-    remat: str
-    sequences: int
-    prompt_length: int
-    budget: int
-    fsdp: int
-    tp: int
-    replicated: bool
-    topology: str
+    def compile(self, hlo: str, settings: dict) -> dict:
+        """The program's figures; its HLO goes to a file."""
+        programs = Programs(**settings)
+        with programs.mesh:
+            return turns.compiled(programs.trace(), hlo) | {"versions": turns.versions(*PACKAGES)}
 
-
-def compile_program(program: str, hlo: str, **settings: Any) -> dict:
-    """Compile one of PROGRAMS; its HLO goes to a file, its figures come back."""
-    given = Settings(**settings)
-    mesh = _mesh(given)
-    if given.topology != "cpu":
-        _place_activations(replicated=given.replicated)
-    with mesh:
-        function, arguments, donated = PROGRAMS[program](given, mesh)
-        lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            executable = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return {"fits": False, "why": " ".join(str(error).split())[:300]} | _versions()
-    memory = executable.memory_analysis()
-    with open(hlo, "w") as file:
-        file.write(executable.as_text())
-    return {
-        "fits": True,
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "peak": memory.peak_memory_in_bytes,
-        "compile_wall": time.perf_counter() - wall,
-        "compile_cpu": time.process_time() - cpu,
-    } | _versions()
+    def flops(self, settings: dict) -> dict:
+        """Matmul FLOPs of one run, the decode loop for one turn."""
+        programs = Programs(**settings)
+        with programs.mesh:
+            return {"flops": matmul_flops(programs.trace())}
 
 
-def count_flops(program: str, turns: int, **settings: Any) -> dict:
-    """Matmul FLOPs of one run, with this many turns of the decode loop."""
-    given = Settings(**settings)
-    function, arguments, _ = PROGRAMS[program](given, _mesh(given))
-    counted = traced.matmul_flops(jax.jit(function).trace(*arguments), turns=turns)
-    return {"flops": counted} | _versions()
+class Programs:
+    """What Tunix runs on a topology's devices; a program is a method."""
 
-
-def _versions() -> dict:
-    return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
-
-
-def _mesh(given: Settings) -> Mesh:
-    if given.topology == "cpu":
-        devices = jax.devices()
-    else:
-        os.environ.update(_ENVIRONMENT)
+    def __init__(self, *, topology: str, fsdp: int, tp: int, replicated: bool, **settings: object):
+        # The environment that the benchmark's process hands down lets libtpu do without a TPU.
         devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=given.topology, chips_per_host_bounds=(2, 4, 1)
+            platform="tpu", topology_name=topology, chips_per_host_bounds=(2, 4, 1)
         ).devices
-    return Mesh(np.array(devices).reshape(given.fsdp, given.tp), AXES)
+        self.mesh = Mesh(np.array(devices).reshape(fsdp, tp), ("fsdp", "tp"))
+        self.given, self.replicated = SimpleNamespace(**settings), replicated
+        self.make = lambda: model_of(
+            self.given.shape, remat=self.given.remat, dtype=self.given.dtype
+        )
+        sharding_utils.shard = self.shard
+        self.graphdef, self.state = abstract(self.make, self.mesh, replicated=replicated)
 
+    def trace(self) -> jax.stages.Traced:
+        """The program that is asked for; the mesh must be entered."""
+        function, arguments, donated = getattr(self, self.given.program)()
+        return jax.jit(function, donate_argnums=donated).trace(*arguments)
 
-def _place_activations(*, replicated: bool) -> None:
-    """Tunix places no activation while this process has only a CPU; here the TPU is elsewhere."""
-
-    def shard(x: jax.Array, axes: tuple, eager: bool = False) -> jax.Array:
-        spec = PartitionSpec("fsdp") if replicated else PartitionSpec(*axes)
+    def shard(self, x: jax.Array, axes: tuple, eager: bool = False) -> jax.Array:
+        """In the place of Tunix's `shard`, which places nothing while this process has only a CPU.
+        Where weights are replicated, activations are sharded by rows alone."""
+        spec = PartitionSpec("fsdp") if self.replicated else PartitionSpec(*axes)
         mesh = pxla.thread_resources.env.physical_mesh
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-    sharding_utils.shard = shard
+    def rows(self, *shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        """An array sharded by its first axis."""
+        place = NamedSharding(self.mesh, PartitionSpec("fsdp"))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
 
-
-def _model(given: Settings, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    from tunix.models.gemma3 import model as gemma3
-
-    config = model_config(given.shape, remat=given.remat, dtype=given.dtype)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: gemma3.Gemma3(config, rngs=nnx.Rngs(0))))
-    return graphdef, _placed(state, mesh, replicated=given.replicated)
-
-
-def _placed(state: nnx.State, mesh: Mesh, *, replicated: bool = False) -> nnx.State:
-    """Shapes with the places that Tunix's own annotations give them."""
-
-    def place(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec | None) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec() if replicated or spec is None else spec
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, state, nnx.get_partition_spec(state))
-
-
-def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: str = "int32") -> jax.ShapeDtypeStruct:
-    place = NamedSharding(mesh, PartitionSpec("fsdp"))
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
-
-
-def _train(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
-    """Its train step, jitted as `PeftTrainer.jit_train_and_eval_step` does."""
-    graphdef, state = _model(given, mesh)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, b1=0.9, b2=0.95))
-    make = lambda state: nnx.Optimizer(nnx.merge(graphdef, state), optimizer, wrt=nnx.Param)
-    optimizer_graphdef, optimizer_state = nnx.split(nnx.eval_shape(make, state))
-    optimizer_state = _placed(optimizer_state, mesh, replicated=given.replicated)
-    config = grpo_learner.GRPOConfig(num_generations=8, num_iterations=1, beta=0.0)
-    config.temperature = 1.0
-    its = object.__new__(trainer.Trainer)
-    its._lora_enabled, its._has_aux = False, True
-    its.gen_model_input_fn = lambda example: {"train_example": example, "algo_config": config}
-    its.loss_fn = lambda model, train_example, algo_config: algo_core.grpo_loss_fn(
-        model, train_example, algo_config=algo_config, pad_id=PAD, eos_id=EOS[0]
-    )
-    B, S, T = given.sequences, given.prompt_length, given.budget
-    example = common.TrainExample(
-        prompt_ids=_rows(mesh, (B, S)),
-        prompt_mask=_rows(mesh, (B, S), "bool"),
-        completion_ids=_rows(mesh, (B, T)),
-        completion_mask=_rows(mesh, (B, T), "bool"),
-        advantages=_rows(mesh, (B,), "float32"),
-        ref_per_token_logps=None,
-        old_per_token_logps=None,
-    )
-
-    def step(state, optimizer_state, example):
-        model = nnx.merge(graphdef, state)
-        optimizer = nnx.merge(optimizer_graphdef, optimizer_state)
-        out = its._train_step(model, optimizer, example)
-        return out, nnx.state(model), nnx.state(optimizer)
-
-    return step, (state, optimizer_state, example), (1,)
-
-
-def _logps(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
-    """Its log-probs without gradient: the reference's, and the old ones."""
-    graphdef, state = _model(given, mesh)
-    prompts = _rows(mesh, (given.sequences, given.prompt_length))
-    completions = _rows(mesh, (given.sequences, given.budget))
-
-    def logps(state, prompts, completions):
-        return common.compute_per_token_logps(
-            graphdef, state, prompts, completions, pad_id=PAD, eos_id=EOS[0]
+    def update(self) -> Program:
+        """Its train step, jitted as `PeftTrainer.jit_train_and_eval_step` does."""
+        adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, b1=0.9, b2=0.95))
+        make = lambda: nnx.Optimizer(self.make(), adam, wrt=nnx.Param)
+        optimizer, optimizer_state = abstract(make, self.mesh, replicated=self.replicated)
+        config = grpo_learner.GRPOConfig(num_generations=8, num_iterations=1, beta=0.0)
+        config.temperature = 1.0
+        its = object.__new__(trainer.Trainer)
+        its._lora_enabled, its._has_aux = False, True
+        its.gen_model_input_fn = lambda example: {"train_example": example, "algo_config": config}
+        its.loss_fn = lambda model, train_example, algo_config: algo_core.grpo_loss_fn(
+            model, train_example, algo_config=algo_config, pad_id=PAD, eos_id=EOS[0]
+        )
+        B, S, T = self.given.sequences, self.given.prompt_length, self.given.budget
+        example = common.TrainExample(
+            prompt_ids=self.rows(B, S),
+            prompt_mask=self.rows(B, S, dtype="bool"),
+            completion_ids=self.rows(B, T),
+            completion_mask=self.rows(B, T, dtype="bool"),
+            advantages=self.rows(B, dtype="float32"),
+            ref_per_token_logps=None,
+            old_per_token_logps=None,
         )
 
-    return logps, (state, prompts, completions), ()
+        def step(state, optimizer_state, example):
+            model = nnx.merge(self.graphdef, state)
+            adam = nnx.merge(optimizer, optimizer_state)
+            out = its._train_step(model, adam, example)
+            return out, nnx.state(model), nnx.state(adam)
 
+        return step, (self.state, optimizer_state, example), (1,)
 
-def _decode(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
-    """Its decode loop."""
-    its, leaves, sampling = _sampler(given, mesh)
-    return its._decode_fn, (leaves, sampling), (1,)
+    def logps(self) -> Program:
+        """Its log-probs without gradient: the reference's, and the old ones."""
+        B, S, T = self.given.sequences, self.given.prompt_length, self.given.budget
+        function = lambda *arguments: common.compute_per_token_logps(
+            self.graphdef, *arguments, pad_id=PAD, eos_id=EOS[0]
+        )
+        return function, (self.state, self.rows(B, S), self.rows(B, T)), ()
 
+    def decode(self) -> Program:
+        """Its decode loop."""
+        its, arguments = self.sampler()
+        return its._decode_fn, arguments, (1,)
 
-def _prefill(given: Settings, mesh: Mesh) -> tuple[Callable, tuple, tuple]:
-    """Its prefill, and the first token."""
-    its, leaves, sampling = _sampler(given, mesh)
-    prefill = lambda leaves, sampling: its._prefill_fn(leaves, sampling, None, echo=False)
-    return prefill, (leaves, sampling), (1,)
+    def prefill(self) -> Program:
+        """Its prefill, and the first token."""
+        its, arguments = self.sampler()
+        return lambda *arguments: its._prefill_fn(*arguments, None, echo=False), arguments, (1,)
 
+    def sampler(self) -> tuple[sampler.Sampler, tuple]:
+        """Its sampler; the weights as it holds them, and its state. The cache's place is the
+        compiler's choice, as it is for Tunix."""
+        leaves = jax.tree.leaves(self.state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        B, L = self.given.sequences, self.given.prompt_length + self.given.budget
+        sizes = [self.given.shape[name] for name in ("num_layers", "num_kv_heads", "head_dim")]
+        its = object.__new__(sampler.Sampler)
+        its._transformer_graphdef, its._flattened_transformer_state = self.graphdef, leaves
+        its._supports_decode_only_last_token = False
+        its.tokenizer = tokenizer_adapter.TokenizerAdapter(Numbers())
+        its.cache_config = sampler.CacheConfig(L, *sizes)
+        its.eos_ids = np.array(EOS)
+        num_layers, *of_heads = sizes
+        cache = lambda: sampler._init_cache(num_layers, L, B, *of_heads, self.given.dtype)
+        of_rows = {
+            "token_buffer": jax.ShapeDtypeStruct((B, L), jnp.int32),
+            "positions": jax.ShapeDtypeStruct((B, L), jnp.int32),
+            "cache": jax.eval_shape(cache),
+            "done": jax.ShapeDtypeStruct((B,), jnp.bool_),
+        }
+        if self.replicated:
+            of_rows = jax.tree.map(lambda leaf: self.rows(*leaf.shape, dtype=leaf.dtype), of_rows)
+        sampling = sampler._SamplingState(
+            **of_rows,
+            decoding_step=jax.ShapeDtypeStruct((), jnp.int32),
+            total_sampling_steps=jax.ShapeDtypeStruct((), jnp.int32),
+            logits_buffer=None,
+            logprobs_buffer=None,
+            forbidden_token_ids=None,
+            seed=jax.eval_shape(lambda: jax.random.PRNGKey(0)),
+            sampling_mode="top_p",
+            num_input_tokens=self.given.prompt_length,
+            temperature=1.0,
+            sampling_parameters={"top_p": 1.0, "top_k": None},
+        )
+        return its, (leaves, sampling)
 
-def _sampler(given: Settings, mesh: Mesh) -> tuple[sampler.Sampler, list, sampler._SamplingState]:
-    """Its sampler, the weights as it holds them, and its state. The cache's place is the
-    compiler's choice, as it is for Tunix."""
-    graphdef, state = _model(given, mesh)
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    B, L = given.sequences, given.prompt_length + given.budget
-    sizes = given.shape["num_layers"], given.shape["num_kv_heads"], given.shape["head_dim"]
-    its = object.__new__(sampler.Sampler)
-    its._transformer_graphdef, its._flattened_transformer_state = graphdef, leaves
-    its._supports_decode_only_last_token = False
-    its.tokenizer = tokenizer_adapter.TokenizerAdapter(Numbers())
-    its.cache_config = sampler.CacheConfig(L, *sizes)
-    its.eos_ids = np.array(EOS)
-
-    def rows(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return _rows(mesh, leaf.shape, leaf.dtype) if given.replicated else leaf
-
-    num_layers, num_kv_heads, head_dim = sizes
-    empty = lambda: sampler._init_cache(num_layers, L, B, num_kv_heads, head_dim, given.dtype)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    sampling = sampler._SamplingState(
-        decoding_step=scalar,
-        token_buffer=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
-        positions=rows(jax.ShapeDtypeStruct((B, L), jnp.int32)),
-        cache=jax.tree.map(rows, jax.eval_shape(empty)),
-        done=rows(jax.ShapeDtypeStruct((B,), jnp.bool_)),
-        total_sampling_steps=scalar,
-        logits_buffer=None,
-        logprobs_buffer=None,
-        forbidden_token_ids=None,
-        seed=jax.eval_shape(lambda: jax.random.PRNGKey(0)),
-        sampling_mode="top_p",
-        num_input_tokens=given.prompt_length,
-        temperature=1.0,
-        sampling_parameters={"top_p": 1.0, "top_k": None},
-    )
-    return its, leaves, sampling
-
-
-PROGRAMS = {"train": _train, "logps": _logps, "decode": _decode, "prefill": _prefill}
 
 if __name__ == "__main__":
-    turns.serve({"compile": compile_program, "flops": count_flops})
+    turns.Server(Side()).serve()

@@ -1,1 +1,0 @@
-../../../gemma_grpo/planning/traced.py

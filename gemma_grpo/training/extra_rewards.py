@@ -1,0 +1,110 @@
+"""The user's rewards of a run: functions in files, and judges' verdicts on a rubric; loaded, and
+tried on gold completions before anything is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import jax
+
+from gemma_grpo import rewards
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+from gemma_grpo.generation.samples import answer_span
+from gemma_grpo.rewards import custom
+from gemma_grpo.rewards.judge import Judge, load_judge
+from gemma_grpo.rewards.rubric import JudgedReward, load_rubric
+from gemma_grpo.rewards.verdicts import Verdicts
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.training.judge_model import Dtype, load_judge_model
+
+Extra = list[tuple[str, rewards.Reward | rewards.BatchReward, float]]  # name, function, weight
+
+MODEL = "model:"  # before the weights of a judge that is a model
+TRIED = 4  # gold completions that each reward is tried on
+
+
+def load_rewards(
+    config: rewards.RewardConfig,
+    runtime: Runtime,
+    problems: Sequence[Problem],
+    run_dir: Path | None = None,
+) -> Extra:
+    """The user's rewards, in the order of their flags, judges last.
+
+    Args:
+        problems: to learn from.
+        run_dir: judges' verdicts are kept in it; None keeps none.
+
+    Raises:
+        UserError: a reward, a rubric or a judge that cannot be used.
+    """
+    extra: Extra = [*custom.load_extra_rewards(config.extra)]
+    settings = config.rubric
+    if not settings.file:
+        return extra
+    rubric = load_rubric(Path(settings.file), {problem.domain for problem in problems})
+    taken = {*rewards.COMPONENTS, *(name for name, _, _ in extra)}
+    for spec in settings.judges:
+        location, weight = custom.split_weight(spec, "--judge")
+        judge = _load_judge(location, settings, runtime)
+        custom.take_name(judge.name, taken, f"--judge {spec}")
+        path = run_dir and run_dir / "verdicts" / f"{judge.name}-{jax.process_index()}.jsonl"
+        verdicts = Verdicts(judge, settings, path)
+        extra.append((judge.name, JudgedReward(judge.name, rubric, verdicts), weight))
+    return extra
+
+
+def check_rewards(
+    config: rewards.RewardConfig, runtime: Runtime, problems: Sequence[Problem]
+) -> None:
+    """Loads the user's rewards and tries each on gold completions, so that what is wrong with them
+    shows before anything is trained. A judge is asked about one completion of each domain.
+
+    Raises:
+        UserError: as `load_rewards`, a reward that fails, or a judge without verdicts.
+    """
+    extra = load_rewards(config, runtime, problems)
+    for name, reward, weight in extra:
+        if isinstance(reward, JudgedReward):
+            firsts = {problem.domain: problem for problem in reversed(problems)}
+            samples = [gold_sample(firsts[domain], runtime) for domain in reward.rubric]
+            values, reason = reward.judged(samples)
+            if reward.num_missing(samples, values):
+                raise UserError(f"judge {name}, tried on a gold completion: {reason}; fix it")
+        else:
+            samples = [gold_sample(problem, runtime) for problem in problems[:TRIED]]
+            rewards.score(samples, config.start, [(name, reward, weight)], config.trace)
+
+
+def gold_sample(problem: Problem, runtime: Runtime) -> rewards.Sample:
+    """A right completion of a problem: its worked solution, or its answer in the format."""
+    completion = problem.completion or (
+        f"<reasoning>\n{problem.answer}\n</reasoning>\n<answer>\n{problem.answer}\n</answer>"
+    )
+    ids = runtime.tokenizer.encode_completion(completion)
+    num_answer = len(answer_span(runtime.tokenizer.pieces(ids)))
+    return rewards.Sample(
+        prompt=problem.prompt,
+        completion=completion,
+        answer=problem.answer,
+        difficulty=problem.difficulty,
+        num_tokens=len(ids),
+        max_tokens=runtime.max_completion_length,
+        answer_logps=(0.0,) * num_answer,
+        stopped=True,
+        domain=problem.domain,
+    )
+
+
+def _load_judge(location: str, settings: rewards.RubricConfig, runtime: Runtime) -> Judge:
+    if not location.startswith(MODEL):
+        return load_judge(location)
+    weights = location.removeprefix(MODEL)
+    return load_judge_model(
+        weights,
+        Path(weights).name,
+        dtype=cast(Dtype, runtime.dtype),
+        question_tokens=settings.question_tokens,
+        num_rows=settings.per_call,
+    )

@@ -1,0 +1,188 @@
+"""When a run saves its state, and where: as often as its settings ask and its own save times
+allow."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.records import metrics
+from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records.checkpoint import Checkpoints
+from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
+
+SMALL = 10**8  # bytes; a state below this is saved whenever it is due, however busy the machine is
+HOST_BYTES_PER_SECOND = 1e9  # device to host; taken for the first save, until one was measured
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When training states are saved, where, and how many are kept."""
+
+    minutes: float = 0.0
+    """Also save when this many minutes have passed since the last save; 0: by steps alone
+    (sft.checkpoint-every, grpo.checkpoint-every)."""
+    share: float = 0.05
+    """Share of a stage's time that training may stand still to save: a save that would exceed it is
+    put off, unless the state is below 100 MB. Writing, while training goes on, does not count."""
+    keep: int = 2
+    """Checkpoints of a stage that are kept; while one more is written, the disk holds that too."""
+    folder: str = ""
+    """Absolute path of a folder for this run's checkpoints alone, such as one on a larger disk; the
+    one with which the run stops early goes to the run's own folder. "": all go there."""
+
+    def __post_init__(self):
+        if not (self.minutes >= 0 and math.isfinite(self.minutes)):
+            raise UserError(f"checkpoint: minutes={self.minutes} must be 0 or more, and finite")
+        if not 0 < self.share <= 1:
+            raise UserError(f"checkpoint: share={self.share} must be above 0, and 1 at most")
+        if self.keep < 1:
+            raise UserError(f"checkpoint: keep={self.keep}: keep at least 1, better 2")
+        if self.folder and not Path(self.folder).is_absolute():
+            raise UserError(f"checkpoint: folder={self.folder!r} must be an absolute path")
+
+
+class Schedule:
+    """Decides after which steps of a stage a checkpoint is written, by this process's clock."""
+
+    def __init__(
+        self, config: CheckpointConfig, every: int, *, step: int, num_steps: int, num_bytes: int
+    ):
+        """Args:
+        every: steps between checkpoints; 0: none by steps.
+        step: the one that the stage goes on from, which is saved.
+        num_steps: of the stage.
+        num_bytes: of a checkpoint, for the first one's time.
+        """
+        self._config, self._every, self._num_steps = config, every, num_steps
+        self._first_step = self._saved_step = step
+        self._began = self._saved_at = time.monotonic()
+        self._stopped = 0.0  # seconds in which training stood still for saving
+        self._is_small = num_bytes < SMALL
+        self._last = num_bytes / HOST_BYTES_PER_SECOND  # seconds that the last save stopped it
+        self._writing = num_bytes / DISK_BYTES_PER_SECOND
+
+    def is_due(self, step: int, *, is_writing: bool) -> bool:
+        """Whether to save after `step`, the save before being under way or not. What is put off
+        stays due."""
+        minutes, now = self._config.minutes, time.monotonic()
+        by_steps = self._every and step // self._every > self._saved_step // self._every
+        by_time = minutes and now - self._saved_at >= 60 * minutes
+        if not (by_steps or by_time):
+            return False
+        passed = now - self._began
+        a_step = (passed - self._stopped) / (step - self._first_step)
+        return self._is_small or (
+            not is_writing
+            and self._stopped + self._last <= self._config.share * (passed + self._last)
+            # Else the stage's weights would have to wait for it, and they make it superfluous.
+            and self._writing <= a_step * (self._num_steps - step)
+        )
+
+    def note_begun(self, step: int, seconds: float) -> None:
+        """A save of `step` was begun; training stood still for so long."""
+        self._saved_step, self._saved_at = step, time.monotonic()
+        self._last, self._stopped = seconds, self._stopped + seconds
+
+    def note_whole(self, seconds: float) -> None:
+        """The last save was whole so long after it was begun."""
+        self._writing = seconds
+
+
+@dataclass(frozen=True)
+class StageCheckpoints:
+    """The checkpoints of one stage.
+
+    Attributes:
+        running: those that a running stage writes.
+        stopped: the one with which it stops early, in the run's own folder; the same as `running`
+            unless `CheckpointConfig.folder` is set.
+    """
+
+    running: Checkpoints
+    stopped: Checkpoints
+
+    def newest(self) -> Path | None:
+        """The newest intact one of both.
+
+        Raises:
+            UserError: there are some, and all are damaged.
+        """
+        found, damaged = [], None
+        for checkpoints in self._both():
+            try:
+                if (step := checkpoints.latest()) is not None:
+                    found.append((step, checkpoints.directory / f"{step:06d}"))
+            except UserError as error:
+                damaged = error
+        if damaged and not found:
+            raise damaged
+        return max(found)[1] if found else None
+
+    def bring_together(self) -> None:
+        """Moves the newest to the running ones and deletes those in the run's own folder, so that
+        it has room for the next.
+
+        Raises:
+            UserError: the disk is full, or cannot be written or read; the original stays.
+        """
+        if self.stopped is not self.running and self.stopped.steps():
+            newest = self.newest()
+            if newest is not None and newest.parent != self.running.directory:
+                self.running.take(newest)
+            self.stopped.remove()
+
+    def remove(self) -> None:
+        """Deletes all."""
+        for checkpoints in self._both():
+            checkpoints.remove()
+
+    def _both(self) -> tuple[Checkpoints, ...]:
+        return (self.running,) if self.stopped is self.running else (self.running, self.stopped)
+
+
+def stage_checkpoints(run_dir: Path, stage: str, config: CheckpointConfig) -> StageCheckpoints:
+    """The checkpoints of one stage of the run in `run_dir`."""
+    stopped = Checkpoints(run_dir / "checkpoints" / stage, config.keep)
+    if not config.folder:
+        return StageCheckpoints(stopped, stopped)
+    return StageCheckpoints(Checkpoints(Path(config.folder) / stage, config.keep), stopped)
+
+
+def as_found(run_dir: Path, config: CheckpointConfig) -> CheckpointConfig:
+    """The settings by which a run's checkpoints are found: without a folder of their own if that is
+    not there, or another run's."""
+    is_there = config.folder and run_dirs.owner(Path(config.folder)) == run_dir.absolute()
+    return config if is_there else replace(config, folder="")
+
+
+def claim_folder(run_dir: Path, config: CheckpointConfig) -> None:
+    """Makes the checkpoints' own folder, if there is to be one, that of a run which has none there.
+    Raises UserError if it holds checkpoints, or cannot be written."""
+    if config.folder:
+        run_dirs.claim_checkpoints(Path(config.folder), run_dir)
+
+
+def require_folder(
+    run_dir: Path, config: CheckpointConfig, stages: Sequence[str], *, restart_stage: bool
+) -> None:
+    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
+    unless `restart_stage`."""
+    here = as_found(run_dir, config)
+    if not config.folder or here.folder or restart_stage:
+        return
+    for stage in stages:
+        if (run_dir / "weights" / f"{stage}.safetensors").exists():
+            continue
+        steps = metrics.last_step(run_dir, stage)
+        if not steps or stage_checkpoints(run_dir, stage, here).running.steps():
+            continue
+        there = "is gone"
+        if owner := run_dirs.owner(Path(config.folder)):
+            there = f"now holds those of {owner} (if that was this run, correct {run_dirs.OWNER})"
+        raise UserError(
+            f"{run_dir}: its checkpoints were in {config.folder}, which {there}; put them back, or "
+            f"take {stage} again from its first step ({steps} were taken) with --restart-stage"
+        )

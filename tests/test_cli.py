@@ -1,0 +1,132 @@
+"""What the commands share: signals, closed streams, encodings and errors are one line each."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from gemma_grpo import cli
+from gemma_grpo.devices import preflight
+from gemma_grpo.errors import UserError
+from gemma_grpo.records import origin
+from gemma_grpo.weights import assets
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(body: str, *, closed: str = "", **streams) -> subprocess.Popen:
+    """A process that runs `body` as a command does; `closed`: streams, as the shell closes them."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    script = f"import os, sys, time\nfrom gemma_grpo import cli\ndef main():\n{lines}    return 7\n"
+    script += "cli.start(main, hint='; a hint')"
+    shell = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
+    return subprocess.Popen(shell, cwd=ROOT, text=True, **streams)
+
+
+def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():
+    body = "print('ready', flush=True)\nwhile True:\n    try:\n        time.sleep(60)\n"
+    body += "    except BaseException:\n        pass"
+    process = start(body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and said == "\nstopped by SIGINT; a hint\n"
+
+
+def test_without_streams_and_in_an_ascii_terminal_a_command_runs_and_keeps_its_files_apart(
+    tmp_path,
+):
+    """`2>&- <&-`: a file that is opened next would get their numbers, and all that is printed."""
+    body = f"""file = open({str(tmp_path / "weights")!r}, "w")
+print("Größe \\u2028")
+print("said", file=sys.stderr)
+assert sys.stdin.read() == "" and file.fileno() > 2
+os.write(2, b"XLA's own words")"""
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    process = start(body, closed="<&- 2>&-", stdout=subprocess.PIPE, env=env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 7 and output == "Gr\\xf6\\xdfe \\u2028\n"
+    assert (tmp_path / "weights").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (MemoryError(), 2, "out of memory on the host; lower grpo.pack_tokens"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
+            2,
+            "out of memory on the device (it tried to allocate 123 bytes); lower grpo.pack_tokens",
+        ),
+        (OSError("no name"), 2, "error: no name"),
+        (PermissionError(13, "Permission denied", "x"), 2, "error: x: Permission denied"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
+)
+def test_what_a_command_dies_of_is_one_line(capsys, error, status, words):
+    def command():
+        raise error
+
+    assert cli.guarded(command) == status
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_pipe_that_was_closed_is_no_error(capsys, monkeypatch):
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+
+    def command():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert cli.guarded(command) == 141 and capsys.readouterr().err == ""
+
+
+def test_what_is_wrong_with_a_tpu_is_still_said_first():
+    assert "out of memory" not in (preflight.explain("TPU is already in use") or "")
+
+
+def test_a_flag_that_is_not_utf_8_is_one_line():
+    def command(name: str = "") -> int:
+        return 0
+
+    with pytest.raises(UserError, match="not UTF-8"):
+        cli.parse(command, ["--name", "Gr\udcf6\udcdfe"], command="x", description=None)
+
+
+def test_a_path_with_a_tilde_that_no_shell_saw_is_in_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    got = []
+
+    def command(out: Path | None = None) -> int:
+        got.append(out)
+        return 0
+
+    for arguments in (["--out=~/x"], ["--out", "y"], []):
+        cli.parse(command, arguments, command="x", description=None)
+    assert got == [tmp_path / "x", Path("y"), None]
+
+
+def test_without_a_home_the_cache_is_refused_by_the_variable(monkeypatch):
+    monkeypatch.delenv(assets.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    with pytest.raises(UserError, match="set HOME"):
+        assets.cache()
+
+
+def test_adapters_are_not_used_over_a_base_that_has_changed(tmp_path):
+    lora = "model: {lora: {rank: 2}}\n"
+    (tmp_path / "config.yaml").write_text(lora)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sft.safetensors").touch()
+    assert cli.trained(str(tmp_path))[1] == tmp_path / "weights" / "sft.safetensors"
+    origin.note(tmp_path, {"base weights": "another digest"})
+    with pytest.raises(UserError, match="its base weights are not what the run began with"):
+        cli.trained(str(tmp_path))
