@@ -265,9 +265,8 @@ def test_the_command_needs_neither_jax_nor_a_display(tmp_path):
 
 def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
     run = write_run(tmp_path / "run", steps=1)
-    odd = run_folders.rollout(
-        [RIGHT], reward=math.nan, advantage=math.inf, trace="much", group=None
-    )
+    odd = run_folders.rollout([RIGHT], reward=math.nan, advantage=math.inf, trace="much")
+    odd[0]["group"] = None
     write_rows(run / "rollouts" / "grpo-000001.jsonl", odd)
     (run / "evaluations" / "grpo.json").write_text('{"accuracy": NaN, "reward": Infinity}')
     (run / "metrics.jsonl").write_text('{"stage": "grpo", "step": 1, "loss": NaN}\n[1]\n')
