@@ -19,7 +19,8 @@ Letters that array names end in, one per axis:
 At the top are the commands (`python -m gemma_grpo.X`) and what ties a run together. Imports point
 down, from each line to those below it (tests/test_rooms.py):
 
-    train evaluate generate export ablation pretrain plan verify_kernels    the commands
+    train evaluate generate export rescore    the commands
+    ablation pretrain plan verify_kernels    commands too
     pipeline    a run, stage by stage
     planning    will it fit, and how long will it take
     cli         what the commands share

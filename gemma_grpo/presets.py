@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
-from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.config import (
+    DataConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    ModelConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+)
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig
-from gemma_grpo.runtime import ModelConfig
-from gemma_grpo.training.grpo import GRPOConfig
-from gemma_grpo.training.sft import SFTConfig
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
 from gemma_grpo.training.state import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(

@@ -18,7 +18,7 @@ FLOORS = (
     "generation training evaluation",
     "config presets",
     "pipeline planning cli",
-    "train evaluate generate export ablation pretrain plan verify_kernels",
+    "train evaluate generate export rescore ablation pretrain plan verify_kernels",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 COMMANDS = set(FLOORS[-1].split())
@@ -26,7 +26,7 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
     "errors data/problem data/curriculum data/gsm8k data/jsonl data/kaggle data/sources "
     "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components "
     "rewards/samples rewards/scores rewards/custom evaluation/statistics training/packing "
-    "records/report records/metrics"
+    "records/report records/metrics rewards/rescoring rescore"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 

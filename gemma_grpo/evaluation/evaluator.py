@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
@@ -12,7 +13,6 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
-from gemma_grpo.model import Params
 from gemma_grpo.rewards import answers, blocks, lenient
 from gemma_grpo.runtime import Runtime
 
@@ -66,7 +66,7 @@ class Evaluator:
     sampled: collect.Sampler | None
     runtime: Runtime
 
-    def run(self, params: Params, problems: Sequence[Problem]) -> tuple[dict, list[dict]]:
+    def run(self, params: PyTree, problems: Sequence[Problem]) -> tuple[dict, list[dict]]:
         """Measure a model.
 
         Returns:
@@ -104,7 +104,7 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
 
 def _complete(
     sampler: collect.Sampler,
-    params: Params,
+    params: PyTree,
     problems: Sequence[Problem],
     num_prompts: int,
     key: jax.Array,

@@ -40,6 +40,7 @@ from gemma_grpo.training.state import (
     OptimizerConfig,
     TrainState,
     init_train_state,
+    learning_rates,
     make_optimizer,
 )
 from gemma_grpo.training.update import Packs, UpdateConfig
@@ -166,6 +167,7 @@ class Stage:
         problems: by difficulty.
         extra: the user's rewards: name, function, weight.
         packing: how the updates' batches are cut.
+        learning_rates: of each update.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
 
@@ -177,6 +179,7 @@ class Stage:
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
+    learning_rates: Float[np.ndarray, " U"]
     reference: Params | None
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -284,6 +287,8 @@ class Stage:
         metrics = jax.device_get(metrics) | of_rollout
         config = self.config
         progress = step / config.num_steps
+        last_update = (step + 1) * config.num_iterations - 1
+        metrics["learning_rate"] = float(self.learning_rates[last_update])
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
         seconds = time.monotonic() - started
         metrics |= {
@@ -323,6 +328,7 @@ def train(
         make_trainer(
             config, runtime.graphdef, runtime.mesh, dtype=runtime.dtype, remat=runtime.remat
         ),
+        learning_rates(config.optimizer, config.num_steps * config.num_iterations),
         in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
     )
     state = run_steps(
@@ -339,6 +345,7 @@ def train(
 def _rollout_metrics(collected: Collected) -> dict[str, float]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
+    correct_PG = np.reshape(groups.scores.components["correctness"], rewards_PG.shape)
     components = {
         f"reward/{name}": float(np.mean(values))
         for name, values in groups.scores.components.items()
@@ -349,6 +356,8 @@ def _rollout_metrics(collected: Collected) -> dict[str, float]:
         **{f"weight/{name}": value for name, value in collected.weights.named().items()},
         "zero_signal_groups": int(np.asarray(advantages.zero_signal_groups(rewards_PG)).sum()),
         "mixed_groups": int(mixed_P.sum()),
+        "all_right_groups": float((correct_PG > 0).all(axis=1).mean()),
+        "all_wrong_groups": float((correct_PG == 0).all(axis=1).mean()),
         "resample_rounds": collected.extra_rounds,
         "completion_length/mean": float(groups.rollout.completion_mask.sum(axis=1).mean()),
         "truncated": float(1 - groups.rollout.stopped.mean()),

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -27,6 +28,7 @@ from gemma_grpo.training.state import (
     OptimizerConfig,
     TrainState,
     init_train_state,
+    learning_rates,
     make_optimizer,
 )
 from gemma_grpo.training.update import UpdateConfig
@@ -117,6 +119,7 @@ class Stage:
     Attributes:
         prompts, completions: token ids of each problem, encoded.
         packing: how the batches are cut.
+        learning_rates: of each step.
         update: see `make_update`.
     """
 
@@ -125,6 +128,7 @@ class Stage:
     prompts: list[list[int]]
     completions: list[list[int]]
     packing: packing.Packing
+    learning_rates: Float[np.ndarray, " U"]
     update: Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -136,6 +140,7 @@ class Stage:
         metrics = jax.device_get(metrics)
         seconds = time.monotonic() - started
         tokens = float(batch["completion_mask"].sum())
+        metrics |= {"learning_rate": float(self.learning_rates[step])}
         times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
         return state, StepResult(metrics | times)
 
@@ -179,7 +184,8 @@ def train(
     how = UpdateConfig(runtime.dtype, runtime.remat)
     update_state = make_update(runtime.graphdef, runtime.mesh, optimizer, how)
     packs = make_packing(config, runtime.lengths, runtime.mesh.size)
-    stage = Stage(config, runtime, prompts, completions, packs, update_state)
+    rates = learning_rates(config.optimizer, config.num_steps)
+    stage = Stage(config, runtime, prompts, completions, packs, rates, update_state)
     state = run_steps(
         "sft",
         stage.step,
