@@ -6,6 +6,7 @@ checkpoint of that step. Does not import jax.
 """
 
 import errno
+import importlib.util
 import io
 import json
 import math
@@ -186,7 +187,8 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
 class Progress:
     """A stage's progress on stderr: a bar with reward, tokens/s and time left.
 
-    Where stderr is no terminal, one line every tenth of the way instead.
+    In a notebook the bar is a widget. Without a terminal or widgets, one line every tenth of the
+    way instead.
     """
 
     def __init__(self, total: int, label: str, done: int = 0):
@@ -194,8 +196,8 @@ class Progress:
         self._total, self._label, self._done = total, label, done
         self._began, self._first = time.monotonic(), done
         self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        if sys.stderr.isatty() or _has_widgets():
+            from tqdm.auto import tqdm
 
             self._bar = tqdm(total=total, desc=label, initial=done, unit="step", dynamic_ncols=True)
 
@@ -215,6 +217,13 @@ class Progress:
         elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
             print(self._line(shown), file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Leaves the bar as it stands and ends its line."""
         if self._bar is not None:
@@ -229,6 +238,11 @@ class Progress:
             f"{self._label} {self._done}/{self._total} ({share} %)"
             f"{values}, {left // 60}:{left % 60:02d} left"
         )
+
+
+def _has_widgets() -> bool:
+    """Whether this is a notebook that can show them."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _plain(value: Any) -> Any:

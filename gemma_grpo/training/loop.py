@@ -13,6 +13,7 @@ from gemma_grpo.devices import processes
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metrics import MetricsWriter, Progress
+from gemma_grpo.records.watch import Watch
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.state import TrainState
@@ -77,7 +78,7 @@ def run_steps(
         InterruptedRunError: a signal came; the step under way was finished and saved.
         OutOfTimeError: another step would not leave time to stop in order; all steps are saved.
     """
-    keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage))
+    keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage), Watch(stage))
     done = processes.broadcast_from_primary(keeper.checkpoints.latest) or 0
     if done:
         state, _ = keeper.checkpoints.restore(done, like=state)
@@ -117,6 +118,7 @@ class _Keeper:
     num_steps: int
     files: RunFiles
     checkpoints: Checkpoints
+    watch: Watch
     progress: Progress | None = None  # in the primary process
 
     def is_out_of_time(self) -> bool:
@@ -134,6 +136,8 @@ class _Keeper:
                 reward=result.metrics.get("reward/mean"),
                 tokens_per_s=result.metrics.get("tokens_per_s"),
             )
+            for line in self.watch.see(step, result.metrics):
+                self.progress.say(f"warning: {line}")
         return self.files.interrupt.signal_number or 0, self.is_out_of_time()
 
     def save(self, step: int, state: TrainState, **host: Any) -> None:
