@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,23 +25,31 @@ from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.weights import assets
 
 
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what the disk or a device says in the block into a UserError, where it has one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    except RuntimeError as error:
+        if line := preflight.explain(str(error)):
+            raise UserError(line) from error
+        raise
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
     try:
-        return command()
+        with user_errors():
+            return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except InterruptedRunError as stop:
         print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
     except RuntimeError as error:
-        if line := preflight.explain(str(error)):
-            print(f"error: {line}", file=sys.stderr)
-            return 2
         is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
         if not (is_of_jax and jax.distributed.is_initialized()):
             raise
@@ -211,6 +219,16 @@ def one_model(run_or_weights: str, weights: str) -> str:
             "gemma3-nano, gemma3-270m, a folder or a .gguf file"
         )
     return run_or_weights or weights
+
+
+def config_of(run_dir: Path) -> RunConfig:
+    """Of a run to go on with. Raises UserError if there is none, or another version's."""
+    try:
+        return config.from_yaml(run_dir / "config.yaml")
+    except UserError as error:
+        raise UserError(
+            f"{error}; a run can be resumed by the version of gemma_grpo that began it"
+        ) from error
 
 
 def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:

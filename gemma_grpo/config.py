@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,24 @@ class RunConfig:
             raise UserError(f"seed={self.seed}: must be 0 or more")
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
+
+    def replace(self, settings: Mapping[str, Any]) -> "RunConfig":
+        """A copy with other settings, by the names that the command's flags have:
+        `run.replace({"grpo.num_steps": 50, "model.lora.rank": 8})`.
+
+        Raises:
+            UserError: no such setting, or a value of the wrong type.
+        """
+        values = _plain(dataclasses.asdict(self))
+        for name, value in settings.items():
+            *sections, last = name.split(".")
+            section = values
+            for inner in sections:
+                section = section.get(inner)
+                if not isinstance(section, dict):
+                    raise UserError(f"there is no setting {name!r}; to_yaml shows all")
+            section[last] = _plain(value)
+        return _build(RunConfig, values, where="")
 
     @property
     def stage_list(self) -> list[str]:

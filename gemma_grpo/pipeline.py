@@ -9,8 +9,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +19,93 @@ from jaxtyping import PyTree
 
 from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
-from gemma_grpo.data import sources
+from gemma_grpo.data import jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
 from gemma_grpo.records import compile_clock, files, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
-from gemma_grpo.rewards import golds
+from gemma_grpo.rewards import LoadedRewards, Reward, custom, golds, load_extra_rewards
 from gemma_grpo.runtime import Runtime, load_model
-from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import grpo, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles, stage_checkpoints
+
+
+@dataclass(frozen=True)
+class Given:
+    """Python objects that a run was given; its config.yaml only says that they were.
+
+    Attributes:
+        rewards: functions by name.
+        problems, held_out: to learn from, and to be measured on; None where the config names a
+            source. Without `held_out` a tenth of `problems` is.
+    """
+
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+    problems: list[Problem] | None = None
+    held_out: list[Problem] | None = None
+
+    def load_problems(self, run: RunConfig) -> tuple[list[Problem], list[Problem]]:
+        """Those to learn from and those to be tested on; they share none. Raises UserError."""
+        data = run.data
+        # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
+        test_seed = 0
+        if self.problems is None:
+            train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
+            test = sources.load(data.source, split="test", num=data.num_test, seed=test_seed)
+            return train, test
+        train = sources.of_session(self.problems, self.held_out, "train")
+        test = sources.of_session(self.problems, self.held_out, "test")
+        return (
+            splits.pick(train, data.num_train, run.seed),
+            splits.pick(test, data.num_test, test_seed),
+        )
+
+
+NOTHING_GIVEN = Given()
+
+
+def given_objects(
+    rewards: Sequence[Reward] | Mapping[Reward, float],
+    problems: Iterable | None,
+    held_out: Iterable | None,
+) -> tuple[tuple[str, ...], Given]:
+    """How a config records the rewards (`RewardConfig.extra`), and all objects.
+
+    Raises:
+        UserError: a reward without a name, a row that is no problem, or held_out alone.
+    """
+    if held_out is not None and problems is None:
+        raise UserError("held_out goes with problems: give both, or data.source for both")
+    specs, functions = custom.session_specs(rewards)
+    listed = lambda rows: None if rows is None else jsonl.problems_from(rows)
+    return specs, Given(functions, listed(problems), listed(held_out))
+
+
+def only_held_out(problems: Iterable) -> Given:
+    """Problems to measure on, none to learn from. Raises UserError."""
+    return Given(problems=[], held_out=jsonl.problems_from(problems))
+
+
+def with_objects(run: RunConfig, specs: tuple[str, ...], given: Given) -> RunConfig:
+    """The run's settings, with what they can say of the objects that it is given."""
+    if given.problems is not None:
+        run = replace(run, data=replace(run.data, source=sources.SESSION))
+    return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *specs)))
+
+
+def require_objects(run: RunConfig, given: Given) -> None:
+    """Raises UserError if a run was not begun with these objects; that some are missing is found
+    where they are loaded."""
+    begun = {spec.removeprefix(custom.SESSION).partition("=")[0] for spec in run.reward.extra}
+    if others := given.rewards.keys() - begun:
+        raise UserError(f"the run was begun without the reward {min(others)!r}: leave it out")
+    if given.problems is not None and run.data.source != sources.SESSION:
+        raise UserError(f"the run was begun with {run.data.source}: leave problems out")
 
 
 @dataclass(frozen=True)
@@ -43,40 +116,32 @@ class Task:
         runtime: how the model is run.
         base: the weights it starts from.
         train, test: problems; they share none.
+        rewards: loaded.
     """
 
     runtime: Runtime
     base: PyTree
     train: list[Problem]
     test: list[Problem]
+    rewards: LoadedRewards
 
 
-def load_task(run: RunConfig) -> Task:
+def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
     """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
     runtime, base = load_model(run.model, seed=run.seed)
-    data = run.data
-    train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
-    # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
-    test = sources.load(data.source, split="test", num=data.num_test, seed=0)
+    train, test = given.load_problems(run)
+    extra = load_extra_rewards(run.reward.extra, given.rewards)
     _check(run, runtime, train, test)
-    return Task(runtime, base, train, test)
+    return Task(runtime, base, train, test, LoadedRewards(run.reward, extra))
 
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    grpo.load_extra_rewards(run.reward.extra)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
-    encode_prompts(
-        train + test,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
+    runtime.encode_prompts(train + test)
     if "sft" in run.stage_list:
-        encode_completions(
-            train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
-        )
+        runtime.encode_completions(train)
     runtime.check_rows(batch_sizes(run))
     for stage, make_packing, settings in (
         ("sft", sft.make_packing, run.sft),
@@ -96,7 +161,12 @@ def batch_sizes(run: RunConfig) -> dict[str, int]:
     return sizes
 
 
-def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> dict:
+def execute(
+    run: RunConfig,
+    run_dir: Path,
+    deadline: Deadline | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
@@ -108,7 +178,7 @@ def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> 
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline())
+    session = _Session(run, run_dir, deadline or Deadline(), given)
     session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
@@ -129,6 +199,7 @@ class _Session:
     run: RunConfig
     run_dir: Path
     deadline: Deadline
+    given: Given
 
     def run_stages(self) -> None:
         """Goes through the stages in order; what each leaves is in the run's directory.
@@ -138,14 +209,14 @@ class _Session:
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
-        task = load_task(run)
+        task = load_task(run, self.given)
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
         evaluate("base", params)
         train = {
             "sft": partial(sft.train, run.sft, task.runtime, task.train),
-            "grpo": partial(grpo.train, run.grpo, run.reward, task.runtime, task.train),
+            "grpo": partial(grpo.train, run.grpo, task.rewards, task.runtime, task.train),
         }
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
@@ -233,6 +304,24 @@ def _partial_name(stage: str, step: int) -> str:
 def _remove_partial_weights(run_dir: Path, stage: str) -> None:
     for path in (run_dir / "weights").glob(f"{stage}-step-*.safetensors"):
         path.unlink()
+
+
+def measure(
+    run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN
+) -> tuple[dict, list[dict]]:
+    """Measures the weights that a stage has left on the run's held-out problems.
+
+    Returns:
+        As `Evaluator.run`.
+
+    Raises:
+        UserError: a prompt over the budget, or a batch that does not split over the devices.
+    """
+    runtime, params = load_model(run.model, seed=run.seed, trained=trained)
+    _, problems = given.load_problems(run)
+    runtime.encode_prompts(problems)
+    runtime.check_rows(batch_sizes(run))
+    return make_evaluator(run.evaluation, runtime).run(params, problems)
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """The model of a run, loaded: its graph, its frozen weights, the tokenizer, the devices."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import NO_LORA, REPLICATED, Layout, LoRAConfig, Params, Remat
+from gemma_grpo.text import prompts
 from gemma_grpo.text.tokenizer import Tokenizer
 
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
@@ -55,6 +57,11 @@ class ModelConfig:
         if self.cpu_devices < 0:
             raise UserError("model: cpu_devices must be at least 0")
 
+    @property
+    def of_gemma(self) -> bool:
+        """Whether the weights are Gemma's, whose terms apply; the embedded ones are not."""
+        return self.weights != weights.NANO
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -94,6 +101,22 @@ class Runtime:
         the layout by a program on the devices, the frozen ones beside them (not copied)."""
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
+
+    def encode_prompts(self, problems: Sequence[prompts.Problem]) -> list[list[int]]:
+        """Each problem's chat turn as ids. Raises UserError for one over the budget."""
+        return prompts.encode_prompts(
+            problems,
+            self.tokenizer,
+            instruction=self.instruction,
+            max_prompt_length=self.max_prompt_length,
+        )
+
+    def encode_completions(self, problems: Sequence[prompts.Problem]) -> list[list[int]]:
+        """Each worked solution with its stop token. Raises UserError for one that is missing, or
+        over the budget."""
+        return prompts.encode_completions(
+            problems, self.tokenizer, max_completion_length=self.max_completion_length
+        )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -172,6 +195,43 @@ def load_model(
         layout=layout,
     )
     return runtime, params
+
+
+def write_model(
+    out: Path,
+    runtime: Runtime,
+    params: Params,
+    base: str,
+    *,
+    dtype: str = "float32",
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the model as a Hugging Face folder, adapters merged into the weights.
+
+    Args:
+        out: the folder to make.
+        runtime, params: as `load_model` gives them, in float32: adapters are merged before anything
+            is rounded.
+        base: the weights that the model began with.
+        dtype: stored in: float32 (every bit of what was trained), bfloat16 or float16.
+        texts: further files by name.
+
+    Raises:
+        UserError: something is at `out` already, or it cannot be written.
+    """
+    lora = runtime.lora
+    if lora.rank:
+        params = gemma3.merge_adapter(params, runtime.frozen, scale=lora.alpha / lora.rank)
+    sizes = weights.open_source(base).config
+    tensors = weights.hf_tensors(params, sizes)
+    weights.write_folder(
+        out, tensors, sizes, dtype=np.dtype(dtype), tokenizer=runtime.tokenizer, texts=texts
+    )
+
+
+def write_adapters(out: Path, runtime: Runtime, params: Params, base: str) -> None:
+    """Writes the adapters alone, in PEFT's format. Arguments and errors as for `write_model`."""
+    weights.write_adapter(out, params, runtime.lora, base=base)
 
 
 def _tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:

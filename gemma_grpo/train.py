@@ -78,7 +78,7 @@ def _main(arguments: list[str]) -> int:
     source = cli.flag(arguments, "resume-from", "")
     default = config.from_yaml(Path(file)) if file else presets.preset(preset)
     if source:
-        default = _config_of(Path(source))
+        default = cli.config_of(Path(source))
     options, run = cli.parse_run(
         arguments,
         Options(),
@@ -91,22 +91,12 @@ def _main(arguments: list[str]) -> int:
     if options.resume or options.resume_from:
         _check_settings(options, run, default)
     if options.resume:
-        run = _config_of(options.run_dir or _newest_run())
+        run = cli.config_of(options.run_dir or _newest_run())
     preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
     cli.split_cpu(run.model.cpu_devices, *pipeline.batch_sizes(run).values())
     preflight.check_backend(jax.default_backend())
     return _train(options, run, deadline)
-
-
-def _config_of(run_dir: Path) -> RunConfig:
-    """Of a run to go on with. Raises UserError if there is none, or another version's."""
-    try:
-        return config.from_yaml(run_dir / run_dirs.CONFIG)
-    except UserError as error:
-        raise UserError(
-            f"{error}; a run can be resumed by the version of gemma_grpo that began it"
-        ) from error
 
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:

@@ -1,24 +1,70 @@
-"""Rewards of the user's own: functions in Python files, loaded by path."""
+"""Rewards of the user's own: functions in Python files, loaded by path, or of a Python session."""
 
 import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gemma_grpo.errors import UserError, one_line
 from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
+from gemma_grpo.rewards.weights import RewardConfig
+
+SESSION = "session:"  # before the name of a function that came from Python, not from a file
 
 
-def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
+@dataclass(frozen=True)
+class LoadedRewards:
+    """What a completion is paid for, with the functions.
+
+    Attributes:
+        config: the weights, and how traces are scored.
+        extra: the user's own: name, function, weight.
+    """
+
+    config: RewardConfig
+    extra: list[tuple[str, Reward, float]] = field(default_factory=list)
+
+
+def session_specs(
+    given: Sequence[Reward] | Mapping[Reward, float],
+) -> tuple[tuple[str, ...], dict[str, Reward]]:
+    """How a config records functions of a Python session, and the functions by name.
+
+    Args:
+        given: functions, of weight 1, or the weight of each.
+
+    Raises:
+        UserError: something that cannot be called or has no name, or two of one name.
+    """
+    weights = given if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
+    functions: dict[str, Reward] = {}
+    for function in weights:
+        name = getattr(function, "__name__", "")
+        if not (callable(function) and name.isidentifier()):
+            raise UserError(f"reward {one_line(repr(function), 60)} is no named function: use def")
+        if name in functions:
+            raise UserError(f"two rewards are named {name!r}: rename one of them")
+        functions[name] = function
+    specs = tuple(f"{SESSION}{f.__name__}={weight!r}" for f, weight in weights.items())
+    return specs, functions
+
+
+def load_extra_rewards(
+    specs: Sequence[str], functions: Mapping[str, Reward] | None = None
+) -> list[tuple[str, Reward, float]]:
     """(name, function, weight) of each `path/to/file.py:function[=weight]`; the weight is 1 if
     unsaid.
 
+    Args:
+        functions: by name, those of a Python session (`session_specs`).
+
     Raises:
-        UserError: a weight that is no finite number, two rewards of one name, or what `load_reward`
-            refuses.
+        UserError: a weight that is no finite number, two rewards of one name, a function of a
+            session that is not here, or what `load_reward` refuses.
     """
     loaded, taken = [], set(COMPONENTS)
     for spec in specs:
@@ -33,8 +79,19 @@ def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
         if name in taken:
             raise UserError(f"--reward {spec}: two rewards are named {name!r}: rename one of them")
         taken.add(name)
-        loaded.append((name, load_reward(location), value))
+        loaded.append((name, _load(location, name, functions or {}), value))
     return loaded
+
+
+def _load(location: str, name: str, functions: Mapping[str, Reward]) -> Reward:
+    if not location.startswith(SESSION):
+        return load_reward(location)
+    if name not in functions:
+        raise UserError(
+            f"reward {name!r} was a function of a Python session: go on from Python, with "
+            f"gemma_grpo.resume(RUN, rewards=[{name}])"
+        )
+    return functions[name]
 
 
 def load_reward(spec: str) -> Reward:

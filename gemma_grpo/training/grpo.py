@@ -32,7 +32,7 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig, load_extra_rewards
+from gemma_grpo.rewards import LoadedRewards
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import grpo_update, packing, resample
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
@@ -165,17 +165,16 @@ class Stage:
 
     Attributes:
         problems: by difficulty.
-        extra: the user's rewards: name, function, weight.
+        reward: what a completion is paid for.
         packing: how the updates' batches are cut.
         learning_rates: of each update.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
 
     config: GRPOConfig
-    reward: RewardConfig
+    reward: LoadedRewards
     runtime: Runtime
     problems: dict[str, list[Problem]]
-    extra: list[tuple[str, rewards.Reward, float]]
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
@@ -196,14 +195,15 @@ class Stage:
         """The step's rollouts, scored. The sampler's copy of the weights is freed on return."""
         started = time.monotonic()
         progress = step / max(self.config.num_steps - 1, 1)
-        weights = rewards.weights_at(self.reward.start, self.reward.end, progress)
+        paid = self.reward.config
+        weights = rewards.weights_at(paid.start, paid.end, progress)
         groups, extra_rounds = resample.collect_mixed(
             partial(
                 self.sampler.collect,
                 self.runtime.sampling_params(params),
                 weights=weights,
-                extra=self.extra,
-                trace=self.reward.trace,
+                extra=self.reward.extra,
+                trace=paid.trace,
             ),
             partial(self._draw, step),
             jax.random.fold_in(jax.random.key(self.runtime.seed), step),
@@ -301,7 +301,7 @@ class Stage:
 
 def train(
     config: GRPOConfig,
-    reward: RewardConfig,
+    reward: LoadedRewards,
     runtime: Runtime,
     problems: Sequence[Problem],
     params: Params,
@@ -318,7 +318,6 @@ def train(
         reward,
         runtime,
         batches.by_difficulty(problems),
-        load_extra_rewards(reward.extra),
         collect.make_sampler(
             runtime,
             num_generations=config.num_generations,

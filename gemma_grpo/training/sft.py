@@ -20,7 +20,6 @@ from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
-from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import packing, update
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
@@ -171,15 +170,8 @@ def train(
         UserError: a problem without a completion, or one over the budget.
         InterruptedRunError: a signal came; everything is saved.
     """
-    prompts = encode_prompts(
-        problems,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
-    completions = encode_completions(
-        problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
-    )
+    prompts = runtime.encode_prompts(problems)
+    completions = runtime.encode_completions(problems)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     how = UpdateConfig(runtime.dtype, runtime.remat)
     update_state = make_update(runtime.graphdef, runtime.mesh, optimizer, how)
