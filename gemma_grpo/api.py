@@ -95,7 +95,7 @@ class Result:
         num: int | None = None,
         instruction: str | None = None,
     ) -> dict:
-        """Measures the last stage's model: the figures of `Evaluator.run`.
+        """Measures the last stage's model: the figures of summary.json, with their intervals.
 
         Args:
             problems: problems or rows, or the name of a source (docs/training.md); the run's own
@@ -116,7 +116,7 @@ class Result:
         if instruction is not None:
             run = run.replace({"model.instruction": instruction})
         with cli.user_errors():
-            return pipeline.measure(run, self._trained(), given)[0]
+            return pipeline.measure(run, self._trained(), given)
 
     def generate(
         self, prompts: Sequence[str], *, temperature: float = 0.0, seed: int = 0

@@ -306,13 +306,8 @@ def _remove_partial_weights(run_dir: Path, stage: str) -> None:
         path.unlink()
 
 
-def measure(
-    run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN
-) -> tuple[dict, list[dict]]:
-    """Measures the weights that a stage has left on the run's held-out problems.
-
-    Returns:
-        As `Evaluator.run`.
+def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) -> dict:
+    """The figures (`evaluator.summarize`) of what a stage has left, on the run's held-out problems.
 
     Raises:
         UserError: a prompt over the budget, or a batch that does not split over the devices.
@@ -321,7 +316,8 @@ def measure(
     _, problems = given.load_problems(run)
     runtime.encode_prompts(problems)
     runtime.check_rows(batch_sizes(run))
-    return make_evaluator(run.evaluation, runtime).run(params, problems)
+    figures, *_ = make_evaluator(run.evaluation, runtime).run(params, problems)
+    return figures
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
