@@ -24,7 +24,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, report
+from gemma_grpo.records import compile_clock, files, metrics, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import LoadedRewards, Reward, custom, golds, load_extra_rewards
@@ -282,6 +282,7 @@ class _Session:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(folder / f"{name}.jsonl", lines)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
+            metrics.write_evaluation(self.run_dir, name, result)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
         processes.run_on_primary(write)

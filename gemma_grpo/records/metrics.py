@@ -16,7 +16,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files
+from gemma_grpo.records.run_dir import CONFIG
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
+SAMPLE_CHARS = 2000  # of the completion that TensorBoard shows of a step
 
 
 class MetricsWriter:
     """Writes one run's `metrics.jsonl`, `tensorboard/<stage>/` and `rollouts/`.
 
-    TensorBoard shows each stage as a run of its own, since each counts its steps from 1.
+    TensorBoard shows each stage as a run of its own, since each counts its steps from 1; it also
+    gets the run's config.yaml and one completion a step, as text.
     """
 
     def __init__(self, run_dir: Path, resume_from: dict | None = None):
@@ -80,7 +83,7 @@ class MetricsWriter:
                     f"at the steps before it in {self._path}"
                 )
 
-    def write_rollouts(self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write_rollouts(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row. The file appears complete or
         not at all.
 
@@ -93,6 +96,8 @@ class MetricsWriter:
         # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
         with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
+        if rows:
+            self._open_events(stage).write_text(step, "sample", _sample_text(rows[0]))
 
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
@@ -101,13 +106,20 @@ class MetricsWriter:
             events.close()
 
     def _write_events(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        self._open_events(stage).write(step, numbers)
+
+    def _open_events(self, stage: str) -> "_EventFile":
+        """The stage's event file; a new one begins with the run's settings."""
         if stage not in self._events:
             after = self._resumed_step if stage == self._resumed_stage else 0
             directory = self._run_dir / "tensorboard" / stage
             with files.write_errors(directory):
                 self._events[stage] = _EventFile(directory, after)
-        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
-        self._events[stage].write(step, numbers)
+            settings = self._run_dir / CONFIG
+            if settings.is_file() and not after:
+                self._events[stage].write_text(0, "config", settings.read_text(encoding="utf-8"))
+        return self._events[stage]
 
 
 class _EventFile:
@@ -137,6 +149,23 @@ class _EventFile:
         values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
         self._write_event(Event(step=step, summary=Summary(value=values)))
 
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Text that TensorBoard shows as it stands: four spaces make it code in Markdown."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboardX.proto.tensor_pb2 import TensorProto
+        from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+
+        code = "\n".join(f"    {line}" for line in text.splitlines())
+        plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(
+            dtype="DT_STRING",
+            string_val=[code.encode("utf-8", "replace")],
+            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        )
+        value = Summary.Value(tag=f"{tag}/text_summary", metadata=plugin, tensor=tensor)
+        self._write_event(Event(step=step, summary=Summary(value=[value])))
+
     def close(self) -> None:
         self._file.close()
 
@@ -149,6 +178,24 @@ class _EventFile:
         length = struct.pack("<Q", len(body))
         sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, body))
         _append(self._file, self._path, b"".join([length, next(sums), body, next(sums)]))
+
+
+def write_evaluation(run_dir: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """The numbers of an evaluation to TensorBoard, as the run "evaluation": the base model is its
+    step 0, the stages are 1 and 2.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    step = next((n for n, stage in enumerate(STAGES, start=1) if name.startswith(stage)), 0)
+    numbers = {f"evaluation/{key}": v for key, v in figures.items() if isinstance(v, int | float)}
+    directory = run_dir / "tensorboard" / "evaluation"
+    with files.write_errors(directory):
+        events = _EventFile(directory, after=0)
+        try:
+            events.write(step, numbers)
+        finally:
+            events.close()
 
 
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
@@ -238,6 +285,13 @@ class Progress:
             f"{self._label} {self._done}/{self._total} ({share} %)"
             f"{values}, {left // 60}:{left % 60:02d} left"
         )
+
+
+def _sample_text(row: Mapping[str, Any]) -> str:
+    """A rollout's row, to read."""
+    numbers = (f"{name} {v:.3g}" for name, v in row.items() if isinstance(v, float))
+    asked, text = row.get("prompt", ""), str(row.get("completion", ""))[:SAMPLE_CHARS]
+    return f"{asked}\n\n{text}\n\n{', '.join(numbers)}"
 
 
 def _has_widgets() -> bool:
