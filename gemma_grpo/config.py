@@ -13,6 +13,7 @@ import yaml
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.records.metrics import STAGES
+from gemma_grpo.records.trackers import TrackerName
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
@@ -52,6 +53,8 @@ class RunConfig:
     """The random seed of everything: problems, fresh adapters, sampling."""
     stages: str = ",".join(STAGES)
     """sft,grpo or one of them."""
+    tracker: TrackerName = "none"
+    """Where metrics also go: wandb or trackio (extras of these names)."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -24,7 +24,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, evaluation_prompts, make_evaluator
-from gemma_grpo.records import compile_clock, files, metrics, report
+from gemma_grpo.records import compile_clock, files, metrics, report, trackers
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.rewards import LoadedRewards, Reward, custom, golds, load_extra_rewards
@@ -137,6 +137,7 @@ def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
 
 def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
+    trackers.require(run.tracker)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
     runtime.encode_prompts(train + test)
@@ -242,7 +243,8 @@ class _Session:
 
         def open_writer() -> MetricsWriter:
             done = stage_checkpoints(self.run_dir, stage).latest() or 0
-            return MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
+            resume_from = {"stage": stage, "step": done}
+            return MetricsWriter(self.run_dir, resume_from, self.run.tracker)
 
         with Interrupt() as interrupt:
             writer = processes.run_on_primary(open_writer)
@@ -282,7 +284,7 @@ class _Session:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(folder / f"{name}.jsonl", lines)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
-            metrics.write_evaluation(self.run_dir, name, result)
+            metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
         processes.run_on_primary(write)

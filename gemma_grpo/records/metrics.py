@@ -25,6 +25,7 @@ import numpy as np
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files
 from gemma_grpo.records.run_dir import CONFIG
+from gemma_grpo.records.trackers import Tracker, TrackerName
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 SAMPLE_CHARS = 2000  # of the completion that TensorBoard shows of a step
@@ -37,13 +38,17 @@ class MetricsWriter:
     gets the run's config.yaml and one completion a step, as text.
     """
 
-    def __init__(self, run_dir: Path, resume_from: dict | None = None):
+    def __init__(
+        self, run_dir: Path, resume_from: dict | None = None, tracker: TrackerName = "none"
+    ):
         """Opens the files of `run_dir`, which is made if it is absent.
 
         Args:
             resume_from: {"stage", "step"} of the checkpoint that the run goes on from; the files
                 are cut back to it. None begins anew: what an earlier run left here is removed.
+            tracker: where metrics and completions also go.
         """
+        self._tracker = Tracker(tracker, Path(run_dir))
         self._run_dir = Path(run_dir)
         self._path = self._run_dir / "metrics.jsonl"
         self._events: dict[str, _EventFile] = {}
@@ -98,16 +103,19 @@ class MetricsWriter:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
         if rows:
             self._open_events(stage).write_text(step, "sample", _sample_text(rows[0]))
+            self._tracker.table(stage, step, rows)
 
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
         self._lines.close()
         for events in self._events.values():
             events.close()
+        self._tracker.close()
 
     def _write_events(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
         self._open_events(stage).write(step, numbers)
+        self._tracker.log(stage, step, numbers)
 
     def _open_events(self, stage: str) -> "_EventFile":
         """The stage's event file; a new one begins with the run's settings."""
@@ -180,9 +188,11 @@ class _EventFile:
         _append(self._file, self._path, b"".join([length, next(sums), body, next(sums)]))
 
 
-def write_evaluation(run_dir: Path, name: str, figures: Mapping[str, Any]) -> None:
-    """The numbers of an evaluation to TensorBoard, as the run "evaluation": the base model is its
-    step 0, the stages are 1 and 2.
+def write_evaluation(
+    run_dir: Path, name: str, figures: Mapping[str, Any], tracker: TrackerName = "none"
+) -> None:
+    """The numbers of an evaluation to TensorBoard and the tracker, as the run "evaluation": the
+    base model is its step 0, the stages are 1 and 2.
 
     Raises:
         UserError: the disk is full.
@@ -196,6 +206,9 @@ def write_evaluation(run_dir: Path, name: str, figures: Mapping[str, Any]) -> No
             events.write(step, numbers)
         finally:
             events.close()
+    board = Tracker(tracker, run_dir)
+    board.log("evaluation", step, numbers)
+    board.close()
 
 
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
