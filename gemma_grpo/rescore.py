@@ -295,7 +295,7 @@ def _described(entry: dict[str, Any]) -> list[str]:
     changed = [
         f"{name} {_decimal(old)} -> {_decimal(new)}"
         for name, (old, new) in entry["change"].items()
-        if old != new
+        if old != new or name == TOTAL
     ]
     text = entry["completion"]
     asked, gold = one_line(entry["prompt"], 200), one_line(entry["answer"], 60)
@@ -313,7 +313,7 @@ def _printable(text: str) -> str:
 
 
 def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 if __name__ == "__main__":

@@ -189,6 +189,16 @@ def test_evaluations_are_paid_by_the_weights_that_measured_them(tmp_path, capsys
     )
 
 
+def test_a_problems_samples_are_a_group_and_its_greedy_completion_is_not_in_it(tmp_path, capsys):
+    of = lambda r, greedy: r | {"problem": 7, "greedy": greedy, "group": None}
+    rows = [of(right(), True), of(right(), False), of(right(), False)]
+    rows = [{name: value for name, value in r.items() if name != "group"} for r in rows]
+    make_run(tmp_path / "run", [], [("sft", rows)])
+    spec = reward_file(tmp_path, "return float(sample.num_tokens)")
+    (part,) = report(capsys, tmp_path / "run", "--reward", spec)["parts"]
+    assert part["groups"] == 1
+
+
 def test_what_moved_most_against_its_group_comes_first(tmp_path, capsys):
     rows = [right(), right(num_tokens=60), right(), right()]
     make_run(tmp_path / "run", [rows, [right(), right()]])
@@ -245,6 +255,7 @@ def test_the_text_says_what_the_json_does_and_is_safe_for_a_terminal(tmp_path, c
     assert "</script>" in said and len(said) < 20_000
     assert "grpo 1-3" in said and "grpo 25" in said
     assert said.count("x ...") == 5  # of the ten, in five groups
+    assert "-0.000" not in said and "reward 0.950 -> 0.950" in said
 
 
 def test_a_run_killed_in_mid_line_holds(tmp_path, capsys):

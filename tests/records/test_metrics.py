@@ -332,6 +332,21 @@ def test_on_a_terminal_the_bar_shows_reward_speed_and_time_left(monkeypatch):
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone < time left
 
 
+def test_in_a_notebook_with_widgets_there_is_a_bar_and_lines_go_above_it(monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "_has_widgets", lambda: True)
+    progress = Progress(2, "sft")
+    progress.update()
+    progress.say("warning: look here")
+    progress.close()
+    said = capsys.readouterr().err
+    assert "1/2" in said and "\nwarning: look here\n" in said.replace("\r", "\n")
+
+
+def test_widgets_want_a_notebook(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert not metrics._has_widgets()
+
+
 def test_without_a_terminal_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):
     clock = iter(range(0, 1000, 2))  # each look at the clock finds it 2 s later
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
