@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TINY = {  # source lines of each, and what stands in for a quick run
     "quickstart.ipynb": {
-        '"sft.num_steps": 60, "grpo.num_steps": 40': '"sft.num_steps": 2, "grpo.num_steps": 2',
+        '"grpo.num_steps": 40': '"sft.num_steps": 2, "grpo.num_steps": 2',
         '"data.num_test": 100': '"data.num_test": 20',
     },
     "kaggle_v5e8.ipynb": {'PRESET = "gemma3-1b-lora"': 'PRESET = "gemma3-nano"'},

@@ -87,16 +87,18 @@ def error(capsys, *arguments):
 
 
 def test_without_a_change_nothing_moves(tmp_path, capsys):
-    make_run(tmp_path / "run", [[right(), row(WRONG)], [row(WRONG), right()]])
+    wrong = row(WRONG, trace=1 / 3)
+    make_run(tmp_path / "run", [[right(), wrong], [wrong, right()]])
     found = report(capsys, tmp_path / "run")
     figures = found["rollouts"]
     assert found["moved"] == [] and found["off"] == 0
-    # 0.40 + 0.45 + 0.10 at the first step, 0.60 + 0.25 + 0.10 at the last; half of them earn it.
-    assert figures["columns"]["reward"] == {
-        "old": pytest.approx(0.475),
-        "new": pytest.approx(0.475),
-        "rank_correlation": 1.0,
-    }
+    # 0.40 + 0.45 + 0.10 at the first step, 0.60 + 0.25 + 0.10 at the last; a third of a trace.
+    for part, reward in zip(found["parts"], [0.95 + 0.15, 0.95 + 0.25 / 3], strict=True):
+        assert part["columns"]["reward"] == {
+            "old": pytest.approx(reward / 2),
+            "new": pytest.approx(reward / 2),
+            "rank_correlation": 1.0,
+        }
     assert figures["groups"] == 2
     changed = ("best_changed", "signal_gained", "signal_lost", "lenient_unpaid")
     assert [figures[name] for name in changed] == [0, 0, 0, 0]

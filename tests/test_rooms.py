@@ -27,7 +27,8 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
     "errors data/problem data/curriculum data/gsm8k data/jsonl data/kaggle data/sources "
     "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components "
     "rewards/samples rewards/scores rewards/custom evaluation/statistics training/packing "
-    "records/report records/metrics rewards/rescoring rescore records/watch"
+    "records/report records/metrics rewards/rescoring rescore records/watch "
+    "records/metric_notes records/trackers"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
