@@ -32,7 +32,7 @@ class Tracker:
 
     def __init__(self, name: TrackerName, run_dir: Path):
         """Raises UserError as `require`."""
-        self._module = None if name == "none" else _module(name)
+        self._module: Any = None if name == "none" else _module(name)
         self._run_dir, self._stage = run_dir, ""
 
     def log(self, stage: str, step: int, numbers: Mapping[str, float | int]) -> None:

@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 class History:
     """The numbers of a stage's steps, in order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:

@@ -162,10 +162,11 @@ def rescore(part: Part, settings: RunSettings, change: Change) -> Rescored:
         failures[name] = [f"{part.name}: {message}" for message in messages]
     paid = weights | {name: weight for name, _, weight in change.extra}
     paid |= {name: weight for name, weight in change.weights.items() if name in paid}
-    summed = sum(weights[name] * old[name] for name in weights)
-    saved = _saved(part, TOTAL) if part.step is not None else summed
-    total = Column(saved, sum(paid[name] * new[name] for name in new))
     nothing = np.full(len(samples), np.nan)
+    start = np.zeros(len(samples))
+    summed = sum((weights[name] * old[name] for name in weights), start)
+    saved = _saved(part, TOTAL) if part.step is not None else summed
+    total = Column(saved, sum((paid[name] * new[name] for name in new), start))
     columns = {name: Column(old.get(name, nothing), new[name]) for name in new}
     return Rescored(
         part,
