@@ -193,12 +193,12 @@ def test_evaluations_are_paid_by_the_weights_that_measured_them(tmp_path, capsys
 
 def test_a_problems_samples_are_a_group_and_its_greedy_completion_is_not_in_it(tmp_path, capsys):
     of = lambda r, greedy: r | {"problem": 7, "greedy": greedy, "group": None}
-    rows = [of(right(), True), of(right(), False), of(right(), False)]
+    rows = [of(right(num_tokens=50), True), of(right(), False), of(right(), False)]
     rows = [{name: value for name, value in r.items() if name != "group"} for r in rows]
     make_run(tmp_path / "run", [], [("sft", rows)])
     spec = reward_file(tmp_path, "return float(sample.num_tokens)")
     (part,) = report(capsys, tmp_path / "run", "--reward", spec)["parts"]
-    assert part["groups"] == 1
+    assert (part["groups"], part["signal_gained"]) == (1, 0)
 
 
 def test_what_moved_most_against_its_group_comes_first(tmp_path, capsys):
