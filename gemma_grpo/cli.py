@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,9 +22,11 @@ from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import InterruptedRunError, UserError, expanded
-from gemma_grpo.records import origin
-from gemma_grpo.records.files import require_new_folder as require_new_folder
+from gemma_grpo.records import files, origin
 from gemma_grpo.weights import assets
+
+# Settings that a run which goes on may change: where files are.
+_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source", "checkpoint.folder")
 
 
 def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
@@ -57,12 +59,31 @@ def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
     sys.exit(main())
 
 
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what the disk or a device says in the block into a UserError, where it has one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        raise UserError(f"{named}{error.strerror or error}") from error
+    except MemoryError as error:
+        raise UserError(f"out of memory on the host; {preflight.LESS_MEMORY}") from error
+    except RuntimeError as error:
+        if line := preflight.explain(str(error)):
+            raise UserError(line) from error
+        raise
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
     try:
-        status = command()
-        sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
-        return status
+        with user_errors():
+            status = command()
+            sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
+            return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,17 +93,7 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # `| head -1` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {named}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print(f"error: out of memory on the host; {preflight.LESS_MEMORY}", file=sys.stderr)
-        return 2
     except RuntimeError as error:
-        if line := preflight.explain(str(error)):
-            print(f"error: {line}", file=sys.stderr)
-            return 2
         is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
         if not (is_of_jax and jax.distributed.is_initialized()):
             raise
@@ -286,6 +297,35 @@ def one_model(run_or_weights: str, weights: str) -> str:
             "gemma3-nano, gemma3-270m, a folder or a .gguf file"
         )
     return run_or_weights or weights
+
+
+def config_of(run_dir: Path) -> RunConfig:
+    """Of a run to go on with.
+
+    Raises:
+        UserError: there is none, it is another version's, or it was edited since the run began.
+    """
+    try:
+        run = config.from_yaml(run_dir / "config.yaml")
+    except UserError as error:
+        raise UserError(
+            f"{error}; a run can be resumed by the version of gemma_grpo that began it"
+        ) from error
+    begun = (files.read_json(run_dir / origin.NAME) or {}).get("config")
+    if begun is not None:
+        check_unchanged(config.from_text(begun), run, f"{run_dir / 'config.yaml'} was edited")
+    return run
+
+
+def check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
+    """Raises UserError if settings differ in more than where files are."""
+    if changed := [
+        line for line in config.changed_fields(before, after) if line.split()[0] not in _MAY_MOVE
+    ]:
+        raise UserError(
+            f"{fault} ({', '.join(changed)}): a run goes on with the settings it began with; for "
+            "others begin a new one, from its model if you like (export, then --model.weights)"
+        )
 
 
 def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from gemma_grpo.errors import UserError, one_line
 from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
+from gemma_grpo.records.trackers import TrackerName
 from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.runtime import ModelConfig, check_seed
 from gemma_grpo.training.grpo import GRPOConfig
@@ -54,6 +56,8 @@ class RunConfig:
     """The random seed of everything: problems, fresh adapters, sampling."""
     stages: str = ",".join(STAGES)
     """sft,grpo or one of them."""
+    tracker: TrackerName = "none"
+    """Where metrics also go: wandb or trackio (extras of these names)."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -87,6 +91,24 @@ class RunConfig:
                 "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
                 "reward.start and reward.end but correctness to 0, or use scale='group'"
             )
+
+    def replace(self, settings: Mapping[str, Any]) -> "RunConfig":
+        """A copy with other settings, by the names that the command's flags have:
+        `run.replace({"grpo.num_steps": 50, "model.lora.rank": 8})`.
+
+        Raises:
+            UserError: no such setting, or a value of the wrong type.
+        """
+        values = _plain(dataclasses.asdict(self))
+        for name, value in settings.items():
+            *sections, last = name.split(".")
+            section = values
+            for inner in sections:
+                section = section.get(inner)
+                if not isinstance(section, dict):
+                    raise UserError(f"there is no setting {name!r}; to_yaml shows all")
+            section[last] = _plain(value)
+        return _build(RunConfig, values, where="")
 
     @property
     def stage_list(self) -> list[str]:

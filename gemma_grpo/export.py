@@ -6,18 +6,12 @@
 transformers and vLLM load the folder as it is, and llama.cpp's converter makes a GGUF file of it.
 """
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tyro
 
-from gemma_grpo import cli, model, weights
-from gemma_grpo.errors import UserError
-from gemma_grpo.records import model_card
-from gemma_grpo.runtime import load_model
+from gemma_grpo import api, cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,44 +35,7 @@ def _export(
         dtype: stored in. float32 keeps every bit of what was trained.
         adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
     """
-    cli.require_new_folder(out)
-    config, trained = cli.trained(str(run))
-    if trained is None:
-        raise UserError(f"{run}: not a run directory (it has no config.yaml)")
-    if stage:
-        trained = trained.with_name(f"{stage}.safetensors")
-    lora = config.model.lora
-    if adapter and not lora.rank:
-        raise UserError(f"{run} trained all weights and has no adapters; export without --adapter")
-    # In float32 whatever it was trained over: adapters are merged before anything is rounded.
-    settings = replace(config.model, dtype="float32", rollout_layout="data")
-    runtime, params = load_model(settings, seed=config.seed, trained=trained)
-    base = settings.weights
-    source = weights.open_source(base)
-    if adapter:
-        weights.write_adapter(out, params, lora, base=source)
-        if not (source.path / "config.json").is_file():
-            print(
-                f"warning: PEFT cannot load {source.path}: give it the same model's Hugging Face "
-                "folder as base",
-                file=sys.stderr,
-            )
-    else:
-        if lora.rank:
-            params = model.merge_adapter(params, runtime.frozen, scale=lora.alpha / lora.rank)
-        sizes = source.config
-        card = model_card.model_card(
-            run, trained.stem, base=Path(base).name, of_gemma=base != weights.NANO
-        )
-        weights.write_folder(
-            out,
-            weights.hf_tensors(params, sizes),
-            sizes,
-            dtype=np.dtype(dtype),
-            tokenizer=runtime.tokenizer,
-            texts={"README.md": card},
-        )
-    print(out)
+    print(api.load(run).export(out, stage=stage, dtype=dtype, adapter=adapter))
     return 0
 
 

@@ -165,27 +165,21 @@ def _read_prompts(path: Path) -> list[str]:
 
 
 def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
-    runtime = generator.runtime
     if options.raw:
-        return runtime.tokenizer.encode_raw(prompt)
-    return runtime.encode_question(prompt)
+        return generator.runtime.tokenizer.encode_raw(prompt)
+    return generator.encode(prompt)
 
 
 def _answers(
     generator: Generator, asked: list[str], options: Options, key: jax.Array
 ) -> Iterator[dict]:
-    """A line for each completion, batch by batch; the last batch has the shape of the others."""
+    """A line for each completion, batch by batch."""
     encoded = [_encode(generator, prompt, options) for prompt in asked]
-    generator.check(encoded)
-    size = min(options.batch_size, len(encoded))
-    for start in range(0, len(encoded), size):
-        batch = encoded[start : start + size]
-        filled = [*batch, *[batch[-1]] * (size - len(batch))]
-        groups = generator.complete(filled, jax.random.fold_in(key, start))
-        for prompt, group in zip(asked[start : start + size], groups, strict=False):
-            for completion in group:
-                line = completion._asdict()
-                yield {"prompt": prompt, "completion": line.pop("text"), **line}
+    groups = generator.complete_all(encoded, key, options.batch_size)
+    for prompt, group in zip(asked, groups, strict=True):
+        for completion in group:
+            line = completion._asdict()
+            yield {"prompt": prompt, "completion": line.pop("text"), **line}
 
 
 def _write_lines(options: Options, lines: Iterator[dict]) -> None:

@@ -9,8 +9,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +19,93 @@ from jaxtyping import PyTree
 
 from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
-from gemma_grpo.data import sources
+from gemma_grpo.data import jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
-from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens
+from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens, trackers
 from gemma_grpo.records import run_dir as run_dirs
-from gemma_grpo.rewards import golds
+from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import Runtime, load_model
-from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles
 from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
+
+
+@dataclass(frozen=True)
+class Given:
+    """Python objects that a run was given; its config.yaml only says that they were.
+
+    Attributes:
+        rewards: functions by name.
+        problems, held_out: to learn from, and to be measured on; None where the config names a
+            source. Without `held_out` a tenth of `problems` is.
+    """
+
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+    problems: list[Problem] | None = None
+    held_out: list[Problem] | None = None
+
+    def load_problems(self, run: RunConfig) -> tuple[list[Problem], list[Problem]]:
+        """Those to learn from and those to be tested on; they share none. Raises UserError."""
+        data = run.data
+        # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
+        test_seed = 0
+        if self.problems is None:
+            train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
+            test = sources.load(data.source, split="test", num=data.num_test, seed=test_seed)
+            return train, test
+        train = sources.of_session(self.problems, self.held_out, "train")
+        test = sources.of_session(self.problems, self.held_out, "test")
+        return (
+            splits.pick(train, data.num_train, run.seed),
+            splits.pick(test, data.num_test, test_seed),
+        )
+
+
+NOTHING_GIVEN = Given()
+
+
+def given_objects(
+    rewards: Sequence[Reward] | Mapping[Reward, float],
+    problems: Iterable | None,
+    held_out: Iterable | None,
+) -> tuple[tuple[str, ...], Given]:
+    """How a config records the rewards (`RewardConfig.extra`), and all objects.
+
+    Raises:
+        UserError: a reward without a name, a row that is no problem, or held_out alone.
+    """
+    if held_out is not None and problems is None:
+        raise UserError("held_out goes with problems: give both, or data.source for both")
+    specs, functions = custom.session_specs(rewards)
+    listed = lambda rows: None if rows is None else jsonl.problems_from(rows)
+    return specs, Given(functions, listed(problems), listed(held_out))
+
+
+def only_held_out(problems: Iterable) -> Given:
+    """Problems to measure on, none to learn from. Raises UserError."""
+    return Given(problems=[], held_out=jsonl.problems_from(problems))
+
+
+def with_objects(run: RunConfig, specs: tuple[str, ...], given: Given) -> RunConfig:
+    """The run's settings, with what they can say of the objects that it is given."""
+    if given.problems is not None:
+        run = replace(run, data=replace(run.data, source=sources.SESSION))
+    return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *specs)))
+
+
+def require_objects(run: RunConfig, given: Given) -> None:
+    """Raises UserError if a run was not begun with these objects; that some are missing is found
+    where they are loaded."""
+    begun = {spec.removeprefix(custom.SESSION).partition("=")[0] for spec in run.reward.extra}
+    if others := given.rewards.keys() - begun:
+        raise UserError(f"the run was begun without the reward {min(others)!r}: leave it out")
+    if given.problems is not None and run.data.source != sources.SESSION:
+        raise UserError(f"the run was begun with {run.data.source}: leave problems out")
 
 
 @dataclass(frozen=True)
@@ -43,42 +116,36 @@ class Task:
         runtime: how the model is run.
         base: the weights it starts from.
         train, test: problems; they share none.
+        rewards: what a completion is paid for, and the functions of a Python session.
     """
 
     runtime: Runtime
     base: PyTree
     train: list[Problem]
     test: list[Problem]
+    rewards: GivenRewards
 
 
-def load_task(run: RunConfig) -> Task:
+def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
     """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
     runtime, base = load_model(run.model, seed=run.seed)
-    data = run.data
-    train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
-    # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
-    test = sources.load(data.source, split="test", num=data.num_test, seed=0)
-    _check(run, runtime, train, test)
-    return Task(runtime, base, train, test)
+    train, test = given.load_problems(run)
+    task = Task(runtime, base, train, test, GivenRewards(run.reward, given.rewards))
+    _check(run, task)
+    return task
 
 
-def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Problem]) -> None:
+def _check(run: RunConfig, task: Task) -> None:
     """Raises UserError now for what would else stop the run in its middle."""
-    extra_rewards.check_rewards(run.reward, runtime, train)
+    runtime, train, test = task.runtime, task.train, task.test
+    extra_rewards.check_rewards(task.rewards, runtime, train)
+    trackers.require(run.tracker)
     if (line := golds.warning(train + test)) and processes.is_primary():
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
-        encode_prompts(
-            problems,
-            runtime.tokenizer,
-            instruction=runtime.instruction,
-            max_prompt_length=runtime.max_prompt_length,
-            kind=kind,
-        )
+        runtime.encode_prompts(problems, kind=kind)
     if "sft" in run.stage_list:
-        encode_completions(
-            train, runtime.tokenizer, max_completion_length=runtime.max_completion_length
-        )
+        runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
     for stage, make_packing, settings in (
         ("sft", sft.make_packing, run.sft),
@@ -88,7 +155,12 @@ def _check(run: RunConfig, runtime: Runtime, train: list[Problem], test: list[Pr
             make_packing(settings, runtime.lengths, runtime.mesh.size)
 
 
-def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> dict:
+def execute(
+    run: RunConfig,
+    run_dir: Path,
+    deadline: Deadline | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
@@ -100,7 +172,7 @@ def execute(run: RunConfig, run_dir: Path, deadline: Deadline | None = None) -> 
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline())
+    session = _Session(run, run_dir, deadline or Deadline(), given)
     session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
@@ -121,6 +193,7 @@ class _Session:
     run: RunConfig
     run_dir: Path
     deadline: Deadline
+    given: Given
 
     def run_stages(self) -> None:
         """Goes through the stages in order; what each leaves is in the run's directory.
@@ -131,7 +204,7 @@ class _Session:
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
         _say(f"loading {run.model.weights} and the problems")
-        task = load_task(run)
+        task = load_task(run, self.given)
         processes.run_on_primary(partial(_check_origin, run, run_dir, task))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
@@ -139,7 +212,7 @@ class _Session:
         evaluate("base", params)
         train = {
             "sft": partial(sft.train, run.sft, task.runtime, task.train),
-            "grpo": partial(grpo.train, run.grpo, run.reward, task.runtime, task.train),
+            "grpo": partial(grpo.train, run.grpo, task.rewards, task.runtime, task.train),
         }
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
@@ -164,7 +237,8 @@ class _Session:
         def open_writer() -> metrics.MetricsWriter:
             newest = self._checkpoints(stage).newest()
             done = int(newest.name) if newest else 0
-            return metrics.MetricsWriter(self.run_dir, resume_from={"stage": stage, "step": done})
+            resume_from = {"stage": stage, "step": done}
+            return metrics.MetricsWriter(self.run_dir, resume_from, self.run.tracker)
 
         with Interrupt() as interrupt:
             writer = processes.run_on_primary(open_writer)
@@ -220,6 +294,7 @@ class _Session:
             files.write_text(folder / f"{name}.jsonl", lines)
             tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
+            metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
             files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
         processes.run_on_primary(write)
@@ -277,6 +352,20 @@ def _partial_name(stage: str, step: int) -> str:
 def _remove_partial_weights(run_dir: Path, stage: str) -> None:
     for path in (run_dir / "weights").glob(f"{stage}-step-*.safetensors"):
         path.unlink()
+
+
+def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) -> dict:
+    """The figures (`evaluator.summarize`) of what a stage has left, on the run's held-out problems.
+
+    Raises:
+        UserError: a prompt over the budget, or a batch that does not split over the devices.
+    """
+    runtime, params = load_model(run.model, seed=run.seed, trained=trained)
+    _, problems = given.load_problems(run)
+    runtime.encode_prompts(problems)
+    runtime.check_rows(run.batch_sizes)
+    figures, *_ = make_evaluator(run.evaluation, runtime).run(params, problems)
+    return figures
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:

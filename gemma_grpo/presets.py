@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
-from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.config import (
+    DataConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    ModelConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+)
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
-from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig
-from gemma_grpo.runtime import ModelConfig
-from gemma_grpo.training.grpo import GRPOConfig
-from gemma_grpo.training.sft import SFTConfig
+from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
 from gemma_grpo.training.state import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
@@ -115,7 +118,11 @@ GEMMA3_1B_IT_LORA = replace(
         max_prompt_length=gsm8k_protocol.MAX_PROMPT_LENGTH,
         max_completion_length=gsm8k_protocol.MAX_COMPLETION_LENGTH,
     ),
-    grpo=replace(GEMMA3_1B_LORA.grpo, prompts_per_step=16, loss=LossConfig(beta=0.04)),
+    grpo=replace(
+        GEMMA3_1B_LORA.grpo,
+        prompts_per_step=16,
+        loss=replace(GEMMA3_1B_LORA.grpo.loss, beta=0.04),
+    ),
     evaluation=replace(GEMMA3_1B_LORA.evaluation, num_samples=0),
 )
 """GRPO alone on the instruction-tuned 1B (`--model.weights FOLDER`), which an instruction asks

@@ -1,5 +1,6 @@
 """The model of a run, loaded: its graph, its frozen weights, the tokenizer, the devices."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from gemma_grpo.model import (
     Remat,
     check_seed,
 )
-from gemma_grpo.text.prompts import question
+from gemma_grpo.text import prompts
 from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
@@ -67,6 +68,11 @@ class ModelConfig:
         if not 0 <= self.cpu_devices <= _MOST_CPU_DEVICES:
             raise UserError(f"model: cpu_devices must be from 0 to {_MOST_CPU_DEVICES}")
 
+    @property
+    def of_gemma(self) -> bool:
+        """Whether the weights are Gemma's, whose terms apply; the embedded ones are not."""
+        return self.weights != weights.NANO
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -109,7 +115,27 @@ class Runtime:
 
     def encode_question(self, prompt: str) -> list[int]:
         """The ids of a question as the model is asked it, the instruction before it."""
-        return self.tokenizer.encode_prompt(question(self.instruction, prompt))
+        return self.tokenizer.encode_prompt(prompts.question(self.instruction, prompt))
+
+    def encode_prompts(
+        self, problems: Sequence[prompts.Problem], *, kind: str = ""
+    ) -> list[list[int]]:
+        """Each problem's chat turn as ids. Raises UserError, which names the `kind` of problem, for
+        one over the budget."""
+        return prompts.encode_prompts(
+            problems,
+            self.tokenizer,
+            instruction=self.instruction,
+            max_prompt_length=self.max_prompt_length,
+            kind=kind,
+        )
+
+    def encode_completions(self, problems: Sequence[prompts.Problem]) -> list[list[int]]:
+        """Each worked solution with its stop token. Raises UserError for one that is missing, or
+        over the budget."""
+        return prompts.encode_completions(
+            problems, self.tokenizer, max_completion_length=self.max_completion_length
+        )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -195,6 +221,51 @@ def load_model(
         layout=layout,
     )
     return runtime, params
+
+
+def write_model(
+    out: Path,
+    runtime: Runtime,
+    params: Params,
+    base: str,
+    *,
+    dtype: str = "float32",
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the model as a Hugging Face folder, adapters merged into the weights.
+
+    Args:
+        out: the folder to make.
+        runtime, params: as `load_model` gives them, in float32: adapters are merged before anything
+            is rounded.
+        base: the weights that the model began with.
+        dtype: stored in: float32 (every bit of what was trained), bfloat16 or float16.
+        texts: further files by name.
+
+    Raises:
+        UserError: something is at `out` already, or it cannot be written.
+    """
+    lora = runtime.lora
+    if lora.rank:
+        params = gemma3.merge_adapter(params, runtime.frozen, scale=lora.alpha / lora.rank)
+    sizes = weights.open_source(base).config
+    tensors = weights.hf_tensors(params, sizes)
+    weights.write_folder(
+        out, tensors, sizes, dtype=np.dtype(dtype), tokenizer=runtime.tokenizer, texts=texts
+    )
+
+
+def write_adapters(out: Path, runtime: Runtime, params: Params, base: str) -> str | None:
+    """Writes the adapters alone, in PEFT's format. Arguments and errors as for `write_model`.
+
+    Returns:
+        A warning if PEFT cannot load that base.
+    """
+    source = weights.open_source(base)
+    weights.write_adapter(out, params, runtime.lora, base=source)
+    if (source.path / "config.json").is_file():
+        return None
+    return f"PEFT cannot load {source.path}: give it the same model's Hugging Face folder as base"
 
 
 def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:

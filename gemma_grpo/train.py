@@ -25,11 +25,10 @@ from gemma_grpo.devices import preflight, processes
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.pipeline import Deadline
 from gemma_grpo.planning import chips, disk, fit, topology
-from gemma_grpo.records import files, lock, origin, report, trace
+from gemma_grpo.records import files, lock, report, trace
 from gemma_grpo.records import run_dir as run_dirs
 
 RUNS = Path("runs")
-_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source", "checkpoint.folder")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -118,51 +117,22 @@ def _default(arguments: list[str]) -> RunConfig:
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)}: each chooses all settings; give one of them")
     if source is not None:
-        return _config_of(expanded(source))
+        return cli.config_of(expanded(source))
     if resumes:
         named = cli.flag(arguments, "run-dir", None)
-        return _config_of(expanded(named) if named else _newest_run())
+        return cli.config_of(expanded(named) if named else _newest_run())
     if file is not None:
         return config.from_yaml(expanded(file))
     return presets.preset(preset or Options.preset)
-
-
-def _config_of(run_dir: Path) -> RunConfig:
-    """Of a run to go on with.
-
-    Raises:
-        UserError: there is none, it is another version's, or it was edited since the run began.
-    """
-    try:
-        run = config.from_yaml(run_dir / run_dirs.CONFIG)
-    except UserError as error:
-        raise UserError(
-            f"{error}; a run can be resumed by the version of gemma_grpo that began it"
-        ) from error
-    begun = (files.read_json(run_dir / origin.NAME) or {}).get("config")
-    if begun is not None:
-        _check_unchanged(config.from_text(begun), run, f"{run_dir / run_dirs.CONFIG} was edited")
-    return run
-
-
-def _check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
-    """Raises UserError if settings differ in more than where files are."""
-    if changed := [
-        line for line in config.changed_fields(before, after) if line.split()[0] not in _MAY_MOVE
-    ]:
-        raise UserError(
-            f"{fault} ({', '.join(changed)}): a run goes on with the settings it began with; for "
-            "others begin a new one, from its model if you like (export, then --model.weights)"
-        )
 
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:
     """Raises UserError for settings that a resumed run cannot change."""
     changed = config.changed_fields(default, run)
     if options.resume and changed:
-        _check_unchanged(default, run, "--resume with other settings")
+        cli.check_unchanged(default, run, "--resume with other settings")
         raise UserError(f"--resume: {changed[0]}: --resume-from goes on where files have moved")
-    _check_unchanged(default, run, "--resume-from with other settings")
+    cli.check_unchanged(default, run, "--resume-from with other settings")
 
 
 def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:

@@ -26,6 +26,7 @@ from gemma_grpo.planning import disk, fit
 from gemma_grpo.records import lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
+from gemma_grpo.records.metric_notes import note
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.saving import CheckpointConfig
@@ -178,6 +179,11 @@ def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
     steps = [line for line in metrics_without_times(full_run) if line["stage"] == "grpo"]
     assert len(steps) == 4
     assert all(line["logp_gap/mean"] < 1e-5 for line in steps)
+
+
+def test_every_metric_that_is_logged_is_explained(full_run):
+    for line in metrics_without_times(full_run):
+        assert not [name for name in line.keys() - {"stage", "step"} if not note(name)]
 
 
 def test_the_weights_anneal_and_the_phases_follow_each_other(full_run):

@@ -14,11 +14,12 @@ FLOORS = (
     "errors kernels",
     "devices model objective data text",
     "rewards weights records",
-    "runtime viewing",
+    "runtime",
     "generation training evaluation",
     "config presets",
     "pipeline planning cli",
-    "train evaluate generate export ablation pretrain plan verify_kernels view",
+    "api",
+    "train evaluate generate export rescore ablation pretrain plan verify_kernels view",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 COMMANDS = set(FLOORS[-1].split())
@@ -26,8 +27,9 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
     "errors data/problem data/curriculum data/gsm8k data/jsonl data/kaggle data/sources "
     "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components "
     "rewards/scores rewards/custom evaluation/statistics training/packing "
-    "records/report records/metrics records/tokens records/read records/trace viewing/collect "
-    "viewing/page viewing/terminal view"
+    "records/report records/metrics records/tokens records/read records/trace view/collect "
+    "view/page view/terminal view rewards/rescoring rescore records/watch "
+    "records/metric_notes records/trackers"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
@@ -63,7 +65,8 @@ def test_nobody_imports_a_command():
 
 
 def test_the_map_imports_nothing():
-    assert imports_in((PACKAGE / "__init__.py").read_text()) == set()
+    names = imports_in((PACKAGE / "__init__.py").read_text())
+    assert not {name for name in names if name.startswith("gemma_grpo")}
 
 
 def test_the_map_lists_no_room_below_one_that_it_imports():

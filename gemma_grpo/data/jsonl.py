@@ -7,7 +7,7 @@ other fields are ignored. A fault is named by file, line and field, as `FILE:LIN
 import codecs
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,26 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise UserError(f"no problems in {path}: it needs one JSON object a line")
     return rows
+
+
+def problems_from(given: Iterable[Any]) -> list[Problem]:
+    """Problems from Python objects: problems, or rows as in a file, such as a data set's.
+
+    Raises:
+        UserError: none, something else, or what `problem_from_row` refuses; it names the row.
+    """
+    found = []
+    for number, row in enumerate(given, start=1):
+        if not isinstance(row, Problem | Mapping):
+            raise UserError(
+                f"problem {number} is of type {type(row).__name__}: give a gemma_grpo.Problem, or "
+                "a dict with prompt and answer"
+            )
+        is_problem = isinstance(row, Problem)
+        found.append(row if is_problem else problem_from_row(row, f"problem {number}"))
+    if not found:
+        raise UserError("no problems: give at least two")
+    return found
 
 
 def problem_from_row(row: Mapping[str, Any], where: str) -> Problem:

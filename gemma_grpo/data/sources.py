@@ -13,6 +13,7 @@ Training and test problems of a source never share a prompt, except GSM8K's offi
 are taken as published. Which problems are held out never depends on the seed.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
@@ -21,10 +22,32 @@ from gemma_grpo.errors import UserError, expanded
 
 HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
 
+SESSION = "session"  # the source of problems that came from Python, not from a name
+
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
     "FILE.jsonl, FILE.csv, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
 )
+
+
+def of_session(
+    problems: Sequence[Problem], held_out: Sequence[Problem] | None, split: Literal["train", "test"]
+) -> list[Problem]:
+    """One side of problems that came from Python: of both, or of `problems` by `splits.one_side`.
+
+    Raises:
+        UserError: the sides share a prompt, or there are too few to hold one out.
+    """
+    if held_out is None:
+        return splits.one_side(
+            list(problems), held_out=split == "test", share=HELD_OUT_SHARE, origin="problems"
+        )
+    if shared := splits.shared_prompts(problems, held_out):
+        raise UserError(
+            f'held_out shares {len(shared)} prompts with problems ("{shared[0][:60]}"): take them '
+            "out of one, or the test would reward remembering"
+        )
+    return list(problems if split == "train" else held_out)
 
 
 def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -> list[Problem]:
@@ -39,6 +62,11 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
     Raises:
         UserError: an unknown source, a negative number, or what the source itself refuses.
     """
+    if source == SESSION:
+        raise UserError(
+            "the problems were objects of a Python session: go on from Python, with "
+            "gemma_grpo.resume(RUN, problems=...)"
+        )
     if num < 0:
         raise UserError(f"cannot load {num} problems: give 0 for all, or how many")
     kind, _, detail = source.partition(":")

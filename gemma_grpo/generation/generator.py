@@ -16,6 +16,7 @@ from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
+from gemma_grpo.text.prompts import question
 
 CHUNK = 4  # tokens between two updates of a stream: smooth to read, little host overhead
 SHORTEST = 64  # slots for prompts: 64, 128, 256, ... so that few shapes are compiled
@@ -60,6 +61,23 @@ class Generator:
         drawn = jax.device_get(self.rollout(self.params, ids, mask, key))
         rows = [self._completion(drawn, row) for row in range(len(prompts) * self.num)]
         return [rows[start : start + self.num] for start in range(0, len(rows), self.num)]
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a question as a chat turn, the instruction before it."""
+        tokenizer = self.runtime.tokenizer
+        return tokenizer.encode_prompt(question(self.runtime.instruction, prompt))
+
+    def complete_all(
+        self, prompts: Sequence[Sequence[int]], key: jax.Array, batch_size: int
+    ) -> Iterator[list[Completion]]:
+        """`num` completions of each prompt, `batch_size` prompts at a time; the last batch has the
+        shape of the others. Raises as `complete`, before anything is generated."""
+        self.check(prompts)
+        size = min(batch_size, len(prompts))
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]
+            yield from self.complete(filled, jax.random.fold_in(key, start))[: len(batch)]
 
     def stream(self, prompt: Sequence[int], key: jax.Array) -> Iterator[list[Completion]]:
         """The `num` completions of one prompt as they grow; the last yielded are `complete`'s.

@@ -7,6 +7,7 @@ checkpoint of that step. Does not import jax.
 
 import contextlib
 import errno
+import importlib.util
 import io
 import json
 import math
@@ -17,7 +18,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,31 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files, tokens
+from gemma_grpo.records.run_dir import CONFIG
+from gemma_grpo.records.trackers import Tracker, TrackerName
 
 STAGES = ("sft", "grpo")  # in the order in which a run goes through them
+SAMPLE_CHARS = 2000  # of the completion that TensorBoard shows of a step
 
 
 class MetricsWriter:
     """Writes one run's `metrics.jsonl`, `tensorboard/<stage>/` and `rollouts/`.
 
-    TensorBoard shows each stage as a run of its own, since each counts its steps from 1.
+    TensorBoard shows each stage as a run of its own, since each counts its steps from 1; it also
+    gets the run's config.yaml and one completion a step, as text.
     """
 
-    def __init__(self, run_dir: Path, resume_from: dict | None = None):
+    def __init__(
+        self, run_dir: Path, resume_from: dict | None = None, tracker: TrackerName = "none"
+    ):
         """Opens the files of `run_dir`, which is made if it is absent.
 
         Args:
             resume_from: {"stage", "step"} of the checkpoint that the run goes on from; the files
                 are cut back to it. None begins anew: what an earlier run left here is removed.
+            tracker: where metrics and completions also go.
         """
+        self._tracker = Tracker(tracker, Path(run_dir))
         self._run_dir = Path(run_dir)
         self._path = self._run_dir / "metrics.jsonl"
         self._events: dict[str, _EventFile] = {}
@@ -85,7 +94,7 @@ class MetricsWriter:
         self,
         stage: str,
         step: int,
-        rows: Iterable[Mapping[str, Any]],
+        rows: Sequence[Mapping[str, Any]],
         drawn: tokens.Tokens | None = None,
     ) -> None:
         """Writes `rollouts/<stage>-<step>.jsonl`, a line for each row, and the tokens of the rows
@@ -102,21 +111,33 @@ class MetricsWriter:
             tokens.write(tokens.path_beside(path), drawn, durable=False)
         with files.atomic_write(path, durable=False) as unfinished:
             unfinished.write_bytes(b"".join(_json_line(row) for row in rows))
+        if rows:
+            self._open_events(stage).write_text(step, "sample", _sample_text(rows[0]))
+            self._tracker.table(stage, step, rows)
 
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
         self._lines.close()
         for events in self._events.values():
             events.close()
+        self._tracker.close()
 
     def _write_events(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        self._open_events(stage).write(step, numbers)
+        self._tracker.log(stage, step, numbers)
+
+    def _open_events(self, stage: str) -> "_EventFile":
+        """The stage's event file; a new one begins with the run's settings."""
         if stage not in self._events:
             after = self._resumed_step if stage == self._resumed_stage else 0
             directory = self._run_dir / "tensorboard" / stage
             with files.write_errors(directory):
                 self._events[stage] = _EventFile(directory, after)
-        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
-        self._events[stage].write(step, numbers)
+            settings = self._run_dir / CONFIG
+            if settings.is_file() and not after:
+                self._events[stage].write_text(0, "config", settings.read_text(encoding="utf-8"))
+        return self._events[stage]
 
 
 class _EventFile:
@@ -146,6 +167,23 @@ class _EventFile:
         values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
         self._write_event(Event(step=step, summary=Summary(value=values)))
 
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Text that TensorBoard shows as it stands: four spaces make it code in Markdown."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboardX.proto.tensor_pb2 import TensorProto
+        from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+
+        code = "\n".join(f"    {line}" for line in text.splitlines())
+        plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(
+            dtype="DT_STRING",
+            string_val=[code.encode("utf-8", "replace")],
+            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        )
+        value = Summary.Value(tag=f"{tag}/text_summary", metadata=plugin, tensor=tensor)
+        self._write_event(Event(step=step, summary=Summary(value=[value])))
+
     def close(self) -> None:
         self._file.close()
 
@@ -158,6 +196,29 @@ class _EventFile:
         length = struct.pack("<Q", len(body))
         sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, body))
         _append(self._file, self._path, b"".join([length, next(sums), body, next(sums)]))
+
+
+def write_evaluation(
+    run_dir: Path, name: str, figures: Mapping[str, Any], tracker: TrackerName = "none"
+) -> None:
+    """The numbers of an evaluation to TensorBoard and the tracker, as the run "evaluation": the
+    base model is its step 0, the stages are 1 and 2.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    step = next((n for n, stage in enumerate(STAGES, start=1) if name.startswith(stage)), 0)
+    numbers = {f"evaluation/{key}": v for key, v in figures.items() if isinstance(v, int | float)}
+    directory = run_dir / "tensorboard" / "evaluation"
+    with files.write_errors(directory):
+        events = _EventFile(directory, after=0)
+        try:
+            events.write(step, numbers)
+        finally:
+            events.close()
+    board = Tracker(tracker, run_dir)
+    board.log("evaluation", step, numbers)
+    board.close()
 
 
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
@@ -210,7 +271,8 @@ def last_step(run_dir: Path, stage: str) -> int:
 class Progress:
     """A stage's progress on stderr: a bar with reward, tokens/s and time left.
 
-    Where stderr is no terminal, one line every tenth of the way instead.
+    In a notebook the bar is a widget. Without a terminal or widgets, one line every tenth of the
+    way instead.
     """
 
     def __init__(self, total: int, label: str, done: int = 0):
@@ -218,8 +280,8 @@ class Progress:
         self._total, self._label, self._done = total, label, done
         self._began, self._first = time.monotonic(), done
         self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        if sys.stderr.isatty() or _has_widgets():
+            from tqdm.auto import tqdm
 
             self._bar = tqdm(total=total, desc=label, initial=done, unit="step", dynamic_ncols=True)
 
@@ -239,6 +301,13 @@ class Progress:
         elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
             print(self._line(shown), file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Leaves the bar as it stands and ends its line."""
         if self._bar is not None:
@@ -253,6 +322,18 @@ class Progress:
             f"{self._label} {self._done}/{self._total} ({share} %)"
             f"{values}, {left // 60}:{left % 60:02d} left"
         )
+
+
+def _sample_text(row: Mapping[str, Any]) -> str:
+    """A rollout's row, to read."""
+    numbers = (f"{name} {v:.3g}" for name, v in row.items() if isinstance(v, float))
+    asked, text = row.get("prompt", ""), str(row.get("completion", ""))[:SAMPLE_CHARS]
+    return f"{asked}\n\n{text}\n\n{', '.join(numbers)}"
+
+
+def _has_widgets() -> bool:
+    """Whether this is a notebook that can show them."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _plain(value: Any) -> Any:

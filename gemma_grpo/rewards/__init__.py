@@ -27,7 +27,7 @@ from gemma_grpo.rewards.components import (
     trace,
     verbosity,
 )
-from gemma_grpo.rewards.custom import load_extra_rewards, load_reward
+from gemma_grpo.rewards.custom import GivenRewards, load_extra_rewards, load_reward
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample, batch_reward
 from gemma_grpo.rewards.scores import Scores, score
 from gemma_grpo.rewards.weights import (
@@ -44,6 +44,7 @@ __all__ = [
     "COMPONENTS",
     "END_WEIGHTS",
     "FREE_SHARE",
+    "GivenRewards",
     "Reward",
     "RewardConfig",
     "RewardWeights",

@@ -1,10 +1,11 @@
-"""Rewards of the user's own: functions in Python files, loaded by path."""
+"""Rewards of the user's own: functions in Python files, loaded by path, or of a Python session."""
 
 import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from gemma_grpo.errors import UserError, described
 from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
+from gemma_grpo.rewards.weights import RewardConfig
+
+SESSION = "session:"  # before the name of a function that came from Python, not from a file
 
 # What else the rollouts and the metrics (reward/mean) say under a name of its own.
 COLUMNS = frozenset(
@@ -19,20 +23,62 @@ COLUMNS = frozenset(
 )
 
 
-def load_extra_rewards(specs: Sequence[str]) -> list[tuple[str, Reward, float]]:
+@dataclass(frozen=True)
+class GivenRewards:
+    """What a completion is paid for, before files are loaded.
+
+    Attributes:
+        config: the weights, how traces are scored, and where the user's own rewards are.
+        functions: those of a Python session, by name.
+    """
+
+    config: RewardConfig
+    functions: Mapping[str, Reward] = field(default_factory=dict)
+
+
+def session_specs(
+    given: Sequence[Reward] | Mapping[Reward, float],
+) -> tuple[tuple[str, ...], dict[str, Reward]]:
+    """How a config records functions of a Python session, and the functions by name.
+
+    Args:
+        given: functions, of weight 1, or the weight of each.
+
+    Raises:
+        UserError: something that cannot be called or has no name, or two of one name.
+    """
+    weights = given if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
+    functions: dict[str, Reward] = {}
+    for function in weights:
+        name = getattr(function, "__name__", "")
+        if not (callable(function) and name.isidentifier()):
+            raise UserError(f"reward {one_line(repr(function), 60)} is no named function: use def")
+        if name in functions:
+            raise UserError(f"two rewards are named {name!r}: rename one of them")
+        functions[name] = function
+    specs = tuple(f"{SESSION}{f.__name__}={weight!r}" for f, weight in weights.items())
+    return specs, functions
+
+
+def load_extra_rewards(
+    specs: Sequence[str], functions: Mapping[str, Reward] | None = None
+) -> list[tuple[str, Reward, float]]:
     """(name, function, weight) of each `path/to/file.py:function[=weight]`; the weight is 1 if
     unsaid.
 
+    Args:
+        functions: by name, those of a Python session (`session_specs`).
+
     Raises:
-        UserError: a weight that is no finite number, two rewards of one name, or what `load_reward`
-            refuses.
+        UserError: a weight that is no finite number, two rewards of one name, a function of a
+            session that is not here, or what `load_reward` refuses.
     """
     loaded, taken = [], set(COMPONENTS)
     for spec in specs:
         location, weight = split_weight(spec, "--reward")
         name = location.rpartition(":")[2]
         take_name(name, taken, f"--reward {spec}")
-        loaded.append((name, load_reward(location), weight))
+        loaded.append((name, _load(location, name, functions or {}), weight))
     return loaded
 
 
@@ -61,6 +107,17 @@ def take_name(name: str, taken: set[str], where: str) -> None:
     if name in taken:
         raise UserError(f"{where}: two rewards are named {name!r}: rename one of them")
     taken.add(name)
+
+
+def _load(location: str, name: str, functions: Mapping[str, Reward]) -> Reward:
+    if not location.startswith(SESSION):
+        return load_reward(location)
+    if name not in functions:
+        raise UserError(
+            f"reward {name!r} was a function of a Python session: go on from Python, with "
+            f"gemma_grpo.resume(RUN, rewards=[{name}])"
+        )
+    return functions[name]
 
 
 def load_reward(spec: str) -> Reward:

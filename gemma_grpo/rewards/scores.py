@@ -81,6 +81,28 @@ def _filled(values: list[Any], samples: Sequence[Sample]) -> list[float]:
     ]
 
 
+def tolerant_column(
+    name: str, reward: Reward | BatchReward, samples: Sequence[Sample]
+) -> tuple[list[float], list[str]]:
+    """One reward's values of all samples, NaN where it failed, and the line of each failure.
+
+    A reward that takes all samples at once has failed on all of them, or on none.
+    """
+    if getattr(reward, "takes_batch", False):
+        try:
+            return _column(name, reward, samples), []
+        except UserError as error:
+            return [math.nan] * len(samples), [str(error)] * len(samples)
+    values, failures = [], []
+    for row, sample in enumerate(samples):
+        try:
+            values.append(_checked(name, reward, row, sample))
+        except UserError as error:
+            values.append(math.nan)
+            failures.append(str(error))
+    return values, failures
+
+
 def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[Any]:
     """One reward's values of all samples; None where it may be missing and is."""
     if not getattr(reward, "takes_batch", False):
@@ -118,7 +140,8 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
         ) from error
     try:
         # SupportsFloat takes 0-d arrays and Fractions too; a str has float() but no __float__.
-        number = float(value) if isinstance(value, SupportsFloat) else None
+        # It is slow to ask, so what is plain is asked first.
+        number = float(value) if isinstance(value, float | int | SupportsFloat) else None
     except Exception as error:
         raise UserError(
             f"reward {name!r} returned a {type(value).__name__} {where} that is no single number"

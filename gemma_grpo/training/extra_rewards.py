@@ -1,5 +1,4 @@
-"""The user's rewards of a run: functions in files, and judges' verdicts on a rubric; loaded, and
-tried on gold completions before anything is trained."""
+"""The user's rewards of a run, judges' verdicts too: loaded, and tried on gold completions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ TRIED = 4  # gold completions that each reward is tried on
 
 
 def load_rewards(
-    config: rewards.RewardConfig,
+    given: rewards.GivenRewards,
     runtime: Runtime,
     problems: Sequence[Problem],
     run_dir: Path | None = None,
@@ -39,8 +38,8 @@ def load_rewards(
     Raises:
         UserError: a reward, a rubric or a judge that cannot be used.
     """
-    extra: Extra = [*custom.load_extra_rewards(config.extra)]
-    settings = config.rubric
+    extra: Extra = [*custom.load_extra_rewards(given.config.extra, given.functions)]
+    settings = given.config.rubric
     if not settings.file:
         return extra
     rubric = load_rubric(Path(settings.file), {problem.domain for problem in problems})
@@ -56,7 +55,7 @@ def load_rewards(
 
 
 def check_rewards(
-    config: rewards.RewardConfig, runtime: Runtime, problems: Sequence[Problem]
+    given: rewards.GivenRewards, runtime: Runtime, problems: Sequence[Problem]
 ) -> None:
     """Loads the user's rewards and tries each on gold completions, so that what is wrong with them
     shows before anything is trained. A judge is asked about one completion of each domain.
@@ -64,7 +63,7 @@ def check_rewards(
     Raises:
         UserError: as `load_rewards`, a reward that fails, or a judge without verdicts.
     """
-    extra = load_rewards(config, runtime, problems)
+    config, extra = given.config, load_rewards(given, runtime, problems)
     for name, reward, weight in extra:
         if isinstance(reward, JudgedReward):
             firsts = {problem.domain: problem for problem in reversed(problems)}

@@ -32,7 +32,7 @@ from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective import checks as loss_checks
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.rewards import RewardConfig
+from gemma_grpo.rewards import GivenRewards, RewardConfig
 from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
@@ -41,6 +41,7 @@ from gemma_grpo.training.state import (
     OptimizerConfig,
     TrainState,
     init_train_state,
+    learning_rates,
     make_optimizer,
 )
 from gemma_grpo.training.update import Packs, UpdateConfig
@@ -169,6 +170,7 @@ class Stage:
         problems: by difficulty.
         extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
+        learning_rates: of each update.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
 
@@ -180,6 +182,7 @@ class Stage:
     sampler: collect.Sampler
     packing: packing.Packing
     trainer: Trainer
+    learning_rates: Float[np.ndarray, " U"]
     reference: Params | None
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -291,6 +294,8 @@ class Stage:
         )
         config = self.config
         progress = step / config.num_steps
+        last_update = (step + 1) * config.num_iterations - 1
+        metrics["learning_rate"] = float(self.learning_rates[last_update])
         metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
         seconds = time.monotonic() - started
         metrics |= {
@@ -303,7 +308,7 @@ class Stage:
 
 def train(
     config: GRPOConfig,
-    reward: RewardConfig,
+    reward: GivenRewards,
     runtime: Runtime,
     problems: Sequence[Problem],
     params: Params,
@@ -317,7 +322,7 @@ def train(
     """
     stage = Stage(
         config,
-        reward,
+        reward.config,
         runtime,
         batches.by_difficulty(problems),
         extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
@@ -330,6 +335,7 @@ def train(
         make_trainer(
             config, runtime.graphdef, runtime.mesh, dtype=runtime.dtype, remat=runtime.remat
         ),
+        learning_rates(config.optimizer, config.num_steps * config.num_iterations),
         in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
     )
     state = run_steps(
@@ -346,6 +352,7 @@ def train(
 def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
+    correct_PG = np.reshape(groups.scores.components["correctness"], rewards_PG.shape)
     components = {}
     for name, values in groups.scores.components.items():
         given = [value for value in values if value is not None]
@@ -360,6 +367,8 @@ def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[s
         **{f"weight/{name}": value for name, value in collected.weights.named().items()},
         "zero_signal_groups": int(np.asarray(advantages.zero_signal_groups(rewards_PG)).sum()),
         "mixed_groups": int(mixed_P.sum()),
+        "all_right_groups": float((correct_PG > 0).all(axis=1).mean()),
+        "all_wrong_groups": float((correct_PG == 0).all(axis=1).mean()),
         "resample_rounds": collected.extra_rounds,
         "completion_length/mean": float(groups.rollout.completion_mask.sum(axis=1).mean()),
         "truncated": float(1 - groups.rollout.stopped.mean()),

@@ -14,6 +14,7 @@ from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metrics import MetricsWriter, Progress
 from gemma_grpo.records.tokens import Tokens
+from gemma_grpo.records.watch import Watch
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.saving import (
@@ -90,7 +91,7 @@ def run_steps(
         InterruptedRunError: a signal came; the step under way was finished and saved.
         OutOfTimeError: another step would not leave time to stop in order; all steps are saved.
     """
-    keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage))
+    keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage), Watch(stage))
     state, done = keeper.restore(state)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     files.deadline.expect_checkpoint(num_bytes)
@@ -148,6 +149,7 @@ class _Keeper:
     num_steps: int
     files: RunFiles
     checkpoints: StageCheckpoints
+    watch: Watch
     schedule: Schedule | None = None
     progress: Progress | None = None  # in the primary process
     saved_step: int = 0
@@ -185,6 +187,8 @@ class _Keeper:
                 reward=result.metrics.get("reward/mean"),
                 tokens_per_s=result.metrics.get("tokens_per_s"),
             )
+            for line in self.watch.see(step, result.metrics):
+                self.progress.say(f"warning: {line}")
         is_due = self.schedule.is_due(step, is_writing=running.is_writing())
         # A save that begins now may still be under way when time runs out.
         is_due = is_due and self._has_time(True)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
@@ -19,7 +20,6 @@ from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
-from gemma_grpo.text.prompts import encode_completions, encode_prompts
 from gemma_grpo.training import packing, update
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
@@ -27,6 +27,7 @@ from gemma_grpo.training.state import (
     OptimizerConfig,
     TrainState,
     init_train_state,
+    learning_rates,
     make_optimizer,
 )
 from gemma_grpo.training.update import UpdateConfig
@@ -129,6 +130,7 @@ class Stage:
     Attributes:
         prompts, completions: token ids of each problem, encoded.
         packing: how the batches are cut.
+        learning_rates: of each step.
         update: see `make_update`.
     """
 
@@ -137,6 +139,7 @@ class Stage:
     prompts: list[list[int]]
     completions: list[list[int]]
     packing: packing.Packing
+    learning_rates: Float[np.ndarray, " U"]
     update: Update
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -148,6 +151,7 @@ class Stage:
         metrics = jax.device_get(metrics)
         seconds = time.monotonic() - started
         tokens = float(batch["completion_mask"].sum())
+        metrics |= {"learning_rate": float(self.learning_rates[step])}
         times = {"time/step_s": seconds, "tokens_per_s": tokens / seconds}
         return state, StepResult(metrics | times)
 
@@ -178,20 +182,14 @@ def train(
         UserError: a problem without a completion, or one over the budget.
         InterruptedRunError: a signal came; everything is saved.
     """
-    prompts = encode_prompts(
-        problems,
-        runtime.tokenizer,
-        instruction=runtime.instruction,
-        max_prompt_length=runtime.max_prompt_length,
-    )
-    completions = encode_completions(
-        problems, runtime.tokenizer, max_completion_length=runtime.max_completion_length
-    )
+    prompts = runtime.encode_prompts(problems)
+    completions = runtime.encode_completions(problems)
     optimizer, update_state = make_trainer(
         config, runtime.graphdef, runtime.mesh, UpdateConfig(runtime.dtype, runtime.remat)
     )
     packs = make_packing(config, runtime.lengths, runtime.mesh.size)
-    stage = Stage(config, runtime, prompts, completions, packs, update_state)
+    rates = learning_rates(config.optimizer, config.num_steps)
+    stage = Stage(config, runtime, prompts, completions, packs, rates, update_state)
     state = run_steps(
         "sft",
         stage.step,

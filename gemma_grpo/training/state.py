@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
@@ -81,6 +82,12 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     # The first update already moves: it gets 1/warmup of the peak rather than 0.
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
+
+
+def learning_rates(config: OptimizerConfig, num_updates: int) -> Float[np.ndarray, "num_updates"]:
+    """The learning rate of each update of a run, float32 on the host: for its metrics."""
+    schedule = make_schedule(config, num_updates)
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num_updates)), np.float32)
 
 
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:

@@ -65,6 +65,16 @@ def scalars(directory):
         (event.step, value.tag, value.simple_value)
         for event in events(directory)
         for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+
+
+def texts(directory):
+    return [
+        (event.step, value.tag, value.tensor.string_val[0].decode())
+        for event in events(directory)
+        for value in event.summary.value
+        if value.HasField("tensor")
     ]
 
 
@@ -203,6 +213,30 @@ def test_tensorboard_gets_the_numbers_of_each_line_at_once(tmp_path):
     writer.close()
 
 
+def test_tensorboard_gets_the_settings_once_and_a_completion_a_step(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    writer = MetricsWriter(tmp_path)
+    rows = [{"prompt": "1 + 1?", "completion": "a\n# b", "reward": 0.5}, {"completion": "other"}]
+    writer.write_rollouts("grpo", 1, rows)
+    writer.write("grpo", 1, {"loss": 0.5})
+    writer.close()
+    resumed = MetricsWriter(tmp_path, {"stage": "grpo", "step": 1})
+    resumed.write_rollouts("grpo", 2, [{"completion": "x" * 10**5}])
+    resumed.close()
+    config, sample, later = texts(tmp_path / "tensorboard" / "grpo")
+    assert config == (0, "config/text_summary", "    seed: 3")
+    shown = "    1 + 1?\n    \n    a\n    # b\n    \n    reward 0.5"
+    assert sample == (1, "sample/text_summary", shown)
+    assert later[0] == 2 and len(later[2]) < 3000
+
+
+def test_tensorboard_gets_the_figures_of_each_evaluation(tmp_path):
+    for name, accuracy in (("base", 0.0), ("sft", 0.5), ("grpo-step-000003", 0.75)):
+        metrics.write_evaluation(tmp_path, name, {"accuracy": accuracy, "by_domain": {}})
+    board = sorted(scalars(tmp_path / "tensorboard" / "evaluation"))
+    assert board == [(n, "evaluation/accuracy", v) for n, v in enumerate((0.0, 0.5, 0.75))]
+
+
 def test_a_resumed_run_tells_tensorboard_which_steps_to_forget(tmp_path):
     writer = MetricsWriter(tmp_path)
     write_steps(writer, "sft", [1, 2])
@@ -261,7 +295,7 @@ print(len(open("DIRECTORY/run/metrics.jsonl").readlines()))
 
 
 @pytest.mark.parametrize(
-    "lines, named", [(True, r"metrics\.jsonl|sft"), (False, r"sft-\d+\.jsonl")]
+    "lines, named", [(True, r"metrics\.jsonl|sft"), (False, r"sft-\d+\.jsonl|sft")]
 )
 def test_a_full_disk_is_named_and_what_was_written_can_be_resumed(tmp_path, lines, named):
     disk = tmp_path / "disk"
@@ -296,6 +330,21 @@ def test_on_a_terminal_the_bar_shows_reward_speed_and_time_left(monkeypatch):
     assert "grpo" in last and "3/4" in last
     assert "reward=0.500" in last and "tokens/s=22,000" in last
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone < time left
+
+
+def test_in_a_notebook_with_widgets_there_is_a_bar_and_lines_go_above_it(monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "_has_widgets", lambda: True)
+    progress = Progress(2, "sft")
+    progress.update()
+    progress.say("warning: look here")
+    progress.close()
+    said = capsys.readouterr().err
+    assert "1/2" in said and "\nwarning: look here\n" in said.replace("\r", "\n")
+
+
+def test_widgets_want_a_notebook(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert not metrics._has_widgets()
 
 
 def test_without_a_terminal_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.records import files
-from gemma_grpo.viewing.collect import bytes_of, collect
+from gemma_grpo.view.collect import bytes_of, collect
 
-FOLDER = resources.files("gemma_grpo.viewing") / "page"
+FOLDER = resources.files("gemma_grpo.view") / "page"
 SCRIPTS = ("data", "parts", "overview", "problems", "steps", "list", "main")
 MEGABYTE = 1_000_000
 

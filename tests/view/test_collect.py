@@ -14,7 +14,7 @@ from run_folders import FALSE, PROSE, RIGHT, held_out, write_rows, write_run
 
 from gemma_grpo import view
 from gemma_grpo.errors import UserError
-from gemma_grpo.viewing import collect, completions, page
+from gemma_grpo.view import collect, completions, page
 
 TEMPLATES = Path(page.__file__).parent / "page"
 

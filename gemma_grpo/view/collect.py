@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.records import read, tokens
-from gemma_grpo.viewing import completions
+from gemma_grpo.view import completions
 
 TRAINING = "training"  # the stage of rollouts, beside the names of evaluations
 # Of a stage's result: what the overview's table shows.

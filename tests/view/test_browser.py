@@ -6,7 +6,7 @@ import pytest
 from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
 from web_browser import Browser, chromium
 
-from gemma_grpo.viewing import page
+from gemma_grpo.view import page
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.viewing import page, terminal
+from gemma_grpo.view import page, terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +55,3 @@ def _view(options: argparse.Namespace) -> int:
     size = page.write(options.runs, path, options.megabytes)
     print(f"{path} ({size / page.MEGABYTE:.1f} MB): open it in a browser")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

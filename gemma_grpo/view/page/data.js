@@ -1,5 +1,5 @@
 "use strict";
-// The data of the page, and what is read from it. Encodings: gemma_grpo/viewing/completions.py.
+// The data of the page, and what is read from it. Encodings: gemma_grpo/view/completions.py.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const C = DATA.completions;

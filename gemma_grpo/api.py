@@ -1,0 +1,287 @@
+"""What the commands do, for Python and notebooks: `fit` a run, `resume` or `load` one, ask its
+model.
+
+`import gemma_grpo` offers these names without importing this module before one is used; see
+docs/api.md.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gemma_grpo import cli, pipeline
+from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.generation.generator import make_generator
+from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
+from gemma_grpo.records import files, lock, model_card, report
+from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.runtime import load_model, write_adapters, write_model
+
+RUNS = Path("runs")
+BATCH = 16  # prompts that `Result.generate` completes at a time
+
+Rewards = Sequence[Callable] | Mapping[Callable, float]
+Problems = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file, which a notebook shows."""
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run on disk, and what can be asked of its model.
+
+    Attributes:
+        run_dir: its folder.
+        run: its settings.
+        given: the Python objects that it was given.
+    """
+
+    run_dir: Path
+    run: RunConfig
+    given: Given = field(default=NOTHING_GIVEN, repr=False)
+
+    @property
+    def summary(self) -> dict:
+        """summary.json: the figures of each stage with 95 % intervals, their paired differences,
+        the seconds, and what a deadline left `unfinished`, or None.
+
+        Raises:
+            UserError: the run has not come that far.
+        """
+        path = self.run_dir / "summary.json"
+        if not path.is_file():
+            raise UserError(f"{self.run_dir} has no summary yet: gemma_grpo.resume goes on with it")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def __str__(self) -> str:
+        """The before/after table."""
+        return report.before_after_table(self.summary)
+
+    def curves(self) -> Picture:
+        """The learning curves, drawn from what the run has recorded so far."""
+        return Picture(report.plot_curves(self.run_dir))
+
+    def metrics(self, stage: str = "grpo") -> list[dict]:
+        """The metrics of each step of a stage (docs/metrics.md)."""
+        return [row for row in self._rows("metrics.jsonl") if row["stage"] == stage]
+
+    def rollouts(self, step: int) -> list[dict]:
+        """Every completion of a GRPO step, from 1, with each of its rewards."""
+        return self._rows(f"rollouts/grpo-{step:06d}.jsonl")
+
+    def evaluations(self, stage: str) -> list[dict]:
+        """Every completion of the held-out problems by "base", "sft" or "grpo"."""
+        return self._rows(f"evaluations/{stage}.jsonl")
+
+    def evaluate(
+        self,
+        problems: Problems | str | None = None,
+        *,
+        num: int | None = None,
+        instruction: str | None = None,
+    ) -> dict:
+        """Measures the last stage's model: the figures of summary.json, with their intervals.
+
+        Args:
+            problems: problems or rows, or the name of a source (docs/training.md); the run's own
+                held-out ones if None.
+            num: at most this many of them; 0 for all; None as many as the run's own setting.
+            instruction: put before each question; None takes the run's own.
+
+        Raises:
+            UserError: bad input, or no stage has finished.
+        """
+        run, given = self.run, self.given
+        if isinstance(problems, str):
+            run, given = run.replace({"data.source": problems}), NOTHING_GIVEN
+        elif problems is not None:
+            given = pipeline.only_held_out(problems)
+        if num is not None:
+            run = run.replace({"data.num_test": num})
+        if instruction is not None:
+            run = run.replace({"model.instruction": instruction})
+        with cli.user_errors():
+            return pipeline.measure(run, self._trained(), given)
+
+    def generate(
+        self, prompts: Sequence[str], *, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """The last stage's completion of each question; 0 takes the likeliest token each time.
+
+        Raises:
+            UserError: a prompt over model.max_prompt_length, or no stage has finished.
+        """
+        if not prompts:
+            return []
+        settings = replace(self.run.model, rollout_layout="data")
+        with cli.user_errors():
+            runtime, params = load_model(settings, seed=seed, trained=self._trained())
+            sampling = SamplingConfig(temperature)
+            generator = make_generator(runtime, params, num=1, sampling=sampling)
+            encoded = [generator.encode(prompt) for prompt in prompts]
+            groups = generator.complete_all(encoded, runtime.key, BATCH)
+            return [completion.text for (completion,) in groups]
+
+    def export(
+        self, out: str | Path, *, stage: str = "", dtype: str = "float32", adapter: bool = False
+    ) -> Path:
+        """Writes the model for others to load: a Hugging Face folder, or PEFT's adapters.
+
+        Args:
+            out: the folder to make.
+            stage: whose model; the last finished one if "".
+            dtype: stored in: float32 (every bit of what was trained), bfloat16 or float16.
+            adapter: the LoRA adapters alone.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: something is there already, no stage has finished, or there are no adapters.
+        """
+        out = Path(out)
+        files.require_new_folder(out)
+        trained = self._trained()
+        if stage:
+            trained = trained.with_name(f"{stage}.safetensors")
+        model = replace(self.run.model, dtype="float32", rollout_layout="data")
+        if adapter and not model.lora.rank:
+            raise UserError(
+                f"{self.run_dir} trained all weights and has no adapters; export without --adapter"
+            )
+        with cli.user_errors():
+            runtime, params = load_model(model, seed=self.run.seed, trained=trained)
+            if adapter:
+                if warning := write_adapters(out, runtime, params, model.weights):
+                    print(f"warning: {warning}", file=sys.stderr)
+                return out
+            base = Path(model.weights).name
+            card = model_card.model_card(
+                self.run_dir, trained.stem, base=base, of_gemma=model.of_gemma
+            )
+            texts = {"README.md": card}
+            write_model(out, runtime, params, model.weights, dtype=dtype, texts=texts)
+        return out
+
+    def _trained(self) -> Path:
+        """The weights of the last stage. Raises UserError if none has finished."""
+        _, trained = cli.trained(str(self.run_dir))
+        assert trained is not None  # of a run directory
+        return trained
+
+    def _rows(self, name: str) -> list[dict]:
+        """The whole lines of a file; a run still writing may be within its last."""
+        path = self.run_dir / name
+        if not path.is_file():
+            raise UserError(f"{path} is not there (yet)")
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+def fit(
+    run: RunConfig,
+    *,
+    rewards: Rewards = (),
+    problems: Problems | None = None,
+    held_out: Problems | None = None,
+    run_dir: str | Path | None = None,
+    hours: float | None = None,
+) -> Result:
+    """Trains: base -> SFT -> GRPO, each measured on the same held-out problems.
+
+    The stop button, Ctrl-C and SIGTERM save first; `resume` then goes on to the same bits.
+
+    Args:
+        run: the settings; see `preset`.
+        rewards: functions of a `Sample`, added to the built-in ones: a list, each of weight 1, or
+            the weight of each.
+        problems: `Problem`s, or rows with prompt and answer (a list of dicts, a data set), instead
+            of `data.source`; SFT needs a `completion` in each.
+        held_out: those to measure on; a tenth of `problems` if None.
+        run_dir: a new folder; runs/DATE-TIME if None.
+        hours: since the process began, before which the run stops in time, saved.
+
+    Raises:
+        UserError: bad input, in one line that names the fix.
+        InterruptedRunError: it was stopped, and is saved.
+    """
+    specs, given = pipeline.given_objects(rewards, problems, held_out)
+    run = pipeline.with_objects(run, specs, given)
+    if run_dir is None:
+        run_dir = run_dirs.unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
+    run_dir = Path(run_dir)
+    with cli.user_errors():
+        run_dirs.require_free(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with lock.hold(run_dir):
+            pipeline.new_run_dir(run_dir, run)
+            return _execute(Result(run_dir, run, given), hours)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    rewards: Rewards = (),
+    problems: Problems | None = None,
+    held_out: Problems | None = None,
+    hours: float | None = None,
+) -> Result:
+    """Goes on with a run that was stopped or killed, as it was begun.
+
+    Args:
+        run_dir: its folder.
+        rewards, problems, held_out: the Python objects that it was begun with, which its files
+            cannot hold.
+        hours: as for `fit`.
+
+    Raises:
+        UserError, InterruptedRunError: as for `fit`.
+    """
+    run_dir = Path(run_dir)
+    run = cli.config_of(run_dir)
+    _, given = pipeline.given_objects(rewards, problems, held_out)
+    pipeline.require_objects(run, given)
+    with cli.user_errors(), lock.hold(run_dir):
+        pipeline.resume_run_dir(run_dir, run, restart_stage=False)
+        return _execute(Result(run_dir, run, given), hours)
+
+
+def load(run_dir: str | Path) -> Result:
+    """A run on disk, finished or not. Raises UserError if there is none."""
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+    return Result(run_dir, cli.config_of(run_dir))
+
+
+def _execute(result: Result, hours: float | None) -> Result:
+    """The run, its folder made and its lock held."""
+    run = result.run
+    for warning in run.grpo.check():
+        print(f"warning: {warning}", file=sys.stderr)
+    cli.split_cpu(run.model.cpu_devices, *run.batch_sizes.values())
+    cli.check_tpu()
+    cli.use_compilation_cache(result.run_dir.parent)
+    try:
+        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given)
+    except InterruptedRunError:
+        place = str(result.run_dir)
+        print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)
+        raise
+    if summary["unfinished"] is not None:
+        where = pipeline.unfinished_at(summary["unfinished"])
+        print(f"stopped for the deadline: {where}; gemma_grpo.resume goes on", file=sys.stderr)
+    return result

@@ -1,0 +1,203 @@
+"""What each metric of metrics.jsonl means, what is healthy, and what to do when it is not.
+
+One table for docs/metrics.md (`python -m benchmarks.metrics_page`), for the lines that `train` says
+(`watch.py`), and for whoever shows a metric. Does not import jax.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Note:
+    """On one metric.
+
+    Attributes:
+        meaning: a sentence, with its unit.
+        healthy: in words.
+        fix: what to do where it is not healthy; "" if it only informs.
+        low, high: the range that a mean over `watch.WINDOW` steps keeps, both ends in it; None
+            where that side is open.
+    """
+
+    meaning: str
+    healthy: str
+    fix: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+NOTES = {
+    "loss": Note(
+        "What is minimised: in SFT nats per completion token; in GRPO minus the advantage, "
+        "weighted by token.",
+        "SFT: falls. GRPO: about 0. Loss about 0 is expected on-policy: the ratio is 1 and the "
+        "advantages of a group sum to 0; its gradient is what teaches",
+        "Look at reward/correctness and grad_norm instead; nan or inf stops the run by itself.",
+    ),
+    "policy_loss": Note(
+        "The loss without its KL term.",
+        "about 0, as the loss",
+        "As for the loss.",
+    ),
+    "kl_loss": Note(
+        "The KL term as it goes into the loss, before beta; logged with grpo.loss.beta above 0.",
+        "small and slowly rising, as kl",
+        "As for kl.",
+    ),
+    "kl": Note(
+        "Divergence from the model that GRPO began with (k3 estimator), nats per token; logged "
+        "with grpo.loss.beta above 0.",
+        "0 at first, then slowly rising; at most 0.3",
+        "Lower grpo.optimizer.learning-rate or raise grpo.loss.beta: the policy has left what SFT "
+        "taught.",
+        high=0.3,
+    ),
+    "clip_fraction": Note(
+        "Share of tokens whose ratio the clip held; 0 with one update a rollout.",
+        "0 with num_iterations 1; else at most 0.2",
+        "Lower grpo.optimizer.learning-rate or grpo.num-iterations: later updates learn from "
+        "tokens that the policy would no longer write.",
+        high=0.2,
+    ),
+    "tis_weight": Note(
+        "Mean weight that truncated importance sampling gives a token; logged with it on.",
+        "about 1",
+        "As for logp_gap/mean.",
+        low=0.8,
+        high=1.2,
+    ),
+    "tis_capped_fraction": Note(
+        "Share of tokens whose importance weight met its cap.",
+        "at most 0.05",
+        "As for logp_gap/mean.",
+        high=0.05,
+    ),
+    "entropy": Note(
+        "How undecided the sampler is, nats per token.",
+        "falls, and levels off above 0.005",
+        "Completions of a group have become copies: lower grpo.optimizer.learning-rate, raise "
+        "grpo.loss.epsilon-high or grpo.temperature.",
+        low=0.005,
+    ),
+    "logp_gap/mean": Note(
+        "Mean |trainer - sampler| log-prob of the same tokens, nats: numerical error only.",
+        "1e-6 in float32, about 0.01 in bfloat16; at most 0.05",
+        "Sampler and trainer disagree: run verify_kernels, or use model.dtype float32, or set "
+        "grpo.loss.tis-cap.",
+        high=0.05,
+    ),
+    "logp_gap/rms": Note(
+        "The same as a root mean square: single tokens far off show here first.",
+        "a few times logp_gap/mean",
+        "As for logp_gap/mean.",
+    ),
+    "grad_norm": Note(
+        "Global norm of the gradient, before it is clipped to optimizer.max_grad_norm.",
+        "falls in SFT; in GRPO steady, and 0 in a step without signal",
+        "If it grows over many steps, lower the learning rate; if it stays 0, look at the groups.",
+    ),
+    "learning_rate": Note(
+        "Of the step's last update.",
+        "above 0",
+        "Nothing is learned: raise optimizer.learning-rate or optimizer.final-rate.",
+    ),
+    "reward/mean": Note(
+        "Mean weighted reward of the step's completions.",
+        "rises together with reward/correctness",
+        "If it rises while reward/correctness is flat, suspect that a component is earned without "
+        "the answer: read the rollouts with the highest reward, and try another reward on them "
+        "with `python -m gemma_grpo.rescore`.",
+    ),
+    "reward/std": Note(
+        "Standard deviation of the reward within a group, mean over groups.",
+        "above 0; falls as groups agree",
+        "At 0 there is nothing to learn from: see all_wrong_groups and all_right_groups.",
+    ),
+    "reward/correctness": Note(
+        "Share of the sampled completions whose answer is right (temperature sampling, training "
+        "problems).",
+        "rises; with a curriculum it steps down where harder problems begin",
+        "Flat at 0: see all_wrong_groups. Flat above it: more steps, or a higher learning rate.",
+    ),
+    "reward/trace": Note(
+        "How much of the work asked for is shown and holds, 0 to 1.",
+        "rises, or stays high",
+        "If it falls while accuracy rises, raise its weight.",
+    ),
+    "reward/confidence": Note(
+        "Score of the sampler's own probability of its answer, 0 to 1.",
+        "at or above reward/correctness",
+        "Far below it: the model is sure of wrong answers.",
+    ),
+    "reward/verbosity": Note(
+        "Penalty for length, 0 to 1; its weight is negative.",
+        "below 0.5",
+        "As for truncated.",
+    ),
+    "reward/format": Note(
+        "Share of completions that are well formed and end by themselves.",
+        "above 0.9 after SFT",
+        "More SFT steps: GRPO learns slowly what is seldom sampled.",
+    ),
+    "reward/*": Note(
+        "Mean unweighted value of a reward of your own.",
+        "rises, if it can",
+        "Flat: it may be the same for all completions of a group, and then teaches nothing.",
+    ),
+    "weight/*": Note(
+        "What a component is worth at this step.",
+        "goes from reward.start to reward.end",
+    ),
+    "zero_signal_groups": Note(
+        "Groups whose rewards are all equal: they give no gradient.",
+        "fewer than half of prompts_per_step",
+        "As for all_wrong_groups and all_right_groups.",
+    ),
+    "mixed_groups": Note(
+        "Groups with right and with wrong completions: they teach most.",
+        "a third of prompts_per_step and more",
+        "As for all_wrong_groups and all_right_groups.",
+    ),
+    "all_wrong_groups": Note(
+        "Share of groups without one right completion.",
+        "at most 0.7",
+        "The problems are too hard for this model: more SFT, easier problems, more "
+        "grpo.num-generations, or grpo.resample-rounds.",
+        high=0.7,
+    ),
+    "all_right_groups": Note(
+        "Share of groups without one wrong completion.",
+        "at most 0.9",
+        "The problems are too easy to teach anything: harder ones, or grpo.resample-rounds.",
+        high=0.9,
+    ),
+    "resample_rounds": Note(
+        "Extra rollouts that the step took to replace uniform groups.",
+        "below grpo.resample-rounds",
+        "Always at the limit: as for all_wrong_groups and all_right_groups.",
+    ),
+    "completion_length/mean": Note(
+        "Tokens of a completion, the stop token included.",
+        "within half and twice its mean over the first steps",
+        "Growing: completions are padded for a reward, or run on; shrinking: the work is left out. "
+        "Read some rollouts; reward.end.verbosity and reward.end.trace pay for either.",
+    ),
+    "truncated": Note(
+        "Share of completions that met model.max-completion-length before they ended.",
+        "at most 0.2",
+        "Raise model.max-completion-length, or pay for ending: reward.start.format.",
+        high=0.2,
+    ),
+    "phase": Note(
+        "Of the curriculum: which difficulty its prompts favour; all without one.",
+        "easy, medium, hard, a third of the steps each",
+    ),
+    "time/step_s": Note("Seconds of the whole step.", "steady after the second step"),
+    "time/rollout_s": Note("Of them, sampling and scoring.", "steady after the second step"),
+    "tokens_per_s": Note("Completion tokens per second of the step.", "steady"),
+}
+
+
+def note(metric: str) -> Note | None:
+    """The note on a metric; `reward/` and `weight/` of a user's own reward have a shared one."""
+    return NOTES.get(metric) or NOTES.get(f"{metric.partition('/')[0]}/*")

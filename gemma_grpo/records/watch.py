@@ -1,0 +1,125 @@
+"""Watches a stage's metrics, and says a line when one has left its healthy range for long.
+
+The ranges are those of `metric_notes`, of means over `WINDOW` steps; three rules compare metrics
+with each other or with the stage's beginning. Does not import jax.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from gemma_grpo.records.metric_notes import NOTES
+
+WINDOW = 30  # steps that a range must be left for, in the mean
+QUIET = 100  # steps in which a line is not said again
+REWARD_RISE, ACCURACY_RISE = 0.1, 0.02  # over `APART` steps; a hack earns the one without the other
+APART = 100
+ACCURATE = 0.9  # from here on accuracy has little room to rise
+LONGEST, SHORTEST = 2.0, 0.5  # times the completions' length of the first `WINDOW` steps
+
+
+class Finding(NamedTuple):
+    """A metric that is not healthy, and what was seen."""
+
+    metric: str
+    seen: str
+
+
+class History:
+    """The numbers of a stage's steps, in order."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """One step more: numbers of Python, numpy or jax; text and None are left out."""
+        for name, value in metrics.items():
+            if value is not None and not isinstance(value, str):
+                self._values.setdefault(name, []).append(float(value))
+
+    def first(self, name: str) -> float | None:
+        """Mean over the first window; None until it is full."""
+        return _mean(self._values.get(name, [])[:WINDOW])
+
+    def last(self, name: str, ago: int = 0) -> float | None:
+        """Mean over the window that ended `ago` steps ago; None until it is full."""
+        values = self._values.get(name, [])
+        end = len(values) - ago
+        return _mean(values[end - WINDOW : end]) if end >= WINDOW else None
+
+
+class Watch:
+    """Of one stage; begins anew when a run is resumed."""
+
+    def __init__(self, stage: str):
+        self._stage = stage
+        self._history = History()
+        self._said: dict[str, int] = {}
+
+    def see(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
+        """The lines to say after a step, each at most once in `QUIET` steps."""
+        self._history.add(metrics)
+        lines = []
+        for metric, seen in findings(self._history):
+            if step - self._said.get(metric, -QUIET) >= QUIET:
+                self._said[metric] = step
+                lines.append(f"{self._stage} step {step}: {seen}. {NOTES[metric].fix}")
+        return lines
+
+
+def findings(history: History) -> Iterator[Finding]:
+    """What is not healthy now."""
+    for metric, note in NOTES.items():
+        mean = history.last(metric)
+        if mean is None:
+            continue
+        if note.high is not None and mean > note.high or note.low is not None and mean < note.low:
+            seen = f"{metric} is {mean:.3g} in the mean of {WINDOW} steps (healthy: {note.healthy})"
+            yield Finding(metric, seen)
+    for rule in _RULES:
+        if finding := rule(history):
+            yield finding
+
+
+def _no_learning_rate(history: History) -> Finding | None:
+    if history.last("learning_rate") == 0:
+        return Finding("learning_rate", f"learning_rate has been 0 for {WINDOW} steps")
+    return None
+
+
+def _reward_without_accuracy(history: History) -> Finding | None:
+    """The reward has risen, and the share of right answers has not: suspect a hack."""
+    reward, accuracy = history.last("reward/mean"), history.last("reward/correctness")
+    reward_before = history.last("reward/mean", APART)
+    accuracy_before = history.last("reward/correctness", APART)
+    if reward is None or accuracy is None or reward_before is None or accuracy_before is None:
+        return None
+    rise, accuracy_rise = reward - reward_before, accuracy - accuracy_before
+    if rise < REWARD_RISE or accuracy_rise > ACCURACY_RISE or accuracy > ACCURATE:
+        return None
+    return Finding(
+        "reward/mean",
+        f"in {APART} steps reward/mean rose by {rise:.2f} and reward/correctness by "
+        f"{accuracy_rise:.2f}: a hack?",
+    )
+
+
+def _length_drift(history: History) -> Finding | None:
+    now = history.last("completion_length/mean")
+    first = history.first("completion_length/mean")
+    if not now or not first or SHORTEST <= now / first <= LONGEST:
+        return None
+    return Finding(
+        "completion_length/mean",
+        f"completions have {now:.0f} tokens, in the first {WINDOW} steps they had {first:.0f}",
+    )
+
+
+_RULES: tuple[Callable[[History], Finding | None], ...] = (
+    _no_learning_rate,
+    _reward_without_accuracy,
+    _length_drift,
+)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / WINDOW if len(values) == WINDOW else None

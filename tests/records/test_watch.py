@@ -1,0 +1,146 @@
+"""A line is said when a metric has left its healthy range for long, and never on a healthy run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import metrics_page
+from gemma_grpo.records import watch
+from gemma_grpo.records.metric_notes import NOTES, note
+from gemma_grpo.records.watch import Watch
+
+# The watched metrics of `python -m gemma_grpo.train`, 200 steps, to three digits.
+DEFAULT_RUN = json.loads(Path(__file__).with_name("default_run.json").read_text())
+HEALTHY = {
+    "all_wrong_groups": 0.2,
+    "all_right_groups": 0.2,
+    "truncated": 0.05,
+    "entropy": 0.3,
+    "clip_fraction": 0.01,
+    "logp_gap/mean": 0.005,
+    "kl": 0.02,
+    "tis_weight": 1.0,
+    "tis_capped_fraction": 0.01,
+    "learning_rate": 1e-6,
+    "reward/mean": 0.5,
+    "reward/correctness": 0.4,
+    "completion_length/mean": 40.0,
+}
+
+
+def said(series, steps=80):
+    """(step, line) of each line said on a run that is healthy but for `series`: a value of each
+    metric, or step -> value."""
+    watching, lines = Watch("grpo"), []
+    for step in range(1, steps + 1):
+        changed = {name: of(step) if callable(of) else of for name, of in series.items()}
+        lines += [(step, line) for line in watching.see(step, HEALTHY | changed)]
+    return lines
+
+
+def test_a_healthy_run_says_nothing():
+    assert said({}, steps=300) == []
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_default_run_says_nothing(stage):
+    series = DEFAULT_RUN[stage]
+    watching = Watch(stage)
+    steps = zip(*series.values(), strict=True)
+    lines = [
+        line
+        for step, values in enumerate(steps, start=1)
+        for line in watching.see(step, dict(zip(series, values, strict=True)))
+    ]
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "metric, value, word",
+    [
+        ("all_wrong_groups", 0.8, "too hard"),
+        ("all_right_groups", 1.0, "too easy"),
+        ("truncated", 0.5, "max-completion-length"),
+        ("entropy", 0.001, "copies"),
+        ("clip_fraction", 0.4, "num-iterations"),
+        ("logp_gap/mean", 0.2, "disagree"),
+        ("kl", 2.0, "beta"),
+        ("tis_weight", 0.5, "logp_gap"),
+        ("tis_capped_fraction", 0.2, "logp_gap"),
+        ("learning_rate", 0.0, "Nothing is learned"),
+    ],
+)
+def test_a_range_that_is_left_for_long_is_named_with_the_fix(metric, value, word):
+    ((step, line),) = said({metric: value})
+    assert step == watch.WINDOW
+    assert line.startswith(f"grpo step {watch.WINDOW}: {metric} ") and word in line
+
+
+def test_every_range_of_the_table_is_tried_above():
+    ranges = {name for name, each in NOTES.items() if (each.low, each.high) != (None, None)}
+    marks = test_a_range_that_is_left_for_long_is_named_with_the_fix.pytestmark
+    assert ranges <= {metric for metric, _, _ in marks[0].args[1]}
+
+
+def test_what_is_left_for_a_few_steps_is_not_said():
+    assert said({"truncated": lambda step: 1.0 if step % 30 < 5 else 0.0}, steps=300) == []
+
+
+def test_a_line_is_said_once_in_a_hundred_steps():
+    steps = [step for step, _ in said({"truncated": 0.9}, steps=330)]
+    assert steps == [30, 130, 230, 330]
+
+
+def test_lines_of_two_metrics_do_not_hold_each_other_back():
+    lines = said({"truncated": 0.9, "all_wrong_groups": 1.0}, steps=40)
+    assert len(lines) == 2
+
+
+def test_reward_that_rises_without_accuracy_is_suspected():
+    climb = lambda step: min(0.3 + step / 200, 0.8)
+    ((step, line), *_) = said({"reward/mean": climb}, steps=200)
+    assert step == watch.WINDOW + watch.APART and "a hack?" in line and "rescore" in line
+
+
+def test_reward_that_rises_with_accuracy_is_not_suspected():
+    climb = lambda step: 0.3 + step / 400
+    assert said({"reward/mean": climb, "reward/correctness": climb}, steps=200) == []
+
+
+def test_reward_may_rise_alone_where_nearly_all_is_right():
+    climb = lambda step: 0.3 + step / 200
+    assert said({"reward/mean": climb, "reward/correctness": 0.97}, steps=200) == []
+
+
+@pytest.mark.parametrize("factor", [2.5, 0.3])
+def test_completions_that_drift_in_length_are_named(factor):
+    drift = lambda step: 40.0 if step <= 30 else 40.0 * factor
+    ((_, line),) = said({"completion_length/mean": drift})
+    assert "in the first 30 steps they had 40" in line
+
+
+def test_numbers_of_numpy_are_seen_and_what_was_not_measured_is_not():
+    watching = Watch("grpo")
+    lines = []
+    for step in range(1, 61):
+        metrics = {"truncated": np.array(0.9, np.float32), "kl": None, "phase": "easy"}
+        lines += watching.see(step, metrics)
+    assert len(lines) == 1 and "truncated is 0.9 " in lines[0]
+
+
+def test_rewards_and_weights_of_a_users_own_have_a_note():
+    assert note("reward/brevity") is NOTES["reward/*"]
+    assert note("weight/brevity") is NOTES["weight/*"]
+    assert note("reward/mean") is NOTES["reward/mean"]
+    assert note("nothing") is None
+
+
+def test_loss_near_zero_is_explained():
+    assert "Loss about 0 is expected on-policy" in NOTES["loss"].healthy
+
+
+def test_the_page_is_that_of_the_table():
+    """`python -m benchmarks.metrics_page` writes it."""
+    assert metrics_page.PAGE.read_text(encoding="utf-8") == metrics_page.page()

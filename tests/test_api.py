@@ -1,0 +1,202 @@
+"""The Python API: what a notebook does, in processes of its own, on the embedded model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gemma_grpo
+from gemma_grpo import config, pipeline, train
+from gemma_grpo.config import RunConfig
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
+from gemma_grpo.rewards import custom
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "api.md"
+TINY = {
+    "sft.num_steps": 2,
+    "sft.batch_size": 4,
+    "grpo.num_steps": 2,
+    "grpo.prompts_per_step": 2,
+    "grpo.num_generations": 4,
+    "data.num_train": 60,
+    "data.num_test": 8,
+    "evaluation.batch_size": 8,
+    "evaluation.num_samples": 0,
+}
+
+
+def python(script, folder):
+    """What a script prints, and its errors' lines, in a process with one CPU device a core."""
+    child = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        timeout=900,
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout, child.stderr
+
+
+def test_importing_the_package_imports_no_library():
+    script = (
+        "import sys; import gemma_grpo; gemma_grpo.UserError, dir(gemma_grpo); "
+        "print({'jax', 'numpy', 'flax', 'yaml'} & {name.split('.')[0] for name in sys.modules})"
+    )
+    assert python(script, ROOT)[0] == "set()\n"
+
+
+def test_all_names_are_there_and_the_page_names_them():
+    text = PAGE.read_text()
+    for name in gemma_grpo.__all__:
+        assert getattr(gemma_grpo, name) is not None and f"`{name}" in text, name
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = gemma_grpo.fitt
+
+
+def test_the_commands_keep_their_names():
+    assert train.__name__ == "gemma_grpo.train" and callable(train.main)
+
+
+def test_settings_are_replaced_by_the_names_of_the_flags():
+    run = RunConfig().replace({"grpo.loss.beta": 0.1, "seed": 3, "reward.extra": ["a.py:f"]})
+    assert (run.grpo.loss.beta, run.seed, run.reward.extra) == (0.1, 3, ("a.py:f",))
+    assert RunConfig().replace({}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"grpo.stepz": 1}, "grpo has no field 'stepz'"),
+        ({"grpoo.num_steps": 1}, "no setting 'grpoo.num_steps'"),
+        ({"seed.x": 1}, "no setting 'seed.x'"),
+        ({"grpo.num_steps": "many"}, "grpo.num_steps is 'many'; use a int"),
+        ({"grpo.num_steps": 0}, "must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(settings, message):
+    with pytest.raises(UserError, match=message):
+        RunConfig().replace(settings)
+
+
+def brevity(sample):
+    return 0.5
+
+
+def test_functions_are_recorded_by_name_and_weight_and_wanted_again():
+    specs, given = pipeline.given_objects({brevity: 0.25}, None, None)
+    assert specs == ("session:brevity=0.25",)
+    assert custom.load_extra_rewards(specs, given.rewards) == [("brevity", brevity, 0.25)]
+    with pytest.raises(UserError, match=r"function of a Python session.*rewards=\[brevity\]"):
+        custom.load_extra_rewards(specs)
+
+
+def test_problems_may_be_rows_or_problems_and_a_tenth_is_held_out():
+    rows = [{"prompt": f"{n} + 1?", "answer": n + 1} for n in range(50)]
+    _, given = pipeline.given_objects([], [*rows, Problem("2 + 2?", "4")], None)
+    learnt, held_out = given.load_problems(RunConfig())
+    assert len(learnt) + len(held_out) == 51 and 1 <= len(held_out) <= 12
+    assert not {p.prompt for p in learnt} & {p.prompt for p in held_out}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (([lambda sample: 1.0], None, None), "no named function: use def"),
+        (([], [{"prompt": "2?"}], None), 'problem 1: field "answer" is missing'),
+        (([], [3], None), "problem 1 is of type int"),
+        (([], [], None), "no problems"),
+        (([], None, [{"prompt": "2?", "answer": "2"}]), "held_out goes with problems"),
+    ],
+)
+def test_wrong_objects_are_refused_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.given_objects(*arguments)
+
+
+def test_objects_that_a_run_was_begun_without_are_refused():
+    _, given = pipeline.given_objects([brevity], None, None)
+    with pytest.raises(UserError, match="begun without the reward 'brevity'"):
+        pipeline.require_objects(RunConfig(), given)
+    _, given = pipeline.given_objects([], [{"prompt": "2?", "answer": "2"}], None)
+    with pytest.raises(UserError, match="begun with curriculum"):
+        pipeline.require_objects(RunConfig(), given)
+
+
+def test_a_command_cannot_go_on_with_objects_of_python(tmp_path, capsys):
+    run = RunConfig().replace({"data.source": "session"} | TINY)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(run))
+    assert train.main(["--resume", "--run-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the problems were objects of a Python session")
+
+
+def test_the_example_of_the_page_runs(tmp_path):
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    settings = json.dumps(TINY)
+    small = re.sub(r"replace\(\n.*?\n\)", f"replace({settings})", example, flags=re.S)
+    assert small != example
+    said, _ = python(small.replace("num=50", "num=8"), tmp_path)
+    assert re.search(r"^grpo +[\d.]+ %", said, re.M)
+    run_dir = tmp_path / "runs" / "brief"
+    rows = [json.loads(line) for line in (run_dir / "rollouts/grpo-000001.jsonl").open()]
+    assert all(row["brevity"] == 1 - row["num_tokens"] / 60 for row in rows)
+    saved = config.from_yaml(run_dir / "config.yaml")
+    assert saved.reward.extra == ("session:brevity=0.1",)
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert f"{summary['stages']['grpo']['accuracy']}" in said.split("\n")
+
+
+STOPPED = """
+import os, pathlib, signal, threading
+import jax.numpy as jnp
+jnp.zeros(3).block_until_ready()  # JAX runs already, on one device
+import gemma_grpo
+from gemma_grpo.data import curriculum
+run = gemma_grpo.preset("gemma3-nano").replace(SETTINGS)
+problems = curriculum.problems("train", 40, 0)
+calls = []
+def pay(sample):
+    calls.append(sample)
+    if len(calls) == 12:  # in the second of three steps
+        os.kill(os.getpid(), signal.SIGINT)
+    return len(calls) / 100
+try:
+    gemma_grpo.fit(run, rewards=[pay], problems=problems, run_dir="run")
+except gemma_grpo.InterruptedRunError as stop:
+    print("stopped:", stop)
+print(len(gemma_grpo.load("run").metrics()))
+for wrong in ({}, {"problems": problems}, {"rewards": [pay]}):
+    try:
+        gemma_grpo.resume("run", **wrong)
+    except gemma_grpo.UserError as error:
+        print("refused:", error)
+results = []
+def go_on():
+    results.append(gemma_grpo.resume("run", rewards=[pay], problems=problems))
+thread = threading.Thread(target=go_on)
+thread.start(); thread.join()
+print(len(results[0].metrics()), len(calls), results[0].summary["unfinished"])
+held_out = [{"prompt": p.prompt, "answer": p.answer} for p in problems[:8]]
+print(results[0].evaluate(held_out)["n"])
+"""
+
+
+def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_path):
+    settings = TINY | {"grpo.num_steps": 3, "stages": "grpo"}
+    said, warned = python(STOPPED.replace("SETTINGS", repr(settings)), tmp_path)
+    stopped, steps, *refused, done, measured = said.splitlines()
+    assert stopped == "stopped: stopped by SIGINT" and steps == "2"
+    assert "everything is saved: gemma_grpo.resume('run') goes on" in warned
+    assert "the problems were objects" in refused[0]
+    assert "reward 'pay' was a function" in refused[1]
+    assert "the problems were objects" in refused[2]
+    assert done == "3 24 None" and measured == "8"
