@@ -106,7 +106,7 @@ NOTES = {
         "rises together with reward/correctness",
         "If it rises while reward/correctness is flat, suspect that a component is earned without "
         "the answer: read the rollouts with the highest reward, and try another reward on them "
-        "with `python -m gemma_grpo.rescore`.",
+        "with `python -m gemma_grpo.rescore RUN`.",
     ),
     "reward/std": Note(
         "Standard deviation of the reward within a group, mean over groups.",
