@@ -12,9 +12,10 @@ of the ops' `cases.py`.
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -38,50 +39,54 @@ SAMPLING["1b"] = sampling_cases.GEMMA3_1B
 LOGPS = {"nano": logps_cases.NANO, "270m": logps_cases.GEMMA3_270M, "1b": logps_cases.GEMMA3_1B}
 
 
-def main(
-    op: Literal["all", "fused_sampling", "truncated_sampling", "lm_head_logps"] = "all",
-    topology: str = "",
-    size: Literal["nano", "270m", "1b"] | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    rows: tuple[int, ...] = (),
-    tokens: int = 0,
-    repeats: int = 5,
-    json: bool = False,
-    chart: Path | None = None,
-) -> None:
-    """Compare the ops with what they replace.
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and where."""
 
-    Args:
-        op: which, or all.
-        topology: compile for one chip of it, such as v5e:2x4, in place of timing.
-        size: of the model whose head is taken; 270m, or 1b with a topology.
-        dtype: of hidden states and embedding; float32, or bfloat16 with a topology.
-        rows: of a decode step; one or more.
-        tokens: of the log-probs.
-        repeats: timed calls of each side, after one that warms up.
-        json: print the JSON lines only, without the table behind them.
-        chart: draw the rows' times into this PNG.
-    """
-    size = size or ("1b" if topology else "270m")
-    dtype = dtype or ("bfloat16" if topology else "float32")
-    rows = rows or (SAMPLING[size].rows if topology else (16,))
-    tokens = tokens or (LOGPS[size].num_tokens if topology else 512)
+    op: Literal["all", "fused_sampling", "truncated_sampling", "lm_head_logps"] = "all"
+    """Which, or all."""
+    topology: str = ""
+    """Compile for one chip of it, such as v5e:2x4, in place of timing."""
+    size: Literal["nano", "270m", "1b"] | None = None
+    """Of the model whose head is taken; 270m, or 1b with a topology."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of hidden states and embedding; float32, or bfloat16 with a topology."""
+    rows: tuple[int, ...] = ()
+    """Of a decode step; one or more."""
+    tokens: int = 0
+    """Of the log-probs."""
+    repeats: int = 5
+    """Timed calls of each side, after one that warms up."""
+    json: bool = False
+    """Print the JSON lines only, without the table behind them."""
+    chart: Path | None = None
+    """Draw the rows' times into this PNG."""
+
+
+def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Compare the ops with what they replace."""
+    topology = options.topology
+    size = options.size or ("1b" if topology else "270m")
+    dtype = options.dtype or ("bfloat16" if topology else "float32")
+    rows = options.rows or (SAMPLING[size].rows if topology else (16,))
+    tokens = options.tokens or (LOGPS[size].num_tokens if topology else 512)
     config = CONFIGS[f"gemma3-{size}"]
     made = []
-    for name in OPS if op == "all" else (op,):
+    for name in OPS if options.op == "all" else (options.op,):
         for count in (tokens,) if name == "lm_head_logps" else rows:
             shapes = Shapes(config.vocab_size, config.embed_dim, count, dtype)
-            measured = (
-                compiled(name, shapes, topology) if topology else timed(name, shapes, repeats)
-            )
+            if topology:
+                measured = compiled(name, shapes, topology)
+            else:
+                measured = timed(name, shapes, options.repeats)
             for row in measured:
                 row = dict(op=name, size=size, dtype=dtype, rows=count) | row
                 print_row(benchmark="kernels", **row)
                 made.append(row)
-    if not json:
+    if not options.json:
         print(table(made))
-    if chart is not None:
-        kernels_chart.draw(made, chart, title=_title(topology))
+    if options.chart is not None:
+        kernels_chart.draw(made, options.chart, title=_title(topology))
 
 
 def timed(op: str, shapes: Shapes, repeats: int) -> Iterator[dict]:

@@ -10,6 +10,7 @@ there, and `train` finds what was compiled.
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def summary(
     return _without_nan(result)
 
 
-def _pair(values: tuple[float, float] | list[float]) -> dict[str, float]:
+def _pair(values: Sequence[int | float]) -> dict[str, int | float]:
     return dict(zip(("likely", "full_lengths"), values, strict=True))
 
 
@@ -169,7 +170,7 @@ def _of_run(account: Ledger) -> list[str]:
     seconds = lambda line: f"{_seconds(line.likely):>10}{_seconds(line.most):>13}"
     size = lambda line: f"{_size(line.most):>23}"
     sections = (
-        ("seconds of the run       likely  full length", account.seconds, seconds),
+        ("seconds of the run                    likely  full length", account.seconds, seconds),
         ("bytes over the host bus", account.bus, size),
         ("memory of the host", account.host, size),
     )
@@ -181,7 +182,7 @@ def _of_run(account: Ledger) -> list[str]:
 
 
 def _line(line: Line, figures: str) -> str:
-    return f"  {line.name:28}{figures}  {line.basis:9} {line.note}".rstrip()
+    return f"  {line.name:30}{figures}  {line.basis:9} {line.note}".rstrip()
 
 
 def _steps(account: Ledger, result: dict) -> list[str]:
@@ -205,11 +206,11 @@ def _steps(account: Ledger, result: dict) -> list[str]:
     ]
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: int | float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _size(num_bytes: float) -> str:
+def _size(num_bytes: int | float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 

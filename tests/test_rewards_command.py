@@ -2,6 +2,7 @@
 line before anything is trained, and the example of docs/rubric runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ FILES = {
         "def judge(questions): return [True for _ in questions]\nnumber = 3\n"
         "def few(questions): return []\n"
         "def nan(questions): return [float('nan') for _ in questions]\n"
+        "def dice(questions):\n    import random\n"
+        "    return [random.random() for _ in questions]\n"
         "def fails(questions): return 1 / 0\n"
         "def hangs(questions):\n    import time\n    time.sleep(600)\n"
     ),
@@ -184,7 +187,7 @@ def test_the_examples_judge_finds_each_criterion_by_its_own_words():
         assert judge.ask(asked) == expected
 
 
-def test_the_rubric_example_runs_with_a_judge_that_pays_and_a_model_that_watches(tmp_path):
+def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same_verdicts(tmp_path):
     run_dir = tmp_path / "run"
     command = [
         sys.executable, "-m", "gemma_grpo.train",
@@ -192,6 +195,8 @@ def test_the_rubric_example_runs_with_a_judge_that_pays_and_a_model_that_watches
         "--data.num-train", "0", "--data.num-test", "0", "--stages", "grpo",
         "--rubric", str(EXAMPLE / "rubric.yaml"), "--judge", f"{EXAMPLE / 'judge.py'}:judge=0.5",
         "--judge", "model:gemma3-nano=0", "--reward.rubric.question-tokens", "384",
+        "--judge", f"{tmp_path / 'user' / 'judge.py'}:dice=0.25",
+        "--keep-checkpoints", "--grpo.checkpoint-every", "1",
         "--reward.trace", "structure", "--model.max-prompt-length", "72",
         "--model.max-completion-length", "24", "--grpo.num-steps", "2",
         "--grpo.prompts-per-step", "4", "--grpo.num-generations", "4",
@@ -213,7 +218,17 @@ def test_the_rubric_example_runs_with_a_judge_that_pays_and_a_model_that_watches
         assert 0 < row["gemma3-nano"] < 1  # recorded, and not in the total
         others = 0.1 * row["format"] - 0.05 * row["verbosity"]
         total = sum(weight * row[name] for name, weight in weights.items()) + others
-        assert row["reward"] == pytest.approx(total + 0.5 * row["judge"])
+        assert row["reward"] == pytest.approx(total + 0.5 * row["judge"] + 0.25 * row["dice"])
     for judge in ("judge", "gemma3-nano"):
         lines = (run_dir / "verdicts" / f"{judge}-0.jsonl").read_text().splitlines()
         assert len({json.loads(line)["question"] for line in lines}) == len(lines) > 3
+    # Resumed before its second step, it sees the verdicts it had, though the dice fall differently.
+    ends = [run_dir / "weights/grpo.safetensors", run_dir / "rollouts/grpo-000002.jsonl"]
+    before = [path.read_bytes() for path in ends]
+    for name in ("weights", "evaluations/grpo.json", "checkpoints/grpo/000002"):
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    command = [sys.executable, "-m", "gemma_grpo.train", "--resume", "--run-dir", str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in ends] == before

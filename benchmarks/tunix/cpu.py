@@ -18,7 +18,7 @@ import tempfile
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3, Params, Remat
 from gemma_grpo.training.state import OptimizerConfig
 
-Reading = dict[str, dict[str, float]]  # part -> figure -> value
+Reading = dict[str, Any]  # part -> figure -> value
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ def run(options: Options, *, platform: str) -> None:
             micro_batch=options.tunix_micro_batch,
         )
         taken = take_turns(opener, frozen_batch(run), options.rounds, apart=options.apart)
-    row = {"benchmark": f"tunix/{platform}", "rounds": options.rounds, **opener.apart()}
-    row |= about(run) | ({} if platform == "cpu" else {"device": opener.device})
+    apart = opener.apart({name: steps[0]["moment"] for name, steps in taken.items()})
+    row = {"benchmark": f"tunix/{platform}", "rounds": options.rounds, **apart, **about(run)}
+    row |= {} if platform == "cpu" else {"device": opener.device}
     settings = {
         "ours": {"pack_tokens": options.pack_tokens, "remat": options.remat},
         "tunix": {"train_micro_batch_size": options.tunix_micro_batch, "remat": "NONE"},
@@ -118,21 +119,22 @@ def random_params(name: str) -> Params:
     return jax.jit(make)(jax.random.key(0))
 
 
-def frozen_batch(run: RunConfig) -> dict[str, list]:
-    """What both sides run: prompts, completions and their rewards, groups one after another. Random
-    tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one of the
-    first sixteen takes whole."""
+def frozen_batch(run: RunConfig) -> dict[str, Any]:
+    """What both sides run: `prompts`, `completions` and their `rewards`, groups one after another.
+    Random tokens with the first lengths of `benchmarks.lengths`, scaled to the budget, which one of
+    the first sixteen takes whole; `budgets` are the tokens if all did, as in the rollouts."""
     made = packing.batch_of(run, vocab_size=model.CONFIGS[run.model.weights].vocab_size)
     rows = zip(made["completion_ids"], made["completion_mask"], strict=True)
     return {
         "prompts": made["prompt_ids"].tolist(),
         "completions": [ids[mask].tolist() for ids, mask in rows],
+        "budgets": made["completion_ids"].size,
         "rewards": (np.random.default_rng(0).integers(0, 5, len(made["advantages"])) / 4).tolist(),
     }
 
 
 def take_turns(
-    opener: Opener, batch: dict[str, list], rounds: int, *, apart: bool
+    opener: Opener, batch: dict[str, Any], rounds: int, *, apart: bool
 ) -> dict[str, list[Reading]]:
     """Each side's first step, which compiles, and then those that count.
 
@@ -147,24 +149,21 @@ def take_turns(
         with ExitStack() as stack:
             sides = [stack.enter_context(closing(open())) for open in session]
             for number, side in itertools.product(range(steps), sides):
-                reading, moment = step(side, batch, number)
-                taken[side.name].append(reading)
-                opener.moments.setdefault(side.name, moment)
+                taken[side.name].append(step(side, batch, number))
     counted = slice(1, None, 2) if apart else slice(2, None)
     return {name: [each[0], *each[counted]] for name, each in taken.items()}
 
 
-def step(side: SideProcess, batch: dict[str, list], number: int) -> tuple[Reading, np.ndarray]:
-    """Readings of a step's parts and of their sum, and Adam's first moment."""
+def step(side: SideProcess, batch: dict[str, Any], number: int) -> Reading:
+    """Readings of a step's parts and of their sum, and Adam's first `moment` after it."""
     prompts, completions = batch["prompts"], batch["completions"]
     drawn = side.call("draw", prompts=prompts, number=number, instead=completions)
-    sampled = len(completions) * max(map(len, completions))  # all run to the budget
-    if drawn["drawn"] != sampled:
-        raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {sampled}")
+    if drawn["drawn"] != batch["budgets"]:
+        raise SystemExit(f"{side.name} drew {drawn['drawn']} tokens, not {batch['budgets']}")
     learned = side.call("learn", rewards=batch["rewards"])
     rollout, update = drawn["reading"], learned["reading"]
     whole = {key: rollout[key] + update[key] for key in ("wall", "cpu")}
-    return {"rollout": rollout, "update": update, "step": whole}, learned["moment"]
+    return {"rollout": rollout, "update": update, "step": whole, "moment": learned["moment"]}
 
 
 def summary(taken: list[Reading], part: str) -> dict:

@@ -15,9 +15,7 @@ what our evaluator says of the weights in the end, `held_out_before` of those in
 import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -43,22 +41,17 @@ from gemma_grpo.text.tokenizer import Tokenizer
 PAID = RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosity=0.0, format=0.1)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is run."""
+def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = GEMMA3_NANO.grpo.num_steps) -> None:
+    """A row for each seed and side.
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of our SFT, the problems and the sampling."""
-    steps: int = GEMMA3_NANO.grpo.num_steps
-    """GRPO steps."""
-
-
-def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """A row for each seed and side."""
+    Args:
+        seeds: of our SFT, the problems and the sampling.
+        steps: of GRPO.
+    """
     install.check()
-    for seed in options.seeds:
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            for row in learn(comparable_run(seed=seed, num_steps=options.steps), Path(folder)):
+            for row in learn(comparable_run(seed=seed, num_steps=steps), Path(folder)):
                 print_row(**row)
 
 

@@ -78,7 +78,7 @@ class Side:
         """Step `number`'s rollout, by the key of our own training: completions without their stop
         token, whether each had one, and how many tokens were drawn; `instead` is trained on in
         place of what was drawn."""
-        read = turns.start(jax.devices()[0])
+        read = turns.start()
         settings = self.run.model
         self.prompts = padding.pad_left(prompts, length=settings.max_prompt_length, pad_id=PAD)
         params = self.state.params
@@ -99,7 +99,7 @@ class Side:
 
     def learn(self, rewards: list[float]) -> dict:
         """The same step's update, from rewards to updated weights."""
-        read = turns.start(jax.devices()[0])
+        read = turns.start()
         stage, stop_ids = self.run.grpo, [] if self.trained_stop else self.stop_ids
         rewards_PG = np.array(rewards, np.float32).reshape(-1, stage.num_generations)
         advantages_PG = advantages.sharded_group_advantages(
@@ -115,7 +115,7 @@ class Side:
         jax.device_get(metrics)
         jax.block_until_ready(self.state)
         reading = read()
-        return {"reading": reading, "moment": turns.first_moment(jax, self.state.opt_state)}
+        return {"reading": reading, "moment": turns.first_moment(self.state.opt_state)}
 
     def save(self, out: str) -> dict:
         """The weights, to a file."""

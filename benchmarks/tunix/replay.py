@@ -11,7 +11,6 @@ another in the end, as a share of how far ours have gone (2-norms over all weigh
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
@@ -26,12 +25,17 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Params
 
 
-def main(options: Annotated[learn.Options, tyro.conf.arg(name="")]) -> None:
-    """A row for each seed."""
+def main(seeds: tuple[int, ...] = (0,), steps: int = 30) -> None:
+    """A row for each seed.
+
+    Args:
+        seeds: of the problems and the sampling.
+        steps: of GRPO.
+    """
     install.check()
-    for seed in options.seeds:
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            print_row(**replay(comparable_run(seed=seed, num_steps=options.steps), Path(folder)))
+            print_row(**replay(comparable_run(seed=seed, num_steps=steps), Path(folder)))
 
 
 def replay(run: RunConfig, folder: Path) -> dict:

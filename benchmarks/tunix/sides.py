@@ -86,7 +86,6 @@ class Opener:
 
     Attributes:
         versions, logits: of each side by name; the logits are of two padded rows.
-        moments: of each side, as its first step has answered; whoever takes the step puts it here.
         device: that the sides run on.
     """
 
@@ -106,7 +105,7 @@ class Opener:
         self.rows = padded_rows(self.config.vocab_size, length=96)
         self.weights = str(folder / "weights.npz")
         np.savez(self.weights, **convert.to_tunix(params))
-        self.versions, self.logits, self.moments, self.device = {}, {}, {}, ""
+        self.versions, self.logits, self.device = {}, {}, ""
 
     def ours(self, *, name: str = "ours", trained_stop: bool = True) -> SideProcess:
         """A side of ours, ready for its first step."""
@@ -133,17 +132,17 @@ class Opener:
         }
         return self._opened(side, settings=settings)
 
-    def apart(self) -> dict[str, float]:
-        """How far apart ours and Tunix are: logits, as a share of their spread, and first moments,
-        if both were taken, as a share of the largest.
+    def apart(self, moments: dict[str, np.ndarray] | None = None) -> dict[str, float]:
+        """How far apart ours and Tunix are: in logits, as a share of their spread, and in Adam's
+        first moments after a step, if given, as a share of the largest.
 
         Raises:
             SystemExit: it is not the same model, or not the same update.
         """
         ours, theirs = (self.logits[name][self.rows["mask"]] for name in SIDES)
         far = {"logits_apart": float(np.abs(ours - theirs).max() / theirs.std())}
-        if self.moments:
-            ours, theirs = (self.moments[name] for name in SIDES)
+        if moments:
+            ours, theirs = (moments[name] for name in SIDES)
             far["gradient_apart"] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
         if not max(far.values()) < APART[self.run.model.dtype]:
             raise SystemExit(f"not the same model or update: {far}")

@@ -26,6 +26,7 @@ from gemma_grpo.training.saving import HOST_BYTES_PER_SECOND, SMALL
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
 Basis = Literal["counted", "modelled", "measured"]
+Number = int | float
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Line:
     """
 
     name: str
-    likely: float
-    most: float
+    likely: Number
+    most: Number
     basis: Basis
     note: str
 
@@ -65,13 +66,13 @@ class Ledger:
     step: Line
     before: Line
 
-    def hours(self) -> tuple[float, float]:
+    def hours(self) -> tuple[Number, Number]:
         """That the whole run takes: likely, and at the most."""
         return tuple(
             sum(getattr(line, side) for line in self.seconds) / 3600 for side in ("likely", "most")
         )
 
-    def steps_in(self, hours: float) -> tuple[float, float]:
+    def steps_in(self, hours: Number) -> tuple[Number, Number]:
         """GRPO steps that `hours` hold beside all else of the run, likely and at full lengths; NaN
         where the chip's speed is not known."""
         return tuple(
@@ -83,12 +84,12 @@ class Ledger:
         )
 
 
-def check_hours(hours: float) -> None:
+def check_hours(hours: Number) -> None:
     """Raises UserError for what is no number above 0."""
     Deadline(hours)
 
 
-def _steps(seconds: float, each: float) -> float:
+def _steps(seconds: Number, each: Number) -> Number:
     if math.isnan(seconds + each) or not each:
         return math.nan
     return max(0, math.floor(seconds / each))
@@ -145,7 +146,8 @@ def bus_lines(run: RunConfig, num_devices: int) -> list[Line]:
 
     def note(name: str, up: int, down: int, what: str) -> None:
         lines.append(Line(f"{name}, to the devices", up, up, "counted", what))
-        lines.append(Line(f"{name}, from them", down, down, "counted", ""))
+        if down:
+            lines.append(Line(f"{name}, from them", down, down, "counted", ""))
 
     packs = {
         stage: sum(
@@ -202,7 +204,7 @@ def _saving(run: RunConfig, stage: str, steps: Line, num_bytes: int) -> Line:
     by_steps = (_settings(run, stage).num_steps - 1) // every if every else 0
     each = num_bytes / HOST_BYTES_PER_SECOND
 
-    def still(seconds: float) -> float:
+    def still(seconds: Number) -> Number:
         by_time = seconds // (60 * saving.minutes) if saving.minutes else 0
         due = each * max(by_steps, by_time)
         return due if num_bytes < SMALL else min(due, saving.share * seconds)

@@ -216,7 +216,9 @@ def _as_text(text: str) -> str:
     ):  # words: brackets are punctuation, and so is "twenty-one"
         text = re.sub(r"[()]|(?<=[^\W\d_])-(?=[^\W\d_])", " ", text)
     text = re.sub(r"(?<=\b[^\W\d_])\. ?(?=[^\W\d_]\.)", "", text)  # "J. K." is "JK"
-    text = re.sub(r"['\"]|\.(?!\d)", "", text)  # "U.S." is "us"; "3.5" keeps its point
+    text = re.sub(r"(?<!\w)'([^']*)'(?!\w)", r"\1", text)
+    prime = r"(?<=\b[^\W\d_])'(?![^\W\d_])"  # A' is not A
+    text = re.sub(rf"(?!{prime})'|\"|\.(?!\d)", "", text)  # "U.S." is "us"; "3.5" keeps its point
     text = re.sub(r"[,;?]|(?<!\d)!|(?<!\d):|:(?!\d)", " ", text)  # "5!" and "7:30" mean something
     text = " ".join(text.split())
     text = re.sub(r"^(?:the|a|an) (?=[^\W\d_]{2})", "", text)

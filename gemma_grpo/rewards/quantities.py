@@ -25,9 +25,13 @@ class Quantity:
     doubtful: frozenset[str] = frozenset()
 
     def matches(self, other: "Quantity") -> bool:
-        """Equal values whose units do not contradict each other."""
+        """Equal values whose units do not contradict each other.
+
+        A percentage may stand without its sign only above 1 (or at 0): 0.5 may be a share.
+        """
         return (
             self.value == other.value
+            and (abs(self.value) > 1 or not self.value or not {"%"} & (self.unit ^ other.unit))
             and (self.unit <= other.unit or other.unit <= self.unit)
             and self.doubtful <= other.unit
             and other.doubtful <= self.unit

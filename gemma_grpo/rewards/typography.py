@@ -47,7 +47,7 @@ _FRACTION = re.compile(r"\\[cdt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|
 _ROOT = re.compile(r"\\sqrt\s*(?:\{([^{}]*)\}|(\d))")
 _EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
 _WRAPPED = re.compile(r"(?<![\w)])(\*\*|__|`)(?=\S)([^*`]*?)(?<=\S)\1(?![\w(])")  # **bold**, `code`
-_MARKS = "*'\" \t\r\n"
+_MARKS = '*" \t\r\n'
 
 
 def plain(text: str) -> str:
@@ -61,7 +61,9 @@ def plain(text: str) -> str:
     if "\\" in text or "{" in text or "~" in text or "$" in text:
         text = _without_latex(text)
     text = _WRAPPED.sub(r"\2", text)
-    return " ".join(text.split()).strip(_MARKS).rstrip(",;:? ").strip(_MARKS)
+    text = " ".join(text.split()).strip(_MARKS).rstrip(",;:? ").strip(_MARKS)
+    # A single quote counts only with its other half: A' is not A.
+    return text[1:-1].strip(_MARKS) if len(text) > 1 and text[0] == text[-1] == "'" else text
 
 
 @lru_cache(maxsize=4096)

@@ -32,7 +32,7 @@ _MULTIPLIERS = {
     "trillion": 10**12,
 }
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
-_FILLER = frozenset("a an the of in each every ° degree degrees".split())
+_FILLER = frozenset("a an the of in each every".split())
 _RATE = frozenset("per / a an each every".split())
 _HARMLESS = frozenset(
     "total altogether all left remaining old tall long wide high deep away apart old now today "
@@ -48,7 +48,8 @@ _TAKES_BACK = frozenset(
     "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty "
     "seventy eighty ninety tens ones score gross negative positive something odd".split()
 )
-_SYMBOLS_IN_DOUBT = frozenset("K M B T".split())  # with a space before them: "5 M", "5 K"
+# With a space before them, "5 M" and "5 K" may be magnitudes; "5 Mb" is no megabyte.
+_SYMBOLS_IN_DOUBT = frozenset("K M B T Kb Mb Gb Tb".split())
 _PLURALS = frozenset(
     "people children men women feet teeth geese mice fish sheep deer dice oxen cattle".split()
 )
@@ -102,6 +103,7 @@ _OTHER_UNITS = {
     "f": "fahrenheit",
     "am": "",
     "pm": "",
+    "°": "degree deg",
     "rad": "radian",
     "w": "watt",
     "kw": "kilowatt",
@@ -173,7 +175,7 @@ def _canonical_words(tokens: list[str]) -> frozenset[str]:
     power, rate, words = "", False, []
     for token in tokens:
         word = _canonical(token)
-        if token in ("/", "per"):
+        if token in ("/", "per") or (token in _RATE and (words or tokens[-1] in "$€£¥₹")):
             rate = True
         elif token in _POWERS:
             power = _POWERS[token]
@@ -184,8 +186,8 @@ def _canonical_words(tokens: list[str]) -> frozenset[str]:
         else:
             if rate and words and words[-1].split("^")[0] in _MEASURES:
                 words[-1] += "/" + word + power
-            else:
-                words.append(word + power)
+            else:  # "people per car" is not "cars per person", nor "5 per hour" 5 hours
+                words.append("/" * rate + word + power)
             power, rate = "", False
     return frozenset(words)
 

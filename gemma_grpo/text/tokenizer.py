@@ -39,6 +39,7 @@ class Tokenizer:
         if not self.path.is_file():
             raise UserError(f"tokenizer {path}: no such file; give the path of a tokenizer.model")
         self._processor = sentencepiece.SentencePieceProcessor()
+        self._counts: dict[int, int | None] = {}
         try:
             self._processor.LoadFromSerializedProto(self.path.read_bytes())
         except (RuntimeError, OSError) as error:
@@ -116,13 +117,20 @@ class Tokenizer:
                 break
             if token_id in (self.pad_id, self.bos_id):
                 continue
-            if self._processor.is_byte(token_id):
+            if (count := self._count(token_id)) is None:
                 run.append(place)
                 continue
             self._count_bytes(ids, run, counts)
-            counts[place], run = len(self._processor.decode([token_id])), []
+            counts[place], run = count, []
         self._count_bytes(ids, run, counts)
         return counts
+
+    def _count(self, token_id: int) -> int | None:
+        """The characters of a token by itself, remembered; None for a byte."""
+        if token_id not in self._counts:
+            is_byte = self._processor.is_byte(token_id)
+            self._counts[token_id] = None if is_byte else len(self._processor.decode([token_id]))
+        return self._counts[token_id]
 
     def _count_bytes(self, ids: Sequence[int], run: list[int], counts: list[int]) -> None:
         """Sets the counts of bytes that follow one another: characters are counted when whole."""

@@ -267,6 +267,25 @@ def test_the_largest_batch_that_fits_is_found_by_whole_steps():
             assert found <= limit < found + step and (found - 64) % step == 0
 
 
+def test_the_largest_batch_is_looked_for_with_the_cases_other_settings(monkeypatch, capsys):
+    tried = []
+
+    class Compiler:
+        def __init__(self, folder):
+            pass
+
+        def compiled(self, case):
+            tried.append(case)
+            return {"fits": case.sequences <= 200, "peak": 10 * case.sequences}
+
+    monkeypatch.setattr(largest, "Compiler", Compiler)
+    largest.main(("tunix-update-best",))
+    row = json.loads(capsys.readouterr().out)
+    assert (row["sequences"], row["refused"], row["peaks"]["128"]) == (192, 224, 1280)
+    own = cases.COMPILED["tunix-update-best"]
+    assert {dataclasses.replace(case, sequences=64) for case in tried} == {own}
+
+
 def test_the_larger_batch_is_the_better_one(tmp_path, capsys):
     common = {"benchmark": "tunix/largest", "model": "gemma3-1b", "remat": "BLOCK"}
     rows = [
@@ -408,28 +427,27 @@ def test_a_side_in_its_own_loop_answers_what_it_waits_for_and_all_else(side):
         side.call("grow", megabytes="many")
 
 
-def opened(tmp_path, ours, theirs, moments=()):
+def opened(ours, theirs):
     opener = object.__new__(sides.Opener)
     opener.run = cpu.run_of(cpu.Options())
     opener.rows = sides.padded_rows(512, length=6)
     opener.logits = {"ours": ours, "tunix": theirs}
-    opener.moments = dict(zip(sides.SIDES, moments, strict=False))
     return opener
 
 
-def test_sides_are_apart_by_shares_and_padding_does_not_count(tmp_path):
+def test_sides_are_apart_by_shares_and_padding_does_not_count():
     theirs = np.zeros((2, 6, 4))
     theirs[..., 0] = 1.0  # of a quarter of the entries: their spread is sqrt(3) / 4
     ours = theirs.copy()
     ours[0, 0, 0] += 1e-4
     ours[1, 0, 0] = 9.0  # padding
-    far = opened(tmp_path, ours, theirs).apart()
+    far = opened(ours, theirs).apart()
     assert far == {"logits_apart": pytest.approx(1e-4 / (3**0.5 / 4))}
-    moments = np.array([2.0, -4.0]), np.array([2.0, -4.0 + 4e-4])
-    far = opened(tmp_path, ours, theirs, moments).apart()
+    moments = {"ours": np.array([2.0, -4.0]), "tunix": np.array([2.0, -4.0 + 4e-4])}
+    far = opened(ours, theirs).apart(moments)
     assert far["gradient_apart"] == pytest.approx(1e-4, rel=1e-3)
     with pytest.raises(SystemExit, match="not the same model or update"):
-        opened(tmp_path, 1.1 * theirs, theirs).apart()
+        opened(1.1 * theirs, theirs).apart()
 
 
 def test_a_step_sums_its_parts_and_medians_leave_out_the_first():
@@ -443,7 +461,8 @@ def test_a_step_sums_its_parts_and_medians_leave_out_the_first():
 def test_tunix_sees_of_this_repository_its_own_folder_alone():
     """Else it would find `kernels/`, or ours in the place of its own packages."""
     theirs = Path(sides.__file__).parent / "theirs"
-    for path in theirs.glob("*.py"):
+    counter = theirs.parents[2] / "gemma_grpo" / "planning" / "traced.py"  # run as a lone file
+    for path in (*theirs.glob("*.py"), counter):
         tree = ast.parse(path.read_text())
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

@@ -56,16 +56,14 @@ def test_the_drawn_weights_fill_the_whole_tree():
 
 
 @pytest.mark.parametrize(
-    ("name", "embedding", "layers", "projections", "mlp", "norms", "final_norm", "total"),
+    ("name", "embedding", "layers", "per_layer", "final_norm", "total"),
     [
         # 26 layers of width 1152: 4 query heads and 1 kv head of 256, an MLP of 6912
         (
             "gemma3-1b",
             262_144 * 1152,
             26,
-            1152 * 256 * (4 + 1 + 1 + 4),
-            3 * 1152 * 6912,
-            4 * 1152 + 2 * 256,
+            1152 * 256 * (4 + 1 + 1 + 4) + 3 * 1152 * 6912 + 4 * 1152 + 2 * 256,
             1152,
             999_885_952,
         ),
@@ -74,18 +72,14 @@ def test_the_drawn_weights_fill_the_whole_tree():
             "gemma3-270m",
             262_144 * 640,
             18,
-            640 * 256 * (4 + 1 + 1 + 4),
-            3 * 640 * 2048,
-            4 * 640 + 2 * 256,
+            640 * 256 * (4 + 1 + 1 + 4) + 3 * 640 * 2048 + 4 * 640 + 2 * 256,
             640,
             268_098_176,
         ),
     ],
 )
-def test_parameters_are_counted_exactly(
-    name, embedding, layers, projections, mlp, norms, final_norm, total
-):
-    assert embedding + layers * (projections + mlp + norms) + final_norm == total
+def test_parameters_are_counted_exactly(name, embedding, layers, per_layer, final_norm, total):
+    assert embedding + layers * per_layer + final_norm == total
     _, params = gemma3.abstract(gemma3.CONFIGS[name])
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == total
 

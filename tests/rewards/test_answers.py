@@ -95,6 +95,7 @@ def rows(name: str) -> list[list[str]]:
     return [line.split("\t") for line in lines if line and not line.startswith("# ")]
 
 
+BLIND = rows("blind_pairs.tsv")
 PAIRS = [(right == "1", given, gold) for _, right, given, gold in rows("grader_pairs.tsv")]
 
 
@@ -116,6 +117,16 @@ def test_the_strict_grader_says_wrong_of_at_most_one_right_answer_in_a_hundred()
     right_pairs = [(given, gold) for right, given, gold in PAIRS if right]
     said_wrong = [pair for pair in right_pairs if not answers_match(*pair)]
     assert len(said_wrong) <= len(right_pairs) / 100, said_wrong
+
+
+def test_on_pairs_made_without_a_look_at_the_table_no_wrong_answer_is_said_to_be_right():
+    """In the styles of MATH, GSM8K, SVAMP and AQuA. Of the right ones 22 of 79 are said to be wrong
+    (calculations not carried out, other units of the same length, orders): never more."""
+    said = [(right == "1", answers_match(a, b), answers_match(b, a), a, b) for right, a, b in BLIND]
+    assert len(said) >= 300
+    wrong = [(a, b) for right, one, other, a, b in said if not right and (one or other)]
+    assert wrong == []
+    assert sum(right and not one for right, one, *_ in said) <= 22
 
 
 @pytest.mark.parametrize(("right", "completion", "gold"), rows("lenient_pairs.tsv"))

@@ -163,7 +163,7 @@ def test_a_steps_groups_are_sorted_by_reward_and_coloured_by_token(browser, addr
     tokens = browser.run(
         "return [...document.querySelectorAll('.member .token')].map(t => t.title)"
     )
-    assert "log-prob −1.0" in tokens[1] and "trainer − sampler 1e-3" in tokens[1]
+    assert "log-prob −2.0" in tokens[2] and "trainer − sampler 1e-3" in tokens[2]
     text = browser.run(
         "return [...document.querySelectorAll('.member')][0].querySelector('.text').innerText"
     )

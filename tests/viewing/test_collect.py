@@ -147,11 +147,13 @@ def test_a_run_of_an_older_version_has_its_texts_and_no_token_log_probs(tmp_path
     assert "older version" in " ".join(data["runs"][0]["notes"])
 
 
-def test_a_damaged_token_file_is_as_none(tmp_path):
+def test_a_token_file_that_is_damaged_or_of_other_rows_is_as_none(tmp_path):
     run = write_run(tmp_path / "run")
     path = run / "rollouts" / "grpo-000001.npz"
     path.write_bytes(path.read_bytes()[:100])
-    assert not at_stage(collect.collect([run]), "training")[0]["logps"]
+    path = run / "rollouts" / "grpo-000002.jsonl"
+    path.write_text(path.read_text().replace('"num_tokens": 5', '"num_tokens": 4', 1))
+    assert not any(row["logps"] for row in at_stage(collect.collect([run]), "training"))
 
 
 HOSTILE = [
@@ -259,6 +261,20 @@ def test_the_command_needs_neither_jax_nor_a_display(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    odd = run_folders.rollout([RIGHT], reward=math.nan, advantage=math.inf, trace="much")
+    odd[0]["group"] = None
+    write_rows(run / "rollouts" / "grpo-000001.jsonl", odd)
+    (run / "evaluations" / "grpo.json").write_text('{"accuracy": NaN, "reward": Infinity}')
+    (run / "metrics.jsonl").write_text('{"stage": "grpo", "step": 1, "loss": NaN}\n[1]\n')
+    data = in_page(page.html([run], 8))
+    (row,) = at_stage(data, "training")
+    assert (row["reward"], row["advantage"], row["components"][1], row["group"]) == (0, 0, 0, 0)
+    assert data["runs"][0]["curves"]["grpo"]["loss"] == [None]
+    assert data["runs"][0]["stages"][-1] == {"name": "grpo", "accuracy": None, "reward": None}
 
 
 def test_no_run_is_an_error_of_the_reader_too(tmp_path):

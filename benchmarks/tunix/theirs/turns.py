@@ -1,7 +1,7 @@
 """What the sides' processes share: requests, the clock, and what a compiler says.
 
-Imports the standard library alone, because Tunix's process imports this file too. A request is
-(name, arguments), an answer ("answer", dictionary) or ("error", text), pickled with its arrays.
+Imports nothing of ours, because Tunix's process imports this file too. A request is (name,
+arguments), an answer ("answer", dictionary) or ("error", text), pickled with its arrays.
 """
 
 import importlib.metadata
@@ -12,8 +12,10 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import jax
+import numpy as np
 
 
 class Server:
@@ -46,9 +48,9 @@ class Server:
         return self.serve(until)
 
 
-def start(device: Any = None) -> Callable[[], dict[str, float]]:
+def start() -> Callable[[], dict[str, float]]:
     """Starts the clock, and returns what reads it: `wall` and `cpu` seconds (all threads of this
-    process), `peak`, the most resident bytes meanwhile, and, where the JAX device reports it,
+    process), `peak`, the most resident bytes meanwhile, and, where JAX's device reports it,
     `device_peak`, the most bytes on it so far."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     wall, cpu = time.perf_counter(), time.process_time()
@@ -57,7 +59,7 @@ def start(device: Any = None) -> Callable[[], dict[str, float]]:
         reading = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         lines = Path("/proc/self/status").read_text().splitlines()
         reading["peak"] = next(1024 * int(s.split()[1]) for s in lines if s.startswith("VmHWM:"))
-        of_device = device.memory_stats() if device else None
+        of_device = jax.devices()[0].memory_stats()
         return reading | ({"device_peak": of_device["peak_bytes_in_use"]} if of_device else {})
 
     return read
@@ -68,17 +70,17 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-def first_moment(jax: ModuleType, optimizer: Any) -> Any:
+def first_moment(optimizer: Any) -> np.ndarray:
     """Adam's first moment of the final norm: the gradient that an optimizer saw, if it was its
     first."""
     names = lambda path: {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
     leaves = jax.tree.leaves_with_path(optimizer)
     (found,) = [leaf for path, leaf in leaves if {"mu", "final_norm"} <= names(path)]
-    return jax.device_get(found).astype("float32")
+    return np.asarray(found, np.float32)
 
 
-def compiled(traced: Any, text: str) -> dict:
-    """Compile what JAX has traced, for its devices. The optimised HLO goes to the file `text`.
+def compiled(traced: jax.stages.Traced, text: str) -> dict:
+    """Compile a traced program, for its devices. The optimised HLO goes to the file `text`.
 
     Returns:
         `fits`; where it does not `why`; else bytes a device (`arguments`, `temporaries`, `peak`),
@@ -88,13 +90,15 @@ def compiled(traced: Any, text: str) -> dict:
     cpu = time.process_time()
     try:
         executable = lowered.compile()
-    except RuntimeError as error:  # of which JAX's own is one
+    except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"fits": False, "why": " ".join(str(error).split())[:300]}
     figures = {"fits": True, "compile_cpu": time.process_time() - cpu}
     Path(text).write_text(executable.as_text())
     memory = executable.memory_analysis()
-    for name in ("argument_size", "temp_size", "peak_memory"):
-        figures[name.split("_")[0]] = getattr(memory, f"{name}_in_bytes")
-    return figures
+    return figures | {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }

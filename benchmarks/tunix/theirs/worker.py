@@ -144,12 +144,12 @@ class Side:
             asked = self.server.exchange(answer, until="draw")
             self.instead = asked.get("instead")
             self.rollout_config.seed = self.settings.first_seed + asked["number"]
-            self.read = turns.start(jax.devices()[0])
+            self.read = turns.start()
             yield {"prompts": np.array([Numbers.decode(ids) for ids in asked["prompts"]])}
             jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
             reading = self.read()
             optimizer = nnx.to_pure_dict(nnx.state(self.cluster.actor_trainer.optimizer))
-            answer = {"reading": reading, "moment": turns.first_moment(jax, optimizer)}
+            answer = {"reading": reading, "moment": turns.first_moment(optimizer)}
 
     def _reward(self, prompts: list[str], completions: list[str], **_: object) -> list[float]:
         ids = [Numbers.encode(text) for text in completions]
@@ -157,7 +157,7 @@ class Side:
         stopped = [len(each) < self.settings.budget for each in ids]
         answer = {"completions": ids, "stopped": stopped, "drawn": self.drawn}
         asked = self.server.exchange(answer | {"reading": self.read()}, until="learn")
-        self.read = turns.start(jax.devices()[0])
+        self.read = turns.start()
         return asked["rewards"]
 
     def _drawn(self, output: base_rollout.RolloutOutput) -> base_rollout.RolloutOutput:
