@@ -170,7 +170,7 @@ def _of_run(account: Ledger) -> list[str]:
     seconds = lambda line: f"{_seconds(line.likely):>10}{_seconds(line.most):>13}"
     size = lambda line: f"{_size(line.most):>23}"
     sections = (
-        ("seconds of the run       likely  full length", account.seconds, seconds),
+        ("seconds of the run                    likely  full length", account.seconds, seconds),
         ("bytes over the host bus", account.bus, size),
         ("memory of the host", account.host, size),
     )
@@ -182,7 +182,7 @@ def _of_run(account: Ledger) -> list[str]:
 
 
 def _line(line: Line, figures: str) -> str:
-    return f"  {line.name:28}{figures}  {line.basis:9} {line.note}".rstrip()
+    return f"  {line.name:30}{figures}  {line.basis:9} {line.note}".rstrip()
 
 
 def _steps(account: Ledger, result: dict) -> list[str]:

@@ -106,7 +106,9 @@ class Sampler:
                 prompt_ids_PS,
                 prompt_mask_PS,
                 rollout,
-                np.array([self.tokenizer.characters(ids) for ids in rollout.completion_ids]),
+                np.array(
+                    [self.tokenizer.characters(ids.tolist()) for ids in rollout.completion_ids]
+                ),
                 samples,
                 scores,
             )

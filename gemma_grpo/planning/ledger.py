@@ -146,7 +146,8 @@ def bus_lines(run: RunConfig, num_devices: int) -> list[Line]:
 
     def note(name: str, up: int, down: int, what: str) -> None:
         lines.append(Line(f"{name}, to the devices", up, up, "counted", what))
-        lines.append(Line(f"{name}, from them", down, down, "counted", ""))
+        if down:
+            lines.append(Line(f"{name}, from them", down, down, "counted", ""))
 
     packs = {
         stage: sum(

@@ -81,7 +81,7 @@ def make_update(
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
     measures numerical error on the first update of a rollout only; `grad_norm`, before clipping;
-    `trainer_logps` [B, T], 0 on padding, if `config.num_rows` is B.
+    `trainer_logps` [B, T], 0 on padding, if `config.num_rows` is given.
 
     Args:
         temperature: the sampler's.

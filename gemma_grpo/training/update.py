@@ -31,7 +31,7 @@ class UpdateConfig:
     Attributes:
         dtype: of the parameters while computing; master weights are float32.
         remat: see `model.forward_groups`.
-        num_rows: B, completions of the whole batch, whose log-probs GRPO's metrics are to hold; 0
+        num_rows: B, completions of the whole batch, whose log-probs GRPO's update then returns; 0
             for none.
     """
 

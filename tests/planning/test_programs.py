@@ -94,7 +94,7 @@ def one_layer(folder):
     folder.mkdir()
     safetensors.numpy.save_file(kept, folder / "model.safetensors")
     settings = json.loads((NANO / "config.json").read_text())
-    cut = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    cut = {"num_hidden_layers": 1, "sliding_window_pattern": 1, "layer_types": ["full_attention"]}
     (folder / "config.json").write_text(json.dumps(settings | cut))
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(NANO / name, folder)
@@ -168,7 +168,12 @@ class Ran:
     passed: dict
 
 
-@pytest.fixture(scope="module", params=CASES)
+FIRST, *OTHERS = CASES
+
+
+@pytest.fixture(
+    scope="module", params=[FIRST, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)]
+)
 def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
     where = ["--data.source", short_problems(folder / "short.jsonl")]
@@ -209,4 +214,5 @@ def test_the_bytes_of_a_step_over_the_bus_are_those_of_the_ledger(ran):
     for stage, name in (("sft", "an SFT step"), ("grpo", "a GRPO step")):
         before, after = ran.passed[stage, 2], ran.passed[stage, 3]
         up, down = (b - a for a, b in zip(before, after, strict=True))
-        assert (up, down) == (lines[f"{name}, to the devices"], lines[f"{name}, from them"])
+        assert up == lines[f"{name}, to the devices"]
+        assert down == lines.get(f"{name}, from them", 0)
