@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.errors import UserError
+from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.evaluator import EvaluationConfig
 from gemma_grpo.model import LoRAConfig
+from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig
 from gemma_grpo.runtime import ModelConfig
 from gemma_grpo.training.grpo import GRPOConfig
@@ -98,9 +100,28 @@ GEMMA3_1B_LORA = replace(
     GEMMA3_1B,
     model=replace(GEMMA3_1B.model, lora=LoRAConfig(rank=16, alpha=32.0)),
     sft=replace(GEMMA3_1B.sft, optimizer=OptimizerConfig(learning_rate=2e-4)),
-    grpo=replace(GEMMA3_1B.grpo, optimizer=OptimizerConfig(learning_rate=2e-5)),
+    # In a published run of adapters on the 1B, 3e-6 was stable, and 1e-5 collapsed after 200 steps.
+    grpo=replace(GEMMA3_1B.grpo, optimizer=OptimizerConfig(learning_rate=3e-6)),
 )
 """The same with adapters on a frozen base: fits one v5e chip too. Compiled only."""
+
+GEMMA3_1B_IT_LORA = replace(
+    GEMMA3_1B_LORA,
+    stages="grpo",
+    model=replace(
+        GEMMA3_1B_LORA.model,
+        lora=LoRAConfig(rank=64, alpha=64.0),
+        instruction=gsm8k_protocol.INSTRUCTION,
+        max_prompt_length=gsm8k_protocol.MAX_PROMPT_LENGTH,
+        max_completion_length=gsm8k_protocol.MAX_COMPLETION_LENGTH,
+    ),
+    grpo=replace(GEMMA3_1B_LORA.grpo, prompts_per_step=16, loss=LossConfig(beta=0.04)),
+    evaluation=replace(GEMMA3_1B_LORA.evaluation, num_samples=0),
+)
+"""GRPO alone on the instruction-tuned 1B (`--model.weights FOLDER`), which an instruction asks
+for the format: the budget of a published run of Tunix (500 steps of 16 x 8, rate 3e-6, beta 0.04),
+which went from 25.5 to 53.2 % on GSM8K's 1319 test problems, strict, greedy, without examples.
+Ours differs in its rewards and in the adapters' alpha, which is not published. Compiled only."""
 
 GEMMA3_1B_LORA_V5E_1 = replace(
     GEMMA3_1B_LORA,
@@ -134,6 +155,7 @@ PRESETS = {
     "gemma3-270m": GEMMA3_270M,
     "gemma3-1b": GEMMA3_1B,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
+    "gemma3-1b-it-lora": GEMMA3_1B_IT_LORA,
     "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,
     **{f"gemma3-1b-v5e-{number}": _on_chips(number) for number in (16, 256)},
 }

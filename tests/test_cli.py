@@ -65,6 +65,11 @@ os.write(2, b"XLA's own words")"""
             2,
             "out of memory on the device (it tried to allocate 123 bytes); lower grpo.pack_tokens",
         ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Attempting to allocate 1.50G."),
+            2,
+            "out of memory on the device (it tried to allocate 1.50G); lower grpo.pack_tokens",
+        ),
         (OSError("no name"), 2, "error: no name"),
         (PermissionError(13, "Permission denied", "x"), 2, "error: x: Permission denied"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),

@@ -555,7 +555,10 @@ def begun_run(folder, **settings):
     return run
 
 
-def test_a_flag_at_resume_is_compared_with_the_run_and_not_with_the_preset(capsys, tmp_path):
+def test_a_flag_at_resume_is_compared_with_the_run_and_not_with_the_preset(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "execute", None)
     of_a_preset = str(config.RunConfig().grpo.num_steps)
     begun_run(tmp_path / "run", grpo=GRPOConfig(num_steps=4))
     line = says_alone(
@@ -566,7 +569,8 @@ def test_a_flag_at_resume_is_compared_with_the_run_and_not_with_the_preset(capsy
     assert "--preset and --resume" in line
 
 
-def test_a_config_edited_since_the_run_began_is_refused_by_field(capsys, tmp_path):
+def test_a_config_edited_since_the_run_began_is_refused_by_field(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "execute", None)
     run = begun_run(tmp_path / "run")
     edited = dataclasses.replace(run, seed=7, model=ModelConfig(dtype="bfloat16"))
     (tmp_path / "run" / "config.yaml").write_text(config.to_yaml(edited))

@@ -124,6 +124,7 @@ class Case:
             *("--preset", self.preset, "--model.weights", str(folder), "--stages", self.stages),
             *("--data.source", "curriculum", "--data.num-train", "60", "--data.num-test", "8"),
             *("--model.max-prompt-length", "48", "--model.max-completion-length", "60"),
+            *("--model.instruction", ""),
             *("--model.rollout-layout", self.layout, *ADAPTERS[self.adapters]),
             *("--sft.num-steps", str(STEPS), "--sft.batch-size", "8"),
             *("--sft.pack-tokens", packs, "--grpo.pack-tokens", packs),

@@ -17,6 +17,7 @@ from gemma_grpo.training.state import fresh_state, make_optimizer
 
 GSM8K_PROBLEMS = 1319  # held out; taken where the data says "all"
 BYTES_PER_TOKEN = 4  # of English text, in Gemma's vocabulary
+DRAWN_BYTES = 8  # of a completion's token: id, characters, log-prob and gap, compressed
 ROW_BYTES = 350  # of a rollout's or an evaluation's line, beside the texts
 STEP_BYTES = 8192  # of metrics, TensorBoard, and the end of a last block
 INDEX_BYTES, ARRAY_BYTES = 65536, 2048  # of a checkpoint and of each array, beside the arrays
@@ -146,7 +147,7 @@ def _fix(run: RunConfig, architecture: Gemma3Config, run_dir: Path, *, cache: bo
 def _records(run: RunConfig) -> int:
     """Bytes of metrics, rollouts and evaluations at the end."""
     tokens = run.model.max_prompt_length + run.model.max_completion_length
-    row = ROW_BYTES + BYTES_PER_TOKEN * tokens
+    row = ROW_BYTES + BYTES_PER_TOKEN * tokens + DRAWN_BYTES * run.model.max_completion_length
     num_test = run.data.num_test or GSM8K_PROBLEMS
     models = 2 + len(run.stage_list)  # the base, each stage, and what a deadline left of one
     rows = models * num_test * (1 + run.evaluation.num_samples)

@@ -413,7 +413,7 @@ def _damage(path: Path) -> str | None:
         if found[name] != expected[name]:
             return f"{name} has changed"
     saved = json.loads((path / "host.json").read_text(encoding="utf-8")).get("step")
-    if saved not in (None, int(path.name)):
+    if saved not in (None, int(path.name.removesuffix(files.TEMPORARY))):
         return f"it was saved as step {saved}"
     return None
 

@@ -132,9 +132,8 @@ def make_trainer(
         mesh,
         optimizer,
         config.loss,
-        UpdateConfig(dtype, remat),
+        UpdateConfig(dtype, remat, config.prompts_per_step * config.num_generations),
         temperature=config.temperature,
-        num_rows=config.prompts_per_step * config.num_generations,
     )
     return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
 

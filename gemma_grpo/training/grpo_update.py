@@ -73,7 +73,6 @@ def make_update(
     config: UpdateConfig,
     *,
     temperature: float,
-    num_rows: int = 0,
 ) -> Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted (state, frozen, packs) -> (state, metrics): one optimizer update on a rollout.
 
@@ -82,11 +81,10 @@ def make_update(
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
     measures numerical error on the first update of a rollout only; `grad_norm`, before clipping;
-    `trainer_logps` [B, T], 0 on padding, if `num_rows` is given.
+    `trainer_logps` [B, T], 0 on padding, if `config.num_rows` is given.
 
     Args:
         temperature: the sampler's.
-        num_rows: B, completions of the whole batch.
     """
 
     def loss_fn(gathered: update.GatheredParams, batch: dict) -> tuple[jax.Array, dict]:
@@ -112,8 +110,8 @@ def make_update(
             "gap_sum": gap_BT.sum(),
             "gap_square_sum": jnp.square(gap_BT).sum(),
         }
-        if num_rows:  # each pack adds its rows
-            rows_BT = jnp.zeros((num_rows, mask_BT.shape[1]), jnp.float32)
+        if config.num_rows:  # each pack adds its rows
+            rows_BT = jnp.zeros((config.num_rows, mask_BT.shape[1]), jnp.float32)
             counted = jnp.where(mask_BT, logps_BT, 0.0)
             sums["trainer_logps"] = rows_BT.at[batch["rows"]].add(counted)
         return total, jax.tree.map(jax.lax.stop_gradient, sums)

@@ -31,10 +31,13 @@ class UpdateConfig:
     Attributes:
         dtype: of the parameters while computing; master weights are float32.
         remat: see `model.forward_groups`.
+        num_rows: B, completions of the whole batch, whose log-probs GRPO's update then returns; 0
+            for none.
     """
 
     dtype: str
     remat: Remat
+    num_rows: int = 0
 
 
 class GatheredParams(NamedTuple):

@@ -61,7 +61,7 @@ class _Tables:
             "text": text,
             "cut": length - len(text),
             "flags": completions.flags(row),
-            "tokens": row.get("num_tokens"),
+            "tokens": _whole(row, "num_tokens") if "num_tokens" in row else None,
             "reward": completions.reward(row),
             "advantage": None if advantage is None else completions.rounded(advantage, 3),
             "components": completions.components(row, self.components),
@@ -125,11 +125,11 @@ def _run(tables: _Tables, number: int, run_dir: Path, share: float) -> dict:
             {"name": name} | _figures(read.json_object(run_dir / "evaluations" / f"{name}.json"))
             for name in names
         ],
-        "paired": summary.get("paired") or {},
-        "seconds": read.json_object(run_dir / "seconds.json"),
+        "paired": _short(summary.get("paired") or {}),
+        "seconds": _short(read.json_object(run_dir / "seconds.json")),
         "device": summary.get("device"),
         "weights": summary.get("weights"),
-        "config": config.read_text(errors="replace") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         "curves": {stage: _curves(lines, stage) for stage in ("sft", "grpo")},
         "notes": notes,
     }
@@ -145,13 +145,13 @@ def _evaluations(
         rows, bad = read.json_lines(path)
         torn += bad
         for row, of_tokens in _with_tokens(path, rows):
-            problem = int(row.get("problem") or 0)
+            problem = _whole(row, "problem")
             problems.add(problem)
             if not _is_kept(problem, share):
                 continue
             kept.add(problem)
             without_tokens += of_tokens is None
-            sample = -1 if row.get("greedy", True) else int(row.get("sample") or 0)
+            sample = -1 if row.get("greedy", True) else _whole(row, "sample")
             place = {"run": number, "stage": tables.stage(name), "step": 0, "group": 0}
             tables.add(row, of_tokens, sample=sample, **place)
     return {"all": len(problems), "kept": len(kept), "torn": torn, "old": without_tokens}
@@ -169,7 +169,7 @@ def _training(tables: _Tables, number: int, run_dir: Path, share: float) -> dict
         torn += bad
         seen: dict[int, int] = {}
         for row, of_tokens in _with_tokens(path, rows):
-            group = int(row.get("group") or 0)
+            group = _whole(row, "group")
             seen[group] = seen.get(group, -1) + 1
             without_tokens += of_tokens is None
             place_of = {"run": number, "stage": tables.stage(TRAINING), "step": step}
@@ -223,10 +223,19 @@ def _curves(lines: Sequence[dict], stage: str) -> dict[str, list]:
 
 
 def _short(value: Any) -> Any:
-    """Floats to five significant digits."""
+    """Floats to five significant digits; None for nan and infinities, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_short(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _whole(row: dict, name: str) -> int:
+    value = row.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def _component_names(run_dirs: Sequence[Path]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 The page decodes in `page/data.js` what is encoded here.
 """
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -88,10 +89,12 @@ def _characters(values: np.ndarray) -> str:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """0 for what is no finite number."""
+    is_number = isinstance(value, int | float | np.floating)
+    return float(value) if is_number and math.isfinite(value) else 0.0
 
 
 def rounded(value: object, digits: int) -> int | float:
     """A number to this many digits, without a zero behind the point, which JSON would spell."""
-    number = round(_number(float(value) if isinstance(value, np.floating) else value), digits)
+    number = round(_number(value), digits)
     return int(number) if number == int(number) else number

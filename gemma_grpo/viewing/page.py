@@ -48,7 +48,8 @@ def html(run_dirs: Sequence[Path], megabytes: int | float) -> str:
 
 def embedded(value: Any) -> str:
     """JSON that may stand in a `<script>` element: no "<" in it closes or opens anything."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def _template(name: str) -> str:

@@ -182,9 +182,8 @@ def test_the_trainers_log_probs_come_back_in_the_order_of_the_completions(tokens
         on(num_devices),
         SGD,
         LossConfig(),
-        UpdateConfig("float32", "none"),
+        UpdateConfig("float32", "none", P * G),
         temperature=1.0,
-        num_rows=P * G,
     )
     state = train_state.init_train_state(PARAMS, SGD, on(num_devices))
     _, metrics = update(state, {}, packs)

@@ -263,6 +263,20 @@ def test_the_command_needs_neither_jax_nor_a_display(tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    odd = run_folders.rollout([RIGHT], reward=math.nan, advantage=math.inf, trace="much")
+    odd[0]["group"] = None
+    write_rows(run / "rollouts" / "grpo-000001.jsonl", odd)
+    (run / "evaluations" / "grpo.json").write_text('{"accuracy": NaN, "reward": Infinity}')
+    (run / "metrics.jsonl").write_text('{"stage": "grpo", "step": 1, "loss": NaN}\n[1]\n')
+    data = in_page(page.html([run], 8))
+    (row,) = at_stage(data, "training")
+    assert (row["reward"], row["advantage"], row["components"][1], row["group"]) == (0, 0, 0, 0)
+    assert data["runs"][0]["curves"]["grpo"]["loss"] == [None]
+    assert data["runs"][0]["stages"][-1] == {"name": "grpo", "accuracy": None, "reward": None}
+
+
 def test_no_run_is_an_error_of_the_reader_too(tmp_path):
     with pytest.raises(UserError, match="no run"):
         collect.collect([tmp_path])

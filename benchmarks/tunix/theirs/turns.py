@@ -97,6 +97,8 @@ def compiled(traced: jax.stages.Traced, text: str) -> dict:
     figures = {"fits": True, "compile_cpu": time.process_time() - cpu}
     Path(text).write_text(executable.as_text())
     memory = executable.memory_analysis()
-    for name in ("argument_size", "temp_size", "peak_memory"):
-        figures[name.split("_")[0]] = getattr(memory, f"{name}_in_bytes")
-    return figures
+    return figures | {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
