@@ -199,9 +199,11 @@ def ran(request, tmp_path_factory):
 
 def test_training_compiles_no_program_of_its_own_that_the_plan_has_not(ran):
     assert ran.planned.total() == len(ran.names) and {name for name, _ in ran.planned} <= OURS
-    found = {name for name, how in ran.trained if how == "hits"}
-    assert found >= {name for name, _ in ran.planned}
     assert not OURS & {name for name, how in ran.trained if how == "misses"}
+    found = {name for name, how in ran.trained if how == "hits"}
+    # Functions of modules, as these two, a process compiles once, whoever asks first.
+    in_memory = {"jit(resharded)", "jit(sharded_group_advantages)"}
+    assert found | in_memory >= {name for name, _ in ran.planned}
 
 
 def test_after_a_stages_second_step_nothing_is_compiled_whatever_lengths_come(ran):
