@@ -19,7 +19,6 @@ import jax
 import tyro
 
 from gemma_grpo import cli
-from gemma_grpo.config import DataConfig
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation import gsm8k_protocol
@@ -36,6 +35,7 @@ TEMPLATE = (
 )
 
 COMPLETION_LENGTH = 256  # for a base model on a task without a protocol or a budget of its own
+NUM_GENERATED = 400  # problems of a task that has no end
 GENERATED_TASKS = ("curriculum", "reasoning_gym")  # they have no end
 _NO_CONDITIONS = ("run", "weights", "task", "out", "json", "evaluation", "batch_size")
 SHARES = (
@@ -165,7 +165,7 @@ def _problems(task: str, num: int | None) -> list[Problem]:
     """The held-out problems. Their seed is fixed, as in training: all models are measured on the
     same ones."""
     if num is None:
-        num = DataConfig().num_test if task.partition(":")[0] in GENERATED_TASKS else 0
+        num = NUM_GENERATED if task.partition(":")[0] in GENERATED_TASKS else 0
     return sources.load(task, split="test", num=num, seed=0)
 
 

@@ -28,7 +28,7 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
     "data/tables text/tokenizer text/padding text/prompts rewards/answers rewards/components "
     "rewards/scores rewards/custom evaluation/statistics training/packing "
     "records/report records/metrics records/tokens records/read records/trace view/collect "
-    "view/page view/terminal view rewards/rescoring rescore records/watch "
+    "view/page view/terminal view/__init__ rewards/rescoring rescore records/watch "
     "records/metric_notes records/trackers"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
