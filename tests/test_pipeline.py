@@ -28,6 +28,7 @@ from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metric_notes import note
 from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.training import deadline
 from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.saving import CheckpointConfig
 
@@ -391,6 +392,19 @@ def test_no_time_at_all_is_one_line_and_a_folder_that_resumes(capsys, tmp_path):
     )
     assert json.loads((run_dir / "summary.json").read_text())["stages"] == {}
     assert train.main(["--run-dir", str(run_dir), "--resume", "--hours", "0.001"]) == 75
+
+
+def test_an_evaluation_that_was_never_timed_looks_at_the_clock(capsys, tmp_path, monkeypatch):
+    """The time is up as the first batch begins: nothing is sampled."""
+    run_dir, measuring = tmp_path / "run", []
+    monkeypatch.setattr(pipeline, "_say", measuring.append)
+    hours = lambda: 3600.0 if "measuring base on 8 problems" in measuring else 0.0
+    monkeypatch.setattr(deadline, "seconds_since_start", hours)
+    greedy_only = ["--evaluation.num-samples", "0", "--grpo.prompts-per-step", "8"]
+    few = [*SMALL, "--sft.batch-size", "8", *greedy_only]
+    assert train.main(["--run-dir", str(run_dir), "--hours", "1", *few]) == 75
+    assert "before the evaluation of base; --resume goes on" in capsys.readouterr().err
+    assert not (run_dir / "evaluations").exists()
 
 
 @pytest.mark.parametrize("hours", ["-1", "0", "nan", "inf"])

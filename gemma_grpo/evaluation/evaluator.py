@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -67,9 +68,15 @@ class Evaluator:
     runtime: Runtime
 
     def run(
-        self, params: PyTree, problems: Sequence[Problem]
+        self,
+        params: PyTree,
+        problems: Sequence[Problem],
+        before_batch: Callable[[], None] = lambda: None,
     ) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
         """Measure a model.
+
+        Args:
+            before_batch: called before each batch is sampled; what it raises ends the measurement.
 
         Returns:
             The result, ready for JSON (see `summarize`); a row for every generation (see `rows`):
@@ -77,14 +84,15 @@ class Evaluator:
         """
         params = self.runtime.sampling_params(params)
         key = self.runtime.key
-        greedy, logps, tokens = _complete(
-            self.greedy, params, problems, self.config.batch_size, key
+        complete = partial(
+            _complete, params=params, problems=problems, key=key, before_batch=before_batch
         )
+        greedy, logps, tokens = complete(self.greedy, num_prompts=self.config.batch_size)
         sampled = None
         generations = rows(problems, greedy, logps, greedy=True)
         if self.sampled is not None:
             num_prompts = self.config.batch_size // self.config.num_samples
-            sampled, logps, more = _complete(self.sampled, params, problems, num_prompts, key)
+            sampled, logps, more = complete(self.sampled, num_prompts=num_prompts)
             generations += rows(problems, sampled, logps, greedy=False)
             tokens = _joined([tokens, more])
         return summarize(problems, greedy, sampled), generations, tokens
@@ -114,10 +122,12 @@ def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
 
 def _complete(
     sampler: collect.Sampler,
+    *,
     params: PyTree,
     problems: Sequence[Problem],
     num_prompts: int,
     key: jax.Array,
+    before_batch: Callable[[], None],
 ) -> tuple[list[rewards.Sample], list[float], dict[str, np.ndarray]]:
     """Samples of all problems, group-major, `num_prompts` problems at a time; the log-prob of each
     completion under the distribution it was drawn from; and the tokens of all."""
@@ -125,6 +135,7 @@ def _complete(
     num_prompts = prompts_at_once(num_prompts, len(problems), sampler.mesh.size)
     for start in range(0, len(problems), num_prompts):
         batch = list(problems[start : start + num_prompts])
+        before_batch()
         # The last batch is filled up so that its shape is compiled already.
         filled = batch + [batch[-1]] * (num_prompts - len(batch))
         groups = sampler.collect(
