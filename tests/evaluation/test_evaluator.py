@@ -207,7 +207,16 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
     sampler = collect.Sampler(
         lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
     )
-    samples, logps, tokens = evaluator._complete(sampler, {}, PROBLEMS[:3], 2, jax.random.key(0))
+    looks = []
+    samples, logps, tokens = evaluator._complete(
+        sampler,
+        params={},
+        problems=PROBLEMS[:3],
+        num_prompts=2,
+        key=jax.random.key(0),
+        before_batch=lambda: looks.append(len(seen)),
+    )
+    assert looks == [0, 1]
     assert seen == [["a", "b"], ["c", "c"]]
     assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
     assert logps == [-1, -2] * 3  # of the tokens that count
