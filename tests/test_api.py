@@ -166,7 +166,7 @@ problems = curriculum.problems("train", 40, 0)
 calls = []
 def pay(sample):
     calls.append(sample)
-    if len(calls) == 12:  # in the second of three steps
+    if len(calls) == 4 + 12:  # four gold completions, then in the second of three steps
         os.kill(os.getpid(), signal.SIGINT)
     return len(calls) / 100
 try:
@@ -199,4 +199,5 @@ def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_p
     assert "the problems were objects" in refused[0]
     assert "reward 'pay' was a function" in refused[1]
     assert "the problems were objects" in refused[2]
-    assert done == "3 24 None" and measured == "8"
+    # Three steps of eight, and four gold completions before each session.
+    assert done == f"3 {3 * 8 + 2 * 4} None" and measured == "8"

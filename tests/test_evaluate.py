@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gemma_grpo import cli, config, evaluate, weights
@@ -24,6 +25,14 @@ def one_process(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+NO_TOKENS = {
+    "num_tokens": np.zeros(0, np.int32),
+    "token_ids": np.zeros(0, np.uint32),
+    "characters": np.zeros(0, np.uint16),
+    "logps": np.zeros(0, np.float16),
+}
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No model runs: the evaluator says whether all weights are zero, as a finished run's are here,
@@ -34,7 +43,7 @@ def unmeasured(monkeypatch):
         def run(self, params, problems):
             zero = not any(leaf.any() for leaf in jax.tree.leaves(params))
             figures = {"n": len(problems), "zero": zero, "by_difficulty": {}, "by_domain": {}}
-            return figures, [{"problem": i} for i in range(len(problems))]
+            return figures, [{"problem": i} for i in range(len(problems))], NO_TOKENS
 
     def make(settings, runtime):
         seen.append(runtime)
@@ -91,7 +100,8 @@ def test_every_generation_is_saved_and_the_result_with_its_protocol(
     assert sum(row["lenient_correctness"] for row in greedy) / 5 == result["lenient_accuracy"]
     assert sum(not row["stopped"] for row in greedy) / 5 == result["truncation_rate"]
     assert all(row["logp"] < 0 < row["num_tokens"] for row in rows)
-    assert sorted(path.name for path in out.iterdir()) == ["generations.jsonl", "result.json"]
+    files = ["generations.jsonl", "generations.npz", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
 
 
 def test_a_run_is_measured_with_its_own_settings_beside_its_evaluations(

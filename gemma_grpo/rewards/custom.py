@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gemma_grpo.errors import UserError, described
+from gemma_grpo.errors import UserError, described, one_line
 from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
 from gemma_grpo.rewards.weights import RewardConfig
