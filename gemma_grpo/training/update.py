@@ -165,8 +165,10 @@ def _summed(of_pack: Callable[[Batch], Any], packs: Packs) -> Any:
         if "count" not in of_shape:
             return of_pack(of_shape)  # the only pack
         count, stacked = _stacked(of_shape)
+        # Without the barrier XLA moves the reduce-scatter of the embedding's gradient behind the
+        # loop: the sum over packs would be whole on each device, not a shard.
         add = lambda k, total, stacked=stacked: jax.tree.map(
-            jnp.add, total, of_pack(_one(stacked, k))
+            jnp.add, total, jax.lax.optimization_barrier(of_pack(_one(stacked, k)))
         )
         if total is None:
             shapes = jax.eval_shape(of_pack, _one(stacked, 0))
