@@ -25,8 +25,15 @@ from gemma_grpo.errors import InterruptedRunError, UserError, expanded
 from gemma_grpo.records import files, origin
 from gemma_grpo.weights import assets
 
-# Settings that a run which goes on may change: where files are.
-_MAY_MOVE = ("model.weights", "model.tokenizer", "data.source", "checkpoint.folder")
+# Settings that a run which goes on may change: where files are, and into how many devices the CPU is
+# split (sums then run in another order).
+_MAY_MOVE = (
+    "model.weights",
+    "model.tokenizer",
+    "model.cpu_devices",
+    "data.source",
+    "checkpoint.folder",
+)
 
 
 def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:

@@ -286,5 +286,6 @@ def test_a_peft_folder_holds_each_factor_in_torchs_layout(tmp_path):
 
 
 def test_a_peft_folder_is_not_written_over(tmp_path):
+    (tmp_path / "kept").touch()
     with pytest.raises(UserError, match="there already"):
         peft_adapter.write_adapter(tmp_path, drawn_adapter(), LORA, base=NO_BASE)
