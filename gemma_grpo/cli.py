@@ -25,8 +25,8 @@ from gemma_grpo.errors import InterruptedRunError, UserError, expanded
 from gemma_grpo.records import files, origin
 from gemma_grpo.weights import assets
 
-# Settings that a run which goes on may change: where files are, and into how many devices the CPU is
-# split (sums then run in another order).
+# Settings that a run which goes on may change: where files are, and into how many devices the CPU
+# is split (sums then run in another order).
 _MAY_MOVE = (
     "model.weights",
     "model.tokenizer",
