@@ -2,8 +2,6 @@
 
 import io
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +10,6 @@ from stubs import tiny_model
 
 from gemma_grpo import cli, generate
 from gemma_grpo.devices import mesh
-from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat, generator
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.model import NO_LORA
@@ -115,14 +112,13 @@ def test_a_text_files_lines_end_at_line_feeds_and_carriage_returns_alone(tmp_pat
     assert generate._read_prompts(path) == ["one\u2028still", "two\x0cstill", "three\x85still"]
 
 
-def test_a_prompt_that_is_too_long_is_found_before_any_is_answered():
-    class Nothing:
-        runtime = SimpleNamespace(max_prompt_length=3, tokenizer=TOKENIZER, instruction="")
-        check = generator.Generator.check
-
-    options = generate.Options(weights="x", prompts=Path("x"), raw=True, batch_size=1)
-    with pytest.raises(UserError, match="prompt 2 takes 6 tokens, max_prompt_length is 3"):
-        next(generate._answers(Nothing(), ["1", "12345"], options, None))
+def test_a_prompt_that_is_too_long_is_found_before_any_is_answered(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(generator.Generator, "complete", lambda *_: 1 / 0)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("1\n12345\n")
+    few = ["--max-prompt-length", "3", "--batch-size", "1"]
+    assert generate.main(["gemma3-nano", "--prompts", str(prompts), "--raw", *few]) == 2
+    assert "prompt 2 takes 6 tokens, max_prompt_length is 3" in capsys.readouterr().err
 
 
 def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(monkeypatch):

@@ -18,10 +18,10 @@ def test_a_tokenizer_fits_a_model_of_its_size_or_of_the_known_few_rows_more(rows
     sizes = dataclasses.replace(CONFIGS["gemma3-nano"], vocab_size=rows)
     source = Source(Path("model"), sizes, {}, tokenizer=assets.NANO_TOKENIZER)
     if fits:
-        assert runtime._tokenizer(ModelConfig(), source).vocab_size == 512
+        assert runtime.load_tokenizer(ModelConfig(), source).vocab_size == 512
     else:
         with pytest.raises(UserError, match=f"512 tokens, but model has {rows}"):
-            runtime._tokenizer(ModelConfig(), source)
+            runtime.load_tokenizer(ModelConfig(), source)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31 - 1, 2**32, 2**63, 10**30])
