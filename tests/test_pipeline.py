@@ -451,7 +451,7 @@ def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):
     moved = ["--model.weights", "elsewhere", "--data.source", "moved.jsonl", "--ignore-plan"]
     taken = []
     monkeypatch.setattr(train, "_require_disk", lambda *_: None)  # which reads the weights' sizes
-    monkeypatch.setattr(pipeline, "load_task", lambda run: taken.append(run) or 1 / 0)
+    monkeypatch.setattr(pipeline, "load_task", lambda run, given: taken.append(run) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(["--resume-from", str(source), "--run-dir", str(new), *moved])
     run = config.from_yaml(new / "config.yaml")
