@@ -13,6 +13,7 @@ import pytest
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records import checkpoint
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.records.watch import Watch
 from gemma_grpo.training import loop, saving
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
@@ -313,7 +314,7 @@ def test_the_deadline_counts_a_save_that_may_still_be_under_way(tmp_path):
 
     deadline = Asked()
     files = RunFiles(tmp_path, None, Interrupt(), deadline)
-    keeper = loop._Keeper("sft", 1, files, files.checkpoints("sft"))
+    keeper = loop._Keeper("sft", 1, files, files.checkpoints("sft"), Watch("sft"))
     keeper._has_time(True)
     assert deadline.kinds == [("step", "save", "save", "evaluate", "save")]
 
