@@ -188,6 +188,8 @@ def _line(line: Line, figures: str) -> str:
 def _steps(account: Ledger, result: dict) -> list[str]:
     likely, most = account.hours()
     lines = [f"the run: {likely:.2f} hours, at full lengths {most:.2f}, by these lines"]
+    if math.isnan(most):
+        lines = ["the run: how long it takes is unknown"]
     if account.step.most:
         number, bound = result["steps_in_hours"].values()
         epochs = result["gsm8k_epochs_in_hours"]["likely"]
@@ -201,8 +203,8 @@ def _steps(account: Ledger, result: dict) -> list[str]:
         )
     return [
         *lines,
-        "likely: completions and demonstrations as long as benchmarks/lengths.py has them "
-        "(synthetic, mean 311 of 800), prompts of 40 to 120 tokens",
+        "likely: completions as long as benchmarks/lengths.py has them (synthetic, mean 311 of 800), "
+        "prompts of 40 to 120 tokens",
     ]
 
 

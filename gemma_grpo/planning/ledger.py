@@ -194,6 +194,8 @@ def _evaluation(name: str, run: RunConfig, calls: dict[str, Row], num_devices: i
 
 def _times(name: str, number: int, each: Line) -> Line:
     note = f"{number} of {each.likely:.3g} s, at full lengths {each.most:.3g} s"
+    if math.isnan(each.most):
+        note = f"{number}, how long each takes is unknown"
     return Line(name, number * each.likely, number * each.most, "modelled", note)
 
 
