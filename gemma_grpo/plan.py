@@ -203,8 +203,8 @@ def _steps(account: Ledger, result: dict) -> list[str]:
         )
     return [
         *lines,
-        "likely: completions as long as benchmarks/lengths.py has them (synthetic, mean 311 of 800), "
-        "prompts of 40 to 120 tokens",
+        "likely: completions as long as benchmarks/lengths.py has them (synthetic, mean 311 of "
+        "800), prompts of 40 to 120 tokens",
     ]
 
 
