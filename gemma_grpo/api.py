@@ -131,7 +131,7 @@ class Result:
             runtime, params = load_model(settings, seed=seed, trained=self._trained())
             sampling = SamplingConfig(temperature)
             generator = make_generator(runtime, params, num=1, sampling=sampling)
-            encoded = [generator.encode(prompt) for prompt in prompts]
+            encoded = [runtime.encode_question(prompt) for prompt in prompts]
             groups = generator.complete_all(encoded, runtime.key, BATCH)
             return [completion.text for (completion,) in groups]
 

@@ -325,7 +325,7 @@ def config_of(run_dir: Path) -> RunConfig:
 
 
 def check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
-    """Raises UserError if settings differ in more than where files are."""
+    """Raises UserError if settings differ that a run which goes on may not change."""
     if changed := [
         line for line in config.changed_fields(before, after) if line.split()[0] not in _MAY_MOVE
     ]:

@@ -167,7 +167,7 @@ def _read_prompts(path: Path) -> list[str]:
 def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
     if options.raw:
         return generator.runtime.tokenizer.encode_raw(prompt)
-    return generator.encode(prompt)
+    return generator.runtime.encode_question(prompt)
 
 
 def _answers(

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from gemma_grpo import cli, evaluate, export, generate, train, weights
 from gemma_grpo.presets import PRESETS
+from gemma_grpo.records import compile_clock
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import deadline
@@ -31,7 +32,6 @@ ADAPTERS = {
 }
 STAGES = ("sft,grpo", "sft", "grpo")
 TOKENS = 4096  # divides over eight devices in blocks of 512
-COMPILED = "/jax/core/compile/backend_compile_duration"
 # Gemma 3 1B's, but for its vocabulary: that of the embedded tokenizer stands in.
 WIDTHS_1B = {"hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4}
 WIDTHS_1B |= {"num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256}
@@ -138,9 +138,10 @@ class Case:
 def rehearse(case, folder, tmp_path, monkeypatch):
     """The whole of it; asserts what must hold of any run."""
     arguments = case.arguments(folder)
-    compiled = count_programs(monkeypatch)
     keep_weights_off_the_host(monkeypatch)
-    assert train.main(["--run-dir", str(tmp_path / "whole"), *arguments]) == 0
+    with compile_clock.running() as clock:
+        compiled = seconds_after_steps(clock, monkeypatch)
+        assert train.main(["--run-dir", str(tmp_path / "whole"), *arguments]) == 0
     for stage in case.stages.split(","):
         assert compiled[stage, 2] == compiled[stage, STEPS], "compiled in the middle of a stage"
     last = cut_and_resume(arguments, tmp_path, monkeypatch, len(case.stages.split(",")) * STEPS)
@@ -182,25 +183,16 @@ def use(run_dir, tmp_path, case):
         assert export.main([run, str(tmp_path / "adapter"), "--adapter"]) == 0
 
 
-def count_programs(monkeypatch):
-    """Programs that the process had compiled, or read from the cache, at the end of each step, by
-    (stage, step)."""
-    total, at = itertools.count(), {}
-    seen = [0]
+def seconds_after_steps(clock, monkeypatch):
+    """The seconds that the process had compiled for at the end of each step, by (stage, step)."""
+    write, after = MetricsWriter.write, {}
 
-    def note(event, seconds, **_):
-        if event == COMPILED:
-            seen[0] = next(total) + 1
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    write = MetricsWriter.write
-
-    def counted(self, stage, step, metrics):
-        at[stage, step] = seen[0]
+    def noted(self, stage, step, metrics):
+        after[stage, step] = clock.seconds
         return write(self, stage, step, metrics)
 
-    monkeypatch.setattr(MetricsWriter, "write", counted)
-    return at
+    monkeypatch.setattr(MetricsWriter, "write", noted)
+    return after
 
 
 def keep_weights_off_the_host(monkeypatch):

@@ -16,7 +16,6 @@ from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
-from gemma_grpo.text.prompts import question
 
 CHUNK = 4  # tokens between two updates of a stream: smooth to read, little host overhead
 SHORTEST = 64  # slots for prompts: 64, 128, 256, ... so that few shapes are compiled
@@ -61,11 +60,6 @@ class Generator:
         drawn = jax.device_get(self.rollout(self.params, ids, mask, key))
         rows = [self._completion(drawn, row) for row in range(len(prompts) * self.num)]
         return [rows[start : start + self.num] for start in range(0, len(rows), self.num)]
-
-    def encode(self, prompt: str) -> list[int]:
-        """The ids of a question as a chat turn, the instruction before it."""
-        tokenizer = self.runtime.tokenizer
-        return tokenizer.encode_prompt(question(self.runtime.instruction, prompt))
 
     def complete_all(
         self, prompts: Sequence[Sequence[int]], key: jax.Array, batch_size: int
