@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from gemma_grpo.errors import UserError, one_line
-from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
+from gemma_grpo.evaluation.evaluator import RunEvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.records.trackers import TrackerName
@@ -75,8 +75,8 @@ class RunConfig:
     """Stage two."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What a completion is paid for."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What is measured before and after."""
+    evaluation: RunEvaluationConfig = field(default_factory=RunEvaluationConfig)
+    """What is measured before and after each stage, and during GRPO."""
 
     def __post_init__(self):
         check_seed(self.seed)

@@ -22,7 +22,13 @@ from gemma_grpo import cli
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation import gsm8k_protocol
-from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
+from gemma_grpo.evaluation.evaluator import (
+    EvaluationConfig,
+    Pay,
+    evaluation_prompts,
+    make_evaluator,
+    pay_of,
+)
 from gemma_grpo.records import files, report, tokens
 from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
@@ -94,12 +100,14 @@ class Subject:
         task: the name of the problems' source.
         model: how the model is run.
         trained: what a run's last finished stage has left; None for a base model.
+        pay: what the run pays a completion in the end.
     """
 
     where: str
     task: str
     model: ModelConfig
     trained: Path | None
+    pay: Pay
 
     @property
     def stage(self) -> str:
@@ -125,7 +133,7 @@ def _evaluate(options: Options) -> int:
     protocol = _protocol(subject, len(problems), runtime, options.evaluation)
     for departure in protocol.get("departures", ()):
         print(f"warning: not the GSM8K protocol: {departure}", file=sys.stderr)
-    evaluator = make_evaluator(options.evaluation, runtime)
+    evaluator = make_evaluator(options.evaluation, runtime, subject.pay)
     figures, generations, drawn = evaluator.run(params, problems)
     result = figures | {"protocol": protocol}
     _write(folder, result, generations, drawn)
@@ -158,7 +166,8 @@ def _subject(options: Options) -> Subject:
         max_completion_length=options.max_completion_length or own_length,
         dtype=options.dtype or run.model.dtype,
     )
-    return Subject(where, task, model, trained)
+    warn = lambda line: print(f"warning: {line}", file=sys.stderr)
+    return Subject(where, task, model, trained, pay_of(run.reward, without=warn))
 
 
 def _problems(task: str, num: int | None) -> list[Problem]:

@@ -23,7 +23,7 @@ from gemma_grpo.data import jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
-from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator
+from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator, pay_of
 from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens, trackers
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
@@ -31,7 +31,7 @@ from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
-from gemma_grpo.training.loop import RunFiles
+from gemma_grpo.training.loop import RunFiles, Snapshots
 from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
 
 
@@ -160,8 +160,11 @@ def execute(
     run_dir: Path,
     deadline: Deadline | None = None,
     given: Given = NOTHING_GIVEN,
+    *,
+    quiet: bool = False,
 ) -> dict:
-    """Runs or resumes a run in its directory, and returns the summary it wrote there.
+    """Runs or resumes a run in its directory, and returns the summary it wrote there. On stderr it
+    says what goes on, or only warnings if `quiet`.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
     --resume goes on from there.
@@ -172,7 +175,7 @@ def execute(
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline(), given)
+    session = _Session(run, run_dir, deadline or Deadline(), given, quiet)
     session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
@@ -194,6 +197,7 @@ class _Session:
     run_dir: Path
     deadline: Deadline
     given: Given
+    quiet: bool
 
     def run_stages(self) -> None:
         """Goes through the stages in order; what each leaves is in the run's directory.
@@ -203,13 +207,14 @@ class _Session:
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
-        _say(f"loading {run.model.weights} and the problems")
+        self._say(f"loading {run.model.weights} and the problems")
         task = load_task(run, self.given)
         processes.run_on_primary(partial(_check_origin, run, run_dir, task))
-        evaluator = make_evaluator(run.evaluation, task.runtime)
+        pay = pay_of(run.reward, self.given.rewards)
+        evaluator = make_evaluator(run.evaluation, task.runtime, pay)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
-        evaluate("base", params)
+        is_compiled = evaluate("base", params)
         train = {
             "sft": partial(sft.train, run.sft, task.runtime, task.train),
             "grpo": partial(grpo.train, run.grpo, task.rewards, task.runtime, task.train),
@@ -217,8 +222,15 @@ class _Session:
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
+                snapshots = Snapshots()
+                if stage == "grpo" and run.evaluation.every:
+                    if not is_compiled:  # in mid-stage nothing is: one problem fills a batch
+                        self._say("compiling the program that takes snapshots")
+                        evaluator.run_first(1, params, task.test)
+                    take = partial(self._take_snapshot, evaluator, task.test)
+                    snapshots = Snapshots(run.evaluation.every, take)
                 try:
-                    self._train_stage(stage, train[stage], params)
+                    self._train_stage(stage, train[stage], params, snapshots)
                 except OutOfTimeError as stop:
                     self._leave_partial(stop, evaluate)
                     raise
@@ -227,12 +239,17 @@ class _Session:
             if not run.keep_checkpoints:  # also what a run killed before this line left
                 processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
-            evaluate(stage, params)
+            is_compiled |= evaluate(stage, params)
 
     def _train_stage(
-        self, stage: str, train: Callable[[PyTree, RunFiles], PyTree], params: PyTree
+        self,
+        stage: str,
+        train: Callable[[PyTree, RunFiles], PyTree],
+        params: PyTree,
+        snapshots: Snapshots,
     ) -> None:
         started = time.monotonic()
+        self._say(f"{stage}: the first step compiles its programs")
 
         def open_writer() -> metrics.MetricsWriter:
             newest = self._checkpoints(stage).newest()
@@ -251,6 +268,8 @@ class _Session:
                     self.run.checkpoint,
                     keep_last=self.run.keep_checkpoints,
                     leave=partial(self._write_weights, stage),
+                    snapshots=snapshots,
+                    quiet=self.quiet,
                 )
                 train(params, run_files)
             finally:
@@ -258,7 +277,7 @@ class _Session:
                     writer.close()
                     _record_seconds(self.run_dir, stage, time.monotonic() - started)
 
-    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, PyTree], None]) -> None:
+    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, PyTree], bool]) -> None:
         """Writes and measures the weights of a stage that was cut short, if there is time left."""
         if not stop.step or not self._allows("save", "evaluate"):
             return
@@ -276,13 +295,19 @@ class _Session:
 
     def _evaluate(
         self, evaluator: Evaluator, problems: list[Problem], name: str, params: PyTree
-    ) -> None:
-        """Measures a model unless that is on file. Raises OutOfTimeError as `run_stages`."""
-        folder = self.run_dir / "evaluations"
-        if processes.broadcast_from_primary(lambda: _measured(folder, name) is not None):
-            return
+    ) -> bool:
+        """Measures a model unless that is on file; returns whether it did. Raises OutOfTimeError
+        as `run_stages`."""
+        folder, num = self.run_dir / "evaluations", len(problems)
+
+        def is_on_file() -> bool:  # a snapshot of the same step has fewer problems
+            found = _measured(folder, name)
+            return found is not None and found[0]["n"] == num
+
+        if processes.broadcast_from_primary(is_on_file):
+            return False
         self._require_time(name)
-        _say(f"measuring {name} on {len(problems)} problems")
+        self._say(f"measuring {name} on {num} problems")
         started = time.monotonic()
         # How long the first evaluation takes is known once it is through: it looks at the clock.
         result, rows, drawn = evaluator.run(
@@ -292,15 +317,29 @@ class _Session:
         self.deadline.note("evaluate", seconds)
 
         def write() -> None:
-            folder.mkdir(exist_ok=True)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            files.write_text(folder / f"{name}.jsonl", lines)
-            tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
-            files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            _write_evaluation(folder, name, result, rows, drawn)
 
         processes.run_on_primary(write)
+        return True
+
+    def _take_snapshot(
+        self, evaluator: Evaluator, problems: list[Problem], step: int, params: PyTree
+    ) -> dict:
+        """Measures a few problems after a step of GRPO; returns the step's metrics of it."""
+        started, num = time.monotonic(), self.run.evaluation.snapshot_problems
+        result, rows, drawn = evaluator.run_first(num, params, problems)
+        seconds = time.monotonic() - started
+        self.deadline.note("snapshot", seconds)
+        folder, name = self.run_dir / "evaluations", _partial_name("grpo", step)
+        processes.run_on_primary(lambda: _write_evaluation(folder, name, result, rows, drawn))
+        return metrics.evaluation_numbers(result) | {"time/snapshot_s": seconds}
+
+    def _say(self, line: str) -> None:
+        """What goes on while nothing else is printed, on stderr."""
+        if processes.is_primary() and not self.quiet:
+            print(line, file=sys.stderr, flush=True)
 
     def _require_time(self, name: str, kinds: tuple[str, ...] = ("evaluate",)) -> None:
         """Raises OutOfTimeError if these do not fit in what is left; without any, at its end."""
@@ -310,12 +349,6 @@ class _Session:
     def _allows(self, *kinds: str) -> bool:
         """The primary process's answer, in all of them."""
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
-
-
-def _say(line: str) -> None:
-    """What goes on while nothing else is printed, on stderr."""
-    if processes.is_primary():
-        print(line, file=sys.stderr, flush=True)
 
 
 def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
@@ -328,6 +361,17 @@ def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
     }
     origin.check(run_dir, digests)
     origin.note(run_dir, digests)
+
+
+def _write_evaluation(
+    folder: Path, name: str, result: dict, rows: list[dict], drawn: tokens.Tokens
+) -> None:
+    """Its files; the result comes last, without which `_measured` finds none."""
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_text(folder / f"{name}.jsonl", lines)
+    tokens.write(folder / f"{name}.npz", drawn)
+    files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
 
 def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
@@ -348,7 +392,7 @@ def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
 
 
 def _partial_name(stage: str, step: int) -> str:
-    """Of the weights and the evaluation of a stage that the deadline cut short."""
+    """Of an evaluation between a stage's steps, and of the weights that a deadline has left."""
     return f"{stage}-step-{step:06d}"
 
 
@@ -367,7 +411,9 @@ def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) 
     _, problems = given.load_problems(run)
     runtime.encode_prompts(problems)
     runtime.check_rows(run.batch_sizes)
-    figures, *_ = make_evaluator(run.evaluation, runtime).run(params, problems)
+    warn = lambda line: print(f"warning: {line}", file=sys.stderr)
+    pay = pay_of(run.reward, given.rewards, without=warn)
+    figures, *_ = make_evaluator(run.evaluation, runtime, pay).run(params, problems)
     return figures
 
 

@@ -4,17 +4,16 @@ from dataclasses import replace
 
 from gemma_grpo.config import (
     DataConfig,
-    EvaluationConfig,
     GRPOConfig,
     ModelConfig,
     RewardConfig,
     RunConfig,
+    RunEvaluationConfig,
     SFTConfig,
 )
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
 from gemma_grpo.training.state import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
@@ -61,9 +60,10 @@ GEMMA3_270M = RunConfig(
         checkpoint_every=5,
     ),
     reward=RewardConfig(
-        start=replace(START_WEIGHTS, correctness=1.0), end=replace(END_WEIGHTS, correctness=1.0)
+        start=replace(RewardConfig().start, correctness=1.0),
+        end=replace(RewardConfig().end, correctness=1.0),
     ),
-    evaluation=EvaluationConfig(batch_size=100, num_samples=0),
+    evaluation=RunEvaluationConfig(batch_size=100, num_samples=0),
 )
 """`python -m gemma_grpo.train --preset gemma3-270m` (extra `[gemma3-270m]`): the real Gemma 3 270M,
 base, with adapters, on the built-in curriculum. Sized for two CPU cores; README.md has its measured

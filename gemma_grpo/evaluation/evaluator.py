@@ -1,6 +1,7 @@
 """How good a model is on given problems: greedy accuracy, pass@k, maj@k, format."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
-from gemma_grpo.rewards import answers, blocks, lenient, steps
+from gemma_grpo.rewards import RewardConfig, answers, blocks, lenient, steps
 from gemma_grpo.runtime import Runtime
 
 
@@ -52,6 +53,82 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class RunEvaluationConfig(EvaluationConfig):
+    """What is measured before and after each stage, and during GRPO."""
+
+    every: int = 0
+    """GRPO steps between snapshots: the same few held-out problems, answered greedily, on file as
+    evaluations/grpo-step-NNNNNN; 0 takes none."""
+    snapshot_problems: int = 64
+    """Held-out problems of a snapshot: the first this many."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.every < 0 or self.snapshot_problems < 1:
+            raise UserError(
+                f"evaluation: every={self.every} must be at least 0, "
+                f"snapshot_problems={self.snapshot_problems} at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Pay:
+    """What a completion is paid at the end of a run, by which all of its stages are compared.
+
+    Attributes:
+        weights: of the built-in components.
+        extra: (name, reward, weight) of the user's own; judges are not asked.
+        trace: how traces are read (`RewardConfig.trace`).
+    """
+
+    weights: rewards.RewardWeights = rewards.END_WEIGHTS
+    extra: Sequence[tuple[str, rewards.Reward, float]] = ()
+    trace: str = "arithmetic"
+
+
+def pay_of(
+    config: RewardConfig,
+    functions: Mapping[str, rewards.Reward] | None = None,
+    without: Callable[[str], None] | None = None,
+) -> Pay:
+    """The pay at the end of a run of these settings.
+
+    Args:
+        functions: of a Python session, by name.
+        without: called with a line for each reward that cannot be loaded, which is then left out.
+
+    Raises:
+        UserError: a reward cannot be loaded, and there is no `without`.
+    """
+    extra = []
+    for spec in config.extra:
+        try:
+            extra += rewards.load_extra_rewards([spec], functions)
+        except UserError as error:
+            if without is None:
+                raise
+            without(f"{error}; the reward that is measured leaves it out")
+    return Pay(config.end, extra, config.trace)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Completions of problems, group-major: as many of each.
+
+    Attributes:
+        samples: the completions.
+        scores: of them.
+        logps: of them, under the distribution they were drawn from.
+        tokens: of all (`collect.token_arrays`).
+    """
+
+    samples: list[rewards.Sample]
+    scores: rewards.Scores
+    logps: list[float]
+    tokens: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Compiled once, used for every model of a run.
 
@@ -60,12 +137,14 @@ class Evaluator:
         greedy: sampler of one greedy completion a problem.
         sampled: sampler of k completions a problem, or None.
         runtime: how the model is run.
+        pay: of a completion.
     """
 
     config: EvaluationConfig
     greedy: collect.Sampler
     sampled: collect.Sampler | None
     runtime: Runtime
+    pay: Pay = Pay()
 
     def run(
         self,
@@ -82,20 +161,70 @@ class Evaluator:
             The result, ready for JSON (see `summarize`); a row for every generation (see `rows`):
             the greedy ones, then the sampled ones; and their tokens (`collect.token_arrays`).
         """
-        params = self.runtime.sampling_params(params)
-        key = self.runtime.key
         complete = partial(
-            _complete, params=params, problems=problems, key=key, before_batch=before_batch
+            self._complete,
+            params=self.runtime.sampling_params(params),
+            problems=problems,
+            before_batch=before_batch,
         )
-        greedy, logps, tokens = complete(self.greedy, num_prompts=self.config.batch_size)
-        sampled = None
-        generations = rows(problems, greedy, logps, greedy=True)
+        greedy = complete(self.greedy, size=self._prompts(self.greedy, len(problems)))
+        sampled, tokens = None, greedy.tokens
+        generations = rows(problems, greedy, greedy=True)
         if self.sampled is not None:
-            num_prompts = self.config.batch_size // self.config.num_samples
-            sampled, logps, more = complete(self.sampled, num_prompts=num_prompts)
-            generations += rows(problems, sampled, logps, greedy=False)
-            tokens = _joined([tokens, more])
+            sampled = complete(self.sampled, size=self._prompts(self.sampled, len(problems)))
+            generations += rows(problems, sampled, greedy=False)
+            tokens = _joined([tokens, sampled.tokens])
         return summarize(problems, greedy, sampled), generations, tokens
+
+    def run_first(
+        self, num: int, params: PyTree, problems: Sequence[Problem]
+    ) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
+        """Measure a model on the first `num` of the problems, greedily, by the program that
+        measures it on all of them. Returns as `run`."""
+        first = problems[:num]
+        greedy = self._complete(
+            self.greedy,
+            params=self.runtime.sampling_params(params),
+            problems=first,
+            size=self._prompts(self.greedy, len(problems)),
+        )
+        return summarize(first, greedy, None), rows(first, greedy, greedy=True), greedy.tokens
+
+    def _prompts(self, sampler: collect.Sampler, num_problems: int) -> int:
+        """Prompts of a batch of the sampler, where this many problems are measured."""
+        wanted = self.config.batch_size // sampler.num_generations
+        return prompts_at_once(wanted, num_problems, sampler.mesh.size)
+
+    def _complete(
+        self,
+        sampler: collect.Sampler,
+        *,
+        params: PyTree,
+        problems: Sequence[Problem],
+        size: int,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> Completed:
+        """Completions of all problems, `size` problems at a time."""
+        parts = []
+        for start in range(0, len(problems), size):
+            batch = list(problems[start : start + size])
+            before_batch()
+            # The last batch is filled up so that its shape is compiled already.
+            filled = batch + [batch[-1]] * (size - len(batch))
+            key, pay = jax.random.fold_in(self.runtime.key, start), self.pay
+            groups = sampler.collect(params, filled, key, pay.weights, pay.extra, pay.trace)
+            parts.append(_completed(groups, len(batch) * sampler.num_generations))
+        listed = lambda lists: list(itertools.chain.from_iterable(lists))
+        components = [part.scores.components for part in parts]
+        return Completed(
+            listed(part.samples for part in parts),
+            rewards.Scores(
+                {name: listed(values[name] for values in components) for name in components[0]},
+                listed(part.scores.totals for part in parts),
+            ),
+            listed(part.logps for part in parts),
+            _joined([part.tokens for part in parts]),
+        )
 
 
 def evaluation_prompts(config: EvaluationConfig) -> int:
@@ -103,8 +232,8 @@ def evaluation_prompts(config: EvaluationConfig) -> int:
     return config.batch_size // max(config.num_samples, 1)
 
 
-def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
-    """The compiled samplers for `config`."""
+def make_evaluator(config: EvaluationConfig, runtime: Runtime, pay: Pay = Pay()) -> Evaluator:
+    """The compiled samplers for `config`, and what completions are paid."""
 
     sampled = None
     if config.num_samples:
@@ -112,7 +241,7 @@ def make_evaluator(config: EvaluationConfig, runtime: Runtime) -> Evaluator:
             runtime, num_generations=config.num_samples, sampling=config.sampling
         )
     greedy = collect.make_sampler(runtime, num_generations=1, sampling=GREEDY)
-    return Evaluator(config, greedy, sampled, runtime)
+    return Evaluator(config, greedy, sampled, runtime, pay)
 
 
 def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
@@ -120,33 +249,16 @@ def prompts_at_once(wanted: int, num_problems: int, num_devices: int) -> int:
     return min(wanted, -(-num_problems // num_devices) * num_devices)
 
 
-def _complete(
-    sampler: collect.Sampler,
-    *,
-    params: PyTree,
-    problems: Sequence[Problem],
-    num_prompts: int,
-    key: jax.Array,
-    before_batch: Callable[[], None],
-) -> tuple[list[rewards.Sample], list[float], dict[str, np.ndarray]]:
-    """Samples of all problems, group-major, `num_prompts` problems at a time; the log-prob of each
-    completion under the distribution it was drawn from; and the tokens of all."""
-    samples, logps, tokens = [], [], []
-    num_prompts = prompts_at_once(num_prompts, len(problems), sampler.mesh.size)
-    for start in range(0, len(problems), num_prompts):
-        batch = list(problems[start : start + num_prompts])
-        before_batch()
-        # The last batch is filled up so that its shape is compiled already.
-        filled = batch + [batch[-1]] * (num_prompts - len(batch))
-        groups = sampler.collect(
-            params, filled, jax.random.fold_in(key, start), rewards.END_WEIGHTS, ()
-        )
-        kept = len(batch) * sampler.num_generations
-        samples += groups.samples[:kept]
-        drawn = jax.tree.map(lambda leaf, kept=kept: leaf[:kept], groups.rollout)
-        logps += np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask).tolist()
-        tokens.append(collect.token_arrays(drawn, groups.characters[:kept]))
-    return samples, logps, _joined(tokens)
+def _completed(groups: collect.Groups, num: int) -> Completed:
+    """The first `num` completions of a batch."""
+    drawn = jax.tree.map(lambda leaf: leaf[:num], groups.rollout)
+    components = {name: values[:num] for name, values in groups.scores.components.items()}
+    return Completed(
+        groups.samples[:num],
+        rewards.Scores(components, groups.scores.totals[:num]),
+        np.sum(drawn.sampler_logps, axis=1, where=drawn.completion_mask).tolist(),
+        collect.token_arrays(drawn, groups.characters[:num]),
+    )
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -154,34 +266,30 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def summarize(
-    problems: Sequence[Problem],
-    greedy: Sequence[rewards.Sample],
-    sampled: Sequence[rewards.Sample] | None,
-) -> dict:
-    """Figures from completions: one greedy one a problem, and k sampled ones, group-major.
+def summarize(problems: Sequence[Problem], greedy: Completed, sampled: Completed | None) -> dict:
+    """Figures from completions: one greedy one a problem, and k sampled ones.
 
     Returns:
         `accuracy` (strict: the one answer block is right), `lenient_accuracy` (the answer found by
         a forgiving parser), `format_rate`, `truncation_rate`, each with its 95 % interval under
-        its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (at
-        the end weights of the original design document's annealing), `completion_length`, `n`;
+        its name with `_ci95` behind it (`statistics.mean_interval`); `trace_score`, `reward` (the
+        total by the evaluator's `Pay`), `completion_length`, `n`;
         `steps`, the lines of reasoning with an equation, and `true_steps`, the share of them that
         is true (None without any); accuracy `by_difficulty` and `by_domain`; the figures of
         `_of_samples` if sampled.
     """
-    scores = rewards.score(greedy, rewards.END_WEIGHTS)
+    samples, scores = greedy.samples, greedy.scores
     correct = np.asarray(scores.components["correctness"]) > 0
-    reasonings = [blocks.parse(sample.completion).reasoning or "" for sample in greedy]
+    reasonings = [blocks.parse(sample.completion).reasoning or "" for sample in samples]
     num_true, num_steps = np.sum([steps.true_lines(each) for each in reasonings], axis=0).tolist()
     result = {
         **_with_interval("accuracy", correct.tolist()),
-        **_with_interval("lenient_accuracy", [_is_right(s, lenient_reading(s)) for s in greedy]),
+        **_with_interval("lenient_accuracy", [_is_right(s, lenient_reading(s)) for s in samples]),
         **_with_interval("format_rate", scores.components["format"]),
-        **_with_interval("truncation_rate", [not sample.stopped for sample in greedy]),
+        **_with_interval("truncation_rate", [not sample.stopped for sample in samples]),
         "trace_score": float(np.mean(scores.components["trace"])),
         "reward": float(np.mean(scores.totals)),
-        "completion_length": float(np.mean([sample.num_tokens for sample in greedy])),
+        "completion_length": float(np.mean([sample.num_tokens for sample in samples])),
         "n": len(problems),
         "steps": num_steps,
         "true_steps": num_true / num_steps if num_steps else None,
@@ -189,27 +297,18 @@ def summarize(
         "by_domain": _shares(correct, [problem.domain for problem in problems]),
     }
     if sampled is not None:
-        result |= _of_samples(sampled, len(problems))
+        result |= _of_samples(sampled.samples, len(problems))
     return result
 
 
-def rows(
-    problems: Sequence[Problem],
-    samples: Sequence[rewards.Sample],
-    logps: Sequence[float],
-    *,
-    greedy: bool,
-) -> list[dict]:
+def rows(problems: Sequence[Problem], completed: Completed, *, greedy: bool) -> list[dict]:
     """A row for every completion, ready for JSON: `problem` counts from 0, `sample` within it.
 
     Args:
-        problems: each with as many samples as the others.
-        samples: group-major.
-        logps: of the samples, under the distribution they were drawn from.
+        problems: each with as many completions as the others.
         greedy: how they were drawn.
     """
-    per_problem = len(samples) // len(problems)
-    components = rewards.score(samples, rewards.END_WEIGHTS).components
+    scores, per_problem = completed.scores, len(completed.samples) // len(problems)
     return [
         {
             "problem": i // per_problem,
@@ -222,13 +321,14 @@ def rows(
             "completion": sample.completion,
             "stopped": sample.stopped,
             "num_tokens": sample.num_tokens,
-            "logp": logps[i],
+            "logp": completed.logps[i],
             "strict_answer": strict_reading(sample),
             "lenient_answer": lenient_reading(sample),
             "lenient_correctness": float(_is_right(sample, lenient_reading(sample))),
-            **{name: values[i] for name, values in components.items()},
+            "reward": scores.totals[i],
+            **{name: values[i] for name, values in scores.components.items()},
         }
-        for i, sample in enumerate(samples)
+        for i, sample in enumerate(completed.samples)
     ]
 
 

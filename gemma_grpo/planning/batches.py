@@ -44,6 +44,12 @@ def evaluation_prompts(run: RunConfig, num_devices: int) -> dict[str, int]:
     return {name: prompts_at_once(most, num, num_devices) for name, most in wanted.items()}
 
 
+def snapshots(run: RunConfig) -> int:
+    """That GRPO takes."""
+    every = run.evaluation.every
+    return run.grpo.num_steps // every if every and "grpo" in run.stage_list else 0
+
+
 def completion_lengths(num: int, budget: int) -> Int[np.ndarray, " B"]:
     """Tokens of likely completions, the stop token included."""
     drawn = np.random.default_rng(SEED).lognormal(np.log(MEDIAN * budget), WIDTH, num)

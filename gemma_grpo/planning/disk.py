@@ -155,6 +155,9 @@ def _records(run: RunConfig) -> int:
     if "grpo" in run.stage_list:
         steps += run.grpo.num_steps
         rows += run.grpo.num_steps * run.grpo.prompts_per_step * run.grpo.num_generations
+        if every := run.evaluation.every:
+            few = min(run.evaluation.snapshot_problems, num_test)
+            rows += run.grpo.num_steps // every * few
     return rows * row + steps * STEP_BYTES + SUMMARY_BYTES
 
 

@@ -7,6 +7,7 @@ traced and the bytes of the formulas at the chip's published limits, so that the
 below.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -76,13 +77,18 @@ def plan(
     chip: Chip,
     ids: SpecialIds = programs.GEMMA_IDS,
 ) -> list[Row]:
-    """Compile each program of a run. Raises UserError where its settings do not divide over the
-    devices, a pack holds no prompt with its completion, or XLA itself finds no room."""
+    """Compile each program of a run, and say on stderr which. Raises UserError where its settings
+    do not divide over the devices, a pack holds no prompt with its completion, or XLA itself finds
+    no room."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
     found = programs.of_run(run, architecture, mesh, ids)
-    return [_row(program, run, architecture, mesh, chip) for program in found]
+    rows = []
+    for number, program in enumerate(found, start=1):
+        print(f"compiling {program.name} ({number} of {len(found)})", file=sys.stderr, flush=True)
+        rows.append(_row(program, run, architecture, mesh, chip))
+    return rows
 
 
 def _row(

@@ -24,6 +24,7 @@ from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND, REPORT_SECONDS, 
 from gemma_grpo.training.saving import HOST_BYTES_PER_SECOND, SMALL
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
+OF_GRPO_STEPS = ("GRPO steps", "GRPO snapshots", "GRPO checkpoints")  # lines that grow with them
 
 Basis = Literal["counted", "modelled", "measured"]
 Number = int | float
@@ -55,8 +56,9 @@ class Ledger:
         bus: bytes between the host and all devices, of a step and of a batch of evaluation.
         host: bytes of the host's memory; the largest counts, not the sum.
         disk: of its files, in bytes.
-        step: a GRPO step's seconds, its share of checkpoints included; 0 without GRPO.
-        before: the seconds of all lines but the GRPO steps and their checkpoints.
+        step: a GRPO step's seconds, its share of checkpoints and snapshots included; 0 without
+            GRPO.
+        before: the seconds of all lines but those of the GRPO steps (`OF_GRPO_STEPS`).
     """
 
     seconds: list[Line]
@@ -115,6 +117,7 @@ def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_device
         steps = _times(f"{name} steps", number, each)
         lines += [
             steps,
+            *_snapshots(stage, run, calls, num_devices),
             _saving(run, stage, steps, files.checkpoint),
             _disk(f"{name} weights", 2 * files.weights, "written and read back"),
             _evaluation(name, run, calls, num_devices),
@@ -123,7 +126,7 @@ def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_device
         Line("report", REPORT_SECONDS, REPORT_SECONDS, "modelled", "an assumption"),
         _disk("export", (BFLOAT16 + FLOAT32) * everything, "read, and written in float32"),
     ]
-    of_steps = [line for line in lines if line.name in ("GRPO steps", "GRPO checkpoints")]
+    of_steps = [line for line in lines if line.name in OF_GRPO_STEPS]
     each = _sum("GRPO step", of_steps, 1 / run.grpo.num_steps)
     rest = _sum("all else", [line for line in lines if line not in of_steps])
     bus = bus_lines(run, num_devices)
@@ -190,6 +193,23 @@ def _evaluation(name: str, run: RunConfig, calls: dict[str, Row], num_devices: i
     most = sum(number * calls[kind].model_seconds for kind, number in times.items())
     note = f"{problems} problems, {sum(times.values())} batches"
     return Line(f"{name} evaluation", likely, most, "modelled", note)
+
+
+def _snapshots(
+    stage: str, run: RunConfig, calls: dict[str, Row], num_devices: int
+) -> Sequence[Line]:
+    """Of GRPO, if any are taken: batches of the greedy evaluation, which they fill in part."""
+    number = batches.snapshots(run)
+    if stage != "grpo" or not number:
+        return []
+    prompts = batches.evaluation_prompts(run, num_devices)["greedy"]
+    problems = min(run.evaluation.snapshot_problems, batches.held_out(run.data))
+    of_each, greedy = -(-problems // prompts), calls["greedy"]
+    likely, most = (
+        number * of_each * seconds for seconds in (greedy.likely_seconds, greedy.model_seconds)
+    )
+    note = f"{number} of {problems} problems, {of_each} batches each"
+    return [Line("GRPO snapshots", likely, most, "modelled", note)]
 
 
 def _times(name: str, number: int, each: Line) -> Line:

@@ -188,12 +188,20 @@ NOTES = {
         "Raise model.max-completion-length, or pay for ending: reward.start.format.",
         high=0.2,
     ),
+    "evaluation/*": Note(
+        "Of a snapshot: the same few held-out problems every evaluation.every steps, answered "
+        "greedily; `accuracy` and what else an evaluation measures.",
+        "accuracy rises, with reward/correctness",
+        "If reward/correctness rises and it does not, the training problems are being remembered: "
+        "more of them, or fewer steps.",
+    ),
     "phase": Note(
         "Of the curriculum: which difficulty its prompts favour; all without one.",
         "easy, medium, hard, a third of the steps each",
     ),
     "time/step_s": Note("Seconds of the whole step.", "steady after the second step"),
     "time/rollout_s": Note("Of them, sampling and scoring.", "steady after the second step"),
+    "time/snapshot_s": Note("Seconds of the snapshot after the step.", "steady"),
     "tokens_per_s": Note("Completion tokens per second of the step.", "steady"),
 }
 

@@ -1,4 +1,4 @@
-"""What a run records while it trains: metrics.jsonl, TensorBoard, rollouts, a progress bar.
+"""What a run records while it trains: metrics.jsonl, TensorBoard, rollouts.
 
 Except for times, a run's files are functions of its steps: a resumed run removes what lies beyond
 its checkpoint and writes it again. So the caller writes a step's line before it saves the
@@ -7,7 +7,6 @@ checkpoint of that step. Does not import jax.
 
 import contextlib
 import errno
-import importlib.util
 import io
 import json
 import math
@@ -208,7 +207,7 @@ def write_evaluation(
         UserError: the disk is full.
     """
     step = next((n for n, stage in enumerate(STAGES, start=1) if name.startswith(stage)), 0)
-    numbers = {f"evaluation/{key}": v for key, v in figures.items() if isinstance(v, int | float)}
+    numbers = evaluation_numbers(figures)
     directory = run_dir / "tensorboard" / "evaluation"
     with files.write_errors(directory):
         events = _EventFile(directory, after=0)
@@ -221,10 +220,16 @@ def write_evaluation(
     board.close()
 
 
+def evaluation_numbers(figures: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of an evaluation as metrics: `evaluation/accuracy` and so on."""
+    return {f"evaluation/{key}": v for key, v in figures.items() if isinstance(v, int | float)}
+
+
 def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     """Removes what a run wrote beyond (stage, step), and a last line torn by a kill.
 
-    Metrics lines, rollouts and later stages' TensorBoard folders are removed. Events of `stage`
+    Metrics lines, rollouts, snapshots (evaluations named by a step) and later stages' TensorBoard
+    folders are removed. Events of `stage`
     itself stay in their file; the next file begins with a purge step, which makes TensorBoard drop
     them.
 
@@ -248,10 +253,12 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     if step and reached != last:
         print(f"warning: {path} lacks lines before {stage} step {step}", file=sys.stderr)
     os.truncate(path, kept_bytes)
-    for rollouts in (run_dir / "rollouts").iterdir():
-        match = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.(?:jsonl|npz)(\.tmp)?", rollouts.name)
-        if match and (match[3] or (STAGES.index(match[1]), int(match[2])) > last):
-            rollouts.unlink()
+    of_a_step = rf"({'|'.join(STAGES)})-(?:step-)?(\d+)\.(?:jsonl|npz|json)(\.tmp)?"
+    for folder in ("rollouts", "evaluations"):
+        for written in (run_dir / folder).glob("*-*"):
+            match = re.fullmatch(of_a_step, written.name)
+            if match and (match[3] or (STAGES.index(match[1]), int(match[2])) > last):
+                written.unlink()
     for later in STAGES[last[0] + (step > 0) :]:
         shutil.rmtree(run_dir / "tensorboard" / later, ignore_errors=True)
 
@@ -268,72 +275,11 @@ def last_step(run_dir: Path, stage: str) -> int:
     return last
 
 
-class Progress:
-    """A stage's progress on stderr: a bar with reward, tokens/s and time left.
-
-    In a notebook the bar is a widget. Without a terminal or widgets, one line every tenth of the
-    way instead.
-    """
-
-    def __init__(self, total: int, label: str, done: int = 0):
-        """`done` of the `total` steps lie behind already, as after a resume."""
-        self._total, self._label, self._done = total, label, done
-        self._began, self._first = time.monotonic(), done
-        self._bar = None
-        if sys.stderr.isatty() or _has_widgets():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc=label, initial=done, unit="step", dynamic_ncols=True)
-
-    def update(
-        self, reward: int | float | None = None, tokens_per_s: int | float | None = None
-    ) -> None:
-        """One step is done; what was not measured is not shown."""
-        self._done += 1
-        shown = {}
-        if reward is not None:
-            shown["reward"] = f"{reward:.3f}"
-        if tokens_per_s is not None:
-            shown["tokens/s"] = f"{tokens_per_s:,.0f}"
-        if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update()
-        elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
-            print(self._line(shown), file=sys.stderr, flush=True)
-
-    def say(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands and ends its line."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _line(self, shown: dict[str, str]) -> str:
-        seconds_a_step = (time.monotonic() - self._began) / (self._done - self._first)
-        left = round(seconds_a_step * (self._total - self._done))
-        share = 100 * self._done // self._total
-        values = "".join(f", {name} {value}" for name, value in shown.items())
-        return (
-            f"{self._label} {self._done}/{self._total} ({share} %)"
-            f"{values}, {left // 60}:{left % 60:02d} left"
-        )
-
-
 def _sample_text(row: Mapping[str, Any]) -> str:
     """A rollout's row, to read."""
     numbers = (f"{name} {v:.3g}" for name, v in row.items() if isinstance(v, float))
     asked, text = row.get("prompt", ""), str(row.get("completion", ""))[:SAMPLE_CHARS]
     return f"{asked}\n\n{text}\n\n{', '.join(numbers)}"
-
-
-def _has_widgets() -> bool:
-    """Whether this is a notebook that can show them."""
-    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _plain(value: Any) -> Any:

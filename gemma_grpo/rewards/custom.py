@@ -17,9 +17,10 @@ from gemma_grpo.rewards.weights import RewardConfig
 
 SESSION = "session:"  # before the name of a function that came from Python, not from a file
 
-# What else the rollouts and the metrics (reward/mean) say under a name of its own.
+# What else rollouts, evaluations and metrics (reward/mean) say under a name of its own.
 COLUMNS = frozenset(
-    "group prompt answer difficulty completion num_tokens stopped reward advantage mean std".split()
+    "group problem sample greedy prompt answer difficulty domain completion num_tokens stopped "
+    "logp strict_answer lenient_answer lenient_correctness reward advantage mean std".split()
 )
 
 

@@ -40,6 +40,11 @@ class Part:
     rows: list[dict]
     groups: list[int]
 
+    @property
+    def has_totals(self) -> bool:
+        """Whether each row's total is saved: not by versions that only summed them up."""
+        return all(TOTAL in row for row in self.rows)
+
 
 class SavedSample(Sample):
     """A sample of a finished run, whose log-probs were not saved."""
@@ -106,8 +111,8 @@ class RunSettings:
 
     def weights_of(self, part: Part) -> dict[str, float]:
         """By component, those that paid the part's completions."""
-        if part.step is None:  # `Evaluator` measures all stages by these
-            return END_WEIGHTS.named()
+        if part.step is None:  # `evaluator.Pay`; versions without totals had constant weights
+            return self.end.named() | self.extra if part.has_totals else END_WEIGHTS.named()
         progress = min((part.step - 1) / max(self.num_steps - 1, 1), 1.0)
         return weights_at(self.start, self.end, progress).named() | self.extra
 
@@ -165,7 +170,7 @@ def rescore(part: Part, settings: RunSettings, change: Change) -> Rescored:
     nothing = np.full(len(samples), np.nan)
     start = np.zeros(len(samples))
     summed = sum((weights[name] * old[name] for name in weights), start)
-    saved = _saved(part, TOTAL) if part.step is not None else summed
+    saved = summed if part.step is None and not part.has_totals else _saved(part, TOTAL)
     total = Column(saved, sum((paid[name] * new[name] for name in new), start))
     columns = {name: Column(old.get(name, nothing), new[name]) for name in new}
     return Rescored(

@@ -57,7 +57,7 @@ class Deadline:
         return math.inf if self.hours is None else 3600 * self.hours - seconds_since_start()
 
     def note(self, kind: str, seconds: float) -> None:
-        """Something was measured: "step", "save" (a checkpoint) or "evaluate"."""
+        """Something was measured: "step", "save" (a checkpoint), "evaluate" or "snapshot"."""
         self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
     def note_earlier_sessions(self, run_dir: Path) -> None:
@@ -70,6 +70,11 @@ class Deadline:
     def expect_checkpoint(self, num_bytes: int) -> None:
         """Gives the first checkpoint's seconds an estimate, unless one was measured."""
         self._longest.setdefault("save", num_bytes / DISK_BYTES_PER_SECOND)
+
+    def expect_snapshot(self) -> None:
+        """Gives the first snapshot the seconds of the longest evaluation, unless one was measured:
+        that measures all held-out problems, where a snapshot measures a few."""
+        self._longest.setdefault("snapshot", self._longest.get("evaluate", 0.0))
 
     def allows(self, *kinds: str) -> bool:
         """Whether these, and the report, fit in what is left. What was never measured counts 0."""

@@ -1,7 +1,7 @@
 """The loop around a stage's steps: restore, step, record, save, stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ import jax
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.records.checkpoint import Checkpoints
-from gemma_grpo.records.metrics import MetricsWriter, Progress
+from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.records.progress import Progress
 from gemma_grpo.records.tokens import Tokens
 from gemma_grpo.records.watch import Watch
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
@@ -31,6 +32,23 @@ ONE_MORE_STEP = ("step", "save", "save", "evaluate")
 
 
 @dataclass(frozen=True)
+class Snapshots:
+    """Measurements between the steps of a stage, which change nothing of it.
+
+    Attributes:
+        every: steps from one to the next; 0 takes none.
+        take: (step, params) -> its metrics; keeps the rest itself.
+    """
+
+    every: int = 0
+    take: Callable[[int, Any], Mapping[str, Any]] = lambda step, params: {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is taken after `step`."""
+        return self.every > 0 and step % self.every == 0
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """Where a run writes (in the primary process alone), and what may ask it to stop.
 
@@ -38,6 +56,8 @@ class RunFiles:
         saving: when checkpoints are written, and where.
         keep_last: write one after a stage's last step too.
         leave: takes what a stage has trained after its last step, and writes that.
+        snapshots: of GRPO.
+        quiet: print warnings alone.
     """
 
     run_dir: Path
@@ -47,6 +67,8 @@ class RunFiles:
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
     keep_last: bool = False
     leave: Callable[[Any], None] = lambda params: None
+    snapshots: Snapshots = Snapshots()
+    quiet: bool = False
 
     def checkpoints(self, stage: str) -> StageCheckpoints:
         """The checkpoints of one stage."""
@@ -95,13 +117,17 @@ def run_steps(
     state, done = keeper.restore(state)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     files.deadline.expect_checkpoint(num_bytes)
-    if done < num_steps and processes.broadcast_from_primary(keeper.is_out_of_time):
+    files.deadline.expect_snapshot()
+    is_out_of_time = partial(keeper.is_out_of_time, done)
+    if done < num_steps and processes.broadcast_from_primary(is_out_of_time):
         raise OutOfTimeError(stage, done, num_steps, state.params)
     processes.run_on_primary(keeper.checkpoints.bring_together)
     keeper.schedule = Schedule(
         files.saving, checkpoint_every, step=done, num_steps=num_steps, num_bytes=num_bytes
     )
-    keeper.progress = processes.run_on_primary(lambda: Progress(num_steps, stage, done))
+    keeper.progress = processes.run_on_primary(
+        lambda: Progress(num_steps, stage, done, quiet=files.quiet)
+    )
     try:
         for step in range(done, num_steps):
             state = _take_step(keeper, step_fn, state, step)
@@ -128,6 +154,8 @@ def _take_step(
         raise
     step, phase = step + 1, {"phase": result.metrics.get("phase")}
     keeper.files.deadline.note("step", time.monotonic() - started)
+    if keeper.files.snapshots.is_due(step):
+        result.metrics.update(keeper.files.snapshots.take(step, state.params))
     said = processes.gather_from_all(partial(keeper.record, step, result))
     signal_number, is_last = max(number for number, _, _ in said), step == keeper.num_steps
     _, out_of_time, is_due = said[0]
@@ -162,9 +190,9 @@ class _Keeper:
             state, _ = Checkpoints(newest.parent).restore(self.saved_step, like=state)
         return state, self.saved_step
 
-    def is_out_of_time(self) -> bool:
-        """Whether one more step would not leave time to stop in order."""
-        return not self._has_time(self.checkpoints.running.is_writing())
+    def is_out_of_time(self, step: int) -> bool:
+        """Whether one more step after `step` would not leave time to stop in order."""
+        return not self._has_time(step, self.checkpoints.running.is_writing())
 
     def record(self, step: int, result: StepResult) -> tuple[int, bool, bool]:
         """The primary process writes. Each process returns the signal that it got, or 0, whether it
@@ -183,16 +211,13 @@ class _Keeper:
             if result.rollouts:
                 self.files.writer.write_rollouts(self.stage, step, result.rollouts, result.tokens)
             self.files.writer.write(self.stage, step, result.metrics)
-            self.progress.update(
-                reward=result.metrics.get("reward/mean"),
-                tokens_per_s=result.metrics.get("tokens_per_s"),
-            )
+            self.progress.update(result.metrics, result.rollouts)
             for line in self.watch.see(step, result.metrics):
                 self.progress.say(f"warning: {line}")
         is_due = self.schedule.is_due(step, is_writing=running.is_writing())
         # A save that begins now may still be under way when time runs out.
-        is_due = is_due and self._has_time(True)
-        return self.files.interrupt.signal_number or 0, self.is_out_of_time(), is_due
+        is_due = is_due and self._has_time(step, True)
+        return self.files.interrupt.signal_number or 0, self.is_out_of_time(step), is_due
 
     def save(self, step: int, state: TrainState, **host: Any) -> None:
         """Begins to write a checkpoint, which goes on beside the next steps."""
@@ -237,9 +262,10 @@ class _Keeper:
         processes.run_on_primary(lambda: self.progress.close())
         self.wait()
 
-    def _has_time(self, is_writing: bool) -> bool:
-        kinds = (*ONE_MORE_STEP, "save") if is_writing else ONE_MORE_STEP
-        return self.files.deadline.allows(*kinds)
+    def _has_time(self, step: int, is_writing: bool) -> bool:
+        """For the step after `step`, and the snapshot that may follow it."""
+        snapshot = ("snapshot",) * self.files.snapshots.is_due(step + 1)
+        return self.files.deadline.allows(*ONE_MORE_STEP, *("save",) * is_writing, *snapshot)
 
     def _host(self, step: int, host: dict) -> dict:
         return {"stage": self.stage, "step": step} | host

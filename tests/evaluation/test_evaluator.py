@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -39,6 +38,22 @@ PROBLEMS = [
     Problem("c", "3", difficulty="medium", domain="y"),
     Problem("d", "4", difficulty="hard", domain="y"),
 ]
+
+
+END_PAY = evaluator.Pay()
+
+
+def completed(samples, logps=(), pay=END_PAY):
+    """The samples with their scores."""
+    scores = rewards.score(samples, pay.weights, pay.extra, pay.trace)
+    return evaluator.Completed(samples, scores, list(logps), {})
+
+
+def summarize(problems, greedy, sampled):
+    sampled = sampled and completed(sampled)
+    return evaluator.summarize(problems, completed(greedy), sampled)
+
+
 GREEDY = [
     answered(PROBLEMS[0], "1"),
     answered(PROBLEMS[1], "9"),
@@ -48,7 +63,7 @@ GREEDY = [
 
 
 def test_greedy_figures_are_those_of_hand_counting():
-    result = evaluator.summarize(PROBLEMS, GREEDY, None)
+    result = summarize(PROBLEMS, GREEDY, None)
     assert result["accuracy"] == 0.5  # a and d; c is right in prose only
     assert result["lenient_accuracy"] == 0.75
     assert result["format_rate"] == 0.5  # c has none, d ran out of budget
@@ -58,9 +73,9 @@ def test_greedy_figures_are_those_of_hand_counting():
     # "1 + 1 = 2" of a and b; "0 + 1 = 1" is filler. Then with a false line in d.
     assert (result["steps"], result["true_steps"]) == (2, 1.0)
     wrong = replace(GREEDY[3], completion=GREEDY[3].completion.replace("0 + 1 = 1", "2 + 2 = 5"))
-    with_wrong = evaluator.summarize(PROBLEMS, [*GREEDY[:3], wrong], None)
+    with_wrong = summarize(PROBLEMS, [*GREEDY[:3], wrong], None)
     assert (with_wrong["steps"], with_wrong["true_steps"]) == (3, pytest.approx(2 / 3))
-    assert evaluator.summarize(PROBLEMS[2:3], GREEDY[2:3], None)["true_steps"] is None
+    assert summarize(PROBLEMS[2:3], GREEDY[2:3], None)["true_steps"] is None
     assert result["by_difficulty"] == {
         "easy": {"accuracy": 1.0, "n": 1},
         "medium": {"accuracy": 0.0, "n": 2},
@@ -91,7 +106,7 @@ def test_pass_at_k_and_maj_at_k_count_problems_not_samples():
         for problem, answers in zip(PROBLEMS, given, strict=True)
         for answer in answers
     ]
-    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    result = summarize(PROBLEMS, GREEDY, sampled)
     assert result["k"] == 4
     assert result["pass_at_k"] == 0.75
     assert result["maj_at_k"] == 0.5
@@ -113,13 +128,13 @@ def test_pass_at_k_and_maj_at_k_count_problems_not_samples():
 
 def test_pass_at_is_reported_at_powers_of_two_and_at_k():
     sampled = [answered(problem, "1") for problem in PROBLEMS for _ in range(6)]
-    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    result = summarize(PROBLEMS, GREEDY, sampled)
     assert list(result["pass_at"]) == list(result["pass_at_ci95"]) == ["1", "2", "4", "6"]
 
 
 def test_an_answer_outside_the_format_counts_for_the_lenient_figures_only():
     sampled = [answered(problem, problem.answer, well_formed=False) for problem in PROBLEMS]
-    result = evaluator.summarize(PROBLEMS, GREEDY, sampled)
+    result = summarize(PROBLEMS, GREEDY, sampled)
     assert result["pass_at_k"] == result["pass_at_1"] == result["maj_at_k"] == 0
     assert result["lenient_pass_at_k"] == result["lenient_maj_at_k"] == 1
     assert result["lenient_pass_at_1"] == 1
@@ -128,14 +143,14 @@ def test_an_answer_outside_the_format_counts_for_the_lenient_figures_only():
 def test_a_majority_is_one_vote_a_sample_by_the_reader_in_use():
     votes = [("9", True), ("1", True), ("1", False), ("1", False)]
     sampled = [answered(PROBLEMS[0], answer, well_formed=formed) for answer, formed in votes]
-    result = evaluator.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    result = summarize(PROBLEMS[:1], GREEDY[:1], sampled)
     assert result["maj_at_k"] == 0  # 9 and 1 once each; the first one given wins
     assert result["lenient_maj_at_k"] == 1
 
 
 def test_truncation_of_samples_is_counted_over_all_of_them():
     sampled = [answered(PROBLEMS[0], "1", stopped=stopped) for stopped in (True, False, True, True)]
-    result = evaluator.summarize(PROBLEMS[:1], GREEDY[:1], sampled)
+    result = summarize(PROBLEMS[:1], GREEDY[:1], sampled)
     assert result["sampled_truncation_rate"] == 0.25
     low, high = result["sampled_truncation_rate_ci95"]
     assert 0 < low < 0.25 < high < 1  # one problem says little about others
@@ -143,13 +158,14 @@ def test_truncation_of_samples_is_counted_over_all_of_them():
 
 def test_a_row_says_what_was_asked_said_read_and_judged():
     sampled = [answered(problem, answer) for problem in PROBLEMS[:2] for answer in "29"]
-    rows = evaluator.rows(PROBLEMS[:2], sampled, [-1.0, -2.0, -3.0, -4.0], greedy=False)
+    logps = [-1.0, -2.0, -3.0, -4.0]
+    rows = evaluator.rows(PROBLEMS[:2], completed(sampled, logps), greedy=False)
     place = [(row["problem"], row["sample"], row["prompt"]) for row in rows]
     assert place == [(0, 0, "a"), (0, 1, "a"), (1, 0, "b"), (1, 1, "b")]
     assert [row["logp"] for row in rows] == [-1, -2, -3, -4]
     assert [row["correctness"] for row in rows] == [0, 0, 1, 0]
     assert not any(row["greedy"] for row in rows)
-    (row,) = evaluator.rows(PROBLEMS[2:3], GREEDY[2:3], [-1.0], greedy=True)
+    (row,) = evaluator.rows(PROBLEMS[2:3], completed(GREEDY[2:3], [-1.0]), greedy=True)
     assert row["greedy"] and row["answer"] == "3" and row["completion"] == "It is 3"
     assert (row["strict_answer"], row["correctness"]) == (None, 0)
     assert (row["lenient_answer"], row["lenient_correctness"]) == ("3", 1)
@@ -188,47 +204,95 @@ def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
     assert made == [(4, SamplingConfig(**settings)), (1, SamplingConfig(**greedy))]
 
 
-def test_the_last_batch_is_filled_up_and_its_filling_left_out(monkeypatch):
+def test_the_reward_of_an_evaluation_is_what_the_run_pays_in_the_end(tmp_path):
+    weights = rewards.RewardWeights(correctness=1.0, trace=0.0, confidence=0.0, verbosity=0.0)
+    told = []
+    config = rewards.RewardConfig(end=weights, extra=("session:tokens=0.01", "gone.py:f"))
+    functions = {"tokens": lambda sample: sample.num_tokens}
+    pay = evaluator.pay_of(config, functions, without=told.append)
+    assert len(told) == 1 and "gone.py" in told[0]
+    with pytest.raises(UserError, match=r"gone\.py"):
+        evaluator.pay_of(config, functions)
+    result = evaluator.summarize(PROBLEMS, completed(GREEDY, pay=pay), None)
+    # Right: 1 and 4; well formed and ended: 1 and 2; each has 20 tokens.
+    assert result["reward"] == pytest.approx((2 * 1.0 + 2 * 0.1) / 4 + 0.01 * 20)
+    rows = evaluator.rows(PROBLEMS, completed(GREEDY, [0.0] * 4, pay), greedy=True)
+    assert [row["reward"] for row in rows] == pytest.approx([1.3, 0.3, 0.2, 1.2])
+    assert [row["tokens"] for row in rows] == [20] * 4
+    structure = evaluator.pay_of(rewards.RewardConfig(trace="structure"))
+    assert (structure.trace, structure.weights) == ("structure", rewards.END_WEIGHTS)
+
+
+@pytest.fixture
+def fake_evaluator(monkeypatch):
+    """An evaluator with samplers of 1 and of 2 completions that answer their own number, in
+    batches of 4 completions; and the prompts of the batches that it was asked for."""
     seen = []
 
-    def fake_collect(self, params, problems, key, weights, extra):
+    def fake_collect(self, params, problems, key, weights, extra, trace):
         seen.append([problem.prompt for problem in problems])
-        samples = [answered(p, str(g)) for p in problems for g in range(2)]
-        numbers = [10 * len(seen) + row for row in range(4)]
+        G = self.num_generations
+        samples = [answered(p, str(g)) for p in problems for g in range(G)]
+        B = len(samples)
         drawn = Rollout(
-            completion_ids=np.array([[number, number, 0] for number in numbers]),
-            completion_mask=np.array([[True, True, False]] * 4),
-            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(2)]),
-            stopped=np.array([True] * 4),
+            completion_ids=np.array([[10 * len(seen) + row] * 2 + [0] for row in range(B)]),
+            completion_mask=np.array([[True, True, False]] * B),
+            sampler_logps=np.array([[-1.0, -g, -7.0] for _ in problems for g in range(G)]),
+            stopped=np.array([True] * B),
         )
-        return SimpleNamespace(samples=samples, rollout=drawn, characters=drawn.completion_ids)
+        scores = rewards.score(samples, weights, extra, trace)
+        ids, mask = np.zeros((len(problems), 48), int), np.ones((len(problems), 48), bool)
+        return collect.Groups(problems, ids, mask, drawn, drawn.completion_ids, samples, scores)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
-    sampler = collect.Sampler(
-        lambda: None, mesh.data_mesh(), Tokenizer(assets.NANO_TOKENIZER), "", 48, 2
-    )
+    one, tokenizer = mesh.data_mesh(jax.devices()[:1]), Tokenizer(assets.NANO_TOKENIZER)
+    greedy, sampled = (collect.Sampler(lambda: None, one, tokenizer, "", 48, G) for G in (1, 2))
+    runtime = Runtime(tiny_model()[0], {}, NO_LORA, tokenizer, one, "", 48, 9, "float32", "none", 0)
+    config = evaluator.EvaluationConfig(batch_size=4, num_samples=2)
+    return evaluator.Evaluator(config, greedy, sampled, runtime), seen
+
+
+def test_the_last_batch_is_filled_up_and_its_filling_left_out(fake_evaluator):
+    own, seen = fake_evaluator
     looks = []
-    samples, logps, tokens = evaluator._complete(
-        sampler,
-        params={},
-        problems=PROBLEMS[:3],
-        num_prompts=2,
-        key=jax.random.key(0),
-        before_batch=lambda: looks.append(len(seen)),
-    )
-    assert looks == [0, 1]
-    assert seen == [["a", "b"], ["c", "c"]]
-    assert [sample.prompt for sample in samples] == ["a", "a", "b", "b", "c", "c"]
-    assert logps == [-1, -2] * 3  # of the tokens that count
-    assert tokens["num_tokens"].tolist() == [2] * 6
-    assert tokens["token_ids"].tolist() == [10, 10, 11, 11, 12, 12, 13, 13, 20, 20, 21, 21]
-    assert tokens["logps"].tolist() == [-1, -0.0, -1, -1] * 3 and "gaps" not in tokens
+    _, rows, tokens = own.run({}, PROBLEMS[:3], before_batch=lambda: looks.append(len(seen)))
+    assert looks == [0, 1, 2]
+    assert seen == [["a", "b", "c"], ["a", "b"], ["c", "c"]]
+    assert [row["prompt"] for row in rows] == ["a", "b", "c", "a", "a", "b", "b", "c", "c"]
+    assert [row["logp"] for row in rows] == [-1] * 3 + [-1, -2] * 3  # of the tokens that count
+    assert tokens["num_tokens"].tolist() == [2] * 9
+    ids = [10, 11, 12, 20, 21, 22, 23, 30, 31]
+    assert tokens["token_ids"].tolist() == [each for each in ids for _ in range(2)]
+    logps = [-1, -0.0] * 3 + [-1, -0.0, -1, -1] * 3
+    assert tokens["logps"].tolist() == logps and "gaps" not in tokens
 
 
-@pytest.mark.parametrize("change", [dict(batch_size=0), dict(num_samples=-1), dict(num_samples=7)])
+def test_a_snapshot_is_the_greedy_part_of_the_first_problems_in_a_batch_of_all(fake_evaluator):
+    own, seen = fake_evaluator
+    result, rows, tokens = own.run_first(2, {}, PROBLEMS)
+    assert seen == [["a", "b", "b", "b"]]  # the batch that measures all four
+    assert result["n"] == 2 and "k" not in result
+    assert [(row["problem"], row["greedy"]) for row in rows] == [(0, True), (1, True)]
+    assert tokens["num_tokens"].tolist() == [2, 2]
+    whole, all_rows, _ = own.run({}, PROBLEMS)
+    place = lambda row: [row[name] for name in ("problem", "prompt", "completion", "reward")]
+    assert [place(row) for row in rows] == [place(row) for row in all_rows[:2]]
+    assert own.run_first(9, {}, PROBLEMS)[0]["n"] == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(batch_size=0),
+        dict(num_samples=-1),
+        dict(num_samples=7),
+        dict(every=-1),
+        dict(snapshot_problems=0),
+    ],
+)
 def test_a_senseless_setting_is_refused(change):
     with pytest.raises(UserError, match="evaluation"):
-        evaluator.EvaluationConfig(**change)
+        evaluator.RunEvaluationConfig(**change)
 
 
 def test_shares_are_reported_in_order_of_appearance():
@@ -240,9 +304,9 @@ def test_spellings_of_one_number_are_votes_for_one_candidate():
     (problem,) = PROBLEMS[:1]
     given = ["9", "9", "1.0", "1 km", "2/2 km"]  # the last is not worked out: a vote of its own
     sampled = [answered(problem, answer) for answer in given]
-    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
+    assert summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 0  # 2 to 2
     sampled = [answered(problem, answer) for answer in ["9", "9", "1.0", "1 km", "1e0"]]
-    assert evaluator.summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
+    assert summarize([problem], [sampled[0]], sampled)["maj_at_k"] == 1
 
 
 @pytest.mark.parametrize("num_problems, prompts", [(4, 8), (9, 16), (40, 40), (10**7, 10**6)])

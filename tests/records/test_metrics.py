@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import metrics
-from gemma_grpo.records.metrics import MetricsWriter, Progress, truncate_after
+from gemma_grpo.records.metrics import MetricsWriter, truncate_after
 
 ROOT = Path(__file__).parents[2]
 
@@ -312,63 +312,6 @@ def test_a_full_disk_is_named_and_what_was_written_can_be_resumed(tmp_path, line
     reason = "No space left on device; free some space, then try again"
     assert re.match(rf"cannot write .*({named}): {reason}", message)
     assert kept == ("20" if lines else "0")
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_on_a_terminal_the_bar_shows_reward_speed_and_time_left(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(4, "grpo", done=1)
-    progress.update(reward=0.41234, tokens_per_s=21034.4)
-    progress.update(reward=0.5, tokens_per_s=22000)
-    progress.close()
-    last = screen.getvalue().split("\r")[-1]
-    assert "grpo" in last and "3/4" in last
-    assert "reward=0.500" in last and "tokens/s=22,000" in last
-    assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone < time left
-
-
-def test_in_a_notebook_with_widgets_there_is_a_bar_and_lines_go_above_it(monkeypatch, capsys):
-    monkeypatch.setattr(metrics, "_has_widgets", lambda: True)
-    progress = Progress(2, "sft")
-    progress.update()
-    progress.say("warning: look here")
-    progress.close()
-    said = capsys.readouterr().err
-    assert "1/2" in said and "\nwarning: look here\n" in said.replace("\r", "\n")
-
-
-def test_widgets_want_a_notebook(monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    assert not metrics._has_widgets()
-
-
-def test_without_a_terminal_a_line_is_printed_every_tenth_of_the_way(monkeypatch, capsys):
-    clock = iter(range(0, 1000, 2))  # each look at the clock finds it 2 s later
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress(200, "grpo")
-    for step in range(1, 201):
-        progress.update(reward=step / 1000, tokens_per_s=20000 + step)
-    progress.close()
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 10 and captured.out == ""
-    # After 20 of 200 steps and 2 s: 180 steps of 0.1 s are left.
-    assert lines[0] == "grpo 20/200 (10 %), reward 0.020, tokens/s 20,020, 0:18 left"
-    assert lines[-1].startswith("grpo 200/200 (100 %), reward 0.200, tokens/s 20,200, 0:00 left")
-
-
-def test_a_resumed_stage_counts_time_from_where_it_went_on(monkeypatch, capsys):
-    clock = iter([0, 60])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress(20, "sft", done=15)
-    progress.update()
-    # One step took 60 s, and four are left.
-    assert capsys.readouterr().err == "sft 16/20 (80 %), 4:00 left\n"
 
 
 def test_importing_metrics_loads_neither_tensorboard_nor_tqdm():
