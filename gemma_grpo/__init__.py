@@ -22,9 +22,10 @@ Everything else may change.
 At the top are the commands (`python -m gemma_grpo.X`) and what ties a run together. Imports point
 down, from each line to those below it (tests/test_rooms.py):
 
-    train evaluate generate export rescore view    the commands
+    train evaluate generate export rescore    the commands
     ablation pretrain plan verify_kernels    commands too
     api         what the commands do, for Python
+    view        the page of a run, and its command
     pipeline    a run, stage by stage
     planning    will it fit, and how long will it take
     cli         what the commands share

@@ -21,6 +21,7 @@ from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
 from gemma_grpo.records import files, lock, model_card, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.runtime import load_model, write_adapters, write_model
+from gemma_grpo.view import page
 
 RUNS = Path("runs")
 BATCH = 16  # prompts that `Result.generate` completes at a time
@@ -73,6 +74,19 @@ class Result:
     def curves(self) -> Picture:
         """The learning curves, drawn from what the run has recorded so far."""
         return Picture(report.plot_curves(self.run_dir))
+
+    def view(self, *, megabytes: float = 4.0, height: int = 800) -> page.Inline:
+        """Every completion, on a page that a notebook shows (docs/see.md). A run still being
+        written can be viewed too.
+
+        Args:
+            megabytes: of the page's data at most; beyond it problems and training steps are left
+                out evenly.
+            height: of the frame, pixels.
+        """
+        if not megabytes > 0:
+            raise UserError(f"megabytes={megabytes}: give a number above 0")
+        return page.Inline(page.html([self.run_dir], megabytes), height)
 
     def metrics(self, stage: str = "grpo") -> list[dict]:
         """The metrics of each step of a stage (docs/metrics.md)."""

@@ -67,6 +67,8 @@ class Options:
     """Start although the run will not fit, by the TPU's compiler (`plan`) or the disk's size."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
+    quiet: bool = False
+    """Print errors, warnings and the end alone."""
     coordinator: str = ""
     """With many processes: host:port of the primary one, or auto, which asks the TPU pod or the
     cluster. SLURM steps and JAX_COORDINATOR_ADDRESS are noticed without it."""
@@ -154,21 +156,22 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
     if topology.is_here() and not options.ignore_plan:
-        _require_room(run)
+        _require_room(run, options.quiet)
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
-        say(f"run directory: {run_dir}", file=sys.stderr)
+        if not options.quiet:
+            say(f"run directory: {run_dir}", file=sys.stderr)
         # What a user's reward prints is no part of the result, which --json promises to be JSON.
         held.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
-            summary = pipeline.execute(run, run_dir, deadline)
+            summary = pipeline.execute(run, run_dir, deadline, quiet=options.quiet)
         except UserError:
             if not options.resume and processes.is_primary():
                 run_dirs.remove_unused(run_dir)
             raise
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
     if not options.json and processes.is_primary():
-        _show_trace(run_dir)
+        _show_end(run_dir)
     if summary["unfinished"] is None:
         return 0
     where = pipeline.unfinished_at(summary["unfinished"])
@@ -176,11 +179,17 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     return OUT_OF_TIME
 
 
-def _show_trace(run_dir: Path) -> None:
-    """Prints a problem that was gained, through the stages, and how to see the others."""
+def _show_end(run_dir: Path) -> None:
+    """Prints a problem that was gained, through the stages; where the pictures are, and what to do
+    next."""
     if shown := trace.gained(run_dir):
         trace.show(f"\n{shown}")
-    print(f"\nevery completion: python -m gemma_grpo.view {shlex.quote(str(run_dir))}")
+    run, curves = shlex.quote(str(run_dir)), run_dir / "curves.png"
+    print()
+    if curves.is_file():
+        print(f"curves:           {curves}")
+    print(f"the model:        python -m gemma_grpo.export {run} OUT")
+    print(f"every completion: python -m gemma_grpo.view {run}")
 
 
 def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.ExitStack) -> Path:
@@ -216,13 +225,13 @@ def _run_dir(options: Options) -> Path:
     return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _require_room(run: RunConfig) -> None:
+def _require_room(run: RunConfig, quiet: bool) -> None:
     """Raises UserError if the run will not fit on the chips that are here, as far as their memory
     is known. What is compiled for that stays in the compilation cache."""
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        fit.require_room(run, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip, quiet=quiet)
 
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_folders import write_run
 
 import gemma_grpo
 from gemma_grpo import config, pipeline, train
@@ -15,6 +16,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.rewards import custom
+from gemma_grpo.view import page
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
@@ -59,6 +61,15 @@ def test_all_names_are_there_and_the_page_names_them():
         assert getattr(gemma_grpo, name) is not None and f"`{name}" in text, name
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         _ = gemma_grpo.fitt
+
+
+def test_a_run_on_disk_is_viewed_inline(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(config.to_yaml(gemma_grpo.preset("gemma3-nano")))
+    shown = gemma_grpo.load(run).view(height=300)
+    assert shown.html == page.html([run], 4) and "srcdoc" in shown._repr_html_()
+    with pytest.raises(UserError, match="megabytes"):
+        gemma_grpo.load(run).view(megabytes=0)
 
 
 def test_the_commands_keep_their_names():

@@ -82,6 +82,7 @@ def full_run(runs):
         ended.set()
         watcher.join()
     assert status == 0, output
+    (runs / "full.txt").write_text(output)
     (runs / "peak.json").write_text(json.dumps(max(peak[0], size_of(run_dir))))
     return run_dir
 
@@ -170,10 +171,79 @@ def test_the_tokens_of_every_completion_are_on_file_within_half_of_its_bytes(ful
         assert mean == pytest.approx(line["logp_gap/mean"], abs=2**-25)  # half of float16's least
 
 
-def test_a_run_ends_with_how_to_see_its_completions(runs, full_run):
-    status, output = finish("--run-dir", str(full_run), "--resume")
+def test_quiet_is_the_end_alone_which_says_where_the_pictures_are_and_what_is_next(full_run):
+    status, output = finish("--run-dir", str(full_run), "--resume", "--quiet")
     assert status == 0, output
-    assert output.rstrip().endswith(f"every completion: python -m gemma_grpo.view {full_run}")
+    lines = output.splitlines()
+    assert lines[0].startswith("stage  accuracy")
+    assert lines[-3:] == [
+        f"curves:           {full_run}/curves.png",
+        f"the model:        python -m gemma_grpo.export {full_run} OUT",
+        f"every completion: python -m gemma_grpo.view {full_run}",
+    ]
+
+
+def test_a_run_says_what_it_does_and_logs_the_learning_rate(runs, full_run):
+    said = (runs / "full.txt").read_text()
+    words = ["loading gemma3-nano", "measuring base on 8 problems", "sft: the first step compiles"]
+    places = [said.index(word) for word in [*words, "sft 4/4", "measuring sft", "grpo 1/4"]]
+    assert places == sorted(places)
+    assert all(line["learning_rate"] > 0 for line in metrics_without_times(full_run)[:-1])
+
+
+def test_the_table_s_reward_is_by_the_run_s_end_weights_and_own_rewards(runs, full_run):
+    """What the base model wrote, paid by hand: greedy rows, each with its components."""
+    rows = [
+        json.loads(line)
+        for line in (full_run / "evaluations" / "base.jsonl").read_text().splitlines()
+    ]
+    greedy = [row for row in rows if row["greedy"]]
+    end = config.from_yaml(full_run / "config.yaml").reward.end.named()
+    totals = [sum(end[name] * row[name] for name in end) for row in greedy]
+    assert [row["reward"] for row in greedy] == pytest.approx(totals)
+    summary = json.loads((full_run / "summary.json").read_text())
+    assert summary["stages"]["base"]["reward"] == pytest.approx(np.mean(totals))
+
+
+def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(runs, full_run, monkeypatch):
+    run_dir, kept = runs / "snapshots", runs / "snapshots.txt"
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    every = ["--evaluation.every", "1", "--evaluation.snapshot-problems", "3"]
+    process = command("--run-dir", str(run_dir), *SMALL, *every)
+    wait_for_lines(process, run_dir / "metrics.jsonl", 4 + 3)  # of SFT; into GRPO
+    process.kill()
+    first, _ = process.communicate()
+    assert len(list((run_dir / "evaluations").glob("grpo-step-*.json"))) >= 3
+    status, second = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0, second
+    kept.write_text(first + second)
+    for said, begin, end in (
+        (first, "\ngrpo 2/4", "\nmeasuring grpo"),
+        (second, "\ngrpo 3/4", "\ngrpo 4/4"),  # its base evaluation is on file: compiled before
+    ):
+        compiled = [
+            line
+            for line in said.partition(begin)[2].partition(end)[0].splitlines()
+            if "Compiling " in line
+        ]
+        assert begin in said and not compiled, compiled
+    names = [f"grpo-step-{step:06d}" for step in range(1, 5)]
+    for stage in ("sft", "grpo"):
+        weights = f"weights/{stage}.safetensors"
+        assert (run_dir / weights).read_bytes() == (full_run / weights).read_bytes()
+    lines = metrics_without_times(run_dir)
+    bare = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in lines]
+    assert bare == metrics_without_times(full_run)
+    evaluations = run_dir / "evaluations"
+    assert sorted(path.stem for path in evaluations.glob("*-step-*.json")) == names
+    greedy = [json.loads(line) for line in (evaluations / "grpo.jsonl").read_text().splitlines()]
+    for name, line in zip(names, lines[4:], strict=True):
+        result = json.loads((evaluations / f"{name}.json").read_text())
+        assert result["n"] == 3 and result["accuracy"] == line["evaluation/accuracy"]
+        rows = [json.loads(row) for row in (evaluations / f"{name}.jsonl").read_text().splitlines()]
+        assert [row["problem"] for row in rows] == [0, 1, 2]
+        assert len(tokens.read(evaluations / f"{name}.npz")) == 3
+    assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:3]]
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):

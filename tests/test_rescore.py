@@ -191,6 +191,20 @@ def test_evaluations_are_paid_by_the_weights_that_measured_them(tmp_path, capsys
     )
 
 
+def test_an_evaluation_with_totals_was_paid_by_the_run_s_own_end_weights(tmp_path, capsys):
+    end = dict.fromkeys(NAMES, 0.0) | {"correctness": 2.0}
+    rows = [right(reward=2.0 + 0.5 * 0.2, f=0.2), row(WRONG, reward=0.0, f=0.0)]
+    problems = [
+        {name: value for name, value in r.items() if name != "group"}
+        | {"problem": n, "sample": 0, "greedy": True}
+        for n, r in enumerate(rows)
+    ]
+    make_run(tmp_path / "run", [], [("base", problems)], end=end, extra=["x.py:f=0.5"])
+    (part,) = report(capsys, tmp_path / "run", "--weights", "f=1")["parts"]
+    assert part["columns"]["reward"]["old"] == pytest.approx(2.1 / 2)
+    assert part["columns"]["reward"]["new"] == pytest.approx(2.2 / 2)
+
+
 def test_a_problems_samples_are_a_group_and_its_greedy_completion_is_not_in_it(tmp_path, capsys):
     of = lambda r, greedy: r | {"problem": 7, "greedy": greedy, "group": None}
     rows = [of(right(num_tokens=50), True), of(right(), False), of(right(), False)]

@@ -17,9 +17,9 @@ FLOORS = (
     "runtime",
     "generation training evaluation",
     "config presets",
-    "pipeline planning cli",
+    "pipeline planning cli view",
     "api",
-    "train evaluate generate export rescore ablation pretrain plan verify_kernels view",
+    "train evaluate generate export rescore ablation pretrain plan verify_kernels",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 COMMANDS = set(FLOORS[-1].split())

@@ -76,8 +76,9 @@ def plan(
     mesh: Mesh,
     chip: Chip,
     ids: SpecialIds = programs.GEMMA_IDS,
+    quiet: bool = False,
 ) -> list[Row]:
-    """Compile each program of a run, and say on stderr which. Raises UserError where its settings
+    """Compile each program of a run, and say on stderr which unless `quiet`. Raises UserError where its settings
     do not divide over the devices, a pack holds no prompt with its completion, or XLA itself finds
     no room."""
     for name, number in run.batch_sizes.items():
@@ -86,7 +87,9 @@ def plan(
     found = programs.of_run(run, architecture, mesh, ids)
     rows = []
     for number, program in enumerate(found, start=1):
-        print(f"compiling {program.name} ({number} of {len(found)})", file=sys.stderr, flush=True)
+        if not quiet:
+            line = f"compiling {program.name} ({number} of {len(found)})"
+            print(line, file=sys.stderr, flush=True)
         rows.append(_row(program, run, architecture, mesh, chip))
     return rows
 
@@ -250,11 +253,11 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
     return run.grpo.prompts_per_step
 
 
-def require_room(run: RunConfig, mesh: Mesh, chip: Chip) -> None:
+def require_room(run: RunConfig, mesh: Mesh, chip: Chip, *, quiet: bool = False) -> None:
     """Raises UserError if a program of `run` does not fit: by how much, and what to change. What is
     compiled for that stays in the compilation cache, for the run."""
     architecture, ids = programs.model_of(run.model)
-    for row in plan(run, architecture, mesh, chip, ids):
+    for row in plan(run, architecture, mesh, chip, ids, quiet):
         if over := excess(row, chip):
             raise UserError(
                 f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "

@@ -40,8 +40,8 @@ def plot_curves(run_dir: Path, note: str = "") -> Path:
 def curves_figure(lines: list[dict]) -> Any:
     """The matplotlib Figure of metrics lines, in six panels over the GRPO step.
 
-    Loss (below the SFT loss, if there was SFT), reward, accuracy, trace score, reward weights,
-    curriculum phase. Points are steps as measured, lines their running mean, and the legend says
+    Loss (below the SFT loss, if there was SFT), reward, accuracy and trace score (with the
+    snapshots of held-out problems, if any), reward weights, curriculum phase. Points are steps as measured, lines their running mean, and the legend says
     so. A panel whose metric is in no line says "not measured".
     """
     # Figure by itself: no pyplot, so no global state and no display to look for.
@@ -59,8 +59,13 @@ def curves_figure(lines: list[dict]) -> Any:
     else:
         _draw_metric(figure.add_subplot(grid[0, 0]), grpo, "loss", "GRPO loss", BLUE)
     _draw_metric(figure.add_subplot(grid[0, 1]), grpo, "reward/mean", "Reward", BLUE)
-    _draw_metric(figure.add_subplot(grid[0, 2]), grpo, "reward/correctness", "Accuracy", GREEN)
-    _draw_metric(figure.add_subplot(grid[1, 0]), grpo, "reward/trace", "Trace score", PURPLE)
+    for place, name, title, color, held_out in (
+        (grid[0, 2], "reward/correctness", "Accuracy", GREEN, "evaluation/accuracy"),
+        (grid[1, 0], "reward/trace", "Trace score", PURPLE, "evaluation/trace_score"),
+    ):
+        axes = figure.add_subplot(place)
+        _draw_snapshots(axes, grpo, held_out)
+        _draw_metric(axes, grpo, name, title, color)
     _draw_weights(figure.add_subplot(grid[1, 1]), grpo)
     _draw_phase(figure.add_subplot(grid[1, 2]), grpo)
     return figure
@@ -135,6 +140,14 @@ def _draw_metric(axes: Any, lines: list[dict], name: str, title: str, color: str
         label = f"mean of the last {window} steps"
         axes.plot(steps, _running_mean(values, window), color=color, linewidth=2, label=label)
     _finish(axes, measured=bool(steps))
+
+
+def _draw_snapshots(axes: Any, lines: list[dict], name: str) -> None:
+    """A few held-out problems, measured every so many steps, if they were."""
+    steps, values = _series(lines, name)
+    if steps:
+        label = "held-out problems, greedy"
+        axes.plot(steps, values, "s-", color=ORANGE, markersize=5, linewidth=1, label=label)
 
 
 def _draw_weights(axes: Any, lines: list[dict]) -> None:

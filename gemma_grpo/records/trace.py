@@ -20,7 +20,8 @@ def gained(run_dir: Path) -> str | None:
     Of these one that the most stages get wrong, and of those the one whose last completion is the
     longest: it shows the most work.
     """
-    *earlier, last = list(greedy_rows(run_dir).values()) or [{}]
+    stages = without_snapshots(greedy_rows(run_dir))
+    *earlier, last = list(stages.values()) or [{}]
     wrong_in = {
         number: sum(number in rows and not _is_right(rows[number]) for rows in earlier)
         for number, row in last.items()
@@ -29,7 +30,16 @@ def gained(run_dir: Path) -> str | None:
     if not any(wrong_in.values()):
         return None
     shown = max(wrong_in, key=lambda number: (wrong_in[number], len(_text(last[number]))))
-    return through_stages(greedy_rows(run_dir), shown)
+    return through_stages(stages, shown)
+
+
+def without_snapshots(stages: Mapping[str, dict[int, dict]]) -> dict[str, dict[int, dict]]:
+    """The stages, and what was measured between their steps on all problems, as when a deadline
+    came; not on a few."""
+    most = max(map(len, stages.values()), default=0)
+    return {
+        name: rows for name, rows in stages.items() if "-step-" not in name or len(rows) == most
+    }
 
 
 def greedy_rows(run_dir: Path) -> dict[str, dict[int, dict]]:

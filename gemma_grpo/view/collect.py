@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_grpo.records import read, tokens
+from gemma_grpo.records import metric_notes, read, tokens
 from gemma_grpo.view import completions
 
 TRAINING = "training"  # the stage of rollouts, beside the names of evaluations
@@ -92,6 +92,7 @@ def collect(run_dirs: Sequence[Path], share: float = 1.0) -> dict[str, Any]:
         run["name"] = name
     return {
         "runs": runs,
+        "metrics": _metrics(runs),
         "stages": tables.stages,
         "components": list(tables.components),
         "problems": tables.problems,
@@ -220,6 +221,13 @@ def _curves(lines: Sequence[dict], stage: str) -> dict[str, list]:
     is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     names = dict.fromkeys(name for line in lines for name in line if is_number(line[name]))
     return {name: [_short(line.get(name)) for line in lines] for name in names}
+
+
+def _metrics(runs: Sequence[dict]) -> dict[str, list[str]]:
+    """[meaning, healthy, what to do else] of each metric that a run has."""
+    curves = [curves for run in runs for curves in run["curves"].values()]
+    notes = {name: metric_notes.note(name) for of_stage in curves for name in of_stage}
+    return {name: [n.meaning, n.healthy, n.fix] for name, n in notes.items() if n is not None}
 
 
 def _short(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,25 @@ from gemma_grpo.view.collect import bytes_of, collect
 FOLDER = resources.files("gemma_grpo.view") / "page"
 SCRIPTS = ("data", "parts", "overview", "problems", "steps", "list", "main")
 MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Inline:
+    """A page that a notebook shows in a frame of its own, so that neither's style nor script
+    reaches the other.
+
+    Attributes:
+        html: of the page.
+        height: of the frame, pixels.
+    """
+
+    html: str
+    height: int = 800
+
+    def _repr_html_(self) -> str:
+        text = self.html.replace("&", "&amp;").replace("'", "&#39;")
+        style = f"width:100%;height:{self.height}px;border:0"
+        return f"<iframe sandbox='allow-scripts' style='{style}' srcdoc='{text}'></iframe>"
 
 
 def write(run_dirs: Sequence[Path], path: Path, megabytes: int | float) -> int:

@@ -20,10 +20,11 @@ def overview(run_dir: Path) -> str:
     names = read.evaluated(run_dir)
     if not names:
         return f"{run_dir}: no evaluation has finished yet"
+    stages = trace.without_snapshots(trace.greedy_rows(run_dir))
+    names = list(stages)
     results = {name: read.json_object(run_dir / "evaluations" / f"{name}.json") for name in names}
     summary = read.json_object(run_dir / "summary.json")
     parts = [report.before_after_table({"stages": results, "paired": summary.get("paired") or {}})]
-    stages = trace.greedy_rows(run_dir)
     for before, after in zip(names, names[1:], strict=False):
         parts.append(_changes(stages[before], stages[after], f"{before} to {after}"))
     if shown := trace.gained(run_dir):

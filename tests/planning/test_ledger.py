@@ -8,9 +8,11 @@ import pytest
 from benchmarks import lengths
 from gemma_grpo import presets
 from gemma_grpo.config import DataConfig
+from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.planning import batches, compiled, fit, ledger
+from gemma_grpo.planning import batches, compiled, fit, ledger, programs
+from gemma_grpo.planning.chips import CHIPS
 
 ONE_B = CONFIGS["gemma3-1b"]
 PARAMETERS = 999_885_952  # 262144 x 1152, 26 layers of 26 836 992 with norms and gains, 1152
@@ -138,3 +140,28 @@ def test_hours_that_are_none_are_refused():
     for hours in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UserError, match="give the session's hours"):
             ledger.check_hours(hours)
+
+
+def test_plan_says_what_it_compiles_unless_quiet(monkeypatch, capsys):
+    run, (row, *_) = presets.preset("gemma3-1b"), rows()
+    program = programs.Program("rollout", lambda: None, (), 0, "rollout")
+    monkeypatch.setattr(programs, "of_run", lambda *_: [program, program])
+    monkeypatch.setattr(fit, "_row", lambda *_: row)
+    for quiet in (False, True):
+        assert len(fit.plan(run, ONE_B, mesh.data_mesh(), CHIPS["v5e"], quiet=quiet)) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said == ([] if quiet else [f"compiling rollout ({n} of 2)" for n in (1, 2)])
+
+
+def test_snapshots_are_greedy_batches_and_grow_with_the_steps():
+    run = presets.preset("gemma3-1b")
+    run = replace(run, evaluation=replace(run.evaluation, every=150, snapshot_problems=100))
+    line = by_name(account(run).seconds)["GRPO snapshots"]
+    assert line.most == 3 * 2 * 2.0 and line.likely == line.most / 2  # after 150, 300 and 450
+    assert account(run).step.most - account(presets.preset("gemma3-1b")).step.most == (
+        pytest.approx(line.most / 500)
+    )
+    few = replace(run, data=DataConfig(source="gsm8k", num_test=5))  # one batch holds them all
+    assert by_name(account(few).seconds)["GRPO snapshots"].most == 3 * 1 * 2.0
+    sft = replace(run, stages="sft")
+    assert "GRPO snapshots" not in by_name(account(sft).seconds)

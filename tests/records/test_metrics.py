@@ -332,3 +332,20 @@ def test_lines_that_are_missing_before_the_step_to_go_on_from_are_said(
     (tmp_path / "metrics.jsonl").write_text(lines)
     MetricsWriter(tmp_path, {"stage": "sft", "step": 2}).close()
     assert ("lacks lines before sft step 2" in capsys.readouterr().err) == lacks
+
+
+def test_a_resumed_run_loses_the_snapshots_beyond_its_checkpoint_and_no_other_evaluation(tmp_path):
+    folder = tmp_path / "evaluations"
+    folder.mkdir()
+    names = ["base", "sft", "sft-step-000009", "grpo-step-000002", "grpo-step-000004"]
+    for name in names:
+        for suffix in ("json", "jsonl", "npz"):
+            (folder / f"{name}.{suffix}").write_text("{}")
+    (folder / "grpo-step-000004.json.tmp").write_text("torn")
+    (folder / "curriculum-seed=1").mkdir()
+    MetricsWriter(tmp_path, {"stage": "grpo", "step": 2}).close()
+    left = {path.stem for path in folder.iterdir()}
+    assert left == {*names[:4], "curriculum-seed=1"}
+    assert len(list(folder.iterdir())) == 4 * 3 + 1
+    MetricsWriter(tmp_path, {"stage": "sft", "step": 9}).close()
+    assert {path.stem for path in folder.iterdir()} == {*names[:3], "curriculum-seed=1"}

@@ -224,3 +224,18 @@ def test_the_table_shows_paired_differences_with_their_direction():
 
 def test_a_summary_without_stages_yet_is_a_header():
     assert len(report.before_after_table({"stages": {}}).splitlines()) == 2
+
+
+def test_snapshots_are_drawn_where_they_were_taken_beside_the_training_accuracy():
+    lines = [
+        {"stage": "grpo", "step": step, "reward/correctness": 0.5, "reward/trace": 0.1}
+        for step in range(1, 7)
+    ]
+    lines[1] |= {"evaluation/accuracy": 0.25, "evaluation/trace_score": 0.5}
+    lines[3] |= {"evaluation/accuracy": 0.75, "evaluation/trace_score": 0.25}
+    axes = {axes.get_title(): axes for axes in report.curves_figure(lines).axes}
+    for title, values in (("Accuracy", [0.25, 0.75]), ("Trace score", [0.5, 0.25])):
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes[title].lines}
+        expected = [[2, values[0]], [4, values[1]]]
+        assert drawn["held-out problems, greedy"] == expected and len(drawn) == 2
+    assert "held-out problems, greedy" not in [line.get_label() for line in axes["Reward"].lines]

@@ -86,3 +86,16 @@ def test_where_the_system_tells_no_start_time_counts_from_the_import(monkeypatch
 
     monkeypatch.setattr(deadline.Path, "read_text", absent)
     assert deadline._age() == 0.0
+
+
+def test_the_first_snapshot_is_taken_to_last_as_long_as_the_longest_evaluation(monkeypatch):
+    monkeypatch.setattr(deadline, "seconds_since_start", lambda: 0.0)
+    limit = deadline.Deadline(hours=(deadline.REPORT_SECONDS + 1.2 * 100) / 3600)
+    limit.note("evaluate", 101.0)
+    limit.expect_snapshot()
+    assert not limit.allows("snapshot")
+    limit = deadline.Deadline(hours=(deadline.REPORT_SECONDS + 1.2 * 100 + 1e-6) / 3600)
+    limit.note("snapshot", 99.0)  # it is known now, whatever evaluations take
+    limit.note("evaluate", 1000.0)
+    limit.expect_snapshot()
+    assert limit.allows("snapshot") and not limit.allows("snapshot", "snapshot")

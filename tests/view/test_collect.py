@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from run_folders import FALSE, PROSE, RIGHT, held_out, write_rows, write_run
 
 from gemma_grpo import view
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import metric_notes
 from gemma_grpo.view import collect, completions, page
 
 TEMPLATES = Path(page.__file__).parent / "page"
@@ -280,3 +282,61 @@ def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
 def test_no_run_is_an_error_of_the_reader_too(tmp_path):
     with pytest.raises(UserError, match="no run"):
         collect.collect([tmp_path])
+
+
+def with_snapshots(folder: Path) -> Path:
+    """A run of three problems with two snapshots of two of them."""
+    run = write_run(folder)
+    for step, texts in ((50, [RIGHT, FALSE]), (100, [RIGHT, RIGHT])):
+        path = run / "evaluations" / f"grpo-step-{step:06d}.jsonl"
+        write_rows(path, held_out(texts))
+        path.with_suffix(".json").write_text('{"accuracy": 0.5, "n": 2}')
+    return run
+
+
+def test_snapshots_stand_between_sft_and_grpo(tmp_path):
+    run = with_snapshots(tmp_path / "run")
+    data = collect.collect([run])
+    names = [stage["name"] for stage in data["runs"][0]["stages"]]
+    assert names == ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
+    of_problem = [row["stage"] for row in rows_of(data) if row["prompt"] == 1]
+    assert [data["stages"][n] for n in of_problem if n < 5].count("grpo-step-000050") == 1
+
+
+def test_text_shows_snapshots_of_a_problem_and_leaves_them_out_of_the_table(tmp_path, capsys):
+    run = with_snapshots(tmp_path / "run")
+    assert view.main([str(run), "--text", "--problem", "1"]) == 0
+    stages = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line]
+    assert stages[1:] == ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
+    assert view.main([str(run), "--text"]) == 0
+    assert "step" not in capsys.readouterr().out
+
+
+def test_each_metric_of_the_page_has_the_note_of_the_code_s_table(tmp_path):
+    data = in_page(page.html([write_run(tmp_path / "run")], 8))
+    loss = metric_notes.NOTES["loss"]
+    assert data["metrics"]["loss"] == [loss.meaning, loss.healthy, loss.fix]
+    curves = [curves for run in data["runs"] for curves in run["curves"].values()]
+    assert data["metrics"].keys() == {n for each in curves for n in each} - {"step"}
+    drawn = re.findall(
+        r'^  \["(?:sft|grpo)", "([^"]+)"', (TEMPLATES / "overview.js").read_text(), re.M
+    )
+    assert len(drawn) > 8 and all(metric_notes.note(name) for name in drawn)
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_holds_exactly_it(tmp_path):
+    run = tmp_path / "run"
+    write_rows(run / "evaluations" / "grpo.jsonl", held_out([*HOSTILE[:3], "it's & \"&#39;\" '>"]))
+    whole = page.html([run], 8)
+
+    class Frame(HTMLParser):
+        tags: list = []
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.append((tag, dict(attributes)))
+
+    frame = Frame()
+    frame.feed(page.Inline(whole, height=500)._repr_html_())
+    ((tag, attributes),) = frame.tags
+    assert tag == "iframe" and attributes["srcdoc"] == whole
+    assert attributes["sandbox"] == "allow-scripts" and "height:500px" in attributes["style"]

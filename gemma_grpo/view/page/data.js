@@ -37,6 +37,9 @@ function stagesOf(run) {
   return DATA.runs[run].stages.map((stage) => stage.name).filter((name) => DATA.stages.includes(name));
 }
 
+/** Whether an evaluation is of a step of training. */
+const isSnapshot = (name) => name.includes("-step-");
+
 /** Whether a run's greedy completion of a problem is right at a stage; null where there is none. */
 function isRightAt(run, problem, stage) {
   const i = HELD_OUT[run].get(problem)?.get(DATA.stages.indexOf(stage))?.get(-1);

@@ -10,10 +10,10 @@ function fragment(state) {
   return new URLSearchParams(said).toString();
 }
 
-/** Takes the state from the link; what is no state of this page is left at its default. */
-function readFragment() {
+/** Takes the state from a link; what is no state of this page is left at its default. */
+function readFragment(link = location.hash) {
   Object.assign(STATE, DEFAULTS);
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+  for (const [name, text] of new URLSearchParams(link.slice(1))) {
     if (!(name in DEFAULTS)) continue;
     const value = typeof DEFAULTS[name] === "number" ? Number(text) : text;
     if (!Number.isNaN(value)) STATE[name] = value;
@@ -71,6 +71,14 @@ document.getElementById("title").textContent = DATA.runs.map((run) => run.name).
 fill(document.getElementById("notes"), DATA.runs.flatMap((run) => run.notes.map((note) => el("p", DATA.runs.length > 1 && `${run.name}: `, note))));
 document.getElementById("notes").append(el("p", "The address holds what is shown: a copied link opens it again. Keys: ← → move, r random, g gained, l lost."));
 document.getElementById("filter-form").onsubmit = (event) => event.preventDefault();
+// In a notebook's frame a link to a fragment would leave the page.
+addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#']");
+  if (!link || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  readFragment(link.getAttribute("href"));
+  set({ view: STATE.view });
+});
 addEventListener("hashchange", () => { readFragment(); draw(); });
 addEventListener("popstate", () => { readFragment(); draw(); });
 addEventListener("keydown", (event) => {

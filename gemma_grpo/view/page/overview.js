@@ -10,6 +10,7 @@ function overview() {
     el("h2", "During training"),
     el("p.soft.small", "Points are training steps, lines their mean over the last twentieth of the run. Click a GRPO curve for that step's completions."),
     el("div.panels", CURVES.map(curvePanel)),
+    el("details.settings", el("summary", "All metrics: what they mean, what is healthy, what to do"), el("div.scroll", metricsTable())),
     el("h2", "Time"),
     DATA.runs.map((run, k) => [several && el("p", runMark(k)), timeBars(run)]),
     el("h2", "Settings"),
@@ -19,7 +20,7 @@ function overview() {
 
 function figuresTable() {
   const head = ["stage", "accuracy and 95 % interval, 0 to 100 %", "", "lenient", "pass@k", "format", "cut off", "trace", "reward", "tokens", "problems"];
-  const rows = DATA.runs.flatMap((run, k) => run.stages.map((stage) => el("tr",
+  const rows = DATA.runs.flatMap((run, k) => wholeStages(run).map((stage) => el("tr",
     el("td", DATA.runs.length > 1 && runMark(k), stage.name),
     el("td.chart", interval(stage, k)),
     el("td", percent(stage.accuracy)),
@@ -32,6 +33,12 @@ function figuresTable() {
     el("td", number(stage.completion_length, 1)),
     el("td", stage.n === undefined ? "–" : stage.n))));
   return el("table", el("thead", el("tr", head.map((name) => el("th", name)))), el("tbody", rows));
+}
+
+/** A run's evaluations but for the snapshots of a few problems. */
+function wholeStages(run) {
+  const most = Math.max(...run.stages.map((stage) => stage.n || 0));
+  return run.stages.filter((stage) => !isSnapshot(stage.name) || stage.n === most);
 }
 
 /** A dot for the accuracy and a line for its interval, on an axis from 0 to 100 %. */
@@ -61,6 +68,7 @@ const CURVES = [
   ["sft", "loss", "SFT loss", "nats a token"],
   ["grpo", "reward/mean", "Reward", "mean of completions"],
   ["grpo", "reward/correctness", "Accuracy in training", "share of completions"],
+  ["grpo", "evaluation/accuracy", "Accuracy, held out", "snapshots, greedy"],
   ["grpo", "reward/trace", "Trace score", "mean"],
   ["grpo", "reward/format", "Format", "share well formed"],
   ["grpo", "loss", "GRPO loss", "about 0 on policy"],
@@ -101,7 +109,21 @@ function curvePanel([stage, metric, title, axis]) {
   picture.onmouseleave = () => { read.textContent = axis; };
   if (stage === "grpo") picture.onclick = (event) => set({ view: "steps", step: nearest(event) });
   panel.append(picture);
+  fill(panel, [metricNote(metric)]);
   return panel;
+}
+
+/** What a metric means, what is healthy, and what to do, behind a click. */
+function metricNote(metric) {
+  const note = DATA.metrics[metric];
+  if (!note) return null;
+  const [meaning, healthy, fix] = note;
+  return el("details.note", el("summary", "What is healthy?"), el("p", meaning), el("p", el("b", "Healthy: "), healthy, "."), fix && el("p", el("b", "Else: "), fix));
+}
+
+function metricsTable() {
+  const rows = Object.entries(DATA.metrics).map(([name, [meaning, healthy, fix]]) => el("tr", el("td", el("code", name)), el("td", meaning), el("td", healthy), el("td", fix)));
+  return el("table.metrics", el("thead", el("tr", ["metric", "what it is", "healthy", "else"].map((name) => el("th", name)))), el("tbody", rows));
 }
 
 function pointsOf(curves, metric) {

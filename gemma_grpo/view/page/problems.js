@@ -41,11 +41,12 @@ function problemsShown() {
   return HELD_OUT_PROBLEMS.filter((problem) => passing.has(problem));
 }
 
-/** The two stages that gained and lost compare: as chosen, else the last two. */
+/** The two stages that gained and lost compare: as chosen, else the last and the stage before it. */
 function stagePair() {
   const names = stagesOf(STATE.run);
   const after = names.includes(STATE.after) ? STATE.after : names[names.length - 1];
-  const before = names.includes(STATE.before) ? STATE.before : names[Math.max(0, names.indexOf(after) - 1)];
+  const earlier = names.slice(0, names.indexOf(after)).filter((name) => !isSnapshot(name));
+  const before = names.includes(STATE.before) ? STATE.before : (earlier[earlier.length - 1] ?? names[0]);
   STATE.before = before;
   STATE.after = after;
   return [before, after];
