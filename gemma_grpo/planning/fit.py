@@ -78,9 +78,9 @@ def plan(
     ids: SpecialIds = programs.GEMMA_IDS,
     quiet: bool = False,
 ) -> list[Row]:
-    """Compile each program of a run, and say on stderr which unless `quiet`. Raises UserError where its settings
-    do not divide over the devices, a pack holds no prompt with its completion, or XLA itself finds
-    no room."""
+    """Compile each program of a run, and say on stderr which unless `quiet`. Raises UserError
+    where its settings do not divide over the devices, a pack holds no prompt with its completion,
+    or XLA itself finds no room."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)

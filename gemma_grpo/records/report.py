@@ -41,8 +41,9 @@ def curves_figure(lines: list[dict]) -> Any:
     """The matplotlib Figure of metrics lines, in six panels over the GRPO step.
 
     Loss (below the SFT loss, if there was SFT), reward, accuracy and trace score (with the
-    snapshots of held-out problems, if any), reward weights, curriculum phase. Points are steps as measured, lines their running mean, and the legend says
-    so. A panel whose metric is in no line says "not measured".
+    snapshots of held-out problems, if any), reward weights, curriculum phase. Points are steps as
+    measured, lines their running mean, and the legend says so. A panel whose metric is in no line
+    says "not measured".
     """
     # Figure by itself: no pyplot, so no global state and no display to look for.
     from matplotlib.figure import Figure
@@ -143,7 +144,7 @@ def _draw_metric(axes: Any, lines: list[dict], name: str, title: str, color: str
 
 
 def _draw_snapshots(axes: Any, lines: list[dict], name: str) -> None:
-    """A few held-out problems, measured every so many steps, if they were."""
+    """The snapshots of a few held-out problems, if there are any."""
     steps, values = _series(lines, name)
     if steps:
         label = "held-out problems, greedy"
