@@ -261,3 +261,18 @@ def test_entries_of_the_log_are_short():
         for entry in entries
     }
     assert not {title: size for title, size in sizes.items() if size > LOG_LINES}
+
+
+def test_each_of_a_new_user_s_five_questions_has_an_answer_and_a_picture_that_is_there():
+    questions = (
+        "What did it write before and after?",
+        "Which problems did it lose?",
+        "Where is it unsure?",
+        "What would my reward have paid?",
+        "Why is the loss zero?",
+    )
+    sections = re.split(r"^## ", (ROOT / "docs" / "see.md").read_text(), flags=re.M)
+    answers = {text.partition("\n")[0]: text for text in sections}
+    for question in questions:
+        (picture,) = re.findall(r"^!\[[^]]+\]\((see-\w+\.png)\)$", answers[question], re.M)
+        assert (ROOT / "docs" / picture).read_bytes().startswith(b"\x89PNG"), question

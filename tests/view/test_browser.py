@@ -6,6 +6,7 @@ import pytest
 from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
 from web_browser import Browser, chromium
 
+from gemma_grpo.records.metric_notes import NOTES
 from gemma_grpo.view import page
 
 pytestmark = [
@@ -144,6 +145,55 @@ def test_typing_searches_and_the_link_holds_the_search(browser, address):
     browser.open(link)
     assert shown_count(browser) == 1
     assert browser.run("return document.querySelector('[name=q]').value") == "onerror"
+
+
+def test_snapshots_stand_between_the_stages_and_gained_compares_whole_stages(browser, tmp_path):
+    run = write_run(tmp_path / "run")
+    for step, texts in ((50, [RIGHT, FALSE]), (100, [FALSE, FALSE])):
+        path = run / "evaluations" / f"grpo-step-{step:06d}.jsonl"
+        write_rows(path, held_out(texts))
+        path.with_suffix(".json").write_text('{"accuracy": 0.5, "n": 2}')
+    page.write([run], run / "view.html", 8)
+    browser.open((run / "view.html").as_uri() + "#view=problems")
+    stages = "return [...document.querySelectorAll('[data-stage]')].map(c => c.dataset.stage)"
+    few = ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
+    assert browser.run(stages) == few
+    assert "Gained (2)" in browser.text()  # from sft to grpo
+    browser.open((run / "view.html").as_uri() + "#view=problems&problem=2")
+    assert browser.run(stages) == ["base", "sft", "grpo"]
+    browser.open((run / "view.html").as_uri())
+    assert "step" not in browser.text("table") and browser.complaints() == []
+
+
+def test_a_curve_says_what_is_healthy_and_what_to_do(browser, address):
+    browser.open(address)
+    opened = "return [...document.querySelectorAll('.panel')].map(panel => panel.innerText)"
+    assert not any("Healthy" in text for text in browser.run(opened))
+    browser.run("document.querySelectorAll('.panel details').forEach(d => { d.open = true; })")
+    loss = next(text for text in browser.run(opened) if text.startswith("GRPO loss"))
+    note = NOTES["loss"]
+    assert note.meaning in loss and note.healthy in loss and note.fix in loss
+    browser.run("document.querySelector('details.settings').open = true")
+    assert NOTES["reward/mean"].fix in browser.text("table.metrics")
+
+
+def test_in_a_notebooks_frame_links_stay_within_it(browser, tmp_path):
+    run = write_run(tmp_path / "run")
+    pair = {"n": 3, "difference": 0.6, "ci95": [0.1, 0.9], "gained": 2, "lost": 0, "p_value": 0.5}
+    summary = {"unfinished": None, "paired": {"grpo_vs_sft": pair}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    inline = page.Inline(page.html([run], 8))._repr_html_()
+    open_frame = inline.replace("sandbox='allow-scripts'", "")  # which a test may look into
+    (tmp_path / "notebook.html").write_text(f"<meta charset=utf-8><p>cell</p>{open_frame}")
+    browser.open((tmp_path / "notebook.html").as_uri())
+    inside = "const inside = document.querySelector('iframe').contentDocument;"
+    browser.run(inside + "inside.querySelector('a[href*=gained]').click()")
+    text = browser.run(inside + "return inside.body.innerText")
+    assert "Gained (2)" in text and "problem" in text
+    assert browser.text("p") == "cell" and browser.complaints() == []
+    (tmp_path / "sandboxed.html").write_text(f"<meta charset=utf-8>{inline}")
+    browser.open((tmp_path / "sandboxed.html").as_uri())
+    assert browser.complaints() == []
 
 
 def test_a_link_of_nonsense_opens_the_page(browser, address):

@@ -1,5 +1,6 @@
 """What the page holds of a run's folder, whole, torn, old or hostile. No browser."""
 
+import errno
 import json
 import math
 import os
@@ -224,6 +225,18 @@ def test_a_read_only_folder_is_named_with_the_fix(tmp_path, capsys):
     assert view.main([str(run)]) == 2
     assert "--out" in capsys.readouterr().err
     run.chmod(0o755)
+
+
+def test_a_disk_that_is_read_only_is_named_with_the_fix(tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "run")
+
+    def refuse(path, data):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert view.main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said and "--out" in said and said.count("\n") == 1
 
 
 def test_a_run_that_is_read_only_is_still_read(tmp_path, monkeypatch):
