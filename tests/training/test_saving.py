@@ -17,7 +17,7 @@ from gemma_grpo.records.watch import Watch
 from gemma_grpo.training import loop, saving
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt
-from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
+from gemma_grpo.training.loop import RunFiles, Snapshots, StepResult, run_steps
 from gemma_grpo.training.saving import CheckpointConfig, Schedule, stage_checkpoints
 from gemma_grpo.training.state import TrainState
 
@@ -302,21 +302,59 @@ def test_every_early_end_waits_for_the_save_under_way_and_saves_its_step(
     np.testing.assert_array_equal(train(tmp_path), wanted())
 
 
-def test_the_deadline_counts_a_save_that_may_still_be_under_way(tmp_path):
-    class Asked(Deadline):
-        def __init__(self):
-            super().__init__()
-            self.kinds = []
+class Asked(Deadline):
+    """Allows all, and keeps what it was asked for."""
 
-        def allows(self, *kinds):
-            self.kinds.append(kinds)
-            return True
+    def __init__(self):
+        super().__init__()
+        self.kinds = []
 
+    def allows(self, *kinds):
+        self.kinds.append(kinds)
+        return True
+
+
+def test_the_deadline_counts_a_save_that_may_still_be_under_way_and_a_snapshot_that_is_due(
+    tmp_path,
+):
     deadline = Asked()
-    files = RunFiles(tmp_path, None, Interrupt(), deadline)
-    keeper = loop._Keeper("sft", 1, files, files.checkpoints("sft"), Watch("sft"))
-    keeper._has_time(True)
+    files = RunFiles(tmp_path, None, Interrupt(), deadline, snapshots=Snapshots(every=3))
+    keeper = loop._Keeper("sft", 9, files, files.checkpoints("sft"), Watch("sft"))
+    keeper._has_time(1, True)
     assert deadline.kinds == [("step", "save", "save", "evaluate", "save")]
+    for step in (2, 3, 5):  # the next are 3, 4 and 6
+        keeper._has_time(step, False)
+    bare = ("step", "save", "save", "evaluate")
+    assert deadline.kinds[1:] == [(*bare, "snapshot"), bare, (*bare, "snapshot")]
+
+
+def test_snapshots_are_of_their_steps_weights_on_their_lines_and_taken_again_after_a_stop(tmp_path):
+    taken = []
+
+    def take(step, params):
+        taken.append(step)
+        return {"evaluation/accuracy": float(params["w"][0])}
+
+    snapshots = Snapshots(2, take)
+    with pytest.raises(UserError, match="a reward failed"):
+        train(tmp_path, every=3, step=failing_at(4), snapshots=snapshots)
+    np.testing.assert_array_equal(train(tmp_path, every=3, snapshots=snapshots), wanted())
+    assert taken == [2, 4, 6]  # the stop after four steps saved them
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line.get("evaluation/accuracy") for line in lines}
+    of = lambda steps: float(wanted(steps)[0])
+    assert measured == {1: None, 2: of(2), 3: None, 4: of(4), 5: None, 6: of(6)}
+    assert len(lines) == 6
+
+
+def test_without_time_for_the_snapshot_its_step_is_not_taken(tmp_path, monkeypatch):
+    class NoSnapshot(Deadline):
+        def allows(self, *kinds):
+            return "snapshot" not in kinds
+
+    with pytest.raises(OutOfTimeError) as stop:
+        train(tmp_path, deadline=NoSnapshot(), snapshots=Snapshots(4))
+    assert stop.value.step == 3 and saved(tmp_path / "checkpoints/sft")[-1] == "000003"
 
 
 # --- a folder of their own -----------------------------------------------------------------------
