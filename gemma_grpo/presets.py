@@ -15,7 +15,7 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.model import LoRAConfig
 from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
-from gemma_grpo.training.state import OptimizerConfig
+from gemma_grpo.training.config import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
     sft=SFTConfig(
