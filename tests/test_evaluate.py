@@ -11,7 +11,7 @@ import pytest
 from gemma_grpo import cli, config, evaluate, weights
 from gemma_grpo.config import DataConfig, RunConfig
 from gemma_grpo.evaluation import gsm8k_protocol
-from gemma_grpo.evaluation.evaluator import EvaluationConfig
+from gemma_grpo.evaluation.config import EvaluationConfig
 from gemma_grpo.runtime import ModelConfig, load_model
 
 FEW = ["--num", "5", "--batch-size", "16", "--num-samples", "2"]

@@ -29,7 +29,7 @@ NO_JAX = (  # files whose imports, and theirs, reach no device library
     "rewards/scores rewards/custom evaluation/statistics training/packing "
     "records/report records/metrics records/tokens records/read records/trace view/collect "
     "view/page view/terminal view/__init__ rewards/rescoring rescore records/watch "
-    "records/metric_notes records/trackers"
+    "records/metric_notes records/trackers records/progress"
 ).split()
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 

@@ -76,20 +76,19 @@ def plan(
     mesh: Mesh,
     chip: Chip,
     ids: SpecialIds = programs.GEMMA_IDS,
-    quiet: bool = False,
+    stages: Sequence[str] | None = None,
 ) -> list[Row]:
-    """Compile each program of a run, and say on stderr which unless `quiet`. Raises UserError
-    where its settings do not divide over the devices, a pack holds no prompt with its completion,
-    or XLA itself finds no room."""
+    """Compile each program of a run, or of the `stages` that are left of it, and say on stderr
+    which. Raises UserError where its settings do not divide over the devices, a pack holds no
+    prompt with its completion, or XLA itself finds no room."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
-    found = programs.of_run(run, architecture, mesh, ids)
+    found = programs.of_run(run, architecture, mesh, ids, stages)
     rows = []
     for number, program in enumerate(found, start=1):
-        if not quiet:
-            line = f"compiling {program.name} ({number} of {len(found)})"
-            print(line, file=sys.stderr, flush=True)
+        line = f"compiling {program.name} ({number} of {len(found)})"
+        print(line, file=sys.stderr, flush=True)
         rows.append(_row(program, run, architecture, mesh, chip))
     return rows
 
@@ -253,11 +252,12 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
     return run.grpo.prompts_per_step
 
 
-def require_room(run: RunConfig, mesh: Mesh, chip: Chip, *, quiet: bool = False) -> None:
-    """Raises UserError if a program of `run` does not fit: by how much, and what to change. What is
-    compiled for that stays in the compilation cache, for the run."""
+def require_room(run: RunConfig, mesh: Mesh, chip: Chip, stages: Sequence[str]) -> None:
+    """Raises UserError if a program that `run` needs for the `stages` that are left does not fit:
+    by how much, and what to change. What is compiled for that stays in the compilation cache, for
+    the run."""
     architecture, ids = programs.model_of(run.model)
-    for row in plan(run, architecture, mesh, chip, ids, quiet):
+    for row in plan(run, architecture, mesh, chip, ids, stages):
         if over := excess(row, chip):
             raise UserError(
                 f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "

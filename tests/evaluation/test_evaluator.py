@@ -13,6 +13,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import evaluator, statistics
+from gemma_grpo.evaluation.config import RunEvaluationConfig
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.generation.sampling import SamplingConfig
@@ -292,7 +293,7 @@ def test_a_snapshot_is_the_greedy_part_of_the_first_problems_in_a_batch_of_all(f
 )
 def test_a_senseless_setting_is_refused(change):
     with pytest.raises(UserError, match="evaluation"):
-        evaluator.RunEvaluationConfig(**change)
+        RunEvaluationConfig(**change)
 
 
 def test_shares_are_reported_in_order_of_appearance():
