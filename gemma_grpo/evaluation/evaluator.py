@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import statistics
 from gemma_grpo.evaluation.config import EvaluationConfig
 from gemma_grpo.generation import collect

@@ -322,7 +322,7 @@ def test_text_shows_snapshots_of_a_problem_and_leaves_them_out_of_the_table(tmp_
     stages = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line]
     assert stages[1:] == ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
     assert view.main([str(run), "--text"]) == 0
-    assert "step" not in capsys.readouterr().out
+    assert "-step-" not in capsys.readouterr().out
 
 
 def test_each_metric_of_the_page_has_the_note_of_the_code_s_table(tmp_path):
