@@ -14,8 +14,7 @@ from gemma_grpo.config import (
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
-from gemma_grpo.training.state import OptimizerConfig
+from gemma_grpo.training.config import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
     sft=SFTConfig(
@@ -61,7 +60,8 @@ GEMMA3_270M = RunConfig(
         checkpoint_every=5,
     ),
     reward=RewardConfig(
-        start=replace(START_WEIGHTS, correctness=1.0), end=replace(END_WEIGHTS, correctness=1.0)
+        start=replace(RewardConfig().start, correctness=1.0),
+        end=replace(RewardConfig().end, correctness=1.0),
     ),
     evaluation=EvaluationConfig(batch_size=100, num_samples=0),
 )

@@ -18,11 +18,11 @@ from gemma_grpo import model as gemma3
 from gemma_grpo import runtime, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
+from gemma_grpo.generation.config import GREEDY, SamplingConfig
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
-from gemma_grpo.generation.sampling import GREEDY, SamplingConfig
-from gemma_grpo.model import Gemma3Config
+from gemma_grpo.model import Gemma3Config, ModelConfig
 from gemma_grpo.planning import batches
-from gemma_grpo.runtime import LAYOUTS, ModelConfig
+from gemma_grpo.runtime import LAYOUTS
 from gemma_grpo.training import grpo, sft
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
