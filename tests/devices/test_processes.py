@@ -4,13 +4,13 @@ Real processes on this machine, which talk over the loopback (gloo).
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 
+import children
 import numpy as np
 import pytest
 import tolerances
@@ -52,7 +52,7 @@ class Job:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                env=children.ENVIRONMENT,
             )
             for process_id in range(num_processes)
         ]
@@ -87,29 +87,35 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(runs):
+def small(one_layer):
+    """Flags of a small run."""
+    return ["--model.weights", one_layer, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def alone(runs, small):
     """One process with four devices."""
-    arguments = ["--run-dir", str(runs / "alone"), "--model.cpu-devices", "4", *SMALL]
+    arguments = ["--run-dir", str(runs / "alone"), "--model.cpu-devices", "4", *small]
     subprocess.run(
         [sys.executable, "-c", TRAIN, *arguments],
         check=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=children.ENVIRONMENT,
     )
     return runs / "alone"
 
 
 @pytest.fixture(scope="module")
-def two(runs):
+def two(runs, small):
     """Two processes with two devices each."""
-    return trained(2, runs / "two", "--model.cpu-devices", "2", *SMALL)
+    return trained(2, runs / "two", "--model.cpu-devices", "2", *small)
 
 
 @pytest.fixture(scope="module")
-def killed(runs):
+def killed(runs, small):
     """What is left of a job of two, one of which was killed in the third GRPO step; how the other
     one ended."""
     run_dir = runs / "killed"
-    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *SMALL)
+    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *small)
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:  # two SFT, two GRPO
         assert job.processes[1].poll() is None, job.finish()
