@@ -1,4 +1,7 @@
-"""What the command lines share: one line for a user's error, the compilation cache, run folders."""
+"""What the command lines share: flags, devices' errors, the compilation cache, run folders.
+
+JAX is imported by those functions that need it: --help and a mistyped flag wait for nothing.
+"""
 
 import argparse
 import contextlib
@@ -6,24 +9,21 @@ import io
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import jax
 import tyro
-from jax.experimental.compilation_cache import compilation_cache
 
-from gemma_grpo import config, weights
+from gemma_grpo import config, errors
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
-from gemma_grpo.errors import InterruptedRunError, UserError, expanded
+from gemma_grpo.errors import UserError, expanded, start
 from gemma_grpo.records import files, origin
-from gemma_grpo.weights import assets
+
+__all__ = ["start"]  # of `errors`; commands that import no jax take it there
 
 # Settings that a run which goes on may change: where files are, and into how many devices the CPU
 # is split (sums then run in another order).
@@ -36,48 +36,16 @@ _MAY_MOVE = (
 )
 
 
-def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
-    """Runs a command as this process, to its exit status.
-
-    Printing does not fail for the terminal's encoding or for streams that are closed. SIGINT and
-    SIGTERM end the process at any moment with one line and 128 + the signal's number; whoever has
-    something to save first handles them himself (`training.interrupt`). The process ends on the
-    spot: files are written whole or not at all, and an exception raised within a compilation is
-    lost, or crashes XLA.
-
-    Args:
-        hint: what the line says besides.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # this takes its number, which else the next file would get
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"\nstopped by {signal.Signals(number).name}{hint}\n".encode())
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    sys.exit(main())
-
-
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what the disk or a device says in the block into a UserError, where it has one line."""
     try:
-        yield
-    except BrokenPipeError:
+        with errors.user_errors():
+            yield
+    except UserError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise UserError(f"{error}; {preflight.LESS_MEMORY}") from error
         raise
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
-        raise UserError(f"{named}{error.strerror or error}") from error
-    except MemoryError as error:
-        raise UserError(f"out of memory on the host; {preflight.LESS_MEMORY}") from error
     except RuntimeError as error:
         if line := preflight.explain(str(error)):
             raise UserError(line) from error
@@ -85,22 +53,17 @@ def user_errors() -> Iterator[None]:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
-    try:
+    """As `errors.guarded`; a device's error is one line too, and that other processes are lost."""
+
+    def of_devices() -> int:
         with user_errors():
-            status = command()
-            sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
-            return status
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except InterruptedRunError as stop:
-        print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
-        return 128 + stop.signal_number
-    except BrokenPipeError:  # `| head -1` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+            return command()
+
+    try:
+        return errors.guarded(of_devices)
     except RuntimeError as error:
+        import jax
+
         is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
         if not (is_of_jax and jax.distributed.is_initialized()):
             raise
@@ -112,13 +75,12 @@ def guarded(command: Callable[[], int]) -> int:
             flush=True,
         )
         os._exit(3)  # an orderly end would wait for the lost ones
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 def check_tpu() -> None:
     """Initialises JAX. Raises UserError where a TPU cannot be used, with the fix."""
+    import jax
+
     preflight.check()
     preflight.check_backend(jax.default_backend())
 
@@ -132,6 +94,8 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
     is one device. Where JAX has looked at its devices already (a notebook), those are used, and a
     line on stderr says so if another number was wanted.
     """
+    import jax
+
     if not wanted and jax.distributed.is_initialized():
         wanted = 1
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -154,6 +118,9 @@ def use_compilation_cache(folder: Path) -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     compilation_cache.reset_cache()  # what was compiled before, in a notebook, settled on no cache
@@ -161,6 +128,8 @@ def use_compilation_cache(folder: Path) -> None:
 
 def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
+    from gemma_grpo.weights import assets
+
     path = expanded(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
 
@@ -351,6 +320,8 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         return replace(base, model=replace(base.model, weights=run_or_weights)), None
     run = config.from_yaml(path / "config.yaml")
     if run.model.lora.rank:
+        from gemma_grpo import weights
+
         origin.check(path, {"base weights": weights.digest(run.model.weights)})
     for stage in reversed(config.STAGES):
         stage_weights = path / "weights" / f"{stage}.safetensors"

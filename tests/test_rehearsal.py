@@ -117,9 +117,10 @@ class Case:
         parts = (self.preset, self.adapters, self.layout, f"beta={self.beta}")
         return " ".join([*parts, f"mu={self.num_iterations}", self.stages])
 
-    def arguments(self, folder):
+    def arguments(self, folder, tmp_path):
         """Of `train`: the preset, cut in its lengths and numbers, not in what it switches on."""
         packs = "256" if PRESETS[self.preset].grpo.pack_tokens else "0"
+        has_folder = PRESETS[self.preset].checkpoint.folder
         return [
             *("--preset", self.preset, "--model.weights", str(folder), "--stages", self.stages),
             *("--data.source", "curriculum", "--data.num-train", "60", "--data.num-test", "8"),
@@ -132,6 +133,7 @@ class Case:
             *("--grpo.num-generations", "4", "--grpo.num-iterations", str(self.num_iterations)),
             *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum"),
             *("--evaluation.batch-size", "16", "--evaluation.num-samples", "2"),
+            *("--checkpoint.folder", str(tmp_path / "checkpoints") if has_folder else ""),
         ]
 
 
@@ -147,7 +149,7 @@ def rehearse(case, folder, tmp_path, monkeypatch, cuts):
     Args:
         cuts: steps after which a session ends; none runs it once.
     """
-    arguments = case.arguments(folder)
+    arguments = case.arguments(folder, tmp_path)
     keep_weights_off_the_host(monkeypatch)
     with compile_clock.running() as clock:
         compiled = seconds_after_steps(clock, monkeypatch)
@@ -171,6 +173,7 @@ def cut_and_resume(arguments, tmp_path, monkeypatch, cuts):
     for step in cuts:
         begin = ["--resume"] if run_dir.exists() else arguments
         assert train.main(["--run-dir", str(run_dir), "--hours", f"{step}.5", *begin]) == 75
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # not kept after a session
     attached = tmp_path / "attached" / "cut"
     shutil.copytree(run_dir, attached)
     for path in [attached, *attached.rglob("*")]:
