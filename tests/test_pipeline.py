@@ -57,7 +57,7 @@ def command(*arguments):
 
 def finish(*arguments):
     process = command(*arguments)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
@@ -226,7 +226,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, small, full_ru
 
 def wait_for_lines(process, metrics, num):
     """Waits until a running process has written `num` lines; returns how many there are."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= num):
         if process.poll() is not None:  # it was through already
             break
@@ -245,7 +245,7 @@ def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, small, f
     metrics = run_dir / "metrics.jsonl"
     wait_for_lines(process, metrics, 5)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     if process.returncode:  # it may have been at its last step
         assert process.returncode == 128 + number
         assert "everything is saved" in output and "Traceback" not in output
@@ -337,7 +337,7 @@ def finish_in(run_dir, hours, *arguments):
         stderr=subprocess.STDOUT,
         text=True,
         env=children.ENVIRONMENT,
-        timeout=300,
+        timeout=900,
     )
     return done.returncode, done.stdout
 
@@ -511,7 +511,7 @@ def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(ru
         capture_output=True,
         text=True,
         env=children.ENVIRONMENT,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert "JAX runs already, with 1 CPU devices: model.cpu_devices=2 is ignored" in done.stderr

@@ -154,7 +154,7 @@ def rehearse(case, folder, tmp_path, monkeypatch, cuts):
     with compile_clock.running() as clock:
         compiled = seconds_after_steps(clock, monkeypatch)
         assert train.main(["--run-dir", str(tmp_path / "whole"), *arguments]) == 0
-    assert list((tmp_path / "whole" / "checkpoints").iterdir()) == []
+    assert not list((tmp_path / "whole").glob("checkpoints/*"))
     for stage in case.stages.split(","):
         assert compiled[stage, 2] == compiled[stage, STEPS], "compiled in the middle of a stage"
     if cuts:
