@@ -39,7 +39,7 @@ SMALL = [
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
     "--data.num-train", "60", "--data.num-test", "8",
-    "--evaluation.batch-size", "8",
+    "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
 ]  # fmt: skip
 TIMES = ("time/", "tokens_per_s")
 
@@ -282,7 +282,6 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     reward, run_dir = runs / "fussy.py", runs / "fussy"
     reward.write_text(FAILING_REWARD.format(calls=2 * 8 + 3))  # in the third step of 8 completions
     arguments = [*small, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
-    arguments += ["--evaluation.num-samples", "0"]
     status, output = finish(
         "--run-dir", str(run_dir), *arguments, "--reward", f"{reward}:fussy=0.1"
     )
@@ -505,7 +504,6 @@ sys.exit(*status)
 
 def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(runs, small):
     arguments = ["--run-dir", str(runs / "notebook"), *small, "--stages", "sft"]
-    arguments += ["--evaluation.num-samples", "0"]
     done = subprocess.run(
         [sys.executable, "-c", IN_A_NOTEBOOK, *arguments, "--model.cpu-devices", "2"],
         capture_output=True,

@@ -74,6 +74,12 @@ class Job:
         ]
 
 
+def trained_alone(run_dir, *arguments):
+    command = [sys.executable, "-c", TRAIN, "--run-dir", str(run_dir), *arguments]
+    subprocess.run(command, check=True, env=children.ENVIRONMENT)
+    return run_dir
+
+
 def trained(num_processes, run_dir, *arguments):
     job = Job(TRAIN, num_processes, "--run-dir", str(run_dir), *arguments)
     for status, output in job.finish():
@@ -95,13 +101,7 @@ def small(one_layer):
 @pytest.fixture(scope="module")
 def alone(runs, small):
     """One process with four devices."""
-    arguments = ["--run-dir", str(runs / "alone"), "--model.cpu-devices", "4", *small]
-    subprocess.run(
-        [sys.executable, "-c", TRAIN, *arguments],
-        check=True,
-        env=children.ENVIRONMENT,
-    )
-    return runs / "alone"
+    return trained_alone(runs / "alone", "--model.cpu-devices", "4", *small)
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +194,16 @@ def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
         assert (run_dir / weights).read_bytes() == (two / weights).read_bytes()
 
 
-def test_four_processes_go_on_with_what_two_have_saved(killed, alone, runs):
-    run_dir = shutil.copytree(killed[0], runs / "four")
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_another_number_of_processes_goes_on_with_what_two_have_saved(killed, alone, runs, number):
+    run_dir = shutil.copytree(killed[0], runs / f"by-{number}")
     settings = run_dir / "config.yaml"
-    settings.write_text(settings.read_text().replace("cpu_devices: 2", "cpu_devices: 1"))
-    trained(4, run_dir, "--resume")
+    text = settings.read_text().replace("cpu_devices: 2", f"cpu_devices: {4 // number}")
+    settings.write_text(text)
+    if number == 1:
+        trained_alone(run_dir, "--resume")
+    else:
+        trained(number, run_dir, "--resume")
     assert_like(run_dir, alone)
 
 
