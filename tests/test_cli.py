@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gemma_grpo import ablation, cli, rescore, view
+from gemma_grpo import ablation, cli, pretrain, rescore, view
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import origin
@@ -25,6 +25,12 @@ def start(body: str, *, closed: str = "", **streams) -> subprocess.Popen:
     script += "cli.start(main, hint='; a hint')"
     shell = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
     return subprocess.Popen(shell, cwd=ROOT, text=True, **streams)
+
+
+def test_pretraining_refuses_a_folder_that_is_there_before_it_begins(capsys, tmp_path):
+    (tmp_path / "kept").touch()
+    assert pretrain.main([str(tmp_path)]) == 2
+    assert "there already" in capsys.readouterr().err
 
 
 def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():

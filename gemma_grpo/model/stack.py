@@ -32,9 +32,8 @@ def rope_tables(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax
 
 
 def select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return tuple(
-        jnp.where(is_global, far, near) for near, far in zip(ropes[0], ropes[1], strict=True)
-    )
+    (near_sin, near_cos), (far_sin, far_cos) = ropes
+    return jnp.where(is_global, far_sin, near_sin), jnp.where(is_global, far_cos, near_cos)
 
 
 def layer_block(
