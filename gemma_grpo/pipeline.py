@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,13 @@ class Given:
 
 
 NOTHING_GIVEN = Given()
+
+# What a resumed run may take other than it began with, if the user allows it: by the flag's name,
+# what digests are of.
+CHANGES = {
+    "data": ("training problems", "held-out problems"),
+    "base": ("base weights", "tokenizer"),
+}
 
 
 def given_objects(
@@ -160,8 +167,16 @@ def execute(
     run_dir: Path,
     deadline: Deadline | None = None,
     given: Given = NOTHING_GIVEN,
+    may_change: Collection[str] = (),
 ) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
+
+    Args:
+        run: its settings.
+        run_dir: its folder, with its config.yaml.
+        deadline: by when it stops.
+        given: the Python objects that it was given.
+        may_change: of `CHANGES`, what may be another than when the run began.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
     --resume goes on from there.
@@ -172,7 +187,7 @@ def execute(
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline(), given)
+    session = _Session(run, run_dir, deadline or Deadline(), given, may_change)
     session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
@@ -194,6 +209,7 @@ class _Session:
     run_dir: Path
     deadline: Deadline
     given: Given
+    may_change: Collection[str] = ()
 
     def run_stages(self) -> None:
         """Goes through the stages in order; what each leaves is in the run's directory.
@@ -204,8 +220,9 @@ class _Session:
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
         _say(f"loading {run.model.weights} and the problems")
-        task = load_task(run, self.given)
-        processes.run_on_primary(partial(_check_origin, run, run_dir, task))
+        with origin.begun_elsewhere(run_dir):
+            task = load_task(run, self.given)
+        processes.run_on_primary(partial(_check_origin, run, run_dir, task, self.may_change))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
@@ -318,15 +335,26 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
-    """Notes what the run begins with. Raises UserError where a resumed one began with other."""
+def _check_origin(
+    run: RunConfig, run_dir: Path, task: Task, may_change: Collection[str] = ()
+) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other that
+    may not change; evaluations of what may are made again, so that all compare like with like."""
     digests = {
         "training problems": origin.of_rows(task.train),
         "held-out problems": origin.of_rows(task.test),
         "base weights": weights.digest(run.model.weights),
         "tokenizer": origin.of_files(task.runtime.tokenizer.path),
     }
-    origin.check(run_dir, digests)
+    allowed = {name for kind in may_change for name in CHANGES[kind]}
+    kept = {name: digest for name, digest in digests.items() if name not in allowed}
+    flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
+    origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
+    changed = origin.changed(run_dir, digests)
+    if set(changed) - {"training problems"}:
+        of_base_alone = "held-out problems" not in changed
+        for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
+            path.unlink()
     origin.note(run_dir, digests)
 
 
