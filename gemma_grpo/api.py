@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from gemma_grpo import cli, pipeline
 from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.generator import make_generator
-from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
 from gemma_grpo.records import files, lock, model_card, report
 from gemma_grpo.records import run_dir as run_dirs

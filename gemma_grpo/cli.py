@@ -1,4 +1,7 @@
-"""What the command lines share: flags, devices' errors, the compilation cache, run folders."""
+"""What the command lines share: flags, devices' errors, the compilation cache, run folders.
+
+JAX is imported by those functions that need it: --help and a mistyped flag wait for nothing.
+"""
 
 import argparse
 import contextlib
@@ -12,16 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import tyro
-from jax.experimental.compilation_cache import compilation_cache
 
-from gemma_grpo import config, errors, weights
+from gemma_grpo import config, errors
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded, start
 from gemma_grpo.records import files, origin
-from gemma_grpo.weights import assets
 
 __all__ = ["start"]  # of `errors`; commands that import no jax take it there
 
@@ -60,6 +60,8 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return errors.guarded(of_devices)
     except RuntimeError as error:
+        import jax
+
         is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
         if not (is_of_jax and jax.distributed.is_initialized()):
             raise
@@ -75,6 +77,8 @@ def guarded(command: Callable[[], int]) -> int:
 
 def check_tpu() -> None:
     """Initialises JAX. Raises UserError where a TPU cannot be used, with the fix."""
+    import jax
+
     preflight.check()
     preflight.check_backend(jax.default_backend())
 
@@ -88,6 +92,8 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
     is one device. Where JAX has looked at its devices already (a notebook), those are used, and a
     line on stderr says so if another number was wanted.
     """
+    import jax
+
     if not wanted and jax.distributed.is_initialized():
         wanted = 1
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -110,6 +116,9 @@ def use_compilation_cache(folder: Path) -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     compilation_cache.reset_cache()  # what was compiled before, in a notebook, settled on no cache
@@ -117,6 +126,8 @@ def use_compilation_cache(folder: Path) -> None:
 
 def cache_for(where: str) -> Path:
     """The folder for compiled programs of a model: beside a run, or the user's cache."""
+    from gemma_grpo.weights import assets
+
     path = expanded(where)
     return path.absolute().parent if (path / "config.yaml").is_file() else assets.cache()
 
@@ -310,6 +321,8 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         return replace(base, model=replace(base.model, weights=run_or_weights)), None
     run = config.from_yaml(path / "config.yaml")
     if run.model.lora.rank:
+        from gemma_grpo import weights
+
         origin.check(path, {"base weights": weights.digest(run.model.weights)})
     for stage in reversed(config.STAGES):
         stage_weights = path / "weights" / f"{stage}.safetensors"

@@ -12,15 +12,13 @@ from typing import Any, Literal
 import yaml
 
 from gemma_grpo.errors import UserError, one_line
-from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts
+from gemma_grpo.evaluation.config import EvaluationConfig, evaluation_prompts
+from gemma_grpo.model import ModelConfig, check_seed
 from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 from gemma_grpo.records.trackers import TrackerName
 from gemma_grpo.rewards import RewardConfig
-from gemma_grpo.runtime import ModelConfig, check_seed
-from gemma_grpo.training.grpo import GRPOConfig
-from gemma_grpo.training.saving import CheckpointConfig
-from gemma_grpo.training.sft import SFTConfig
+from gemma_grpo.training.config import CheckpointConfig, GRPOConfig, SFTConfig
 
 # Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
 OLD_VALUES: dict[str, dict[str | bool, str]] = {

@@ -13,21 +13,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
 import tyro
 
 from gemma_grpo import cli
 from gemma_grpo.data import sources
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation import gsm8k_protocol
-from gemma_grpo.evaluation.evaluator import EvaluationConfig, evaluation_prompts, make_evaluator
+from gemma_grpo.evaluation.config import EvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files, report, tokens
-from gemma_grpo.runtime import ModelConfig, Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN
+
+if TYPE_CHECKING:  # --help does not wait for JAX
+    from gemma_grpo.runtime import ModelConfig, Runtime
+else:
+    ModelConfig = Runtime = Any
 
 # What a prompt looks like; the instruction's line is left out where there is none.
 TEMPLATE = (
@@ -115,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(options: Options) -> int:
+    from gemma_grpo.evaluation.evaluator import make_evaluator
+
     subject = _subject(options)
     folder = options.out or _folder(options, subject.task)
     files.require_new_folder(folder, another="name another with --out")
@@ -176,6 +181,8 @@ def _load(subject: Subject, options: Options, problems: Sequence[Problem]) -> tu
         UserError: as `load_model`; a batch that does not split over the devices; a prompt that is
             too long for the budget, now and not after an hour.
     """
+    from gemma_grpo.runtime import load_model
+
     runtime, params = load_model(subject.model, seed=options.seed, trained=subject.trained)
     runtime.check_rows({"batch_size / num_samples": evaluation_prompts(options.evaluation)})
     length = options.max_prompt_length or _prompt_length(subject.task, problems, runtime)
@@ -206,6 +213,8 @@ def _protocol(
     subject: Subject, num_problems: int, runtime: Runtime, evaluation: EvaluationConfig
 ) -> dict:
     """All that a figure depends on; of GSM8K, also where that departs from the protocol."""
+    import jax
+
     protocol = {
         "weights": subject.where,
         "base": subject.model.weights,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from gemma_grpo import api, cli
+from gemma_grpo import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +35,8 @@ def _export(
         dtype: stored in. float32 keeps every bit of what was trained.
         adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
     """
+    from gemma_grpo import api  # --help does not wait for JAX
+
     print(api.load(run).export(out, stage=stage, dtype=dtype, adapter=adapter))
     return 0
 

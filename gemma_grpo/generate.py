@@ -14,19 +14,25 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import tyro
 
 from gemma_grpo import cli
 from gemma_grpo.data import jsonl
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat
-from gemma_grpo.generation.generator import Generator, make_generator
-from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.records import files
-from gemma_grpo.runtime import load_model
+
+if TYPE_CHECKING:  # --help does not wait for JAX
+    import jax
+
+    from gemma_grpo.generation.generator import Generator
+
+    Key = jax.Array
+else:
+    Generator = Key = Any
 
 MAX_COMPLETION_LENGTH = 512  # of a model that comes without a run's own budget
 
@@ -130,6 +136,9 @@ def _generate(options: Options) -> int:
 
 
 def _load(where: str, options: Options) -> Generator:
+    from gemma_grpo.generation.generator import make_generator
+    from gemma_grpo.runtime import load_model
+
     run, trained = cli.trained(where)
     own_length = run.model.max_completion_length if trained else MAX_COMPLETION_LENGTH
     own_instruction = run.model.instruction
@@ -170,9 +179,7 @@ def _encode(generator: Generator, prompt: str, options: Options) -> list[int]:
     return generator.runtime.encode_question(prompt)
 
 
-def _answers(
-    generator: Generator, asked: list[str], options: Options, key: jax.Array
-) -> Iterator[dict]:
+def _answers(generator: Generator, asked: list[str], options: Options, key: Key) -> Iterator[dict]:
     """A line for each completion, batch by batch."""
     encoded = [_encode(generator, prompt, options) for prompt in asked]
     groups = generator.complete_all(encoded, key, options.batch_size)
@@ -193,7 +200,7 @@ def _write_lines(options: Options, lines: Iterator[dict]) -> None:
             print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
 
 
-def _stream(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[str]:
+def _stream(generator: Generator, ids: list[int], key: Key) -> Iterator[str]:
     """The text of one completion, as it is drawn."""
     shown = ""
     for (completion,) in generator.stream(ids, key):
@@ -201,9 +208,11 @@ def _stream(generator: Generator, ids: list[int], key: jax.Array) -> Iterator[st
         shown = completion.text
 
 
-def _converse(generator: Generator, key: jax.Array) -> None:
+def _converse(generator: Generator, key: Key) -> None:
     with contextlib.suppress(ValueError):  # in a thread that is not the main one
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it stops a reply, no more
+    import jax
+
     replies = 0
 
     def reply(ids: list[int]) -> Iterator[str]:

@@ -13,13 +13,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gemma_grpo import cli, presets
 from gemma_grpo.config import RunConfig
-from gemma_grpo.planning import disk, fit, ledger, programs, topology
-from gemma_grpo.planning.chips import Chip
-from gemma_grpo.planning.fit import Row
-from gemma_grpo.planning.ledger import Ledger, Line
+
+if TYPE_CHECKING:  # --help does not wait for JAX
+    from gemma_grpo.planning.chips import Chip
+    from gemma_grpo.planning.fit import Row
+    from gemma_grpo.planning.ledger import Ledger, Line
+    from gemma_grpo.planning.topology import Target
+else:
+    Target = Chip = Row = Ledger = Line = Any
 
 GSM8K_PROBLEMS = 7473  # in its training split
 
@@ -57,6 +62,8 @@ def _main(arguments: list[str]) -> int:
         command="plan",
         description="Compile a run for a TPU that is not there, and read off what it takes.",
     )
+    from gemma_grpo.planning import fit, ledger, programs, topology
+
     ledger.check_hours(options.hours)
     architecture, ids = programs.model_of(run.model)
     where = topology.target(options.topology)
@@ -77,6 +84,8 @@ def summary(
     run: RunConfig, rows: list[Row], account: Ledger, chip: Chip, num_chips: int, hours: float
 ) -> dict:
     """What `--json` prints; times of a chip whose speed is not known are null."""
+    from gemma_grpo.planning import fit
+
     steps = account.steps_in(hours)
     epochs = [number * run.grpo.prompts_per_step / GSM8K_PROBLEMS for number in steps]
     result = {
@@ -107,10 +116,10 @@ def _without_nan(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def table(
-    run: RunConfig, rows: list[Row], account: Ledger, result: dict, where: topology.Target
-) -> str:
+def table(run: RunConfig, rows: list[Row], account: Ledger, result: dict, where: Target) -> str:
     """What a person reads."""
+    from gemma_grpo.planning import disk, fit
+
     model, grpo = run.model, run.grpo
     lines = [
         f"{model.weights} on {where.name}: {grpo.prompts_per_step} prompts x "

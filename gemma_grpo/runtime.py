@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -15,10 +14,10 @@ from gemma_grpo import weights
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import (
-    NO_LORA,
     REPLICATED,
     Layout,
     LoRAConfig,
+    ModelConfig,
     Params,
     Remat,
     check_seed,
@@ -28,50 +27,7 @@ from gemma_grpo.text.tokenizer import Tokenizer
 
 # Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
 SURPLUS_ROWS = 64
-_MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What is trained, and how it is run."""
-
-    weights: str = "gemma3-nano"
-    """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
-    Kaggle's), a file (.safetensors in such a folder, .gguf) or a model at Kaggle
-    (kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION)."""
-    tokenizer: str = ""
-    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
-    lora: LoRAConfig = NO_LORA
-    """Adapters; off unless lora.rank is set."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computed in; master weights are float32 regardless."""
-    instruction: str = ""
-    """Put before every question, on a line of its own."""
-    max_prompt_length: int = 48
-    """Tokens a prompt may take, chat turns included."""
-    max_completion_length: int = 60
-    """Tokens a completion may take, stop token included."""
-    remat: Remat = "none"
-    """What the backward pass computes again, to need less memory: none; dots, all but the matmuls
-    with weights; full, each block."""
-    rollout_layout: Literal["data", "tensor_parallel"] = "data"
-    """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
-    sharded over the devices, faster where few rows are decoded on each of several chips."""
-    cpu_devices: int = 0
-    """CPU devices; 0: one device per core, reduced until batch sizes divide evenly. A large model
-    runs its matmuls over all cores anyway and wants 1."""
-
-    def __post_init__(self):
-        if self.max_prompt_length < 1 or self.max_completion_length < 1:
-            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
-        if not 0 <= self.cpu_devices <= _MOST_CPU_DEVICES:
-            raise UserError(f"model: cpu_devices must be from 0 to {_MOST_CPU_DEVICES}")
-
-    @property
-    def of_gemma(self) -> bool:
-        """Whether the weights are Gemma's, whose terms apply; the embedded ones are not."""
-        return self.weights != weights.NANO
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jax
 import tyro
 
-from gemma_grpo import cli, config, pipeline, presets
+from gemma_grpo import cli, config, presets
 from gemma_grpo.config import RunConfig
-from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.devices import preflight, processes
+from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded
-from gemma_grpo.pipeline import Deadline
-from gemma_grpo.planning import chips, disk, fit, topology
 from gemma_grpo.records import files, lock, report, trace
 from gemma_grpo.records import run_dir as run_dirs
+
+if TYPE_CHECKING:  # --help does not wait for JAX
+    from gemma_grpo.pipeline import Deadline, Task
+else:
+    Deadline = Task = Any
 
 RUNS = Path("runs")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
@@ -111,7 +113,12 @@ def _main(arguments: list[str]) -> int:
         description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
     )
     run = cli.with_rewards(run, options.reward, options.rubric, options.judge)
-    deadline = Deadline(options.hours)
+    import jax
+
+    from gemma_grpo import pipeline
+    from gemma_grpo.devices import processes
+
+    deadline = pipeline.Deadline(options.hours)
     if options.resume or options.resume_from is not None:
         _check_settings(options, run, default)
     preflight.check()
@@ -157,6 +164,10 @@ def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> Non
 
 def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     """The run, once the devices are chosen; returns the exit status."""
+    from gemma_grpo import pipeline
+    from gemma_grpo.devices import processes
+    from gemma_grpo.planning import topology
+
     named = processes.broadcast_from_primary(lambda: _run_dir(options))
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
@@ -174,7 +185,8 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
     if topology.is_here() and not options.ignore_plan:
-        _require_room(run)
+        left = lambda: pipeline.stages_left(run, options.resume_from or named)
+        _require_room(run, processes.broadcast_from_primary(left))
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
         say(f"run directory: {run_dir}", file=sys.stderr)
@@ -209,6 +221,8 @@ def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.Exi
     Raises:
         UserError: another process uses it, it is no new one, or it cannot be written.
     """
+    from gemma_grpo import pipeline
+
     if not options.resume:
         if options.run_dir is None:
             run_dir = run_dirs.unused(run_dir)
@@ -236,17 +250,24 @@ def _run_dir(options: Options) -> Path:
     return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _require_room(run: RunConfig) -> None:
-    """Raises UserError if the run will not fit on the chips that are here, as far as their memory
-    is known. What is compiled for that stays in the compilation cache."""
+def _require_room(run: RunConfig, stages: list[str]) -> None:
+    """Raises UserError if what is left of the run will not fit on the chips that are here, as far
+    as their memory is known. What is compiled for that stays in the compilation cache."""
+    import jax
+
+    from gemma_grpo.devices import mesh as meshes
+    from gemma_grpo.planning import chips, fit
+
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        fit.require_room(run, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip, stages)
 
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:
     """Raises UserError if the run's files will not find room on the disk."""
+    from gemma_grpo.planning import disk, fit
+
     disk.require_room(
         run,
         fit.model_config(run.model.weights),
@@ -263,7 +284,11 @@ def _newest_run() -> Path:
     return runs[-1].parent
 
 
-def _plan(run: RunConfig, task: pipeline.Task, run_dir: Path) -> str:
+def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
+    import jax
+
+    from gemma_grpo.planning import disk, fit
+
     trained, frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (task.base, task.runtime.frozen)

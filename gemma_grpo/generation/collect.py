@@ -13,8 +13,8 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.devices import processes
 from gemma_grpo.generation import samples as scoring
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
-from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout, make_stream
-from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation import sampling
-from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.generation.config import SamplingConfig
 
 
 class Rollout(NamedTuple):

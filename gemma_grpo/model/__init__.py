@@ -1,32 +1,46 @@
-"""Gemma 3 text as a Flax NNX module: config, layers, attention, packed rows, transformer."""
+"""Gemma 3 text as a Flax NNX module: config, layers, attention, packed rows, transformer.
 
-from gemma_grpo.model.config import CONFIGS, Gemma3Config
-from gemma_grpo.model.decode import decode, empty_cache, unstack_layers
-from gemma_grpo.model.forward import KV, forward
-from gemma_grpo.model.groups import forward_groups
-from gemma_grpo.model.layout import REPLICATED, Layout, TensorParallel
-from gemma_grpo.model.lora import NO_LORA, LoRAConfig, merge_adapter
-from gemma_grpo.model.packed import Packed, Rows
-from gemma_grpo.model.params import PRNG, check_seed, in_dtype, join, partition, random_key
-from gemma_grpo.model.stack import Gather, Remat
-from gemma_grpo.model.transformer import Gemma3, Params, abstract, init_adapter, split
+The names are there when they are used: settings and sizes do not import jax.
+"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma_grpo.model.config import CONFIGS, Gemma3Config
+    from gemma_grpo.model.decoding import decode, empty_cache, unstack_layers
+    from gemma_grpo.model.groups import forward_groups
+    from gemma_grpo.model.layout import REPLICATED, Layout, TensorParallel
+    from gemma_grpo.model.lora import merge_adapter
+    from gemma_grpo.model.packed import Packed, Rows
+    from gemma_grpo.model.params import PRNG, in_dtype, join, partition, random_key
+    from gemma_grpo.model.sequences import KV, forward
+    from gemma_grpo.model.settings import NANO, NO_LORA, LoRAConfig, ModelConfig, Remat, check_seed
+    from gemma_grpo.model.stack import Gather
+    from gemma_grpo.model.transformer import Gemma3, Params, abstract, init_adapter, split
+
+_HOMES = (  # in which a name is looked for, in this order: the first two do not import jax
+    *("config", "settings", "params", "lora", "layout", "transformer", "stack"),
+    *("sequences", "decoding", "packed", "groups"),
+)
 __all__ = [
     "CONFIGS",
     "Gather",
+    "Gemma3",
+    "Gemma3Config",
     "KV",
+    "Layout",
+    "LoRAConfig",
+    "ModelConfig",
+    "NANO",
     "NO_LORA",
     "PRNG",
     "Packed",
-    "Gemma3",
-    "Gemma3Config",
-    "Layout",
-    "LoRAConfig",
     "Params",
+    "REPLICATED",
     "Remat",
     "Rows",
     "TensorParallel",
-    "REPLICATED",
     "abstract",
     "check_seed",
     "decode",
@@ -42,3 +56,11 @@ __all__ = [
     "split",
     "unstack_layers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home in _HOMES if name in __all__ else ():
+        module = importlib.import_module(f"{__name__}.{home}")
+        if name in vars(module):
+            return vars(module)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from gemma_grpo.model import lora
 from gemma_grpo.model.layers import RMSNorm, adapted, rotate
+from gemma_grpo.model.settings import LoRAConfig
 
 # Large, yet finite: a row whose slots are all masked gives a uniform average, which is never read,
 # where -inf would give NaN and poison the gradient.
@@ -169,7 +170,7 @@ class Attention(nnx.Module):
         num_kv_heads: int,
         head_dim: int,
         norm_eps: float,
-        lora_config: lora.LoRAConfig,
+        lora_config: LoRAConfig,
         rngs: nnx.Rngs,
     ):
         init_in = nnx.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))

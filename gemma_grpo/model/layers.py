@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from gemma_grpo.model import lora
+from gemma_grpo.model.settings import NO_LORA, LoRAConfig
 
 
 class RMSNorm(nnx.Module):
@@ -53,7 +54,7 @@ class GatedMLP(nnx.Module):
         embed_dim: int,
         hidden_dim: int,
         *,
-        lora_config: lora.LoRAConfig = lora.NO_LORA,
+        lora_config: LoRAConfig = NO_LORA,
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.lecun_normal()

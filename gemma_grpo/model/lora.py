@@ -1,4 +1,4 @@
-"""Low-rank adapters beside projections: their configuration, the module, and the merge into a base.
+"""Low-rank adapters beside projections: the module, and the merge into a base.
 
 Hu et al., arXiv 2106.09685, eq. 3: h = W x + (alpha / r) B A x, with W frozen. Theirs is [out, in];
 here `a` is [in, r] and `b` [r, out], so that h = x W + (alpha / r) (x a) b.
@@ -6,8 +6,6 @@ here `a` is [in, r] and `b` [r, out], so that h = x W + (alpha / r) (x a) b.
 In a parameter tree an adapter stands beside its weight, under the weight's name + "_lora".
 """
 
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,63 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.model.settings import TARGETS, LoRAConfig
 
 SUFFIX = "_lora"
-TARGETS = (
-    "attention.q_proj",
-    "attention.k_proj",
-    "attention.v_proj",
-    "attention.o_proj",
-    "mlp.gate",
-    "mlp.up",
-    "mlp.down",
-)
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Train low-rank adapters beside a frozen base instead of all weights."""
-
-    rank: int = 0
-    """r, the adapters' inner width; 0 trains all weights and has no adapter."""
-    alpha: float = 32.0
-    """The adapters' output is scaled by alpha / rank."""
-    targets: str = ".*"
-    """Regular expression searched for in attention.q_proj, .k_proj, .v_proj, .o_proj, mlp.gate, .up
-    and .down: the projections that get an adapter, in every layer."""
-    dropout: float = 0.0
-    """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
-    under the update's own dropout masks: so the ratio is 1 until the weights move, and the KL is 0
-    while they are the reference's. Sampling drops nothing; the metric logp_gap shows this."""
-
-    def __post_init__(self):
-        if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise UserError(
-                f"lora: rank={self.rank} must be 0 (off) or more, alpha={self.alpha} above 0, "
-                f"dropout={self.dropout} in [0, 1)"
-            )
-        try:
-            chosen = self.chosen
-        except re.error as error:
-            raise UserError(
-                f"lora.targets={self.targets!r} is not a regular expression: {error}"
-            ) from error
-        if self.rank and not chosen:
-            raise UserError(
-                f"lora.targets={self.targets!r} matches none of {', '.join(TARGETS)}; "
-                "'.*' takes all"
-            )
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The names in `TARGETS` that get an adapter."""
-        if self.rank == 0:
-            return ()
-        return tuple(name for name in TARGETS if re.search(self.targets, name))
-
-
-NO_LORA = LoRAConfig()
 
 
 class LoRA(nnx.Module):

@@ -4,23 +4,16 @@ from typing import Any, Literal
 
 import jax
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.model.lora import SUFFIX
+from gemma_grpo.model.settings import check_seed
 
 PRNG = "threefry2x32"  # named: JAX_DEFAULT_PRNG_IMPL may say rbg, whose draws depend on the devices
-_SEEDS = 2**31 - 1  # one below what a signed integer of 32 bits holds: seed + 1 is used too
 
 
 def random_key(seed: int) -> jax.Array:
     """The key of a random seed. Raises as `check_seed`."""
     check_seed(seed)
     return jax.random.key(seed, impl=PRNG)
-
-
-def check_seed(seed: int) -> None:
-    """Raises UserError for a seed of which JAX would drop bits."""
-    if not 0 <= seed < _SEEDS:
-        raise UserError(f"seed={seed}: must be 0 or more, and below {_SEEDS}")
 
 
 def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

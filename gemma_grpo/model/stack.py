@@ -1,7 +1,6 @@
 """The stack of blocks, run layer by layer: the scan, remat, RoPE tables, dropout keys."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,10 @@ from flax import nnx
 
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import rope_table
+from gemma_grpo.model.settings import Remat
 from gemma_grpo.model.transformer import Block, Gemma3
 
 Gather = Callable[[nnx.State], nnx.State]  # one layer's parameters, sharded -> whole
-# none: all is kept. dots: matmuls with weights are, and the rest (norms, attention, the MLP's
-# gate) computed again. full: a block's input is, and all of it computed again.
-Remat = Literal["none", "dots", "full"]
 _KEPT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,

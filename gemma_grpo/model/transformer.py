@@ -17,8 +17,8 @@ from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
 from gemma_grpo.model.layers import GatedMLP, RMSNorm
 from gemma_grpo.model.layout import REPLICATED, Layout
-from gemma_grpo.model.lora import NO_LORA, LoRAConfig
 from gemma_grpo.model.params import partition, random_key
+from gemma_grpo.model.settings import NO_LORA, LoRAConfig
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -14,7 +14,6 @@ Departures from the papers:
 """
 
 import functools
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,34 +22,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from gemma_grpo.errors import UserError
-
-Scale = Literal["group", "batch", "mean", "none"]
-Baseline = Literal["mean", "leave_one_out"]
+from gemma_grpo.objective.checks import check_advantages
+from gemma_grpo.objective.config import Baseline, Scale
 
 _STD_EPS = 1e-6  # damps groups whose rewards differ only by rounding; far below any real reward
-
-
-def check(*, num_generations: int, scale: str, baseline: str) -> None:
-    """Raises UserError for an unknown name, G = 1, and leave_one_out with a scale of the group."""
-    if scale not in get_args(Scale):
-        raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
-    if baseline not in get_args(Baseline):
-        raise UserError(f"baseline={baseline!r} is unknown: use one of {get_args(Baseline)}")
-    if num_generations < 2:
-        raise UserError(
-            f"num_generations={num_generations} leaves nothing to compare a completion with: "
-            "use at least 2, better 8"
-        )
-    if baseline == "leave_one_out" and scale == "group":
-        raise UserError(
-            "baseline='leave_one_out' with scale='group': the group's std contains the reward that "
-            "leave-one-out leaves out; use scale='batch' or 'none'"
-        )
-    if baseline == "leave_one_out" and scale == "mean":
-        raise UserError(
-            "baseline='leave_one_out' with scale='mean': the group's mean contains the reward that "
-            "leave-one-out leaves out; use baseline='mean'"
-        )
 
 
 def group_advantages(
@@ -80,7 +55,7 @@ def group_advantages(
     Raises UserError for G=1 and for leave_one_out with scale="group" or "mean".
     """
     num_generations = rewards_PG.shape[1]
-    check(num_generations=num_generations, scale=scale, baseline=baseline)
+    check_advantages(num_generations=num_generations, scale=scale, baseline=baseline)
     relative_PG = rewards_PG - rewards_PG[:, :1]
     centred_PG = relative_PG - relative_PG.mean(axis=1, keepdims=True)
     advantages_PG = centred_PG

@@ -1,16 +1,17 @@
 """Which settings of loss and advantages go together: refusals and warnings, by field name."""
 
+from typing import get_args
+
 from gemma_grpo.errors import UserError
-from gemma_grpo.objective import advantages
-from gemma_grpo.objective.config import LossConfig
+from gemma_grpo.objective.config import Baseline, LossConfig, Scale
 
 
 def check_combination(
     loss: LossConfig,
     *,
     num_generations: int,
-    scale: advantages.Scale,
-    baseline: advantages.Baseline,
+    scale: Scale,
+    baseline: Baseline,
     num_iterations: int,
 ) -> list[str]:
     """A warning for each setting that works but surprises. `num_iterations` is mu.
@@ -21,10 +22,33 @@ def check_combination(
     if num_iterations < 1:
         raise UserError(f"num_iterations={num_iterations}: a rollout is trained on at least once")
     _refuse_numbers(loss)
-    advantages.check(num_generations=num_generations, scale=scale, baseline=baseline)
+    check_advantages(num_generations=num_generations, scale=scale, baseline=baseline)
     _refuse_combinations(loss)
     refuse_kl_loss(loss)
     return _warnings(loss, num_generations, scale, num_iterations)
+
+
+def check_advantages(*, num_generations: int, scale: str, baseline: str) -> None:
+    """Raises UserError for an unknown name, G = 1, and leave_one_out with a scale of the group."""
+    if scale not in get_args(Scale):
+        raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
+    if baseline not in get_args(Baseline):
+        raise UserError(f"baseline={baseline!r} is unknown: use one of {get_args(Baseline)}")
+    if num_generations < 2:
+        raise UserError(
+            f"num_generations={num_generations} leaves nothing to compare a completion with: "
+            "use at least 2, better 8"
+        )
+    if baseline == "leave_one_out" and scale == "group":
+        raise UserError(
+            "baseline='leave_one_out' with scale='group': the group's std contains the reward that "
+            "leave-one-out leaves out; use scale='batch' or 'none'"
+        )
+    if baseline == "leave_one_out" and scale == "mean":
+        raise UserError(
+            "baseline='leave_one_out' with scale='mean': the group's mean contains the reward that "
+            "leave-one-out leaves out; use baseline='mean'"
+        )
 
 
 def refuse_kl_loss(loss: LossConfig) -> None:
@@ -77,7 +101,7 @@ def _refuse_combinations(loss: LossConfig) -> None:
 
 
 def _warnings(
-    loss: LossConfig, num_generations: int, scale: advantages.Scale, num_iterations: int
+    loss: LossConfig, num_generations: int, scale: Scale, num_iterations: int
 ) -> list[str]:
     """One line for each choice that works but surprises."""
     warnings = []

@@ -1,4 +1,4 @@
-"""`LossConfig`: the settings of the objective, and the names they may take."""
+"""The settings of the objective, and the names they may take. Does not import jax."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +8,8 @@ Level = Literal["token", "sequence", "sequence_token"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 KlEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "k3_unbiased"]
 TisLevel = Literal["token", "sequence"]
+Scale = Literal["group", "batch", "mean", "none"]
+Baseline = Literal["mean", "leave_one_out"]
 
 # (epsilon, epsilon_high) by objective, and by whether the ratio is a token's. CISPO looks at tokens
 # only; with a sequence's ratio `checks` refuses it.

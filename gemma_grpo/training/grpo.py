@@ -11,7 +11,7 @@ config it departs from the paper in these points:
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -25,87 +25,23 @@ from gemma_grpo import rewards
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.errors import UserError
 from gemma_grpo.generation import collect
-from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.model import Params, Remat, in_dtype
 from gemma_grpo.objective import advantages
-from gemma_grpo.objective import checks as loss_checks
-from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.rewards import GivenRewards, RewardConfig
 from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
+from gemma_grpo.training.config import GRPOConfig
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
-    OptimizerConfig,
     TrainState,
     init_train_state,
     learning_rates,
     make_optimizer,
 )
 from gemma_grpo.training.update import Packs, UpdateConfig
-
-
-@dataclass(frozen=True)
-class GRPOConfig:
-    """Stage two."""
-
-    num_steps: int = 200
-    """Steps; each is one rollout and `num_iterations` updates."""
-    prompts_per_step: int = 8
-    """P, different prompts a step."""
-    num_generations: int = 8
-    """G, completions of each prompt."""
-    temperature: float = 1.0
-    """Of the sampler, and of the log-probs trained on."""
-    num_iterations: int = 1
-    """Updates on each rollout (mu)."""
-    pack_tokens: int = 0
-    """Tokens that a device computes at a time in an update: prompts and completions in rows of this
-    length, as many as they need. Less needs less memory. 0 computes its whole share at once,
-    padding too."""
-    scale: advantages.Scale = "group"
-    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
-    where right is all that is paid), or nothing."""
-    baseline: advantages.Baseline = "mean"
-    """What is subtracted from a reward: the mean of its group, or of the group's other rewards
-    (leave_one_out)."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """The objective."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How the weights are updated."""
-    resample_rounds: int = 0
-    """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
-    curriculum: bool = True
-    """Easy problems first, then medium, then hard ones; false draws from all of them."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; 0 saves none by steps."""
-
-    def __post_init__(self):
-        if self.num_steps < 1 or self.prompts_per_step < 1:
-            raise UserError("grpo: num_steps and prompts_per_step must be at least 1")
-        if self.checkpoint_every < 0:
-            raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
-        if self.pack_tokens < 0:
-            raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
-        if not 1e-6 <= self.temperature <= 1e6:
-            raise UserError(
-                f"grpo: temperature={self.temperature} must be above 0 to explore, from 1e-6 to 1e6"
-            )
-        if self.resample_rounds < 0:
-            raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
-        self.check()
-
-    def check(self) -> list[str]:
-        """Warnings about unwise settings; UserError for senseless ones."""
-        return loss_checks.check_combination(
-            self.loss,
-            num_generations=self.num_generations,
-            scale=self.scale,
-            baseline=self.baseline,
-            num_iterations=self.num_iterations,
-        )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import Params, in_dtype
+from gemma_grpo.model import ModelConfig, Params, in_dtype
 from gemma_grpo.rewards.judge import Judge, Question
-from gemma_grpo.runtime import ModelConfig, Runtime, load_model
+from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.training import grpo_update
 

@@ -1,7 +1,6 @@
 """When a run saves its state, and where: as often as its settings ask and its own save times
 allow."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,37 +10,11 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.records import metrics
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
+from gemma_grpo.training.config import CheckpointConfig
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
 
 SMALL = 10**8  # bytes; a state below this is saved whenever it is due, however busy the machine is
 HOST_BYTES_PER_SECOND = 1e9  # device to host; taken for the first save, until one was measured
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When training states are saved, where, and how many are kept."""
-
-    minutes: float = 0.0
-    """Also save when this many minutes have passed since the last save; 0: by steps alone
-    (sft.checkpoint-every, grpo.checkpoint-every)."""
-    share: float = 0.05
-    """Share of a stage's time that training may stand still to save: a save that would exceed it is
-    put off, unless the state is below 100 MB. Writing, while training goes on, does not count."""
-    keep: int = 2
-    """Checkpoints of a stage that are kept; while one more is written, the disk holds that too."""
-    folder: str = ""
-    """Absolute path of a folder for this run's checkpoints alone, such as one on a larger disk; the
-    one with which the run stops early goes to the run's own folder. "": all go there."""
-
-    def __post_init__(self):
-        if not (self.minutes >= 0 and math.isfinite(self.minutes)):
-            raise UserError(f"checkpoint: minutes={self.minutes} must be 0 or more, and finite")
-        if not 0 < self.share <= 1:
-            raise UserError(f"checkpoint: share={self.share} must be above 0, and 1 at most")
-        if self.keep < 1:
-            raise UserError(f"checkpoint: keep={self.keep}: keep at least 1, better 2")
-        if self.folder and not Path(self.folder).is_absolute():
-            raise UserError(f"checkpoint: folder={self.folder!r} must be an absolute path")
 
 
 class Schedule:

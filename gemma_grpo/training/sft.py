@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,15 @@ from jaxtyping import Float
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
 from gemma_grpo.objective import losses
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
 from gemma_grpo.training import packing, update
+from gemma_grpo.training.config import SFTConfig
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
 from gemma_grpo.training.state import (
-    OptimizerConfig,
     TrainState,
     init_train_state,
     learning_rates,
@@ -33,33 +32,6 @@ from gemma_grpo.training.state import (
 from gemma_grpo.training.update import UpdateConfig
 
 Update = Callable[[TrainState, Params, update.Packs], tuple[TrainState, dict[str, jax.Array]]]
-
-
-@dataclass(frozen=True)
-class SFTConfig:
-    """Stage one."""
-
-    num_steps: int = 100
-    """Optimizer updates."""
-    batch_size: int = 32
-    """Demonstrations an update."""
-    pack_tokens: int = 0
-    """Tokens that a device computes at a time: prompts and completions in rows of this length, as
-    many as they need. Less needs less memory. 0 computes its whole share at once, padding too."""
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
-    )
-    """How the weights move."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; 0 saves none by steps."""
-
-    def __post_init__(self):
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise UserError("sft: num_steps and batch_size must be at least 1")
-        if self.checkpoint_every < 0:
-            raise UserError(f"sft: checkpoint_every={self.checkpoint_every} must be 0 or more")
-        if self.pack_tokens < 0:
-            raise UserError(f"sft: pack_tokens={self.pack_tokens} must be 0 or more")
 
 
 def make_batch(

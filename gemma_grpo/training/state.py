@@ -1,10 +1,8 @@
 """What training carries from step to step, and the optimizer that updates it."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_grpo.devices import mesh as meshes
-from gemma_grpo.errors import UserError
 from gemma_grpo.model import Params
+from gemma_grpo.training.config import OptimizerConfig
 
 
 class TrainState(NamedTuple):
@@ -30,43 +28,6 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     num_updates: Int[Array, ""]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with a clipped gradient and a schedule."""
-
-    learning_rate: float = 1e-6
-    """Peak learning rate."""
-    warmup: float = 0.05
-    """Share of the updates over which the rate rises linearly from 0."""
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape of the schedule after the warm-up."""
-    final_rate: float = 0.1
-    """Rate at the last update, as a share of the peak (linear and cosine)."""
-    b1: float = 0.9
-    """Adam's decay of the first moment."""
-    b2: float = 0.95
-    """Adam's decay of the second moment."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled decay; norm gains are not decayed."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-
-    def __post_init__(self):
-        for name, value, low, high, wanted in (
-            ("learning_rate", self.learning_rate, 0, math.inf, "0 or more, and finite"),
-            ("weight_decay", self.weight_decay, 0, math.inf, "0 or more, and finite"),
-            ("b1", self.b1, 0, 1, "in [0, 1)"),
-            ("b2", self.b2, 0, 1, "in [0, 1)"),
-        ):
-            if not low <= value < high:  # true for NaN too
-                raise UserError(f"optimizer: {name}={value} must be {wanted}")
-        for name, share in (("warmup", self.warmup), ("final_rate", self.final_rate)):
-            if not 0 <= share <= 1:
-                raise UserError(f"optimizer: {name}={share} must be in [0, 1]")
-        if not self.max_grad_norm > 0:
-            raise UserError(f"optimizer: max_grad_norm={self.max_grad_norm} must be above 0")
 
 
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:

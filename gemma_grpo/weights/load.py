@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gemma_grpo.data import kaggle
 from gemma_grpo.errors import UserError, expanded
-from gemma_grpo.model import CONFIGS
+from gemma_grpo.model import CONFIGS, NANO
 from gemma_grpo.records import files, origin
 from gemma_grpo.weights import (
     assets,
@@ -17,8 +17,6 @@ from gemma_grpo.weights import (
     sentencepiece_model,
 )
 from gemma_grpo.weights.source import Source
-
-NANO = "gemma3-nano"
 
 
 def open_source(where: str) -> Source:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw, head
 from gemma_grpo.kernels.dispatch import dispatch
 from gemma_grpo.kernels.truncated_sampling import pallas_tpu, xla
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
+from gemma_grpo.kernels.truncation import check_truncation
 
 
 class TruncatedDraw(NamedTuple):
@@ -92,20 +92,6 @@ def _obstacle(B: int, V: int, D: int, dtype: jnp.dtype, shards: int) -> str | No
     if pallas_tpu.vmem_bytes(B, V, D, dtype) > pallas_tpu.vmem_limit():
         return f"{B} rows do not fit in VMEM"
     return None
-
-
-def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """Raises UserError where a setting is out of range."""
-    if not 1e-6 <= temperature < float("inf"):
-        raise UserError(
-            f"temperature={temperature}: must be 1e-6 or more and finite (greedy cuts nothing off)"
-        )
-    if top_k < 0:
-        raise UserError(f"top_k={top_k}: must be 0 (off) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off)")
-    if not 0 <= min_p <= 1:
-        raise UserError(f"min_p={min_p}: must be at least 0 (off) and at most 1")
 
 
 def _head_and_draw(hidden_BD, embedding_VD, noise, *, truncation, temperature, axis_name):

@@ -7,7 +7,7 @@ import tolerances
 from flax import nnx
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.model.forward import forward
+from gemma_grpo.model.sequences import forward
 from gemma_grpo.rewards.judge import Question
 from gemma_grpo.training import judge_model
 

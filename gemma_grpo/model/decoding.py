@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_grpo.model import attention
 from gemma_grpo.model.config import Gemma3Config
-from gemma_grpo.model.forward import KV
 from gemma_grpo.model.layout import REPLICATED, Layout
+from gemma_grpo.model.sequences import KV
 from gemma_grpo.model.stack import rope_tables, score_scale
 from gemma_grpo.model.transformer import Block, Gemma3
 

@@ -1,0 +1,44 @@
+"""`SamplingConfig`: the distribution that tokens are drawn from. Does not import jax."""
+
+from dataclasses import dataclass
+
+from gemma_grpo.kernels.truncation import check_truncation
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The distribution that tokens are drawn from; by default the model's own.
+
+    Truncations apply in the order top_k, top_p, min_p, each to what the one before has left.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the largest, with its log-prob at temperature 1.
+        top_k: keep the k largest, and whatever ties with the smallest of them; 0 keeps all.
+        top_p: then keep the smallest set of largest ones whose mass reaches p; 1 keeps all.
+        min_p: then keep those of min_p times the largest probability or more; 0 keeps all.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        # Greedy decoding ignores the other settings; they must be in range all the same.
+        check_truncation(
+            temperature=self.temperature or 1.0,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are cut off before the draw."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+GREEDY = SamplingConfig(temperature=0.0)

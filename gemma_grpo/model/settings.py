@@ -1,0 +1,116 @@
+"""The settings of a model: adapters, how it is run, and the seeds allowed. Does not import jax."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from gemma_grpo.errors import UserError
+
+NANO = "gemma3-nano"  # the embedded weights
+TARGETS = (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.down",
+)
+# none: all is kept. dots: matmuls with weights are, and the rest (norms, attention, the MLP's
+# gate) computed again. full: a block's input is, and all of it computed again.
+Remat = Literal["none", "dots", "full"]
+_MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
+_SEEDS = 2**31 - 1  # one below what a signed integer of 32 bits holds: seed + 1 is used too
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed of which JAX would drop bits."""
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"seed={seed}: must be 0 or more, and below {_SEEDS}")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Train low-rank adapters beside a frozen base instead of all weights."""
+
+    rank: int = 0
+    """r, the adapters' inner width; 0 trains all weights and has no adapter."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / rank."""
+    targets: str = ".*"
+    """Regular expression searched for in attention.q_proj, .k_proj, .v_proj, .o_proj, mlp.gate, .up
+    and .down: the projections that get an adapter, in every layer."""
+    dropout: float = 0.0
+    """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
+    under the update's own dropout masks: so the ratio is 1 until the weights move, and the KL is 0
+    while they are the reference's. Sampling drops nothing; the metric logp_gap shows this."""
+
+    def __post_init__(self):
+        if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"lora: rank={self.rank} must be 0 (off) or more, alpha={self.alpha} above 0, "
+                f"dropout={self.dropout} in [0, 1)"
+            )
+        try:
+            chosen = self.chosen
+        except re.error as error:
+            raise UserError(
+                f"lora.targets={self.targets!r} is not a regular expression: {error}"
+            ) from error
+        if self.rank and not chosen:
+            raise UserError(
+                f"lora.targets={self.targets!r} matches none of {', '.join(TARGETS)}; "
+                "'.*' takes all"
+            )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The names in `TARGETS` that get an adapter."""
+        if self.rank == 0:
+            return ()
+        return tuple(name for name in TARGETS if re.search(self.targets, name))
+
+
+NO_LORA = LoRAConfig()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained, and how it is run."""
+
+    weights: str = "gemma3-nano"
+    """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
+    Kaggle's), a file (.safetensors in such a folder, .gguf) or a model at Kaggle
+    (kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION)."""
+    tokenizer: str = ""
+    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
+    lora: LoRAConfig = NO_LORA
+    """Adapters; off unless lora.rank is set."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computed in; master weights are float32 regardless."""
+    instruction: str = ""
+    """Put before every question, on a line of its own."""
+    max_prompt_length: int = 48
+    """Tokens a prompt may take, chat turns included."""
+    max_completion_length: int = 60
+    """Tokens a completion may take, stop token included."""
+    remat: Remat = "none"
+    """What the backward pass computes again, to need less memory: none; dots, all but the matmuls
+    with weights; full, each block."""
+    rollout_layout: Literal["data", "tensor_parallel"] = "data"
+    """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
+    sharded over the devices, faster where few rows are decoded on each of several chips."""
+    cpu_devices: int = 0
+    """CPU devices; 0: one device per core, reduced until batch sizes divide evenly. A large model
+    runs its matmuls over all cores anyway and wants 1."""
+
+    def __post_init__(self):
+        if self.max_prompt_length < 1 or self.max_completion_length < 1:
+            raise UserError("model: max_prompt_length and max_completion_length must be at least 1")
+        if not 0 <= self.cpu_devices <= _MOST_CPU_DEVICES:
+            raise UserError(f"model: cpu_devices must be from 0 to {_MOST_CPU_DEVICES}")
+
+    @property
+    def of_gemma(self) -> bool:
+        """Whether the weights are Gemma's, whose terms apply; the embedded ones are not."""
+        return self.weights != NANO

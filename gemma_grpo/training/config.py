@@ -1,0 +1,162 @@
+"""The settings of training: the two stages, their optimizer, checkpoints. Does not import jax."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gemma_grpo.errors import UserError
+from gemma_grpo.objective import checks
+from gemma_grpo.objective.config import Baseline, LossConfig, Scale
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a clipped gradient and a schedule."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the updates over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the schedule after the warm-up."""
+    final_rate: float = 0.1
+    """Rate at the last update, as a share of the peak (linear and cosine)."""
+    b1: float = 0.9
+    """Adam's decay of the first moment."""
+    b2: float = 0.95
+    """Adam's decay of the second moment."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay; norm gains are not decayed."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self):
+        for name, value, low, high, wanted in (
+            ("learning_rate", self.learning_rate, 0, math.inf, "0 or more, and finite"),
+            ("weight_decay", self.weight_decay, 0, math.inf, "0 or more, and finite"),
+            ("b1", self.b1, 0, 1, "in [0, 1)"),
+            ("b2", self.b2, 0, 1, "in [0, 1)"),
+        ):
+            if not low <= value < high:  # true for NaN too
+                raise UserError(f"optimizer: {name}={value} must be {wanted}")
+        for name, share in (("warmup", self.warmup), ("final_rate", self.final_rate)):
+            if not 0 <= share <= 1:
+                raise UserError(f"optimizer: {name}={share} must be in [0, 1]")
+        if not self.max_grad_norm > 0:
+            raise UserError(f"optimizer: max_grad_norm={self.max_grad_norm} must be above 0")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Stage one."""
+
+    num_steps: int = 100
+    """Optimizer updates."""
+    batch_size: int = 32
+    """Demonstrations an update."""
+    pack_tokens: int = 0
+    """Tokens that a device computes at a time: prompts and completions in rows of this length, as
+    many as they need. Less needs less memory. 0 computes its whole share at once, padding too."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
+    )
+    """How the weights move."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; 0 saves none by steps."""
+
+    def __post_init__(self):
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise UserError("sft: num_steps and batch_size must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"sft: checkpoint_every={self.checkpoint_every} must be 0 or more")
+        if self.pack_tokens < 0:
+            raise UserError(f"sft: pack_tokens={self.pack_tokens} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Stage two."""
+
+    num_steps: int = 200
+    """Steps; each is one rollout and `num_iterations` updates."""
+    prompts_per_step: int = 8
+    """P, different prompts a step."""
+    num_generations: int = 8
+    """G, completions of each prompt."""
+    temperature: float = 1.0
+    """Of the sampler, and of the log-probs trained on."""
+    num_iterations: int = 1
+    """Updates on each rollout (mu)."""
+    pack_tokens: int = 0
+    """Tokens that a device computes at a time in an update: prompts and completions in rows of this
+    length, as many as they need. Less needs less memory. 0 computes its whole share at once,
+    padding too."""
+    scale: Scale = "group"
+    """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
+    where right is all that is paid), or nothing."""
+    baseline: Baseline = "mean"
+    """What is subtracted from a reward: the mean of its group, or of the group's other rewards
+    (leave_one_out)."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The objective."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How the weights are updated."""
+    resample_rounds: int = 0
+    """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
+    curriculum: bool = True
+    """Easy problems first, then medium, then hard ones; false draws from all of them."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; 0 saves none by steps."""
+
+    def __post_init__(self):
+        if self.num_steps < 1 or self.prompts_per_step < 1:
+            raise UserError("grpo: num_steps and prompts_per_step must be at least 1")
+        if self.checkpoint_every < 0:
+            raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
+        if self.pack_tokens < 0:
+            raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise UserError(
+                f"grpo: temperature={self.temperature} must be above 0 to explore, from 1e-6 to 1e6"
+            )
+        if self.resample_rounds < 0:
+            raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
+        self.check()
+
+    def check(self) -> list[str]:
+        """Warnings about unwise settings; UserError for senseless ones."""
+        return checks.check_combination(
+            self.loss,
+            num_generations=self.num_generations,
+            scale=self.scale,
+            baseline=self.baseline,
+            num_iterations=self.num_iterations,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When training states are saved, where, and how many are kept."""
+
+    minutes: float = 0.0
+    """Also save when this many minutes have passed since the last save; 0: by steps alone
+    (sft.checkpoint-every, grpo.checkpoint-every)."""
+    share: float = 0.05
+    """Share of a stage's time that training may stand still to save: a save that would exceed it is
+    put off, unless the state is below 100 MB. Writing, while training goes on, does not count."""
+    keep: int = 2
+    """Checkpoints of a stage that are kept; while one more is written, the disk holds that too."""
+    folder: str = ""
+    """Absolute path of a folder for this run's checkpoints alone, such as one on a larger disk; the
+    one with which the run stops early goes to the run's own folder. "": all go there."""
+
+    def __post_init__(self):
+        if not (self.minutes >= 0 and math.isfinite(self.minutes)):
+            raise UserError(f"checkpoint: minutes={self.minutes} must be 0 or more, and finite")
+        if not 0 < self.share <= 1:
+            raise UserError(f"checkpoint: share={self.share} must be above 0, and 1 at most")
+        if self.keep < 1:
+            raise UserError(f"checkpoint: keep={self.keep}: keep at least 1, better 2")
+        if self.folder and not Path(self.folder).is_absolute():
+            raise UserError(f"checkpoint: folder={self.folder!r} must be an absolute path")
