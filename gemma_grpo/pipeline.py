@@ -5,6 +5,7 @@ Everything a finished stage leaves (its weights, its evaluation) appears complet
 a run that was killed goes on from the last file that is there.
 """
 
+import hashlib
 import json
 import platform
 import sys
@@ -315,7 +316,8 @@ class _Session:
             tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
-            files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            sealed = result | {"sha256": _seal(result, lines)}
+            files.write_text(folder / f"{name}.json", json.dumps(sealed, indent=1) + "\n")
 
         processes.run_on_primary(write)
 
@@ -366,13 +368,21 @@ def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
         return None
     path = folder / f"{name}.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-        if sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result:
+        lines = path.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in lines.split("\n")[:-1]]
+        seal = result.pop("sha256", None)  # None: of an earlier version
+        is_whole = sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result
+        if is_whole and seal in (None, _seal(result, lines)):
             return result, rows
     except (OSError, ValueError, KeyError, TypeError):
         pass
     print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None
+
+
+def _seal(result: dict, lines: str) -> str:
+    """A digest of an evaluation: its figures, and the lines of its completions."""
+    return hashlib.sha256((json.dumps(result, sort_keys=True) + lines).encode()).hexdigest()
 
 
 def _partial_name(stage: str, step: int) -> str:
