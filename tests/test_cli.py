@@ -112,6 +112,15 @@ def test_every_command_starts_and_ends_through_the_same_door():
         assert last.strip().removeprefix("cli.").startswith("start(main"), path
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_frame(encoding):
+    run = [sys.executable, "-m", "gemma_grpo.export", "--nope"]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "---" not in done.stderr.replace("--help", "")
+
+
 @pytest.mark.parametrize("command", [ablation, rescore, view])
 def test_a_command_without_jax_says_a_wrong_flag_in_one_line(command, capsys):
     assert command.main(["--no-such-flag"]) == 2
