@@ -66,8 +66,10 @@ def scan_layers(
     *,
     remat: Remat,
     gather: Gather | None,
+    unroll: int,
 ) -> tuple:
-    """Carry `x` through the stacked blocks, collecting what each returns."""
+    """Carry `x` through the stacked blocks, `unroll` of them compiled together, collecting what each
+    returns."""
     state = nnx.state(model.layers)
 
     def whole_layer(x, scanned):
@@ -81,4 +83,4 @@ def scan_layers(
         # In a scan nothing can be merged with the forward pass; guarding against that costs time.
         body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global)
-    return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
+    return jax.lax.scan(body, x, scanned, unroll=unroll)
