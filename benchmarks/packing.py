@@ -90,36 +90,45 @@ def print_flops() -> None:
 
 
 def print_places() -> None:
-    """Places computed for each token over many steps, by simulation: lengths drawn as the trace's
-    were, prompts of 40 to 120 tokens."""
-    rng = np.random.default_rng(0)
-    S, T = ONE_B.model.max_prompt_length, ONE_B.model.max_completion_length
+    """Places computed for each token over many steps, by simulation, and the host's CPU seconds for
+    packing one: by pack size, then by prompts a step."""
     for tokens in (1536, 2048, 3072, 4096):
-        plan = packing.make_packing(8, 8, tokens, (S, T), DEVICES)
-        places = held = 0
-        for _ in range(50):
-            drawn = rng.lognormal(np.log(269), 0.58, 64)
-            lengths_B = np.minimum(np.rint(drawn), min(T, tokens - S)).astype(int)
-            lengths_P = rng.integers(40, 121, 8)
-            packs = packing.pack(
-                {
-                    "prompt_ids": np.zeros((8, S), np.int32),
-                    "prompt_mask": np.arange(S) >= S - lengths_P[:, None],
-                    "completion_ids": np.zeros((64, T), np.int32),
-                    "completion_mask": np.arange(T) < lengths_B[:, None],
-                },
-                plan,
-            )
-            places += num_places(packs)
-            held += int(lengths_B.sum() + lengths_P.sum())
-        print_row(
-            benchmark="packing/places",
-            devices_sharing=DEVICES,
-            shape=shape_of(ONE_B),
-            pack_tokens=[shape.tokens for shape in plan.shapes],
-            steps=50,
-            places_per_token=round(places / held, 3),
-        )
+        print_places_of(num_prompts=8, pack_tokens=tokens, steps=50)
+    for num_prompts in (64, 512, 4096):
+        print_places_of(num_prompts=num_prompts, pack_tokens=3072, steps=1)
+
+
+def print_places_of(*, num_prompts: int, pack_tokens: int, steps: int) -> None:
+    """A row: eight completions a prompt, with lengths drawn as the trace's were, and prompts of 40
+    to 120 tokens."""
+    rng, P, B = np.random.default_rng(0), num_prompts, 8 * num_prompts
+    S, T = ONE_B.model.max_prompt_length, ONE_B.model.max_completion_length
+    plan = packing.make_packing(P, 8, pack_tokens, (S, T), DEVICES)
+    places = held = seconds = 0
+    for _ in range(steps):
+        drawn = rng.lognormal(np.log(269), 0.58, B)
+        lengths_B = np.minimum(np.rint(drawn), min(T, pack_tokens - S)).astype(int)
+        lengths_P = rng.integers(40, 121, P)
+        batch = {
+            "prompt_ids": np.zeros((P, S), np.int32),
+            "prompt_mask": np.arange(S) >= S - lengths_P[:, None],
+            "completion_ids": np.zeros((B, T), np.int32),
+            "completion_mask": np.arange(T) < lengths_B[:, None],
+        }
+        started = time.process_time()
+        packs = packing.pack(batch, plan)
+        seconds += time.process_time() - started
+        places += num_places(packs)
+        held += int(lengths_B.sum() + lengths_P.sum())
+    print_row(
+        benchmark="packing/places",
+        devices_sharing=DEVICES,
+        shape=f"{P} x 8, {S} + {T}",
+        pack_tokens=[shape.tokens for shape in plan.shapes],
+        steps=steps,
+        places_per_token=round(places / held, 3),
+        cpu_seconds_a_step=round(seconds / steps, 4),
+    )
 
 
 def num_places(packs: Sequence[dict[str, np.ndarray]]) -> int:

@@ -23,6 +23,7 @@ import argparse
 import json
 from dataclasses import replace
 
+from gemma_grpo.errors import FlagParser, guarded, start
 from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardWeights, Sample, hacks, score
 
 PROMPT, ANSWER = hacks.PROMPT, hacks.ANSWER
@@ -200,14 +201,24 @@ def _hack_table() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print the table, or with --json the same as one object."""
-    parser = argparse.ArgumentParser(
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return guarded(lambda: _ablation(_parser().parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = FlagParser(
         prog="python -m gemma_grpo.ablation",
         description="Four reward configurations on three literal outputs, beside the original.",
+        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    if parser.parse_args(argv).json:
+    return parser
+
+
+def _ablation(options: argparse.Namespace) -> int:
+    """Prints the table, or with --json the same as one object."""
+    if options.json:
         report = {
             "outputs": list(OUTPUTS),
             "weights": {config: weights.named() for config, weights in CONFIGS.items()},
@@ -222,12 +233,13 @@ def main(argv: list[str] | None = None) -> None:
             ],
         }
         print(json.dumps(report, indent=2))
-        return
+        return 0
     print(_table(), "", NOTES, "", "Why ours differ:", sep="\n")
     for config, output, sentence in explanations():
         print(f"- {config}, {output}: {sentence}")
     print("", _hack_table(), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,4 +1,4 @@
-"""What the command lines share: one line for a user's error, the compilation cache, run folders.
+"""What the command lines share: flags, devices' errors, the compilation cache, run folders.
 
 JAX is imported by those functions that need it: --help and a mistyped flag wait for nothing.
 """
@@ -9,21 +9,21 @@ import io
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import tyro
 
-from gemma_grpo import config
+from gemma_grpo import config, errors
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
-from gemma_grpo.errors import InterruptedRunError, UserError, expanded
+from gemma_grpo.errors import UserError, expanded, start
 from gemma_grpo.records import files, origin
+
+__all__ = ["start"]  # of `errors`; commands that import no jax take it there
 
 # Settings that a run which goes on may change: where files are, and into how many devices the CPU
 # is split (sums then run in another order).
@@ -36,48 +36,16 @@ _MAY_MOVE = (
 )
 
 
-def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
-    """Runs a command as this process, to its exit status.
-
-    Printing does not fail for the terminal's encoding or for streams that are closed. SIGINT and
-    SIGTERM end the process at any moment with one line and 128 + the signal's number; whoever has
-    something to save first handles them himself (`training.interrupt`). The process ends on the
-    spot: files are written whole or not at all, and an exception raised within a compilation is
-    lost, or crashes XLA.
-
-    Args:
-        hint: what the line says besides.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # this takes its number, which else the next file would get
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"\nstopped by {signal.Signals(number).name}{hint}\n".encode())
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    sys.exit(main())
-
-
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what the disk or a device says in the block into a UserError, where it has one line."""
     try:
-        yield
-    except BrokenPipeError:
+        with errors.user_errors():
+            yield
+    except UserError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise UserError(f"{error}; {preflight.LESS_MEMORY}") from error
         raise
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
-        raise UserError(f"{named}{error.strerror or error}") from error
-    except MemoryError as error:
-        raise UserError(f"out of memory on the host; {preflight.LESS_MEMORY}") from error
     except RuntimeError as error:
         if line := preflight.explain(str(error)):
             raise UserError(line) from error
@@ -85,21 +53,14 @@ def user_errors() -> Iterator[None]:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; a user's or the disk's error is one line (status 2), a signal another."""
-    try:
+    """As `errors.guarded`; a device's error is one line too, and that other processes are lost."""
+
+    def of_devices() -> int:
         with user_errors():
-            status = command()
-            sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
-            return status
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except InterruptedRunError as stop:
-        print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
-        return 128 + stop.signal_number
-    except BrokenPipeError:  # `| head -1` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+            return command()
+
+    try:
+        return errors.guarded(of_devices)
     except RuntimeError as error:
         import jax
 
@@ -114,9 +75,6 @@ def guarded(command: Callable[[], int]) -> int:
             flush=True,
         )
         os._exit(3)  # an orderly end would wait for the lost ones
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 def check_tpu() -> None:

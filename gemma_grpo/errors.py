@@ -1,7 +1,18 @@
-"""The two exceptions that commands turn into one line, errors and text as one line, and ~ paths."""
+"""How a command starts and ends: the exceptions that it turns into one line, signals, streams.
 
+Also errors and text as one line, and ~ paths. Does not import jax.
+"""
+
+import argparse
+import contextlib
+import io
+import os
 import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -18,6 +29,79 @@ class InterruptedRunError(Exception):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Of a command that imports no jax: what is wrong with its flags is a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; {self.prog} --help lists all")
+
+
+def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
+    """Runs a command as this process, to its exit status.
+
+    Printing does not fail for the terminal's encoding or for streams that are closed. SIGINT and
+    SIGTERM end the process at any moment with one line and 128 + the signal's number; whoever has
+    something to save first handles them himself (`training.interrupt`). The process ends on the
+    spot: files are written whole or not at all, and an exception raised within a compilation is
+    lost, or crashes XLA.
+
+    Args:
+        hint: what the line says besides.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # this takes its number, which else the next file would get
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}{hint}\n".encode())
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    sys.exit(main())
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what the system says in the block into a UserError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        raise UserError(f"{named}{error.strerror or error}") from error
+    except MemoryError as error:
+        raise UserError("out of memory on the host") from error
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; a user's or the system's error is one line (status 2), a signal another."""
+    try:
+        with user_errors():
+            status = command()
+            sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
+            return status
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except InterruptedRunError as stop:
+        print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
+        return 128 + stop.signal_number
+    except BrokenPipeError:  # `| head -1` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def described(error: BaseException) -> str:

@@ -395,12 +395,17 @@ def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: 
     settings = saving.as_found(source, settings)
     saving.claim_folder(run_dir, run.checkpoint)
     newest = {}
-    for stage in run.stage_list:
-        if not (source / "weights" / f"{stage}.safetensors").exists():
-            if path := stage_checkpoints(source, stage, settings).newest():
-                target = stage_checkpoints(run_dir, stage, run.checkpoint).running
-                newest[target.directory / path.name] = path
+    for stage in stages_left(run, source):
+        if path := stage_checkpoints(source, stage, settings).newest():
+            target = stage_checkpoints(run_dir, stage, run.checkpoint).running
+            newest[target.directory / path.name] = path
     run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
+
+
+def stages_left(run: RunConfig, run_dir: Path) -> list[str]:
+    """Those that the run in this folder, which need not be there, has not finished."""
+    is_done = lambda stage: (run_dir / "weights" / f"{stage}.safetensors").exists()
+    return [stage for stage in run.stage_list if not is_done(stage)]
 
 
 def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:

@@ -14,7 +14,6 @@ from gemma_grpo.config import (
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.model import LoRAConfig
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS
 from gemma_grpo.training.config import OptimizerConfig
 
 GEMMA3_NANO = RunConfig(
@@ -61,7 +60,8 @@ GEMMA3_270M = RunConfig(
         checkpoint_every=5,
     ),
     reward=RewardConfig(
-        start=replace(START_WEIGHTS, correctness=1.0), end=replace(END_WEIGHTS, correctness=1.0)
+        start=replace(RewardConfig().start, correctness=1.0),
+        end=replace(RewardConfig().end, correctness=1.0),
     ),
     evaluation=EvaluationConfig(batch_size=100, num_samples=0),
 )
@@ -98,6 +98,14 @@ GEMMA3_1B = RunConfig(
 )
 """`python -m gemma_grpo.train --preset gemma3-1b --model.weights FOLDER`: all weights of Gemma 3
 1B, on eight v5e chips. Compiled for them (`python -m gemma_grpo.plan`), run on none yet."""
+
+GEMMA3_1B_KAGGLE = replace(
+    GEMMA3_1B,
+    weights_dtype="bfloat16",
+    checkpoint=replace(GEMMA3_1B.checkpoint, folder="/tmp/checkpoints", keep=1),
+)
+"""The same programs, with files that fit into the 20 GB that Kaggle keeps of a session: checkpoints
+are on the disk that it does not keep, but for the one with which a run stops (docs/kaggle.md)."""
 
 GEMMA3_1B_LORA = replace(
     GEMMA3_1B,
@@ -161,6 +169,7 @@ PRESETS = {
     "gemma3-nano": GEMMA3_NANO,
     "gemma3-270m": GEMMA3_270M,
     "gemma3-1b": GEMMA3_1B,
+    "gemma3-1b-kaggle": GEMMA3_1B_KAGGLE,
     "gemma3-1b-lora": GEMMA3_1B_LORA,
     "gemma3-1b-it-lora": GEMMA3_1B_IT_LORA,
     "gemma3-1b-lora-v5e-1": GEMMA3_1B_LORA_V5E_1,

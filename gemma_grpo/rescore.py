@@ -11,14 +11,13 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import yaml
 
-from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.errors import FlagParser, UserError, guarded, one_line, start
 from gemma_grpo.rewards import custom, rescoring
 from gemma_grpo.rewards.components import TRACES
 from gemma_grpo.rewards.rescoring import TOTAL, Change, Part, Rescored, RunSettings
@@ -36,23 +35,13 @@ SHOWN_CHARS = 600  # of a completion
 SHOWN_ROWS = 10  # of the steps
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists all")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        _rescore(_flags(arguments))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _rescore(_flags(arguments)))
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = FlagParser(
         prog="python -m gemma_grpo.rescore",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,7 +74,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _rescore(flags: argparse.Namespace) -> None:
+def _rescore(flags: argparse.Namespace) -> int:
     settings = RunSettings.of(_config(flags.run))
     parts, torn = _read(flags.run)
     change = _change(flags, settings)
@@ -93,6 +82,7 @@ def _rescore(flags: argparse.Namespace) -> None:
     report = _report(rescored, torn)
     _require_values(report["failures"], report["n"])
     print(json.dumps(report) if flags.json else _text(report, rescored))
+    return 0
 
 
 def _change(flags: argparse.Namespace, settings: RunSettings) -> Change:
@@ -317,4 +307,4 @@ def _decimal(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -165,7 +165,8 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
         run_dirs.copy_cache(options.resume_from, named.parent)
     cli.use_compilation_cache(named.parent)
     if topology.is_here() and not options.ignore_plan:
-        _require_room(run)
+        left = lambda: pipeline.stages_left(run, options.resume_from or named)
+        _require_room(run, processes.broadcast_from_primary(left))
     with contextlib.ExitStack() as held:
         run_dir = processes.broadcast_from_primary(lambda: _claim(options, run, named, held))
         say(f"run directory: {run_dir}", file=sys.stderr)
@@ -229,9 +230,9 @@ def _run_dir(options: Options) -> Path:
     return RUNS / f"{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _require_room(run: RunConfig) -> None:
-    """Raises UserError if the run will not fit on the chips that are here, as far as their memory
-    is known. What is compiled for that stays in the compilation cache."""
+def _require_room(run: RunConfig, stages: list[str]) -> None:
+    """Raises UserError if what is left of the run will not fit on the chips that are here, as far
+    as their memory is known. What is compiled for that stays in the compilation cache."""
     import jax
 
     from gemma_grpo.devices import mesh as meshes
@@ -240,7 +241,7 @@ def _require_room(run: RunConfig) -> None:
     devices = jax.devices()
     chip = chips.chip_here(devices)
     if chip is not None:
-        fit.require_room(run, meshes.data_mesh(devices), chip)
+        fit.require_room(run, meshes.data_mesh(devices), chip, stages)
 
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gemma_grpo import cli
+from gemma_grpo import ablation, cli, rescore, view
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import origin
@@ -95,6 +95,22 @@ def test_a_pipe_that_was_closed_is_no_error(capsys, monkeypatch):
 
 def test_what_is_wrong_with_a_tpu_is_still_said_first():
     assert "out of memory" not in (preflight.explain("TPU is already in use") or "")
+
+
+def test_every_command_starts_and_ends_through_the_same_door():
+    package = ROOT / "gemma_grpo"
+    commands = [path for path in package.rglob("*.py") if "__main__" in path.read_text()]
+    assert len(commands) == 10
+    for path in commands:
+        last = path.read_text().rstrip().splitlines()[-1]
+        assert last.strip().removeprefix("cli.").startswith("start(main"), path
+
+
+@pytest.mark.parametrize("command", [ablation, rescore, view])
+def test_a_command_without_jax_says_a_wrong_flag_in_one_line(command, capsys):
+    assert command.main(["--no-such-flag"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "--help lists all" in said and said.count("\n") == 1
 
 
 def test_a_flag_that_is_not_utf_8_is_one_line():

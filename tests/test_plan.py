@@ -17,6 +17,7 @@ from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.planning import chips, compiled, fit, hlo, ledger, programs, topology
+from gemma_grpo.records import files
 
 V5E = chips.CHIPS["v5e"]
 ONE_B = CONFIGS["gemma3-1b"]
@@ -290,9 +291,9 @@ def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
         fit, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
     )
     with pytest.raises(UserError, match="update does not fit, by 1.25 GB a chip; set --grpo.pack"):
-        fit.require_room(run, mesh.data_mesh(), V5E)
+        fit.require_room(run, mesh.data_mesh(), V5E, ["grpo"])
     monkeypatch.setattr(fit, "plan", lambda *_: [row("update", 15_000_000_000)])
-    fit.require_room(run, mesh.data_mesh(), V5E)
+    fit.require_room(run, mesh.data_mesh(), V5E, ["grpo"])
 
 
 def test_fixes_are_named_in_the_order_of_what_they_cost():
@@ -310,8 +311,8 @@ def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp
     """The chips are this machine's CPU; what the plan says of them is made up."""
     seen = []
 
-    def no_room(run, mesh, chip):
-        seen.append(run.model.weights)
+    def no_room(run, mesh, chip, stages):
+        seen.append((run.model.weights, *stages))
         raise UserError("update does not fit")
 
     monkeypatch.setattr(cli, "split_cpu", lambda *_: None)
@@ -322,12 +323,40 @@ def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp
     where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
     assert train.main(where("a")) == 0 and not seen  # no TPU
     monkeypatch.setattr(topology, "is_here", lambda: True)
-    assert train.main(where("b")) == 2 and seen == ["gemma3-nano"]
+    assert train.main(where("b")) == 2 and seen == [("gemma3-nano", "sft", "grpo")]
     assert "update does not fit" in capsys.readouterr().err and not (tmp_path / "b").exists()
     assert train.main([*where("b"), "--ignore-plan"]) == 0 and len(seen) == 1
+    for resume in (
+        ["--run-dir", str(tmp_path / "b"), "--resume"],
+        [*where("c"), "--resume-from", str(tmp_path / "b")],
+    ):
+        files.write_text(tmp_path / "b" / "weights" / "sft.safetensors", "")
+        assert train.main(resume) == 2 and seen.pop() == ("gemma3-nano", "grpo")
+
+
+@pytest.mark.parametrize(
+    "stages, update",
+    [
+        (None, {"sft update", "rollout", "advantages", "update", "state"}),
+        (["grpo"], {"rollout", "advantages", "update", "state"}),
+        ([], set()),
+    ],
+)
+def test_only_the_programs_of_what_is_left_of_a_run_are_looked_at(stages, update):
+    run, config = presets.preset("gemma3-nano"), CONFIGS["gemma3-nano"]
+    found = lambda *stages: {
+        program.name: program.resident
+        for program in programs.of_run(
+            run, config, mesh.data_mesh(jax.devices()[:4]), programs.GEMMA_IDS, *stages
+        )
+    }
+    left = found(stages)
+    assert left.keys() == update | {"greedy", "sampled"}
+    assert left.items() <= found().items()
 
 
 RUN = {"gemma3-nano", "gemma3-270m"}  # the presets whose results README.md has
+FILES = {"gemma3-1b-kaggle": "gemma3-1b"}  # differ from these in nothing but their files
 CHIPS = {  # what the others are compiled for
     "gemma3-1b": "v5e:2x4",
     "gemma3-1b-lora": "v5e:2x4",
@@ -339,7 +368,12 @@ CHIPS = {  # what the others are compiled for
 
 
 def test_every_preset_was_run_or_is_compiled_for_its_chips():
-    assert set(presets.PRESETS) == RUN | CHIPS.keys() and RUN.isdisjoint(CHIPS)
+    assert set(presets.PRESETS) == RUN | CHIPS.keys() | FILES.keys() and RUN.isdisjoint(CHIPS)
+    for name, other in FILES.items():
+        one, other = presets.preset(name), presets.preset(other)
+        assert one != other
+        files = {"checkpoint": other.checkpoint, "weights_dtype": other.weights_dtype}
+        assert replace(one, **files) == other
 
 
 @pytest.mark.slow

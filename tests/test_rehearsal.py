@@ -117,9 +117,10 @@ class Case:
         parts = (self.preset, self.adapters, self.layout, f"beta={self.beta}")
         return " ".join([*parts, f"mu={self.num_iterations}", self.stages])
 
-    def arguments(self, folder):
+    def arguments(self, folder, tmp_path):
         """Of `train`: the preset, cut in its lengths and numbers, not in what it switches on."""
         packs = "256" if PRESETS[self.preset].grpo.pack_tokens else "0"
+        has_folder = PRESETS[self.preset].checkpoint.folder
         return [
             *("--preset", self.preset, "--model.weights", str(folder), "--stages", self.stages),
             *("--data.source", "curriculum", "--data.num-train", "60", "--data.num-test", "8"),
@@ -132,12 +133,13 @@ class Case:
             *("--grpo.num-generations", "4", "--grpo.num-iterations", str(self.num_iterations)),
             *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum"),
             *("--evaluation.batch-size", "16", "--evaluation.num-samples", "2"),
+            *("--checkpoint.folder", str(tmp_path / "checkpoints") if has_folder else ""),
         ]
 
 
 def rehearse(case, folder, tmp_path, monkeypatch):
     """The whole of it; asserts what must hold of any run."""
-    arguments = case.arguments(folder)
+    arguments = case.arguments(folder, tmp_path)
     keep_weights_off_the_host(monkeypatch)
     with compile_clock.running() as clock:
         compiled = seconds_after_steps(clock, monkeypatch)
@@ -160,6 +162,7 @@ def cut_and_resume(arguments, tmp_path, monkeypatch, num_steps):
     for hours in range(STEPS, num_steps, STEPS - 1):  # of the steps, each of which takes an hour
         resume = ["--run-dir", str(run_dir), "--resume", "--hours", f"{hours}.5"]
         assert train.main(resume) == 75
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # not kept after a session
     attached = tmp_path / "attached" / "cut"
     shutil.copytree(run_dir, attached)
     for path in [attached, *attached.rglob("*")]:

@@ -75,13 +75,15 @@ def plan(
     mesh: Mesh,
     chip: Chip,
     ids: SpecialIds = programs.GEMMA_IDS,
+    stages: Sequence[str] | None = None,
 ) -> list[Row]:
-    """Compile each program of a run. Raises UserError where its settings do not divide over the
-    devices, a pack holds no prompt with its completion, or XLA itself finds no room."""
+    """Compile each program of a run, or of the `stages` that are left of it. Raises UserError where
+    its settings do not divide over the devices, a pack holds no prompt with its completion, or XLA
+    itself finds no room."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
-    found = programs.of_run(run, architecture, mesh, ids)
+    found = programs.of_run(run, architecture, mesh, ids, stages)
     return [_row(program, run, architecture, mesh, chip) for program in found]
 
 
@@ -244,11 +246,12 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
     return run.grpo.prompts_per_step
 
 
-def require_room(run: RunConfig, mesh: Mesh, chip: Chip) -> None:
-    """Raises UserError if a program of `run` does not fit: by how much, and what to change. What is
-    compiled for that stays in the compilation cache, for the run."""
+def require_room(run: RunConfig, mesh: Mesh, chip: Chip, stages: Sequence[str]) -> None:
+    """Raises UserError if a program that `run` needs for the `stages` that are left does not fit:
+    by how much, and what to change. What is compiled for that stays in the compilation cache, for
+    the run."""
     architecture, ids = programs.model_of(run.model)
-    for row in plan(run, architecture, mesh, chip, ids):
+    for row in plan(run, architecture, mesh, chip, ids, stages):
         if over := excess(row, chip):
             raise UserError(
                 f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "

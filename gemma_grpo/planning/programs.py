@@ -6,7 +6,7 @@ as JAX makes them of each one outside of a jitted function.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -76,16 +76,25 @@ def model_of(settings: ModelConfig) -> tuple[Gemma3Config, SpecialIds]:
 
 
 def of_run(
-    run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds = GEMMA_IDS
+    run: RunConfig,
+    config: Gemma3Config,
+    mesh: Mesh,
+    ids: SpecialIds = GEMMA_IDS,
+    stages: Sequence[str] | None = None,
 ) -> list[Program]:
     """Every program of `run`, each once: those of evaluation, then stage by stage. `state` makes a
     stage's state of weights; `reshard` makes the sampler's weights; `greedy` and `sampled` are the
-    rollouts of evaluation; `sft update`; and those of a GRPO step, with its `advantages`."""
-    model = _Model(run, config, mesh, ids)
-    found = [_state(model), _reshard(model), *_evaluators(model)]
-    if "sft" in run.stage_list:
+    rollouts of evaluation; `sft update`; and those of a GRPO step, with its `advantages`.
+
+    Args:
+        stages: those still to be trained; None: all.
+    """
+    model, stages = _Model(run, config, mesh, ids), run.stage_list if stages is None else stages
+    found = [_state(model)] if stages else []
+    found += [_reshard(model), *_evaluators(model)]
+    if "sft" in stages:
         found.append(_sft_update(model))
-    if "grpo" in run.stage_list:
+    if "grpo" in stages:
         rollout, *others = of_step(run, config, mesh, ids)
         found += [rollout, model.advantages(), *others]
     return [program for program in found if program.arguments[0]]  # nothing to reshard: none

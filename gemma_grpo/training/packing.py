@@ -10,6 +10,7 @@ The arrays of a pack are padded: p prompt rows [p, S], g completion rows for eac
 `slots` [N]: which of their P*S + B*T slots stands at each place of the row (`model.packed`).
 """
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from gemma_grpo.errors import UserError
 Arrays = dict[str, np.ndarray]
 OF_PROMPTS = ("prompt_ids", "prompt_mask", "dropout_keys")  # a row for each prompt; others: B rows
 SMALL_FROM = 256  # tokens of a small pack, at least: the TPU kernel's blocks are of this size
+NEAR = 1 / 256  # of a step's places; 64 large packs a device or fewer differ by more
 
 
 @dataclass(frozen=True)
@@ -132,24 +134,28 @@ def _deal_step(
     tokens_B: Int[np.ndarray, " B"], prompt_tokens_P: Int[np.ndarray, " P"], packing: Packing
 ) -> tuple[list[int], Int[np.ndarray, " B"]]:
     """How many packs of each shape a device takes, the fewest places that will do, and the bin
-    (one pack of one device) of each completion."""
+    (one pack of one device) of each completion. What has less than `NEAR` more places than the
+    last that would not do is not tried, so that a large batch is not dealt hundreds of times."""
     large, *small = packing.shapes
     numbers = [
         (n, m) for n in range(large.most + 1) for m in range(small[0].most + 1 if small else 1)
     ]
-    size = lambda counts: sum(
-        count * shape.tokens for count, shape in zip(counts, packing.shapes, strict=False)
+    size = lambda counts: (
+        packing.num_devices
+        * sum(count * shape.tokens for count, shape in zip(counts, packing.shapes, strict=False))
     )
     needed = tokens_B.sum() + prompt_tokens_P.sum()
     for counts in sorted(numbers, key=size):
-        if size(counts) * packing.num_devices >= needed:
-            bins = [
-                shape
-                for count, shape in zip(counts, packing.shapes, strict=False)
-                for shape in [shape] * count * packing.num_devices
-            ]
-            if (bins_B := deal(tokens_B, prompt_tokens_P, bins)) is not None:
-                return list(counts[: len(packing.shapes)]), bins_B
+        if size(counts) < needed:
+            continue
+        bins = [
+            shape
+            for count, shape in zip(counts, packing.shapes, strict=False)
+            for shape in [shape] * count * packing.num_devices
+        ]
+        if (bins_B := deal(tokens_B, prompt_tokens_P, bins)) is not None:
+            return list(counts[: len(packing.shapes)]), bins_B
+        needed = size(counts) * (1 + NEAR)
     # Completions at full length, one prompt a pack: `most` was chosen to hold these.
     G = len(tokens_B) // len(prompt_tokens_P)
     lengths = packing.max_prompt_length, packing.max_completion_length
@@ -165,28 +171,39 @@ def deal(
     """The bin of each completion, the longest dealt first, or None where one finds no room.
 
     A completion goes where most room is left behind it (Graham's rule for equal machines), less the
-    tokens of a prompt that would have to be run once more.
+    tokens of a prompt that would have to be run once more; of equal bins to the first.
     """
-    G = len(tokens_B) // len(prompt_tokens_P)
-    room = np.array([shape.tokens for shape in bins])
-    free_prompts = np.array([shape.num_prompts for shape in bins])
-    free_rows = np.zeros((len(prompt_tokens_P), len(bins)), int)  # of the prompts that a bin has
-    rows_each = np.array([shape.rows_each for shape in bins])
-    bins_B = np.empty(len(tokens_B), int)
-    for b in np.argsort(-tokens_B, kind="stable"):
+    tokens, prompt_tokens = tokens_B.tolist(), prompt_tokens_P.tolist()
+    G = len(tokens) // len(prompt_tokens)
+    room = [shape.tokens for shape in bins]
+    free_prompts = [shape.num_prompts for shape in bins]
+    held_by: list[list[int]] = [[] for _ in prompt_tokens]  # the bins that have a prompt
+    # Bins that take one more prompt, the roomiest first; an entry of another room is out of date.
+    roomiest = [(-space, n) for n, space in enumerate(room)]
+    heapq.heapify(roomiest)
+    spare = sum(room) - sum(tokens)  # places for prompts
+    bins_B = np.empty(len(tokens), int)
+    for b in np.argsort(-tokens_B, kind="stable").tolist():
         p = b // G
-        has_prompt = free_rows[p] > 0
-        extra = np.where(has_prompt, 0, prompt_tokens_P[p])
-        left = room - tokens_B[b] - extra
-        fits = (left >= 0) & (has_prompt | (free_prompts > 0))
-        if not fits.any():
+        while roomiest and (free_prompts[n := roomiest[0][1]] == 0 or roomiest[0][0] != -room[n]):
+            heapq.heappop(roomiest)
+        found = [(-room[n], n) for n in held_by[p] if room[n] >= tokens[b]]
+        # Where the roomiest bin of all has the prompt already, no other is better.
+        if roomiest and (n := roomiest[0][1]) not in held_by[p]:
+            if room[n] >= tokens[b] + prompt_tokens[p]:
+                found.append((2 * prompt_tokens[p] - room[n], n))
+        if not found:
             return None
-        chosen = int(np.argmax(np.where(fits, left - extra, -np.inf)))
-        if not has_prompt[chosen]:
+        _, chosen = min(found)
+        if chosen not in held_by[p]:
+            held_by[p].append(chosen)
             free_prompts[chosen] -= 1
-            free_rows[p, chosen] = rows_each[chosen]
-        free_rows[p, chosen] -= 1
-        room[chosen] = left[chosen]
+            room[chosen] -= prompt_tokens[p]
+            spare -= prompt_tokens[p]
+            if spare < 0:
+                return None  # already now: what is left cannot all find room
+        room[chosen] -= tokens[b]
+        heapq.heappush(roomiest, (-room[chosen], chosen))
         bins_B[b] = chosen
     return bins_B
 
@@ -199,8 +216,10 @@ def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackSh
     prompts = np.full((len(places), p), -1)
     rows = np.full((len(places), p, g), -1)
     slots = np.full((len(places), shape.tokens), p * S + p * g * T, np.int32)
-    for k, number in enumerate(places):
-        members = np.flatnonzero(bins_B == number)
+    in_bins = np.argsort(bins_B, kind="stable")
+    first, end = (np.searchsorted(bins_B[in_bins], places, side) for side in ("left", "right"))
+    for k in range(len(places)):
+        members = in_bins[first[k] : end[k]]
         row = []
         for i, prompt in enumerate(np.unique(members // G)):
             prompts[k, i] = prompt
@@ -218,6 +237,6 @@ def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackSh
     packed = {}
     for name, array in batch.items():
         index = (prompts if name in OF_PROMPTS else rows).reshape(-1)
-        is_row = (index >= 0).reshape(-1, *[1] * (array.ndim - 1))
-        packed[name] = np.where(is_row, array[index], np.zeros((), array.dtype))
+        packed[name] = np.zeros((len(index), *array.shape[1:]), array.dtype)
+        packed[name][index >= 0] = array[index[index >= 0]]
     return packed | {"slots": slots}

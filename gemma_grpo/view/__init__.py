@@ -5,28 +5,23 @@ python -m gemma_grpo.view RUN --text [--problem N]
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import FlagParser, UserError, guarded
 from gemma_grpo.view import page, terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _view(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _view(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m gemma_grpo.view",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, help="the file; view.html in the first run unless said")

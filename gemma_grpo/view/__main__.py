@@ -1,8 +1,7 @@
 """`python -m gemma_grpo.view`."""
 
-import sys
-
+from gemma_grpo.errors import start
 from gemma_grpo.view import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -9,16 +9,11 @@ import pytest
 from gemma_grpo import model, presets
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk
-from gemma_grpo.training.saving import CheckpointConfig
 
 PARAMETERS = 999_885_952  # of Gemma 3 1B
 ARCHITECTURE = model.CONFIGS["gemma3-1b"]
 FULL = presets.preset("gemma3-1b")
-KAGGLE = replace(
-    FULL,
-    weights_dtype="bfloat16",
-    checkpoint=CheckpointConfig(folder="/tmp/checkpoints", keep=1),
-)
+KAGGLE = presets.preset("gemma3-1b-kaggle")
 
 
 def about(expected):
@@ -42,7 +37,7 @@ def test_the_peak_is_the_kept_checkpoints_one_being_written_and_two_stages_weigh
     assert alone.run_folder - alone.records == about((3 * 12 + 4) * PARAMETERS)
 
 
-def test_all_weights_of_the_1b_live_within_kaggles_20_gb_with_the_settings_of_the_docs():
+def test_all_weights_of_the_1b_live_within_kaggles_20_gb_with_the_preset_for_it():
     of = disk.of_run(KAGGLE, ARCHITECTURE)
     programs = disk.PROGRAMS * disk.PROGRAM_BYTES
     assert of.run_folder - of.records == about((12 + 2 * 2) * PARAMETERS)

@@ -290,6 +290,95 @@ def test_a_completion_goes_where_most_room_is_left_and_its_prompt_is_already():
     bins_B = packing.deal(np.array([9, 3, 4, 8]), np.array([5, 5]), [shape, shape])
     np.testing.assert_array_equal(bins_B, [0, 0, 1, 1])
     assert packing.deal(np.array([16, 3, 4, 8]), np.array([5, 5]), [shape, shape]) is None
+    full = packing.deal(np.array([15, 15]), np.array([5, 5]), [shape, shape])
+    np.testing.assert_array_equal(full, [0, 1])
+
+
+def deal_by_its_rule(tokens_B, prompt_tokens_P, bins):
+    """`packing.deal` as its words have it: every bin is looked at for every completion."""
+    G = len(tokens_B) // len(prompt_tokens_P)
+    members = [[] for _ in bins]
+    for b in sorted(range(len(tokens_B)), key=lambda b: -tokens_B[b]):
+        best = None
+        for n, shape in enumerate(bins):
+            prompts = {one // G for one in members[n]}
+            used = sum(tokens_B[one] for one in members[n]) + sum(
+                prompt_tokens_P[p] for p in prompts
+            )
+            again = 0 if b // G in prompts else prompt_tokens_P[b // G]
+            left = shape.tokens - used - tokens_B[b] - again
+            is_free = b // G in prompts or len(prompts) < shape.num_prompts
+            if left >= 0 and is_free and (best is None or left - again > best[0]):
+                best = left - again, n
+        if best is None:
+            return None
+        members[best[1]].append(b)
+    return [next(n for n, each in enumerate(members) if b in each) for b in range(len(tokens_B))]
+
+
+def test_completions_are_dealt_as_the_rule_says_whatever_their_lengths():
+    """Short lengths, so that many bins tie; of two sizes, so that prompts run out before room."""
+    rng, dealt = np.random.default_rng(0), 0
+    for _ in range(400):
+        num_prompts, num_each, room, other_room, most, other_most = (
+            int(number) for number in rng.integers([1, 1, 10, 10, 1, 1], [8, 7, 50, 50, 5, 5])
+        )
+        tokens_B = rng.integers(1, 10, num_prompts * num_each)
+        prompt_tokens_P = rng.integers(1, 5, num_prompts)
+        bins = [packing.PackShape(room, most, num_each, 9)] * rng.integers(1, 6)
+        bins += [packing.PackShape(other_room, other_most, num_each, 9)] * rng.integers(0, 5)
+        expected = deal_by_its_rule(tokens_B, prompt_tokens_P, bins)
+        actual = packing.deal(tokens_B, prompt_tokens_P, bins)
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            assert actual.tolist() == expected
+            dealt += 1
+    assert 100 < dealt < 300
+
+
+@pytest.mark.parametrize("num_prompts, num_devices, tokens", [(8, 8, 3072), (24, 4, 4096)])
+def test_a_step_takes_the_fewest_places_that_the_rule_fills(num_prompts, num_devices, tokens):
+    rng = np.random.default_rng(num_prompts)
+    plan = packing.make_packing(num_prompts, 8, tokens, (512, 800), num_devices)
+    large, small = plan.shapes
+    lengths_B = np.minimum(rng.lognormal(np.log(269), 0.58, 8 * num_prompts), 800).astype(int)
+    lengths_P = rng.integers(40, 121, num_prompts)
+    packs = packing.pack(
+        {
+            "prompt_ids": np.zeros((num_prompts, 1), int),
+            "prompt_mask": np.arange(512) >= 512 - lengths_P[:, None],
+            "completion_ids": np.zeros((len(lengths_B), 1), int),
+            "completion_mask": np.arange(800) < lengths_B[:, None],
+        },
+        plan,
+    )
+    places = lambda counts: counts[0] * large.tokens + counts[1] * small.tokens
+    fewer = sorted(
+        ((n, m) for n in range(large.most + 1) for m in range(small.most + 1)), key=places
+    )
+    taken = tuple(int(each["count"][0]) for each in packs)
+    for counts in fewer[: fewer.index(taken) + 1]:
+        bins = [large] * counts[0] * num_devices + [small] * counts[1] * num_devices
+        dealt = deal_by_its_rule(lengths_B, lengths_P, bins)
+        assert (dealt is not None) == (counts == taken)
+
+
+def test_a_large_batch_is_dealt_a_few_times_and_fills_its_places(monkeypatch):
+    """A step of 1,024 prompts on eight devices may take thousands of numbers of packs."""
+    calls, deal = [], packing.deal
+    monkeypatch.setattr(packing, "deal", lambda *given: calls.append(1) or deal(*given))
+    rng, num = np.random.default_rng(0), 1024
+    lengths_B = np.minimum(rng.lognormal(np.log(269), 0.58, 8 * num), 800).astype(int)
+    lengths_P = rng.integers(40, 121, num)
+    plan = packing.make_packing(num, 8, 3072, (512, 800), 8)
+    counts, bins_B = packing._deal_step(lengths_B, lengths_P, plan)
+    sizes = np.repeat([3072, 768], np.array(counts) * 8)
+    assert len(calls) <= 30 and len(np.unique(bins_B)) == len(sizes)
+    used = np.bincount(bins_B, lengths_B)
+    for pair in np.unique(bins_B * num + np.arange(8 * num) // 8):
+        used[pair // num] += lengths_P[pair % num]
+    assert (used <= sizes).all()
+    assert sizes.sum() <= 1.15 * (lengths_B.sum() + lengths_P.sum())
 
 
 def test_few_places_stay_empty_on_the_lengths_of_the_benchmarks():
