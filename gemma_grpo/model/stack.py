@@ -68,8 +68,8 @@ def scan_layers(
     gather: Gather | None,
     unroll: int,
 ) -> tuple:
-    """Carry `x` through the stacked blocks, `unroll` of them compiled together, collecting what each
-    returns."""
+    """Carry `x` through the stacked blocks, collecting what each returns; `unroll` of them are
+    compiled together."""
     state = nnx.state(model.layers)
 
     def whole_layer(x, scanned):
