@@ -11,6 +11,7 @@ EXTRAS = {
         "beartype>=0.20",
         "chex>=0.1.91",
         "libtpu",
+        "mypy>=1.18",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.14",
@@ -49,7 +50,7 @@ setup(
     packages=find_packages(include=["gemma_grpo", "gemma_grpo.*"]),
     package_data={
         "gemma_grpo": ["py.typed"],
-        "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"],
+        "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json", "SHA256SUMS"],
         "gemma_grpo.view": ["page/*"],
     },
     install_requires=[

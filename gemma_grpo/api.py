@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_grpo import cli, pipeline
 from gemma_grpo.errors import InterruptedRunError, UserError
@@ -26,7 +26,7 @@ from gemma_grpo.view import page
 RUNS = Path("runs")
 BATCH = 16  # prompts that `Result.generate` completes at a time
 
-Rewards = Sequence[Callable] | Mapping[Callable, float]
+Rewards = Sequence[Callable[..., Any]] | Mapping[Callable[..., Any], float]
 Problems = Iterable[Any]
 
 
@@ -55,7 +55,7 @@ class Result:
     given: Given = field(default=NOTHING_GIVEN, repr=False)
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """summary.json: the figures of each stage with 95 % intervals, their paired differences,
         the seconds, and what a deadline left `unfinished`, or None.
 
@@ -65,7 +65,8 @@ class Result:
         path = self.run_dir / "summary.json"
         if not path.is_file():
             raise UserError(f"{self.run_dir} has no summary yet: gemma_grpo.resume goes on with it")
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary
 
     def __str__(self) -> str:
         """The before/after table."""
@@ -88,15 +89,15 @@ class Result:
             raise UserError(f"megabytes={megabytes}: give a number above 0")
         return page.Inline(page.html([self.run_dir], megabytes), height)
 
-    def metrics(self, stage: str = "grpo") -> list[dict]:
+    def metrics(self, stage: str = "grpo") -> list[dict[str, Any]]:
         """The metrics of each step of a stage (docs/metrics.md)."""
         return [row for row in self._rows("metrics.jsonl") if row["stage"] == stage]
 
-    def rollouts(self, step: int) -> list[dict]:
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
         """Every completion of a GRPO step, from 1, with each of its rewards."""
         return self._rows(f"rollouts/grpo-{step:06d}.jsonl")
 
-    def evaluations(self, stage: str) -> list[dict]:
+    def evaluations(self, stage: str) -> list[dict[str, Any]]:
         """Every completion of the held-out problems by "base", "sft" or "grpo"."""
         return self._rows(f"evaluations/{stage}.jsonl")
 
@@ -106,7 +107,7 @@ class Result:
         *,
         num: int | None = None,
         instruction: str | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Measures the last stage's model: the figures of summary.json, with their intervals.
 
         Args:
@@ -196,7 +197,7 @@ class Result:
         assert trained is not None  # of a run directory
         return trained
 
-    def _rows(self, name: str) -> list[dict]:
+    def _rows(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a file; a run still writing may be within its last."""
         path = self.run_dir / name
         if not path.is_file():
@@ -252,6 +253,7 @@ def resume(
     problems: Problems | None = None,
     held_out: Problems | None = None,
     hours: float | None = None,
+    may_change: Sequence[Literal["data", "base"]] = (),
 ) -> Result:
     """Goes on with a run that was stopped or killed, as it was begun.
 
@@ -260,6 +262,8 @@ def resume(
         rewards, problems, held_out: the Python objects that it was begun with, which its files
             cannot hold.
         hours: as for `fit`.
+        may_change: "data", if the problems may be others than the run began with, "base", if base
+            weights and tokenizer may.
 
     Raises:
         UserError, InterruptedRunError: as for `fit`.
@@ -270,7 +274,7 @@ def resume(
     pipeline.require_objects(run, given)
     with cli.user_errors(), lock.hold(run_dir):
         pipeline.resume_run_dir(run_dir, run, restart_stage=False)
-        return _execute(Result(run_dir, run, given), hours)
+        return _execute(Result(run_dir, run, given), hours, may_change)
 
 
 def load(run_dir: str | Path) -> Result:
@@ -281,7 +285,7 @@ def load(run_dir: str | Path) -> Result:
     return Result(run_dir, cli.config_of(run_dir))
 
 
-def _execute(result: Result, hours: float | None) -> Result:
+def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()) -> Result:
     """The run, its folder made and its lock held."""
     run = result.run
     for warning in run.grpo.check():
@@ -290,7 +294,7 @@ def _execute(result: Result, hours: float | None) -> Result:
     cli.check_tpu()
     cli.use_compilation_cache(result.run_dir.parent)
     try:
-        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given)
+        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given, may_change)
     except InterruptedRunError:
         place = str(result.run_dir)
         print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)
