@@ -76,7 +76,7 @@ class Result:
         """The learning curves, drawn from what the run has recorded so far."""
         return Picture(report.plot_curves(self.run_dir))
 
-    def view(self, *, megabytes: float = 4.0, height: int = 800) -> page.Inline:
+    def view(self, *, megabytes: int | float = 4, height: int = 800) -> page.Inline:
         """Every completion, on a page that a notebook shows (docs/see.md). A run still being
         written can be viewed too.
 
