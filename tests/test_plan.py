@@ -333,7 +333,8 @@ def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp
     monkeypatch.setattr(cli, "use_compilation_cache", lambda _: None)
     monkeypatch.setattr(chips, "chip_here", lambda _: V5E)
     monkeypatch.setattr(fit, "require_room", no_room)
-    monkeypatch.setattr(pipeline, "execute", lambda *_: {"trained": True, "unfinished": None})
+    ended = {"trained": True, "unfinished": None}
+    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: ended)
     where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
     assert train.main(where("a")) == 0 and not seen  # no TPU
     monkeypatch.setattr(topology, "is_here", lambda: True)
