@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import cli, plan, presets, train
+from gemma_grpo import cli, pipeline, plan, presets, train
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
@@ -333,7 +333,8 @@ def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp
     monkeypatch.setattr(cli, "use_compilation_cache", lambda _: None)
     monkeypatch.setattr(chips, "chip_here", lambda _: V5E)
     monkeypatch.setattr(fit, "require_room", no_room)
-    monkeypatch.setattr(train.pipeline, "execute", lambda *_: {"trained": True, "unfinished": None})
+    ended = {"trained": True, "unfinished": None}
+    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: ended)
     where = lambda name: ["--json", "--run-dir", str(tmp_path / name)]
     assert train.main(where("a")) == 0 and not seen  # no TPU
     monkeypatch.setattr(topology, "is_here", lambda: True)

@@ -246,7 +246,7 @@ SETTINGS = {
     "stages": STAGES,
 }
 OF_GRPO = {"beta", "num_iterations"}  # settings that SFT alone does not read
-# All 72 combinations would take an hour of CPU; these hold each pair of settings.
+# All 72 combinations would take 100 minutes of CPU; these hold each pair of settings.
 PAIRS = [
     Case("gemma3-1b", *settings)
     for settings in (
