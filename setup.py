@@ -50,7 +50,7 @@ setup(
     packages=find_packages(include=["gemma_grpo", "gemma_grpo.*"]),
     package_data={
         "gemma_grpo": ["py.typed"],
-        "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json"],
+        "gemma_grpo.gemma3_nano": ["*.safetensors", "*.model", "*.json", "SHA256SUMS"],
         "gemma_grpo.view": ["page/*"],
     },
     install_requires=[

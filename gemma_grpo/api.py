@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_grpo import cli, pipeline
 from gemma_grpo.errors import InterruptedRunError, UserError
@@ -239,6 +239,7 @@ def resume(
     problems: Problems | None = None,
     held_out: Problems | None = None,
     hours: float | None = None,
+    may_change: Sequence[Literal["data", "base"]] = (),
 ) -> Result:
     """Goes on with a run that was stopped or killed, as it was begun.
 
@@ -247,6 +248,8 @@ def resume(
         rewards, problems, held_out: the Python objects that it was begun with, which its files
             cannot hold.
         hours: as for `fit`.
+        may_change: "data", if the problems may be others than the run began with, "base", if base
+            weights and tokenizer may.
 
     Raises:
         UserError, InterruptedRunError: as for `fit`.
@@ -257,7 +260,7 @@ def resume(
     pipeline.require_objects(run, given)
     with cli.user_errors(), lock.hold(run_dir):
         pipeline.resume_run_dir(run_dir, run, restart_stage=False)
-        return _execute(Result(run_dir, run, given), hours)
+        return _execute(Result(run_dir, run, given), hours, may_change)
 
 
 def load(run_dir: str | Path) -> Result:
@@ -268,7 +271,7 @@ def load(run_dir: str | Path) -> Result:
     return Result(run_dir, cli.config_of(run_dir))
 
 
-def _execute(result: Result, hours: float | None) -> Result:
+def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()) -> Result:
     """The run, its folder made and its lock held."""
     run = result.run
     for warning in run.grpo.check():
@@ -277,7 +280,7 @@ def _execute(result: Result, hours: float | None) -> Result:
     cli.check_tpu()
     cli.use_compilation_cache(result.run_dir.parent)
     try:
-        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given)
+        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given, may_change)
     except InterruptedRunError:
         place = str(result.run_dir)
         print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)

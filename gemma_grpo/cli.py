@@ -39,17 +39,15 @@ _MAY_MOVE = (
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what the disk or a device says in the block into a UserError, where it has one line."""
-    try:
-        with errors.user_errors():
+    with errors.user_errors():
+        try:
             yield
-    except UserError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise UserError(f"{error}; {preflight.LESS_MEMORY}") from error
-        raise
-    except RuntimeError as error:
-        if line := preflight.explain(str(error)):
-            raise UserError(line) from error
-        raise
+        except MemoryError as error:
+            raise UserError(f"out of memory on the host; {preflight.LESS_MEMORY}") from error
+        except RuntimeError as error:
+            if line := preflight.explain(str(error)):
+                raise UserError(line) from error
+            raise
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -204,8 +202,11 @@ def parse(
 def _without_frame(box: str) -> str:
     """One line from the box that tyro draws: its first section, and the flags that come close."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [place for place, line in enumerate(lines) if line.startswith("───")]
-    message = " ".join(lines[: rules[0] if rules else None]).rstrip(".")
+    lines = [line for line in lines if line]
+    if lines[1:2] and lines[1].startswith("---"):  # a terminal without frames: a title, underlined
+        lines = lines[2:]
+    rules = [place for place, line in enumerate(lines) if line.startswith(("───", "---"))]
+    message = " ".join(lines[: rules[0] if rules else None]).rstrip(". ")
     close = [line.split()[0] for line in lines if re.match(r"--[a-z]", line)]
     if "Perhaps you meant:" in lines and close:
         message += f"; perhaps you meant {' or '.join(dict.fromkeys(close))}"

@@ -5,11 +5,12 @@ Everything a finished stage leaves (its weights, its evaluation) appears complet
 a run that was killed goes on from the last file that is there.
 """
 
+import hashlib
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,13 @@ class Given:
 
 
 NOTHING_GIVEN = Given()
+
+# What a resumed run may take other than it began with, if the user allows it: by the flag's name,
+# what digests are of.
+CHANGES = {
+    "data": ("training problems", "held-out problems"),
+    "base": ("base weights", "tokenizer"),
+}
 
 
 def given_objects(
@@ -158,8 +166,16 @@ def execute(
     run_dir: Path,
     deadline: Deadline | None = None,
     given: Given = NOTHING_GIVEN,
+    may_change: Collection[str] = (),
 ) -> dict:
     """Runs or resumes a run in its directory, and returns the summary it wrote there.
+
+    Args:
+        run: its settings.
+        run_dir: its folder, with its config.yaml.
+        deadline: by when it stops.
+        given: the Python objects that it was given.
+        may_change: of `CHANGES`, what may be another than when the run began.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
     --resume goes on from there.
@@ -170,7 +186,7 @@ def execute(
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline(), given)
+    session = _Session(run, run_dir, deadline or Deadline(), given, may_change)
     session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
     with compile_clock.running() as clock:
@@ -192,6 +208,7 @@ class _Session:
     run_dir: Path
     deadline: Deadline
     given: Given
+    may_change: Collection[str] = ()
 
     def run_stages(self) -> None:
         """Goes through the stages in order; what each leaves is in the run's directory.
@@ -202,8 +219,9 @@ class _Session:
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
         _say(f"loading {run.model.weights} and the problems")
-        task = load_task(run, self.given)
-        processes.run_on_primary(partial(_check_origin, run, run_dir, task))
+        with origin.begun_elsewhere(run_dir):
+            task = load_task(run, self.given)
+        processes.run_on_primary(partial(_check_origin, run, run_dir, task, self.may_change))
         evaluator = make_evaluator(run.evaluation, task.runtime)
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
@@ -296,7 +314,8 @@ class _Session:
             tokens.write(folder / f"{name}.npz", drawn)
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
-            files.write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            sealed = result | {"sha256": _seal(result, lines)}
+            files.write_text(folder / f"{name}.json", json.dumps(sealed, indent=1) + "\n")
 
         processes.run_on_primary(write)
 
@@ -316,15 +335,26 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _check_origin(run: RunConfig, run_dir: Path, task: Task) -> None:
-    """Notes what the run begins with. Raises UserError where a resumed one began with other."""
+def _check_origin(
+    run: RunConfig, run_dir: Path, task: Task, may_change: Collection[str] = ()
+) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other that
+    may not change; evaluations of what may are made again, so that all compare like with like."""
     digests = {
         "training problems": origin.of_rows(task.train),
         "held-out problems": origin.of_rows(task.test),
         "base weights": weights.digest(run.model.weights),
         "tokenizer": origin.of_files(task.runtime.tokenizer.path),
     }
-    origin.check(run_dir, digests)
+    allowed = {name for kind in may_change for name in CHANGES[kind]}
+    kept = {name: digest for name, digest in digests.items() if name not in allowed}
+    flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
+    origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
+    changed = origin.changed(run_dir, digests)
+    if set(changed) - {"training problems"}:
+        of_base_alone = "held-out problems" not in changed
+        for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
+            path.unlink()
     origin.note(run_dir, digests)
 
 
@@ -336,13 +366,21 @@ def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
         return None
     path = folder / f"{name}.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-        if sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result:
+        lines = path.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in lines.split("\n")[:-1]]
+        seal = result.pop("sha256", None)  # None: of an earlier version
+        is_whole = sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result
+        if is_whole and seal in (None, _seal(result, lines)):
             return result, rows
     except (OSError, ValueError, KeyError, TypeError):
         pass
     print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None
+
+
+def _seal(result: dict, lines: str) -> str:
+    """A digest of an evaluation: its figures, and the lines of its completions."""
+    return hashlib.sha256((json.dumps(result, sort_keys=True) + lines).encode()).hexdigest()
 
 
 def _partial_name(stage: str, step: int) -> str:

@@ -63,6 +63,12 @@ class Options:
     hours: float | None = None
     """Stop in time before this many hours since the process's start: saved, evaluated as far as it
     got, with the exit status 75; --resume goes on."""
+    allow_changed_data: bool = False
+    """With --resume or --resume-from: the problems may be others than the run began with; if the
+    held-out ones are, all is measured again."""
+    allow_changed_base: bool = False
+    """With --resume or --resume-from: base weights and tokenizer may be others than the run began
+    with."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
@@ -76,6 +82,20 @@ class Options:
     """How many processes the job has, with --coordinator host:port."""
     process_id: int | None = None
     """Which of them this is, from 0, with --coordinator host:port."""
+
+    def __post_init__(self):
+        resumes = self.resume or self.resume_from is not None
+        if not resumes and (self.may_change or self.restart_stage):
+            raise UserError(
+                "--allow-changed-data, --allow-changed-base and --restart-stage go with --resume "
+                "or --resume-from"
+            )
+
+    @property
+    def may_change(self) -> list[str]:
+        """Of `pipeline.CHANGES`."""
+        flags = {"data": self.allow_changed_data, "base": self.allow_changed_base}
+        return [kind for kind, is_allowed in flags.items() if is_allowed]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,7 +150,7 @@ def _default(arguments: list[str]) -> RunConfig:
         return cli.config_of(expanded(named) if named else _newest_run())
     if file is not None:
         return config.from_yaml(expanded(file))
-    return presets.preset(preset or Options.preset)
+    return presets.preset(Options.preset if preset is None else preset)
 
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:
@@ -152,11 +172,11 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():
         say(f"warning: {warning}", file=sys.stderr)
+    if options.run_dir and not options.resume:
+        processes.run_on_primary(lambda: run_dirs.require_free(named))
     if not options.ignore_plan:
         processes.run_on_primary(lambda: _require_disk(options, run, named))
     if options.dry_run:
-        if options.run_dir and not options.resume:
-            run_dirs.require_free(options.run_dir)
         with contextlib.redirect_stdout(sys.stderr):
             task = pipeline.load_task(run)
         say(_plan(run, task, named))
@@ -173,7 +193,7 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
         # What a user's reward prints is no part of the result, which --json promises to be JSON.
         held.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
-            summary = pipeline.execute(run, run_dir, deadline)
+            summary = pipeline.execute(run, run_dir, deadline, may_change=options.may_change)
         except UserError:
             if not options.resume and processes.is_primary():
                 run_dirs.remove_unused(run_dir)

@@ -112,6 +112,15 @@ def test_every_command_starts_and_ends_through_the_same_door():
         assert last.strip().removeprefix("cli.").startswith("start(main"), path
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_frame(encoding):
+    run = [sys.executable, "-m", "gemma_grpo.export", "--nope"]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "---" not in done.stderr.replace("--help", "")
+
+
 @pytest.mark.parametrize("command", [ablation, rescore, view])
 def test_a_command_without_jax_says_a_wrong_flag_in_one_line(command, capsys):
     assert command.main(["--no-such-flag"]) == 2
@@ -157,3 +166,18 @@ def test_adapters_are_not_used_over_a_base_that_has_changed(tmp_path):
     origin.note(tmp_path, {"base weights": "another digest"})
     with pytest.raises(UserError, match="its base weights are not what the run began with"):
         cli.trained(str(tmp_path))
+
+
+def test_help_waits_for_no_device_library_and_for_nothing_that_a_run_alone_needs():
+    """In one process, so that whatever a command imports before it has read its flags is seen."""
+    commands = "train generate evaluate export plan view rescore ablation"
+    script = f"""import contextlib, importlib, io, sys
+for name in {commands.split()!r}:
+    command = importlib.import_module("gemma_grpo." + name)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+        command.main(["--help"])
+    assert "--" in said.getvalue(), name
+heavy = "jax jaxlib flax optax orbax scipy datasets pyarrow tensorstore matplotlib"
+print(*sorted(set(heavy.split()) & sys.modules.keys()))"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_grpo import cli, config, pipeline, train
+from gemma_grpo import cli, config, pipeline, train, weights
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, fit
 from gemma_grpo.records import lock, tokens
@@ -563,7 +563,7 @@ def devices_stay_as_they_are(monkeypatch):
         (["--stages", "grpo,sft"], "stages"),
         (["--seed", "-1"], "seed"),
         (["--seed", "x"], "--seed"),
-        (["--grpo.temperature", "inf"], "grpo.temperature=inf: must be finite"),
+        (["--grpo.temperature", "inf"], "temperature=inf must be above 0"),
         (["--model.lora.rank", "2", "--model.lora.alpha", "inf"], "model.lora.alpha=inf"),
         (["--grpo.loss.epsilon-high", "nan"], "epsilon"),
         (["--grpo.num-step", "4"], "perhaps you meant --grpo.num-steps"),
@@ -637,6 +637,9 @@ def test_a_dry_run_notices_a_folder_that_is_there(capsys, tmp_path):
     "arguments, named",
     [
         (["--config", ""], "config"),
+        (["--preset", ""], "unknown preset ''"),
+        (["--run-dir", "/"], "/ is there already"),
+        (["--grpo.temperature", "1e-30"], "from 1e-6 to 1e6"),
         (["--config", "x.yaml", "--preset", "gemma3-nano"], "--config and --preset"),
         (["--config", "x.yaml", "--resume"], "--config and --resume"),
     ],
@@ -653,6 +656,53 @@ def test_data_changed_since_the_run_began_is_refused_by_what_changed(tmp_path):
     changed = dataclasses.replace(begun, test=begun.test[1:])
     with pytest.raises(UserError, match="its held-out problems are not what the run began with"):
         pipeline._check_origin(run, tmp_path / "run", changed)
+
+
+@pytest.mark.parametrize(
+    "what, kind, removed",
+    [
+        ("train", "data", set()),
+        ("test", "data", {"base.json", "sft.json"}),
+        ("base", "base", {"base.json"}),
+    ],
+)
+def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
+    tmp_path, monkeypatch, what, kind, removed
+):
+    run_dir = tmp_path / "run"
+    run = begun_run(run_dir, data=config.DataConfig(num_train=20, num_test=8))
+    task = pipeline.load_task(run)
+    pipeline._check_origin(run, run_dir, task)
+    (run_dir / "evaluations").mkdir()
+    for name in ("base.json", "base.jsonl", "sft.json"):
+        (run_dir / "evaluations" / name).touch()
+    if what == "base":
+        monkeypatch.setattr(weights, "digest", lambda where: "another")
+    else:
+        task = dataclasses.replace(task, **{what: getattr(task, what)[1:]})
+    other = ({"data", "base"} - {kind}).pop()
+    with pytest.raises(UserError, match=f"or go on all the same with --allow-changed-{kind}$"):
+        pipeline._check_origin(run, run_dir, task, [other])
+    pipeline._check_origin(run, run_dir, task, [kind])
+    left = {path.name for path in (run_dir / "evaluations").iterdir()}
+    assert left == {"base.json", "base.jsonl", "sft.json"} - removed
+    pipeline._check_origin(run, run_dir, task)  # what was allowed is what the run has now
+
+
+def test_a_change_is_allowed_to_a_run_that_goes_on_alone(capsys):
+    assert "go with --resume" in says_alone(capsys, "--allow-changed-data", "--dry-run")
+
+
+def test_a_relative_path_that_is_lost_says_where_the_run_was_begun(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    begun_run(tmp_path / "run", data=config.DataConfig(source="mine.jsonl"))
+    resume = ["--resume", "--run-dir", str(tmp_path / "run")]
+    assert train.main(resume) == 2 and "begun in" not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert train.main(resume) == 2
+    said = capsys.readouterr().err
+    assert f"no such file: mine.jsonl; the run was begun in {tmp_path / 'here'}" in said
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def problems_from(given: Iterable[Any]) -> list[Problem]:
     Raises:
         UserError: none, something else, or what `problem_from_row` refuses; it names the row.
     """
+    if isinstance(given, Mapping):
+        splits = ", ".join(map(repr, given)) or "none"
+        raise UserError(f"problems are one list, not a mapping of several ({splits}): give one")
     found = []
     for number, row in enumerate(given, start=1):
         if isinstance(row, Problem):

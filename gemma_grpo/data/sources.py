@@ -93,6 +93,11 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
             path = str(kaggle.dataset_folder(path))
         held_out: gsm8k.Split = "test" if kind == "gsm8k" else "validation"
         return gsm8k.gsm8k_problems(path or None, "train" if split == "train" else held_out)
+    if source and expanded(source).is_dir():
+        raise UserError(
+            f"data source {source} is a folder: name a file in it, .jsonl, .csv or .parquet (of a "
+            "saved data set, write a split with its to_parquet), or gsm8k:FOLDER"
+        )
     files = [source] if _is_file(source) else source.split(",")
     if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
         raise UserError(f'unknown data source "{source}": use {_KNOWN}')

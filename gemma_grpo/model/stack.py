@@ -65,8 +65,10 @@ def scan_layers(
     *,
     remat: Remat,
     gather: Gather | None,
+    unroll: int,
 ) -> tuple:
-    """Carry `x` through the stacked blocks, collecting what each returns."""
+    """Carry `x` through the stacked blocks, collecting what each returns; `unroll` of them are
+    compiled together."""
     state = nnx.state(model.layers)
 
     def whole_layer(x, scanned):
@@ -80,4 +82,4 @@ def scan_layers(
         # In a scan nothing can be merged with the forward pass; guarding against that costs time.
         body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global)
-    return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
+    return jax.lax.scan(body, x, scanned, unroll=unroll)

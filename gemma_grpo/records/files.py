@@ -7,17 +7,20 @@ FIFO is written to as it stands. Does not import jax.
 
 import contextlib
 import errno
+import fnmatch
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
 
 TEMPORARY = ".tmp"  # the suffix of what is not finished
+SUMS = "SHA256SUMS"
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NAME_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
@@ -85,6 +88,43 @@ def read_json(path: Path) -> dict | None:
         pass
     print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Writes the sha256 of these files of a folder into its SHA256SUMS, as sha256sum has them."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def require_sums(folder: Path, patterns: Sequence[str]) -> None:
+    """Compares files of a folder, whose names fit one of `patterns`, with its SHA256SUMS.
+
+    A folder without one passes, and so does what it does not list, or is not there.
+
+    Raises:
+        UserError: a file has changed, or the sums cannot be read.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError as error:
+        raise UserError(f"{sums}: no lines of a digest and a name; delete it") from error
+    for name, digest in expected.items():
+        path = folder / Path(name).name
+        is_wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if is_wanted and path.is_file() and _sha256(path) != digest:
+            raise UserError(
+                f"{path} has changed since it was written; put it back, or, if you changed it, "
+                f"take its line out of {sums}"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_stream(path: Path) -> bool:

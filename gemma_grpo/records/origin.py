@@ -1,13 +1,16 @@
-"""What a run began with: its settings, and digests of its problems, base weights and tokenizer.
+"""What a run began with: its settings, the folder it was started in, and digests of its problems,
+base weights and tokenizer.
 
 They are kept in the run's origin.json. What goes on with the run, or uses its model, compares them:
 a file that was changed meanwhile would make another run of it without a word. Does not import jax.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +27,44 @@ def note(run_dir: Path, what: Mapping[str, Any]) -> None:
     files.write_text(run_dir / NAME, json.dumps(known | dict(what), indent=1) + "\n")
 
 
-def check(run_dir: Path, digests: Mapping[str, str]) -> None:
-    """Compares digests, by what they are of, with those the run began with; what it does not know
-    is not compared.
+def changed(run_dir: Path, digests: Mapping[str, str]) -> list[str]:
+    """Which digests, by what they are of, differ from those the run began with; what it does not
+    know is not compared."""
+    known = files.read_json(run_dir / NAME) or {}
+    return [name for name, digest in digests.items() if known.get(name, digest) != digest]
+
+
+def check(run_dir: Path, digests: Mapping[str, str], *, way_out: str = "") -> None:
+    """Compares digests as `changed`.
+
+    Args:
+        way_out: what the user does to go on all the same.
 
     Raises:
         UserError: some differ.
     """
-    known = files.read_json(run_dir / NAME) or {}
-    if changed := [name for name, digest in digests.items() if known.get(name, digest) != digest]:
+    way_out = way_out or f"delete {run_dir / NAME} to go on all the same"
+    if differing := changed(run_dir, digests):
         raise UserError(
-            f"{run_dir}: its {' and '.join(changed)} are not what the run began with; put them "
-            f"back, or delete {run_dir / NAME} to go on all the same"
+            f"{run_dir}: its {' and '.join(differing)} are not what the run began with; put them "
+            f"back, or {way_out}"
         )
+
+
+@contextlib.contextmanager
+def begun_elsewhere(run_dir: Path) -> Iterator[None]:
+    """Adds to a UserError in the block that the run was begun in another folder, if it was: paths
+    in its settings may count from there."""
+    try:
+        yield
+    except UserError as error:
+        folder = (files.read_json(run_dir / NAME) or {}).get("folder", os.getcwd())
+        if folder == os.getcwd():
+            raise
+        raise UserError(
+            f"{error}; the run was begun in {folder}: relative paths count from there, so start "
+            "it there"
+        ) from error
 
 
 def of_rows(rows: Iterable[Any]) -> str:

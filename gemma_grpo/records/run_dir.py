@@ -3,6 +3,7 @@
 Both are called with the folder's lock held, and begin again what a killed process has left.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def require_free(run_dir: Path) -> None:
 def write_config(run_dir: Path, text: str) -> None:
     """Makes the folder a run's, by its config.yaml. Raises as `require_free`."""
     _clear(run_dir)
-    origin.note(run_dir, {"config": text})
+    origin.note(run_dir, {"config": text, "folder": os.getcwd()})
     files.write_text(run_dir / CONFIG, text)
 
 

@@ -162,7 +162,9 @@ def _run_file(path: Path, what: str) -> ModuleType:
     sys.modules[module_name] = module
     try:
         module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # a notebook's stop button
+        raise
+    except BaseException as error:
         del sys.modules[module_name]
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
         fix = "fix the file"

@@ -144,7 +144,9 @@ def _call(ask: Callable, questions: list[Question], timeout: float) -> Any:
 def _answered(questions: range, result: Callable[[], Any]) -> Answered:
     try:
         given = list(result())
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # a notebook's stop button
+        raise
+    except BaseException as error:
         return _none(questions, f"raised {described(error)}")
     if len(given) != len(questions):
         return _none(questions, f"gave {len(given)} verdicts for {len(questions)} questions")

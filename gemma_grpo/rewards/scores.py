@@ -113,7 +113,9 @@ def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) 
         values = list(cast(BatchReward, reward)(samples))
     except UserError:  # ours: a judge's file that cannot be written
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # a notebook's stop button
+        raise
+    except BaseException as error:
         raise UserError(
             f"reward {name!r} raised {_described(error)} on {len(samples)} samples: fix it or"
             " return 0.0 for each"
@@ -140,7 +142,9 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
     where = f"on row {row} (prompt {one_line(sample.prompt, 40)!r})"
     try:
         value = reward(sample)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # a notebook's stop button
+        raise
+    except BaseException as error:
         raise UserError(
             f"reward {name!r} raised {_described(error)} {where}: fix it or return 0.0 there"
         ) from error

@@ -116,8 +116,10 @@ class GRPOConfig:
             raise UserError(f"grpo: checkpoint_every={self.checkpoint_every} must be 0 or more")
         if self.pack_tokens < 0:
             raise UserError(f"grpo: pack_tokens={self.pack_tokens} must be 0 or more")
-        if not self.temperature > 0:
-            raise UserError(f"grpo: temperature={self.temperature} must be above 0 to explore")
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise UserError(
+                f"grpo: temperature={self.temperature} must be above 0 to explore, from 1e-6 to 1e6"
+            )
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
         self.check()

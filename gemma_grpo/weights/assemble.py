@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import Gemma3Config, Params
-from gemma_grpo.weights import buffers, tensor_file
+from gemma_grpo.records import files
+from gemma_grpo.weights import buffers, hf_folder, tensor_file
 from gemma_grpo.weights.names import TABLE, Entry, by_path, their_shapes
 from gemma_grpo.weights.source import Source
 
@@ -32,10 +33,11 @@ def assemble(
         sharding: of all leaves, or a tree of them; None is the default device, uncommitted.
 
     Raises:
-        UserError: a tensor is missing, left over or misshapen; nothing was read then. One holds nan
-            or infinity.
+        UserError: a tensor is missing, left over or misshapen, or a file is not as its SHA256SUMS
+            say; nothing was read then. One holds nan or infinity.
     """
     _check(source)
+    files.require_sums(source.path, hf_folder.TENSORS)
     leaves = by_path(like)
     if sharding is None or isinstance(sharding, Sharding):
         places = dict.fromkeys(leaves, sharding)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 from gemma_grpo.weights import tensor_file
 from gemma_grpo.weights.hf_config import config_from_hf
 from gemma_grpo.weights.source import Source, StoredTensor
@@ -23,6 +24,8 @@ _TEXT_PREFIXES = {
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
 }
+SETTINGS = ("config.json", "*.index.json", "tokenizer.model")  # what is read beside tensors
+TENSORS = ("*.safetensors",)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _ADAPTER = "a LoRA adapter; merge it into its base model first (peft: merge_and_unload)"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -40,6 +43,7 @@ def open_folder(path: Path, file: Path | None = None) -> Source:
         UserError: no Gemma 3, quantised, incomplete, or in a form that we do not read; says which
             and the fix.
     """
+    files.require_sums(path, SETTINGS)
     settings = _read_json(path / "config.json")
     text = _text_settings(settings, path)
     slots = _slots(path, file)

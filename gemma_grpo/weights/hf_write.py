@@ -3,6 +3,7 @@
     config.json, generation_config.json
     model.safetensors       or model-00001-of-0000N.safetensors with model.safetensors.index.json
     tokenizer.model, tokenizer_config.json with the chat template
+    SHA256SUMS              of what this package reads of them; compared when it does
 
 The template is written here from the turns that `Tokenizer.encode_prompt` makes: Gemma 3 knows the
 roles user and model, and no system turn.
@@ -20,7 +21,7 @@ import numpy as np
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.records import files
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
-from gemma_grpo.weights import tensor_file
+from gemma_grpo.weights import hf_folder, tensor_file
 from gemma_grpo.weights.hf_config import config_to_hf
 from gemma_grpo.weights.names import their_shapes
 
@@ -80,6 +81,9 @@ def write_folder(
         if tokenizer is not None:
             settings |= _write_tokenizer(folder, tokenizer)
         _write_json(folder / "config.json", settings)
+        # Of what is read again here; others' readers and the user may change the rest.
+        read = [*hf_folder.SETTINGS, *hf_folder.TENSORS]
+        files.write_sums(folder, (path.name for each in read for path in folder.glob(each)))
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
 

@@ -221,3 +221,8 @@ def test_a_pick_is_independent_of_the_division():
     picked = splits.pick(held_out, len(held_out) // 2, 0)
     low = [p for p in picked if splits.is_held_out(p.prompt, share=0.05)]
     assert 0.3 < len(low) / len(picked) < 0.7
+
+
+def test_a_mapping_of_splits_is_refused_by_their_names():
+    with pytest.raises(UserError, match="not a mapping of several \\('train', 'test'\\): give one"):
+        jsonl.problems_from({"train": [], "test": []})

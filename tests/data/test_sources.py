@@ -116,7 +116,6 @@ def test_generated_sources_cannot_give_all(source):
         "a.jsonl,b.jsonl,c.jsonl",
         "a.jsonl,b.tsv",
         "gsm",
-        ".",
     ],
 )
 def test_an_unknown_source_names_the_known_ones(source):
@@ -211,3 +210,8 @@ def test_numbers_in_a_parquet_file_are_answers(tmp_path):
     rows = [{"prompt": f"q{n}", "answer": n + 0.5} for n in range(3)]
     file = write_parquet(tmp_path / "numbers.parquet", rows)
     assert {p.answer for p in load(file) + load(file, "test")} == {"0.5", "1.5", "2.5"}
+
+
+def test_a_folder_is_refused_with_what_to_name_instead(tmp_path):
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        sources.load(str(tmp_path), split="train", num=0, seed=0)

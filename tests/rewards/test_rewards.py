@@ -981,3 +981,14 @@ def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
     short = rewards.batch_reward(lambda samples: [1.0])
     with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
         rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])
+
+
+@pytest.mark.parametrize(
+    "raised", [SystemExit(0), GeneratorExit(), type("Own", (BaseException,), {})()]
+)
+def test_whatever_a_reward_raises_is_its_own_fault_in_one_line(raised):
+    def mine(sample):
+        raise raised
+
+    with pytest.raises(UserError, match=f"'mine' raised {type(raised).__name__}"):
+        rewards.score([sample()], START_WEIGHTS, [("mine", mine, 1.0)])

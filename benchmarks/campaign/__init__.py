@@ -1,0 +1,1 @@
+"""Abuse on purpose: kills, lost processes, erring disks, flipped bits, wrong inputs, fuzzing."""

@@ -1,0 +1,90 @@
+"""A run of seconds, in a child forked from a process that has imported everything but started no
+device; what it left, as digests without times."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+SHORT = (
+    "--data.num-train 60 --data.num-test 6 --model.cpu-devices 1 "
+    "--sft.num-steps 3 --sft.batch-size 4 --sft.checkpoint-every 1 "
+    "--grpo.num-steps 3 --grpo.prompts-per-step 4 --grpo.num-generations 4 "
+    "--grpo.checkpoint-every 1 --evaluation.batch-size 4 --evaluation.num-samples 0"
+).split()
+TIMES = ("time/", "tokens_per_s")  # the beginnings of metrics that no two runs share
+
+
+def fork(work: Callable[[], int], log: Path) -> int:
+    """Starts a child that ends with `work`'s status, its output added to `log`; its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        status = work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def train(arguments: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Starts the training command in a child; its id."""
+
+    def work() -> int:
+        from gemma_grpo import train as command
+
+        before()
+        return command.main(list(arguments))
+
+    return fork(work, log)
+
+
+def status_of(child: int, within: float | None = None) -> int | None:
+    """How a child ended (-9 for a kill), once it did; None if it runs on after `within` seconds."""
+    deadline = None if within is None else time.monotonic() + within
+    while True:
+        ended, how = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(how)
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        time.sleep(0.02)
+
+
+def kill(child: int) -> None:
+    """SIGKILL, and waits for its end."""
+    os.kill(child, signal.SIGKILL)
+    status_of(child)
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """sha256 of all that a run is repeated by: weights, metrics and completions, without times."""
+    found = {}
+    for path in sorted((run_dir / "weights").glob("*.safetensors")):
+        found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
+    found["metrics.jsonl"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    for folder in ("evaluations", "rollouts"):
+        for path in sorted((run_dir / folder).glob("*.json*")):
+            found[f"{folder}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def has_traceback(log: Path) -> bool:
+    """Whether a command has said a Python traceback."""
+    return log.exists() and b"Traceback (most recent call last)" in log.read_bytes()
