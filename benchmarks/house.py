@@ -8,6 +8,7 @@ Reads the files as text and imports none of them. `tests/test_rooms.py` holds th
 
 import argparse
 import ast
+import functools
 import json
 import re
 from collections import Counter
@@ -60,6 +61,7 @@ def documents() -> list[Path]:
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
+@functools.cache
 def imports_in(source: str) -> set[str]:
     """Dotted names that a module imports, at any depth; `from a import b` gives a and a.b."""
     names = set()
