@@ -17,8 +17,8 @@ from tolerances import GEMMA3_270M_LOGITS
 
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices.mesh import data_mesh
+from gemma_grpo.generation.config import GREEDY
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
-from gemma_grpo.generation.sampling import GREEDY
 from gemma_grpo.text.padding import pad_left
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import gemma3_270m
