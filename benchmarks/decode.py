@@ -59,7 +59,7 @@ def _ours(new_tokens: int) -> Callable[[], np.ndarray]:
     from gemma_grpo import model, weights
     from gemma_grpo.devices import mesh
     from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
-    from gemma_grpo.generation.sampling import GREEDY
+    from gemma_grpo.generation.config import GREEDY
 
     source = weights.open_source(WEIGHTS)
     graphdef, shapes = model.abstract(source.config)
