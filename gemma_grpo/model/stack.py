@@ -65,10 +65,8 @@ def scan_layers(
     *,
     remat: Remat,
     gather: Gather | None,
-    unroll: int,
 ) -> tuple:
-    """Carry `x` through the stacked blocks, collecting what each returns; `unroll` of them are
-    compiled together."""
+    """Carry `x` through the stacked blocks, collecting what each returns."""
     state = nnx.state(model.layers)
 
     def whole_layer(x, scanned):
@@ -82,4 +80,4 @@ def scan_layers(
         # In a scan nothing can be merged with the forward pass; guarding against that costs time.
         body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global)
-    return jax.lax.scan(body, x, scanned, unroll=unroll)
+    return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
