@@ -58,8 +58,8 @@ def _ours(new_tokens: int) -> Callable[[], np.ndarray]:
     jax.config.update("jax_num_cpu_devices", 1)
     from gemma_grpo import model, weights
     from gemma_grpo.devices import mesh
-    from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
     from gemma_grpo.generation.config import GREEDY
+    from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 
     source = weights.open_source(WEIGHTS)
     graphdef, shapes = model.abstract(source.config)
