@@ -10,7 +10,7 @@ import pytest
 
 from gemma_grpo import cli, config, evaluate, weights
 from gemma_grpo.config import DataConfig, RunConfig
-from gemma_grpo.evaluation import gsm8k_protocol
+from gemma_grpo.evaluation import evaluator, gsm8k_protocol
 from gemma_grpo.evaluation.config import EvaluationConfig
 from gemma_grpo.runtime import ModelConfig, load_model
 
@@ -45,11 +45,11 @@ def unmeasured(monkeypatch):
             figures = {"n": len(problems), "zero": zero, "by_difficulty": {}, "by_domain": {}}
             return figures, [{"problem": i} for i in range(len(problems))], NO_TOKENS
 
-    def make(settings, runtime):
+    def make(settings, runtime, pay):
         seen.append(runtime)
         return Nothing()
 
-    monkeypatch.setattr(evaluate, "make_evaluator", make)
+    monkeypatch.setattr(evaluator, "make_evaluator", make)
     return seen
 
 

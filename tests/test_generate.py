@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from stubs import tiny_model
 
-from gemma_grpo import cli, generate
+from gemma_grpo import cli, generate, runtime
 from gemma_grpo.devices import mesh
 from gemma_grpo.generation import chat, generator
 from gemma_grpo.generation.rollout import Rollout
@@ -96,7 +96,7 @@ def test_a_file_of_prompts_gives_a_line_each_in_its_order_whatever_the_batches(
 def test_an_input_named_as_the_output_is_kept_and_nothing_is_loaded_before(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(generate, "load_model", None)
+    monkeypatch.setattr(runtime, "load_model", None)
     path = tmp_path / "q.jsonl"
     path.write_text('{"prompt": "2 + 2?"}')
     for out in (path, tmp_path):

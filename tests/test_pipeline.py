@@ -490,7 +490,7 @@ def test_no_time_at_all_is_one_line_and_a_folder_that_resumes(capsys, tmp_path):
 def test_an_evaluation_that_was_never_timed_looks_at_the_clock(capsys, tmp_path, monkeypatch):
     """The time is up as the first batch begins: nothing is sampled."""
     run_dir, measuring = tmp_path / "run", []
-    monkeypatch.setattr(pipeline, "_say", measuring.append)
+    monkeypatch.setattr(pipeline._Session, "_say", lambda _, line: measuring.append(line))
     hours = lambda: 3600.0 if "measuring base on 8 problems" in measuring else 0.0
     monkeypatch.setattr(deadline, "seconds_since_start", hours)
     greedy_only = ["--evaluation.num-samples", "0", "--grpo.prompts-per-step", "8"]
