@@ -213,11 +213,13 @@ def test_the_table_s_reward_is_by_the_run_s_end_weights_and_own_rewards(runs, fu
     assert summary["stages"]["base"]["reward"] == pytest.approx(np.mean(totals))
 
 
-def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(runs, full_run, monkeypatch):
+def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
+    runs, full_run, small, monkeypatch
+):
     run_dir, kept = runs / "snapshots", runs / "snapshots.txt"
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
     every = ["--evaluation.every", "1", "--evaluation.snapshot-problems", "3"]
-    process = command("--run-dir", str(run_dir), *SMALL, *every)
+    process = command("--run-dir", str(run_dir), *small, *every)
     wait_for_lines(process, run_dir / "metrics.jsonl", 4 + 3)  # of SFT; into GRPO
     process.kill()
     first, _ = process.communicate()
