@@ -1,5 +1,6 @@
-"""A disk that is full, read-only or errs once, at each kind of file that a run writes: one line that
-names the file, and with a sound disk again the run goes on to the same bits.
+"""A disk that is full, read-only or errs once, at each kind of file that a run writes.
+
+One line names the file, and with a sound disk again the run goes on to the same bits.
 
 The faults come from `fault.c`, preloaded into the children; it needs a C compiler and glibc, and no
 right to mount anything.

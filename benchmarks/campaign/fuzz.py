@@ -42,7 +42,7 @@ def _answers(data: bytes) -> None:
     answers.answers_match(text, gold)
     lenient.lenient_answer(text)
     blocks.parse(text)
-    steps.true_lines(text, gold)
+    steps.read_steps(text, gold)
 
 
 PARSERS = {
