@@ -11,6 +11,7 @@ EXTRAS = {
         "beartype>=0.20",
         "chex>=0.1.91",
         "libtpu",
+        "mypy>=1.18",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.14",

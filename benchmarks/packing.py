@@ -92,16 +92,19 @@ def print_flops() -> None:
 def print_places() -> None:
     """Places computed for each token over many steps, by simulation, and the host's CPU seconds for
     packing one: by pack size, then by prompts a step."""
+    rng = np.random.default_rng(0)
     for tokens in (1536, 2048, 3072, 4096):
-        print_places_of(num_prompts=8, pack_tokens=tokens, steps=50)
+        print_places_of(rng, num_prompts=8, pack_tokens=tokens, steps=50)
     for num_prompts in (64, 512, 4096):
-        print_places_of(num_prompts=num_prompts, pack_tokens=3072, steps=1)
+        print_places_of(rng, num_prompts=num_prompts, pack_tokens=3072, steps=1)
 
 
-def print_places_of(*, num_prompts: int, pack_tokens: int, steps: int) -> None:
+def print_places_of(
+    rng: np.random.Generator, *, num_prompts: int, pack_tokens: int, steps: int
+) -> None:
     """A row: eight completions a prompt, with lengths drawn as the trace's were, and prompts of 40
     to 120 tokens."""
-    rng, P, B = np.random.default_rng(0), num_prompts, 8 * num_prompts
+    P, B = num_prompts, 8 * num_prompts
     S, T = ONE_B.model.max_prompt_length, ONE_B.model.max_completion_length
     plan = packing.make_packing(P, 8, pack_tokens, (S, T), DEVICES)
     places = held = seconds = 0

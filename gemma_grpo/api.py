@@ -25,7 +25,7 @@ from gemma_grpo.runtime import load_model, write_adapters, write_model
 RUNS = Path("runs")
 BATCH = 16  # prompts that `Result.generate` completes at a time
 
-Rewards = Sequence[Callable] | Mapping[Callable, float]
+Rewards = Sequence[Callable[..., Any]] | Mapping[Callable[..., Any], float]
 Problems = Iterable[Any]
 
 
@@ -54,7 +54,7 @@ class Result:
     given: Given = field(default=NOTHING_GIVEN, repr=False)
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """summary.json: the figures of each stage with 95 % intervals, their paired differences,
         the seconds, and what a deadline left `unfinished`, or None.
 
@@ -64,7 +64,8 @@ class Result:
         path = self.run_dir / "summary.json"
         if not path.is_file():
             raise UserError(f"{self.run_dir} has no summary yet: gemma_grpo.resume goes on with it")
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary
 
     def __str__(self) -> str:
         """The before/after table."""
@@ -74,15 +75,15 @@ class Result:
         """The learning curves, drawn from what the run has recorded so far."""
         return Picture(report.plot_curves(self.run_dir))
 
-    def metrics(self, stage: str = "grpo") -> list[dict]:
+    def metrics(self, stage: str = "grpo") -> list[dict[str, Any]]:
         """The metrics of each step of a stage (docs/metrics.md)."""
         return [row for row in self._rows("metrics.jsonl") if row["stage"] == stage]
 
-    def rollouts(self, step: int) -> list[dict]:
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
         """Every completion of a GRPO step, from 1, with each of its rewards."""
         return self._rows(f"rollouts/grpo-{step:06d}.jsonl")
 
-    def evaluations(self, stage: str) -> list[dict]:
+    def evaluations(self, stage: str) -> list[dict[str, Any]]:
         """Every completion of the held-out problems by "base", "sft" or "grpo"."""
         return self._rows(f"evaluations/{stage}.jsonl")
 
@@ -92,7 +93,7 @@ class Result:
         *,
         num: int | None = None,
         instruction: str | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Measures the last stage's model: the figures of summary.json, with their intervals.
 
         Args:
@@ -182,7 +183,7 @@ class Result:
         assert trained is not None  # of a run directory
         return trained
 
-    def _rows(self, name: str) -> list[dict]:
+    def _rows(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a file; a run still writing may be within its last."""
         path = self.run_dir / name
         if not path.is_file():

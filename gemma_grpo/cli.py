@@ -228,11 +228,11 @@ def parse_run(
     kind = type(options)
 
     def both(
-        options: Annotated[kind, tyro.conf.arg(name="")] = options,
-        run: Annotated[RunConfig, tyro.conf.arg(name="")] = default,
-    ) -> tuple[kind, RunConfig]:
+        options: Any = options, run: Annotated[RunConfig, tyro.conf.arg(name="")] = default
+    ) -> tuple[Any, RunConfig]:
         return options, run
 
+    both.__annotations__["options"] = Annotated[kind, tyro.conf.arg(name="")]
     return parse(both, _current(arguments), command=command, description=description, markers=())
 
 

@@ -76,7 +76,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured before and after."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_seed(self.seed)
         for name, value in _flat(self).items():
             may_be_infinite = name.endswith("max_grad_norm")
@@ -106,7 +106,8 @@ class RunConfig:
                 if not isinstance(section, dict):
                     raise UserError(f"there is no setting {name!r}; to_yaml shows all")
             section[last] = _plain(value)
-        return _build(RunConfig, values, where="")
+        changed: RunConfig = _build(RunConfig, values, where="")
+        return changed
 
     @property
     def stage_list(self) -> list[str]:
@@ -126,7 +127,8 @@ class RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """Every field, so that the file alone repeats the run."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    text: str = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return text
 
 
 def from_yaml(path: Path) -> RunConfig:
@@ -155,7 +157,8 @@ def from_text(text: str) -> RunConfig:
         raise UserError(f"not YAML ({one_line(str(error), 300)})") from error
     except (ValueError, RecursionError) as error:  # a number of 5000 digits; 1000 brackets
         raise UserError(f"YAML that cannot be read ({one_line(str(error), 100)})") from error
-    return _build(RunConfig, values, where="")
+    config: RunConfig = _build(RunConfig, values, where="")
+    return config
 
 
 def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
@@ -184,7 +187,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases are not read; write the value out")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = [key.value for key, _ in node.value]
         if not all(isinstance(name, str) for name in names):
             raise yaml.YAMLError("a field's name must be text")
@@ -202,7 +205,7 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: Any, value: Any, *, where: str) -> Any:
     """`value` from YAML as a `kind`, checked; `where` is the dotted name of the field."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{where or 'the file'} must be a mapping of fields to values")
         if odd := [name for name in value if not isinstance(name, str)]:

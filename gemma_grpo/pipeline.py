@@ -155,12 +155,10 @@ def _check(run: RunConfig, task: Task) -> None:
     if "sft" in run.stage_list:
         runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
-    for stage, make_packing, settings in (
-        ("sft", sft.make_packing, run.sft),
-        ("grpo", grpo.make_packing, run.grpo),
-    ):
-        if stage in run.stage_list:
-            make_packing(settings, runtime.lengths, runtime.mesh.size)
+    if "sft" in run.stage_list:
+        sft.make_packing(run.sft, runtime.lengths, runtime.mesh.size)
+    if "grpo" in run.stage_list:
+        grpo.make_packing(run.grpo, runtime.lengths, runtime.mesh.size)
 
 
 def execute(

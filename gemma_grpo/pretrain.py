@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pretrain(options: Options) -> int:
-    cli.require_new_folder(options.out)
+    cli.files.require_new_folder(options.out)
     model.check_seed(options.seed)
     config = model.CONFIGS["gemma3-nano"]
     with tempfile.TemporaryDirectory() as scratch:

@@ -101,11 +101,11 @@ def compare_all(V: int, D: int, rows: int, seed: int) -> Iterator[Finding]:
 
 def compare_fused(hidden_BD, embedding_VD, keys_B, temperature: float) -> Iterator[Finding]:
     """Tokens, and the log-probs of the tokens drawn."""
-    settings = dict(temperature=temperature)
-    ids_B, logps_B = jax.jit(lambda *a: fused_sampling(*a, **settings))(
-        hidden_BD, embedding_VD, keys_B
+    ours = partial(fused_sampling, temperature=temperature)
+    ids_B, logps_B = jax.jit(ours)(hidden_BD, embedding_VD, keys_B)
+    own_ids_B, _ = fused_reference.fused_sampling(
+        hidden_BD, embedding_VD, keys_B, temperature=temperature
     )
-    own_ids_B, _ = fused_reference.fused_sampling(hidden_BD, embedding_VD, keys_B, **settings)
     expected_B, _, _ = logps_reference.lm_head_logps(
         hidden_BD, embedding_VD, ids_B, temperature=temperature or 1.0
     )

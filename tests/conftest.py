@@ -10,7 +10,8 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 IS_OURS = CACHE not in os.environ
 if IS_OURS:
     os.environ[CACHE] = tempfile.mkdtemp(prefix="gemma_grpo-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# All of them: to write a small one costs a tenth of its compilation, to read it a quarter.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -22,6 +23,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_sessionfinish():
     if IS_OURS:
         shutil.rmtree(os.environ[CACHE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def one_layer(tmp_path_factory):
+    """The folder of a model to run where depth is not what is tested: one layer of the embedded."""
+    import small_models
+
+    return str(small_models.cut_nano(tmp_path_factory.mktemp("models") / "one_layer"))
 
 
 @pytest.fixture(scope="session")

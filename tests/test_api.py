@@ -1,12 +1,12 @@
 """The Python API: what a notebook does, in processes of its own, on the embedded model."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 import gemma_grpo
@@ -32,13 +32,13 @@ TINY = {
 
 
 def python(script, folder):
-    """What a script prints, and its errors' lines, in a process with one CPU device a core."""
+    """What a script prints, and its errors' lines, in a process of its own."""
     child = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         cwd=folder,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env=children.ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         timeout=900,
     )
     assert child.returncode == 0, child.stderr
@@ -190,8 +190,8 @@ print(results[0].evaluate(held_out)["n"])
 """
 
 
-def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_path):
-    settings = TINY | {"grpo.num_steps": 3, "stages": "grpo"}
+def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_path, one_layer):
+    settings = TINY | {"grpo.num_steps": 3, "stages": "grpo", "model.weights": one_layer}
     said, warned = python(STOPPED.replace("SETTINGS", repr(settings)), tmp_path)
     stopped, steps, *refused, done, measured = said.splitlines()
     assert stopped == "stopped: stopped by SIGINT" and steps == "2"

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gemma_grpo import ablation, cli, rescore, view
+from gemma_grpo import ablation, cli, pretrain, rescore, view
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import origin
@@ -25,6 +25,12 @@ def start(body: str, *, closed: str = "", **streams) -> subprocess.Popen:
     script += "cli.start(main, hint='; a hint')"
     shell = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
     return subprocess.Popen(shell, cwd=ROOT, text=True, **streams)
+
+
+def test_pretraining_refuses_a_folder_that_is_there_before_it_begins(capsys, tmp_path):
+    (tmp_path / "kept").touch()
+    assert pretrain.main([str(tmp_path)]) == 2
+    assert "there already" in capsys.readouterr().err
 
 
 def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():
@@ -160,3 +166,18 @@ def test_adapters_are_not_used_over_a_base_that_has_changed(tmp_path):
     origin.note(tmp_path, {"base weights": "another digest"})
     with pytest.raises(UserError, match="its base weights are not what the run began with"):
         cli.trained(str(tmp_path))
+
+
+def test_help_waits_for_no_device_library_and_for_nothing_that_a_run_alone_needs():
+    """In one process, so that whatever a command imports before it has read its flags is seen."""
+    commands = "train generate evaluate export plan view rescore ablation"
+    script = f"""import contextlib, importlib, io, sys
+for name in {commands.split()!r}:
+    command = importlib.import_module("gemma_grpo." + name)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+        command.main(["--help"])
+    assert "--" in said.getvalue(), name
+heavy = "jax jaxlib flax optax orbax scipy datasets pyarrow tensorstore matplotlib"
+print(*sorted(set(heavy.split()) & sys.modules.keys()))"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

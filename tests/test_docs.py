@@ -254,6 +254,48 @@ def test_the_test_command_is_where_ci_reads_it():
     assert read.stdout.strip() == "pip install -e '.[test,gemma3-270m]' && python -m pytest -n 2"
 
 
+def stages_of(printed):
+    """The rows of the table that a run ends with, as it prints them: numbers by stage and column;
+    "-" is left out."""
+    table = re.search(r"^stage  .*?(?=\n\n|```|\Z)", printed, re.MULTILINE | re.DOTALL)
+    header, rule, *rows = table[0].rstrip().splitlines()
+    edges = [match.span() for match in re.finditer("-+", rule)]
+    cells = lambda line: [line[start:end].strip() for start, end in edges]
+    found = {}
+    for row in rows[:3]:
+        stage, *values = cells(row)
+        numbers = zip(cells(header)[1:], values, strict=True)
+        found[stage] = {
+            name: float(value.removesuffix("%"))
+            for name, value in numbers
+            if re.fullmatch(r"-?[\d.]+(?: %)?", value)
+        }
+    return found
+
+
+def test_the_table_of_the_readme_is_read_by_its_columns():
+    stages = stages_of((ROOT / "README.md").read_text())
+    assert list(stages) == ["base", "sft", "grpo"]
+    assert all(stage["n"] == 400 and "accuracy" in stage for stage in stages.values())
+    assert "true steps" not in stages["base"] and "95 % interval" not in stages["base"]
+    assert 90 < stages["grpo"]["true steps"] <= 100 and 0 < stages["sft"]["trace"] < 1
+
+
+@pytest.mark.slow  # .ci/run asks for it
+def test_the_main_job_ends_with_the_readmes_figures(tmp_path):
+    """On any machine: sums run in another order there, and what is learnt differs a little. At most
+    these points or units away, and GRPO at least 20 points above SFT."""
+    near = {"accuracy": 10, "format": 5, "trace": 0.15, "true steps": 5, "reward": 0.15, "n": 0}
+    command = [sys.executable, "-m", "gemma_grpo.train", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    found, said = stages_of(done.stdout), stages_of((ROOT / "README.md").read_text())
+    assert found["grpo"]["accuracy"] - found["sft"]["accuracy"] >= 20
+    for stage, figures in said.items():
+        for name, figure in figures.items():
+            assert abs(found[stage][name] - figure) <= near[name], (stage, name, found, said)
+
+
 def test_entries_of_the_log_are_short():
     entries = (ROOT / "LOG.md").read_text().split("\n## ")[1:]
     sizes = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tolerances
 from flax import nnx
+from stubs import drawn_adapter
 
 from gemma_grpo import config, export, model, weights
 from gemma_grpo.model import LoRAConfig
@@ -35,11 +36,7 @@ IDS = np.array([[2, 4, 100, 101, 77, 5, 9, 300]])
 def write_run(run_dir, lora):
     """A run directory with an SFT stage of drawn weights; the parameters to run it with."""
     if lora.rank:
-        fresh = model.init_adapter(SOURCE.config, lora, seed=0)
-        rng = np.random.default_rng(0)
-        trained = jax.tree.map(
-            lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), fresh
-        )
+        trained = drawn_adapter(SOURCE.config, lora, scale=0.1)
         full = model.join(trained, BASE)
     else:
         trained = full = jax.tree.map(lambda leaf: leaf * 1.01, BASE)

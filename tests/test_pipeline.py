@@ -1,6 +1,7 @@
 """A run through its command line: what it writes, how it resumes, how it refuses.
 
-Real processes on the embedded model, a few steps each; they share one compilation cache.
+Real processes on one layer of the embedded model, a few steps each; they share one compilation
+cache. A rehearsal on eight devices is in `test_rehearsal.py`, the whole model in `test_api.py`.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import threading
 import time
 from dataclasses import replace
 
+import children
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ SMALL = [
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
     "--data.num-train", "60", "--data.num-test", "8",
-    "--evaluation.batch-size", "8",
+    "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
 ]  # fmt: skip
 TIMES = ("time/", "tokens_per_s")
 
@@ -49,13 +51,13 @@ def command(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=children.ENVIRONMENT,
     )
 
 
 def finish(*arguments):
     process = command(*arguments)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
@@ -65,9 +67,15 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def full_run(runs):
-    """A run that nothing interrupted, with its checkpoints; the most bytes that its folder held
-    while it ran are in `peak.json` beside it."""
+def small(one_layer):
+    """Flags of a small run."""
+    return ["--model.weights", one_layer, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def full_run(runs, small):
+    """A run that nothing interrupted, with its checkpoints; beside it are the most bytes that its
+    folder held while it ran, in `peak.json`, and what it said, in `said.txt`."""
     run_dir, peak, ended = runs / "full", [0], threading.Event()
 
     def watch():
@@ -77,11 +85,12 @@ def full_run(runs):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        status, output = finish("--run-dir", str(run_dir), *SMALL, "--keep-checkpoints")
+        status, output = finish("--run-dir", str(run_dir), *small, "--keep-checkpoints")
     finally:
         ended.set()
         watcher.join()
     assert status == 0, output
+    (runs / "said.txt").write_text(output)
     (runs / "peak.json").write_text(json.dumps(max(peak[0], size_of(run_dir))))
     return run_dir
 
@@ -171,9 +180,8 @@ def test_the_tokens_of_every_completion_are_on_file_within_half_of_its_bytes(ful
 
 
 def test_a_run_ends_with_how_to_see_its_completions(runs, full_run):
-    status, output = finish("--run-dir", str(full_run), "--resume")
-    assert status == 0, output
-    assert output.rstrip().endswith(f"every completion: python -m gemma_grpo.view {full_run}")
+    said = (runs / "said.txt").read_text().rstrip()
+    assert said.endswith(f"every completion: python -m gemma_grpo.view {full_run}")
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
@@ -194,13 +202,18 @@ def test_the_weights_anneal_and_the_phases_follow_each_other(full_run):
     assert [line["phase"] for line in steps] == ["easy", "easy", "medium", "hard"]
 
 
-def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, full_run):
-    """Five kills -9 at random moments, each after the run has got a step farther than before."""
-    run_dir, rng, lines_before = runs / "killed", random.Random(5), 0
-    arguments = ["--run-dir", str(run_dir), *SMALL]
-    for _ in range(5):
-        process = command(*arguments)
-        lines_before = wait_for_lines(process, run_dir / "metrics.jsonl", lines_before + 1)
+@pytest.mark.parametrize(
+    "steps",
+    [(2, 6), pytest.param((1, 2, 3, 4, 5), marks=pytest.mark.slow)],
+    ids=["in each stage", "five times"],
+)
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, small, full_run, steps):
+    """Kills -9 at random moments after these steps, each later than the one before."""
+    run_dir, rng, lines_before = runs / f"killed-{len(steps)}", random.Random(5), 0
+    arguments = ["--run-dir", str(run_dir), *small]
+    for step in steps:
+        process, metrics = command(*arguments), run_dir / "metrics.jsonl"
+        lines_before = wait_for_lines(process, metrics, max(step, lines_before + 1))
         time.sleep(rng.uniform(0, 1.0))  # into a step, a checkpoint, an evaluation
         process.kill()
         process.communicate()
@@ -213,7 +226,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, full_run):
 
 def wait_for_lines(process, metrics, num):
     """Waits until a running process has written `num` lines; returns how many there are."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= num):
         if process.poll() is not None:  # it was through already
             break
@@ -222,14 +235,17 @@ def wait_for_lines(process, metrics, num):
     return metrics.read_bytes().count(b"\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, full_run, number):
+# SIGINT is sent to a run of `test_api.py` too.
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, small, full_run, number):
     run_dir = runs / f"signal-{number}"
-    process = command("--run-dir", str(run_dir), *SMALL)
+    process = command("--run-dir", str(run_dir), *small)
     metrics = run_dir / "metrics.jsonl"
     wait_for_lines(process, metrics, 5)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     if process.returncode:  # it may have been at its last step
         assert process.returncode == 128 + number
         assert "everything is saved" in output and "Traceback" not in output
@@ -238,13 +254,6 @@ def test_a_signal_saves_first_and_resume_goes_on_to_the_same_bits(runs, full_run
     status, output = finish("--run-dir", str(run_dir), "--resume")
     assert status == 0, output
     assert_same_run(run_dir, full_run)
-
-
-def test_a_run_is_repeated_by_its_own_config(runs, full_run):
-    again = runs / "again"
-    status, output = finish("--config", str(full_run / "config.yaml"), "--run-dir", str(again))
-    assert status == 0, output
-    assert_same_run(again, full_run)
 
 
 def test_a_damaged_checkpoint_is_passed_over(runs, full_run):
@@ -269,10 +278,10 @@ def fussy(sample):
 """
 
 
-def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(runs):
+def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(runs, small):
     reward, run_dir = runs / "fussy.py", runs / "fussy"
     reward.write_text(FAILING_REWARD.format(calls=2 * 8 + 3))  # in the third step of 8 completions
-    arguments = [*SMALL, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
+    arguments = [*small, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
     status, output = finish(
         "--run-dir", str(run_dir), *arguments, "--reward", f"{reward}:fussy=0.1"
     )
@@ -287,9 +296,10 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
 
 
-def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after_them(runs):
+@pytest.mark.slow  # `test_rehearsal.py` has them on eight devices
+def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after_them(runs, small):
     arguments = ["--model.lora.rank", "2", "--model.cpu-devices", "2"]
-    status, output = finish("--run-dir", str(runs / "adapters"), *SMALL, *arguments)
+    status, output = finish("--run-dir", str(runs / "adapters"), *small, *arguments)
     assert status == 0, output
     lines = metrics_without_times(runs / "adapters")
     assert [line["stage"] for line in lines] == ["sft"] * 4 + ["grpo"] * 4
@@ -325,16 +335,17 @@ def finish_in(run_dir, hours, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        timeout=300,
+        env=children.ENVIRONMENT,
+        timeout=900,
     )
     return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
-def cut_run(runs):
-    """A run that its deadline stopped after the third GRPO step: a checkpoint falls on no third."""
-    status, output = finish_in(runs / "cut", 7.5, *SMALL)
+def cut_run(runs, full_run):
+    """A run by the whole one's config that its deadline stopped after the third GRPO step: a
+    checkpoint falls on no third."""
+    status, output = finish_in(runs / "cut", 7.5, "--config", str(full_run / "config.yaml"))
     assert status == 75 and "Traceback" not in output, output
     assert "grpo step 3 of 4; --resume goes on" in output
     return runs / "cut"
@@ -363,19 +374,31 @@ def listing(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_read_only_copy_of_a_cut_run_goes_on_to_the_same_bits(runs, cut_run, full_run):
+@pytest.fixture(scope="module")
+def continued(runs, cut_run):
+    """What a read-only copy of the cut run has gone on to; the copy must not have changed."""
     source = read_only_copy(cut_run, runs / "mount" / "attached")
     before = listing(source)
     status, output = finish("--resume-from", str(source), "--run-dir", str(runs / "continued"))
     assert status == 0, output
-    assert_same_run(runs / "continued", full_run)
     assert listing(source) == before
-    summary = json.loads((runs / "continued" / "summary.json").read_text())
+    return runs / "continued"
+
+
+def test_a_read_only_copy_of_a_cut_run_goes_on_to_the_same_bits(continued, full_run):
+    assert_same_run(continued, full_run)
+    summary = json.loads((continued / "summary.json").read_text())
     assert summary["unfinished"] is None and list(summary["stages"]) == ["base", "sft", "grpo"]
-    names = sorted(path.name for path in (runs / "continued" / "weights").iterdir())
+    names = sorted(path.name for path in (continued / "weights").iterdir())
     assert names == ["grpo.safetensors", "sft.safetensors"]
 
 
+def test_a_run_is_repeated_by_its_own_config(continued, full_run):
+    assert config.from_yaml(continued / "config.yaml") == config.from_yaml(full_run / "config.yaml")
+    assert_same_run(continued, full_run)  # of which it had no more than the config
+
+
+@pytest.mark.slow  # so does the run that a signal stopped, and at each border `test_rehearsal.py`'s
 def test_a_cut_run_resumes_in_its_place_to_the_same_bits(runs, cut_run, full_run):
     run_dir = shutil.copytree(cut_run, runs / "cut-again")
     status, output = finish("--run-dir", str(run_dir), "--resume")
@@ -479,14 +502,14 @@ sys.exit(*status)
 """
 
 
-def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(runs):
-    arguments = ["--run-dir", str(runs / "notebook"), *SMALL, "--stages", "sft"]
+def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(runs, small):
+    arguments = ["--run-dir", str(runs / "notebook"), *small, "--stages", "sft"]
     done = subprocess.run(
         [sys.executable, "-c", IN_A_NOTEBOOK, *arguments, "--model.cpu-devices", "2"],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        timeout=300,
+        env=children.ENVIRONMENT,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert "JAX runs already, with 1 CPU devices: model.cpu_devices=2 is ignored" in done.stderr

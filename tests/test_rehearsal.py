@@ -1,8 +1,9 @@
-"""A rehearsal of `train` on eight devices: every combination that the flags allow goes through.
+"""A rehearsal of `train` on eight devices: every pair of settings goes through.
 
 Each runs from the command line to the end, then again in sessions that end within a stage and
 between the two, and is evaluated, sampled from and exported. The model is a cut of two layers, a
-sliding one and a global one: of the embedded model, or of Gemma 3 1B's widths (slow).
+sliding one and a global one: of the embedded model, or of Gemma 3 1B's widths (slow). Of the three
+that are not slow one is cut at every border, one within GRPO and one not at all.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_models
 
 from gemma_grpo import cli, evaluate, export, generate, train, weights
 from gemma_grpo.presets import PRESETS
@@ -23,6 +25,8 @@ from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import deadline
 from gemma_grpo.weights.assets import NANO
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 STEPS = 3  # a stage; after the second nothing may be compiled
 ADAPTERS = {
@@ -46,12 +50,8 @@ def eight_devices(monkeypatch):
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory):
     """The first and the last layer of the embedded model."""
-    tensors = {}
-    for name, tensor in safetensors.numpy.load_file(NANO / "model.safetensors").items():
-        if ".layers." not in name:
-            tensors[name] = tensor
-        elif ".layers.0." in name or ".layers.5." in name:
-            tensors[name.replace(".layers.5.", ".layers.1.")] = tensor
+    cut = small_models.cut_nano(tmp_path_factory.mktemp("cut") / "nano", layers=(0, 5))
+    tensors = safetensors.numpy.load_file(cut / "model.safetensors")
     return write_folder(tmp_path_factory.mktemp("two_layers"), tensors, {})
 
 
@@ -137,31 +137,42 @@ class Case:
         ]
 
 
-def rehearse(case, folder, tmp_path, monkeypatch):
-    """The whole of it; asserts what must hold of any run."""
+def borders(case):
+    """Steps, each of an hour, after which sessions end: one within the first stage, one after it,
+    one within the last."""
+    return [1, *range(STEPS, STEPS * len(case.stages.split(",")), STEPS - 1)]
+
+
+def rehearse(case, folder, tmp_path, monkeypatch, cuts):
+    """The whole of it; asserts what must hold of any run.
+
+    Args:
+        cuts: steps after which a session ends; none runs it once.
+    """
     arguments = case.arguments(folder, tmp_path)
     keep_weights_off_the_host(monkeypatch)
     with compile_clock.running() as clock:
         compiled = seconds_after_steps(clock, monkeypatch)
         assert train.main(["--run-dir", str(tmp_path / "whole"), *arguments]) == 0
+    assert not list((tmp_path / "whole").glob("checkpoints/*"))
     for stage in case.stages.split(","):
         assert compiled[stage, 2] == compiled[stage, STEPS], "compiled in the middle of a stage"
-    last = cut_and_resume(arguments, tmp_path, monkeypatch, len(case.stages.split(",")) * STEPS)
-    for stage in case.stages.split(","):
-        name = f"weights/{stage}.safetensors"
-        assert (last / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    if cuts:
+        last = cut_and_resume(arguments, tmp_path, monkeypatch, cuts)
+        for stage in case.stages.split(","):
+            name = f"weights/{stage}.safetensors"
+            assert (last / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     use(tmp_path / "whole", tmp_path, case)
 
 
-def cut_and_resume(arguments, tmp_path, monkeypatch, num_steps):
-    """The run in sessions: one ends within the first stage, one after it, one within the last. The
-    last session goes on from a read-only copy. Returns its folder."""
+def cut_and_resume(arguments, tmp_path, monkeypatch, cuts):
+    """The run in sessions, each of which ends after a step of `cuts`; the last one goes on from a
+    read-only copy. Returns its folder."""
     run_dir = tmp_path / "cut"
     end_after_hours(monkeypatch, tmp_path)
-    assert train.main(["--run-dir", str(run_dir), "--hours", "1.5", *arguments]) == 75
-    for hours in range(STEPS, num_steps, STEPS - 1):  # of the steps, each of which takes an hour
-        resume = ["--run-dir", str(run_dir), "--resume", "--hours", f"{hours}.5"]
-        assert train.main(resume) == 75
+    for step in cuts:
+        begin = ["--resume"] if run_dir.exists() else arguments
+        assert train.main(["--run-dir", str(run_dir), "--hours", f"{step}.5", *begin]) == 75
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # not kept after a session
     attached = tmp_path / "attached" / "cut"
     shutil.copytree(run_dir, attached)
@@ -222,15 +233,32 @@ def end_after_hours(monkeypatch, tmp_path):
     monkeypatch.setattr(deadline.Deadline, "note", hour_a_step)
 
 
-DEFAULT = [
-    Case(beta=0.01, num_iterations=2),
-    Case("gemma3-1b", layout="tensor_parallel"),
-    Case("gemma3-1b-lora", "adapters with dropout", "tensor_parallel", 0.01, 2),
+WITH_CUTS = [
+    (Case(beta=0.01, num_iterations=2), borders(Case())),
+    (Case("gemma3-1b", layout="tensor_parallel"), []),
+    (Case("gemma3-1b-lora", "adapters with dropout", "tensor_parallel", 0.01, 2), [STEPS + 1]),
 ]
-MATRIX = [
+SETTINGS = {
+    "adapters": tuple(ADAPTERS),
+    "layout": ("data", "tensor_parallel"),
+    "beta": (0.0, 0.01),
+    "num_iterations": (1, 2),
+    "stages": STAGES,
+}
+OF_GRPO = {"beta", "num_iterations"}  # settings that SFT alone does not read
+# All 72 combinations would take an hour of CPU; these hold each pair of settings.
+PAIRS = [
     Case("gemma3-1b", *settings)
-    for settings in itertools.product(
-        ADAPTERS, ("data", "tensor_parallel"), (0.0, 0.01), (1, 2), STAGES
+    for settings in (
+        ("all weights", "data", 0.0, 1, "sft"),
+        ("all weights", "data", 0.01, 1, "grpo"),
+        ("all weights", "tensor_parallel", 0.0, 2, "sft,grpo"),
+        ("adapters", "data", 0.0, 1, "sft,grpo"),
+        ("adapters", "data", 0.0, 1, "sft"),
+        ("adapters", "tensor_parallel", 0.01, 2, "grpo"),
+        ("adapters with dropout", "data", 0.0, 2, "grpo"),
+        ("adapters with dropout", "tensor_parallel", 0.0, 1, "sft"),
+        ("adapters with dropout", "tensor_parallel", 0.01, 1, "sft,grpo"),
     )
 ]
 OF_PRESETS = [
@@ -239,17 +267,32 @@ OF_PRESETS = [
 ]
 
 
-@pytest.mark.parametrize("case", DEFAULT, ids=str)
-def test_a_run_goes_through_on_eight_devices_and_resumes_at_every_border(
-    case, two_layers, tmp_path, monkeypatch
+@pytest.mark.parametrize("case, cuts", WITH_CUTS, ids=str)
+def test_a_run_goes_through_on_eight_devices_and_resumes_where_it_was_cut(
+    case, cuts, two_layers, tmp_path, monkeypatch
 ):
-    rehearse(case, two_layers, tmp_path, monkeypatch)
+    rehearse(case, two_layers, tmp_path, monkeypatch, cuts)
+
+
+def test_the_cases_hold_each_pair_of_settings():
+    for one, other in itertools.combinations(SETTINGS, 2):
+        tried = {
+            (getattr(case, one), getattr(case, other))
+            for case in PAIRS
+            if case.stages != "sft" or not OF_GRPO & {one, other}
+        }
+        possible = set(itertools.product(SETTINGS[one], SETTINGS[other]))
+        if other == "stages" and one in OF_GRPO:
+            possible = {pair for pair in possible if pair[1] != "sft"}
+        assert tried == possible, (one, other)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_every_combination_goes_through_on_eight_devices(case, two_layers, tmp_path, monkeypatch):
-    rehearse(case, two_layers, tmp_path, monkeypatch)
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_every_pair_of_settings_goes_through_on_eight_devices(
+    case, two_layers, tmp_path, monkeypatch
+):
+    rehearse(case, two_layers, tmp_path, monkeypatch, borders(case))
 
 
 @pytest.mark.slow
@@ -257,4 +300,4 @@ def test_every_combination_goes_through_on_eight_devices(case, two_layers, tmp_p
 def test_every_preset_goes_through_at_the_widths_of_the_1b(
     case, two_layers_1b, tmp_path, monkeypatch
 ):
-    rehearse(case, two_layers_1b, tmp_path, monkeypatch)
+    rehearse(case, two_layers_1b, tmp_path, monkeypatch, borders(case))

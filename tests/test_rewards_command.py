@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 from gemma_grpo import cli, train
@@ -187,10 +188,12 @@ def test_the_examples_judge_finds_each_criterion_by_its_own_words():
         assert judge.ask(asked) == expected
 
 
-def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same_verdicts(tmp_path):
+def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same_verdicts(
+    tmp_path, one_layer
+):
     run_dir = tmp_path / "run"
     command = [
-        sys.executable, "-m", "gemma_grpo.train",
+        sys.executable, "-m", "gemma_grpo.train", "--model.weights", one_layer,
         "--data.source", f"{EXAMPLE / 'train.jsonl'},{EXAMPLE / 'test.jsonl'}",
         "--data.num-train", "0", "--data.num-test", "0", "--stages", "grpo",
         "--rubric", str(EXAMPLE / "rubric.yaml"), "--judge", f"{EXAMPLE / 'judge.py'}:judge=0.5",
@@ -203,7 +206,9 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
         "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
         "--run-dir", str(run_dir), "--model.cpu-devices", "1",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=children.ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rows = [
@@ -229,6 +234,8 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     command = [sys.executable, "-m", "gemma_grpo.train", "--resume", "--run-dir", str(run_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=children.ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in ends] == before

@@ -26,13 +26,13 @@ VALIDATION_SHARE = 1 / 15  # 482 of the 7473 official training problems
 MAX_EASY_MARKS = 2
 MAX_MEDIUM_MARKS = 4
 
+Split = Literal["train", "validation", "test"]
+
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
-def gsm8k_problems(
-    path: str | Path | None, split: Literal["train", "validation", "test"]
-) -> list[Problem]:
+def gsm8k_problems(path: str | Path | None, split: Split) -> list[Problem]:
     """All problems of one split, in file order.
 
     Args:
@@ -129,7 +129,7 @@ def _files_in(folder: Path, split: str) -> list[Path]:
     if len(named) > 1 and (not all(shards) or len({_SHARD.sub("", f.stem) for f in named}) > 1):
         names = ", ".join(file.name for file in named)
         raise UserError(f"{folder} holds several {split} files ({names}): name the one to read")
-    if any(shards) and len(named) != int(shards[0][2]):
+    if shards and shards[0] and len(named) != int(shards[0][2]):
         raise UserError(f"{folder} holds {len(named)} of {int(shards[0][2])} {split} shards")
     return named
 

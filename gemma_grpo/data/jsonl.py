@@ -48,13 +48,15 @@ def problems_from(given: Iterable[Any]) -> list[Problem]:
         raise UserError(f"problems are one list, not a mapping of several ({splits}): give one")
     found = []
     for number, row in enumerate(given, start=1):
-        if not isinstance(row, Problem | Mapping):
+        if isinstance(row, Problem):
+            found.append(row)
+        elif isinstance(row, Mapping):
+            found.append(problem_from_row(row, f"problem {number}"))
+        else:
             raise UserError(
                 f"problem {number} is of type {type(row).__name__}: give a gemma_grpo.Problem, or "
                 "a dict with prompt and answer"
             )
-        is_problem = isinstance(row, Problem)
-        found.append(row if is_problem else problem_from_row(row, f"problem {number}"))
     if not found:
         raise UserError("no problems: give at least two")
     return found
@@ -152,7 +154,9 @@ def _kind(value: object) -> str:
         return "true or false"
     if isinstance(value, int | float | Decimal):
         return "a number"
-    return {list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+    if isinstance(value, list):
+        return "a list"
+    return "an object" if isinstance(value, dict) else type(value).__name__
 
 
 def _lines(path: str | Path) -> list[bytes]:

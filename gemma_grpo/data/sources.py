@@ -91,7 +91,7 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
             raise UserError(f'source "{source}" names no path after the colon')
         if path.startswith(kaggle.PREFIX):
             path = str(kaggle.dataset_folder(path))
-        held_out = "test" if kind == "gsm8k" else "validation"
+        held_out: gsm8k.Split = "test" if kind == "gsm8k" else "validation"
         return gsm8k.gsm8k_problems(path or None, "train" if split == "train" else held_out)
     if source and expanded(source).is_dir():
         raise UserError(
@@ -102,7 +102,7 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
     if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
         raise UserError(f'unknown data source "{source}": use {_KNOWN}')
     if len(files) == 2:
-        return _of_pair(*files, split)
+        return _of_pair(files[0], files[1], split)
     return splits.one_side(
         _read(source), held_out=split == "test", share=HELD_OUT_SHARE, origin=source
     )

@@ -120,7 +120,7 @@ def reshard(tree: PyTree, shardings: PyTree, dtype: str) -> PyTree:
         )
         for n, leaf in zip(moving, moved, strict=True):
             leaves[n] = leaf
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def to_move(tree: PyTree, shardings: PyTree, dtype: str) -> dict[int, Sharding]:

@@ -112,14 +112,15 @@ def gather_from_all(make: Callable[[], Value]) -> list[Value]:
     """
     if not jax.distributed.is_initialized():
         return [make()]
+    own: tuple[Any, UserError | OSError | None]
     try:
         own = (make(), None)
     except (UserError, OSError) as error:
         own = (None, error)
     outcomes = _exchange(own)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
     return [value for value, _ in outcomes]
 
 
@@ -128,7 +129,8 @@ def broadcast_from_primary(make: Callable[[], Value]) -> Value:
 
     Raises as `gather_from_all`.
     """
-    return gather_from_all(lambda: make() if is_primary() else None)[0]
+    first: Any = gather_from_all(lambda: make() if is_primary() else None)[0]
+    return first
 
 
 def run_on_primary(make: Callable[[], Value]) -> Value | None:

@@ -176,7 +176,7 @@ def _corrected_phi(both: int, gained: int, lost: int, neither: int) -> float:
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:  # all right or all wrong in one run: no correlation to speak of
         return 0.0
-    determinant = both * neither - gained * lost
+    determinant: float = both * neither - gained * lost
     if determinant > 0:
         determinant = max(0.0, determinant - n / 2)
     return determinant / math.sqrt(margins)

@@ -70,7 +70,7 @@ class Sampler:
         problems_P: Sequence[Problem],
         key: jax.Array,
         weights: rewards.RewardWeights,
-        extra: Sequence[tuple[str, rewards.Reward, float]],
+        extra: Sequence[tuple[str, rewards.Reward | rewards.BatchReward, float]],
         trace: str = "arithmetic",
     ) -> Groups:
         """One rollout of the problems, scored. The host waits for the devices once.

@@ -71,7 +71,8 @@ def forward_groups(
 
     ropes = rope_tables(model.config, positions_1N)
     x_1ND = model.embed(rows.pack(prompt_ids_PS, completion_ids_BT))
-    x_1ND, _ = scan_layers(model, layer, x_1ND, remat=remat, gather=gather)
+    unroll = model.config.scan_unroll
+    x_1ND, _ = scan_layers(model, layer, x_1ND, remat=remat, gather=gather, unroll=unroll)
     return model.final_norm(x_1ND)
 
 

@@ -1,6 +1,6 @@
 """Parameter trees: adapters and base, split and joined, casts to the compute dtype, and the key."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -39,6 +39,6 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def in_dtype(params: dict[str, Any], dtype: Literal["float32", "bfloat16"]) -> dict[str, Any]:
+def in_dtype(params: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The parameters to compute with: a cast copy of the master weights, or themselves."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

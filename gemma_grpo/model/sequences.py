@@ -43,5 +43,7 @@ def forward(
         return block(x_BLD, select_rope(ropes, is_global), attend, layout=layout)
 
     ropes = rope_tables(config, positions_BL)
-    x_BLD, kv = scan_layers(model, layer, model.embed(ids_RL, layout), remat="none", gather=None)
+    x_BLD = model.embed(ids_RL, layout)
+    # One block is compiled, whatever the model's size: prompts run once for many steps of decoding.
+    x_BLD, kv = scan_layers(model, layer, x_BLD, remat="none", gather=None, unroll=1)
     return model.final_norm(x_BLD), kv

@@ -32,9 +32,8 @@ def rope_tables(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax
 
 
 def select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return tuple(
-        jnp.where(is_global, far, near) for near, far in zip(ropes[0], ropes[1], strict=True)
-    )
+    (near_sin, near_cos), (far_sin, far_cos) = ropes
+    return jnp.where(is_global, far_sin, near_sin), jnp.where(is_global, far_cos, near_cos)
 
 
 def layer_block(
@@ -66,8 +65,10 @@ def scan_layers(
     *,
     remat: Remat,
     gather: Gather | None,
+    unroll: int,
 ) -> tuple:
-    """Carry `x` through the stacked blocks, collecting what each returns."""
+    """Carry `x` through the stacked blocks, collecting what each returns; `unroll` of them are
+    compiled together."""
     state = nnx.state(model.layers)
 
     def whole_layer(x, scanned):
@@ -81,4 +82,4 @@ def scan_layers(
         # In a scan nothing can be merged with the forward pass; guarding against that costs time.
         body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
     scanned = (state, index, is_global)
-    return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)
+    return jax.lax.scan(body, x, scanned, unroll=unroll)

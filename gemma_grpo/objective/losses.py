@@ -185,6 +185,7 @@ def kl(
     if estimator == "k3_k2grad":
         return k2_BT + jax.lax.stop_gradient(k3_BT - k2_BT)
     if estimator == "k3_unbiased":
+        assert ratio_BT is not None
         return ratio_BT * k3_BT
     raise _unknown("kl_estimator", estimator, KlEstimator)
 
@@ -254,8 +255,6 @@ def policy_loss(
     beta, tis_cap, mask_BT = config.beta, config.tis_cap, inputs.mask
     if beta > 0 and inputs.ref_logps is None:
         raise UserError(f"beta={beta} needs ref_logps: score the batch with the reference first")
-    if tis_cap is not None and inputs.sampler_logps is None:
-        raise UserError(f"tis_cap={tis_cap} needs sampler_logps: keep them from the rollout")
     logps_BT, old_logps_BT = _zero_padding(logps_BT, mask_BT), inputs.old_logps
     if old_logps_BT is None:
         old_logps_BT = jax.lax.stop_gradient(logps_BT)
@@ -263,6 +262,8 @@ def policy_loss(
     policy_BT, clipped_BT = _policy_term(logps_BT, ratio_BT, inputs.advantages, config)
     metrics = {"tokens": _count(True, mask_BT), "clipped_tokens": _count(clipped_BT, mask_BT)}
     if tis_cap is not None:
+        if inputs.sampler_logps is None:
+            raise UserError(f"tis_cap={tis_cap} needs sampler_logps: keep them from the rollout")
         rho_BT = truncated_importance_weights(
             old_logps_BT, inputs.sampler_logps, mask_BT, cap=tis_cap, level=config.tis_level
         )

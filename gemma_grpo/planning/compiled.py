@@ -67,6 +67,7 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
     executable = lowered.compile()
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     memory, module = executable.memory_analysis(), _module(executable)
+    assert memory is not None  # XLA tells it on every device that we compile for
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -83,7 +84,7 @@ def compile_and_read(lowered: jax.stages.Lowered) -> Compiled:
 def _module(executable: jax.stages.Compiled) -> hlo.Module | None:
     """The program's text, parsed; None where XLA fails to print it."""
     try:
-        return hlo.parse(executable.as_text())
+        return hlo.parse(executable.as_text() or "")
     except jax.errors.JaxRuntimeError as error:
         if "RET_CHECK" not in str(error):
             raise
@@ -108,7 +109,8 @@ def collectives_in(module: hlo.Module) -> list[Collective]:
         new = named[todo.pop()] - in_loop
         in_loop |= new
         todo += new
-    found, largest = Counter(), Counter()
+    found: Counter[tuple[str, bool]] = Counter()
+    largest: Counter[tuple[str, bool]] = Counter()
     for name, body in bodies.items():
         for one in body:
             kind = one.op.removesuffix("-start")
@@ -117,4 +119,7 @@ def collectives_in(module: hlo.Module) -> list[Collective]:
                 found[key] += 1
                 sizes = [int(size) for size, _ in hlo.arrays(one.shape)]
                 largest[key] = max(largest[key], *sizes)
-    return [Collective(*key, largest[key], count) for key, count in sorted(found.items())]
+    return [
+        Collective(kind, inside, largest[kind, inside], count)
+        for (kind, inside), count in sorted(found.items())
+    ]

@@ -196,17 +196,15 @@ def pack_loops(
     turns, steps = [], []
     for of_shape in packs:
         count, most = int(of_shape["count"][0]), len(of_shape["slots"]) // num_devices
-        used = [number for number in range(most * num_devices) if number % most < count]
+        packs_of_shape = {
+            name: array.reshape(most * num_devices, -1, *array.shape[1:])
+            for name, array in of_shape.items()
+            if name != "count"
+        }
         pairs = [
-            mean_pairs(
-                architecture,
-                {
-                    name: np.array_split(array, most * num_devices)[number]
-                    for name, array in of_shape.items()
-                    if name != "count"
-                },
-            )
-            for number in used
+            mean_pairs(architecture, {name: each[n] for name, each in packs_of_shape.items()})
+            for n in range(most * num_devices)
+            if n % most < count
         ]
         turns.append(count)
         steps.append(float(np.mean(pairs)) if pairs else 0.0)

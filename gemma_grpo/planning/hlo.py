@@ -169,7 +169,9 @@ def _total(shape: str) -> float:
 
 def called(instruction: Instruction, attribute: str) -> str:
     """The computation that an attribute such as "body" names."""
-    return re.search(rf"\b{attribute}=%?([\w.-]+)", instruction.attributes)[1]
+    found = re.search(rf"\b{attribute}=%?([\w.-]+)", instruction.attributes)
+    assert found is not None, (instruction, attribute)
+    return found[1]
 
 
 def _branches(instruction: Instruction) -> list[str]:
@@ -294,7 +296,8 @@ def _part_read(module: Module, inner: Computation, name: str) -> float | None:
             nested = module.computations[called(user, "calls")]
             places = [place for place, one in enumerate(user.operands) if one == name]
             parts = [_part_read(module, nested, nested.parameters()[place]) for place in places]
-            part = None if None in parts else sum(parts, 0.0)
+            known = [part for part in parts if part is not None]
+            part = sum(known, 0.0) if len(known) == len(parts) else None
         else:
             part = None
         if part is None:

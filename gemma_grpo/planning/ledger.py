@@ -68,9 +68,8 @@ class Ledger:
 
     def hours(self) -> tuple[Number, Number]:
         """That the whole run takes: likely, and at the most."""
-        return tuple(
-            sum(getattr(line, side) for line in self.seconds) / 3600 for side in ("likely", "most")
-        )
+        likely = sum(line.likely for line in self.seconds) / 3600
+        return likely, sum(line.most for line in self.seconds) / 3600
 
     def steps_in(self, hours: Number) -> tuple[Number, Number]:
         """GRPO steps that `hours` hold beside all else of the run, likely and at full lengths; NaN
@@ -175,7 +174,8 @@ def _settings(run: RunConfig, stage: str):
 
 def _of_step(run: RunConfig, calls: dict[str, Row]) -> Line:
     """Seconds of a GRPO step. Rounds of resampling count at the most."""
-    times = {name: 1 for name in ("reshard", "advantages", "reference", "old") if name in calls}
+    beside: tuple[str, ...] = ("reshard", "advantages", "reference", "old")
+    times = {name: 1 for name in beside if name in calls}
     times |= {"rollout": 1, "update": run.grpo.num_iterations}
     likely = sum(number * calls[name].likely_seconds for name, number in times.items())
     times["rollout"] += run.grpo.resample_rounds

@@ -36,7 +36,7 @@ class Work:
             "compute": self.flops / chip.flops,
             "latency": self._waiting(chip),
         }
-        return max(limits, key=limits.get)
+        return max(limits, key=lambda name: limits[name])
 
     def _waiting(self, chip: Chip) -> float:
         return self.collectives * chip.latency

@@ -280,7 +280,7 @@ def _describe(path: Path, arrays: dict[str, Any], host: dict) -> None:
     """Makes the directory `path`, which must not exist, with all but the arrays and the sums."""
     path.mkdir()
     (path / "host.json").write_text(json.dumps(host, indent=1), encoding="utf-8")
-    index, offset = {}, 0
+    offset, index = 0, dict[str, dict[str, Any]]()
     for name, array in arrays.items():
         index[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if array.nbytes < PACK_BELOW:
@@ -301,7 +301,7 @@ def _begin_write(path: Path, arrays: dict[str, Any]) -> Callable[[], None]:
     """
     small = [array for array in arrays.values() if array.nbytes < PACK_BELOW]
     large = {name: array for name, array in arrays.items() if array.nbytes >= PACK_BELOW}
-    tree = {}
+    tree: dict[str, Any] = {}
     if small:
         tree["pack"] = np.concatenate(
             [meshes.to_host(array).reshape(-1).view(np.uint8) for array in small]
@@ -359,8 +359,8 @@ def _read(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> dict[st
 
 def _unpack(pack: np.ndarray, *, dtype: str, shape: list[int], offset: int) -> np.ndarray:
     """One array out of the pack's bytes."""
-    dtype = jax.numpy.dtype(dtype)
-    return np.frombuffer(pack, dtype, math.prod(shape), offset).reshape(shape)
+    kind = jax.numpy.dtype(dtype)
+    return np.frombuffer(pack, kind, math.prod(shape), offset).reshape(shape)
 
 
 def _check_fit(path: Path, index: dict[str, dict], wanted: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ class CompileClock:
     def __init__(self):
         self.seconds = 0.0
 
-    def _note(self, event: str, seconds: float, **_) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _EVENT:
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 @contextlib.contextmanager

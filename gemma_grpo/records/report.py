@@ -53,7 +53,8 @@ def curves_figure(lines: list[dict]) -> Any:
     figure.suptitle("Learning curves: means over the completions sampled at each training step")
     grid = figure.add_gridspec(2, 3)
     if sft:
-        above, below = grid[0, 0].subgridspec(2, 1)
+        halves = grid[0, 0].subgridspec(2, 1)
+        above, below = halves[0], halves[1]
         _draw_metric(figure.add_subplot(above), sft, "loss", "SFT loss (nats a token)", ORANGE)
         _draw_metric(figure.add_subplot(below), grpo, "loss", "GRPO loss", BLUE)
     else:

@@ -149,8 +149,9 @@ def _sequence(text: str) -> Sequence | None:
         return None
     if brackets == "[]" and len(parts) != 2:
         brackets = ""  # a list; two numbers in square brackets may be an interval
-    elements = tuple(_element(part.strip()) for part in parts)
-    return Sequence(brackets, elements) if None not in elements else None
+    elements = [_element(part.strip()) for part in parts]
+    known = tuple(element for element in elements if element is not None)
+    return Sequence(brackets, known) if len(known) == len(elements) else None
 
 
 def _split(text: str) -> list[str]:

@@ -157,6 +157,7 @@ def _run_file(path: Path, what: str) -> ModuleType:
     """The module made by running `path`; registered, since dataclasses look their module up."""
     module_name = f"gemma_grpo_reward:{path.resolve()}"
     module_spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    assert module_spec is not None and module_spec.loader is not None  # of a .py file
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:
@@ -182,4 +183,4 @@ def _line_in(path: Path, error: BaseException) -> int | str:
     """The last line of `path` on the way to `error`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path.resolve()]
-    return lines[-1] if lines else "?"
+    return lines[-1] or "?" if lines else "?"

@@ -21,5 +21,6 @@ def date(text: str) -> tuple[int | None, int, int] | None:
         if match := form.fullmatch(text):
             month = match["month"]
             number = int(month) if month.isdecimal() else _MONTHS.index(month[:3].lower()) + 1
-            return match["year"] and int(match["year"]), number, int(match["day"])
+            year = match["year"]
+            return int(year) if year else None, number, int(match["day"])
     return None

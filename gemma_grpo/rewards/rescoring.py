@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.rewards import answers, components, lenient, scores
-from gemma_grpo.rewards.sample import Reward, Sample
+from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import END_WEIGHTS, RewardWeights, weights_at
 
 Reader = Literal["saved", "strict", "lenient"]
@@ -62,7 +62,7 @@ class Change:
         trace: "arithmetic" or "structure" reads the trace again; None takes the reader's.
     """
 
-    extra: Sequence[tuple[str, Reward, float]] = ()
+    extra: Sequence[tuple[str, Reward | BatchReward, float]] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     reader: Reader = "saved"
     trace: str | None = None

@@ -37,7 +37,7 @@ class Sample:
     stopped: bool
     domain: str = Problem.domain
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.difficulty not in DIFFICULTIES:
             known = ", ".join(DIFFICULTIES)
             raise UserError(f"difficulty {self.difficulty!r} is unknown: use one of {known}")
@@ -54,5 +54,5 @@ BatchReward = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 def batch_reward(reward: BatchReward) -> BatchReward:
     """Decorator of a reward that takes all samples of a step at once and returns a value each."""
-    reward.takes_batch = True
+    vars(reward)["takes_batch"] = True
     return reward

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
 from gemma_grpo.errors import UserError, described, one_line, shown
 from gemma_grpo.rewards.components import COMPONENTS, TRACES
@@ -30,7 +30,7 @@ class Scores:
 def score(
     samples: Sequence[Sample],
     weights: RewardWeights,
-    extra: Sequence[tuple[str, Reward, float]] = (),
+    extra: Sequence[tuple[str, Reward | BatchReward, float]] = (),
     trace: str = "arithmetic",
 ) -> Scores:
     """Every component and the weighted total of each sample.
@@ -51,7 +51,8 @@ def score(
         UserError: an extra whose name is taken or whose weight is not finite; a reward that raises,
             or returns anything but a finite number. It names the reward and the row.
     """
-    rewards, weight_of = COMPONENTS | {"trace": TRACES[trace]}, weights.named()
+    rewards: dict[str, Reward | BatchReward] = {**COMPONENTS, "trace": TRACES[trace]}
+    weight_of = weights.named()
     for name, reward, weight in extra:
         if name in rewards:
             raise UserError(f"two rewards are named {name!r}: rename one of them")
@@ -96,7 +97,7 @@ def tolerant_column(
     values, failures = [], []
     for row, sample in enumerate(samples):
         try:
-            values.append(_checked(name, reward, row, sample))
+            values.append(_checked(name, cast(Reward, reward), row, sample))
         except UserError as error:
             values.append(math.nan)
             failures.append(str(error))
@@ -106,9 +107,10 @@ def tolerant_column(
 def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) -> list[Any]:
     """One reward's values of all samples; None where it may be missing and is."""
     if not getattr(reward, "takes_batch", False):
-        return [_checked(name, reward, row, sample) for row, sample in enumerate(samples)]
+        each = cast(Reward, reward)
+        return [_checked(name, each, row, sample) for row, sample in enumerate(samples)]
     try:
-        values = list(reward(samples))
+        values = list(cast(BatchReward, reward)(samples))
     except UserError:  # ours: a judge's file that cannot be written
         raise
     except KeyboardInterrupt:  # a notebook's stop button
@@ -126,9 +128,13 @@ def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) 
     if getattr(reward, "may_be_missing", False):
         return values
     return [
-        _checked(name, lambda _, value=value: value, row, sample)
+        _checked(name, _giving(value), row, sample)
         for row, (value, sample) in enumerate(zip(values, samples, strict=True))
     ]
+
+
+def _giving(value: Any) -> Reward:
+    return lambda _: value
 
 
 def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:

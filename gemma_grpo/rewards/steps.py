@@ -102,7 +102,9 @@ def read_steps(reasoning: str, prompt: str) -> Steps:
 def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
     """The first MAX_LINES lines of `reasoning` as they are read, in order."""
     known, asked = question_numbers(prompt), _content_words(prompt)
-    flat_prompt, seen, said, has_sentence = _flat(prompt), set(), set(), False
+    flat_prompt, has_sentence = _flat(prompt), False
+    seen: set[Equation] = set()
+    said: set[str] = set()
     for line in _lines(reasoning):
         found, false = _equations(line)
         if false:
@@ -179,7 +181,9 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
     line = _UNIT_BEFORE_SIGN.sub(" ", line)
     sides, found = line.split("="), []
     for i, (left, right) in enumerate(zip(sides, sides[1:], strict=False)):
-        formula, result = _SUFFIX.search(left)[0].lstrip(" ,").rstrip(" ,."), _PREFIX.match(right)
+        suffix, result = _SUFFIX.search(left), _PREFIX.match(right)
+        assert suffix is not None  # it may be empty
+        formula = suffix[0].lstrip(" ,").rstrip(" ,.")
         is_formula = re.search(r"[\d)%]\s*[-+*/^]\s*[-(\d.]", formula)
         if result is None or not (is_formula or (i and formula == left.strip())):  # "3+4 = 7 = 8"
             continue

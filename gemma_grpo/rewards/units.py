@@ -172,7 +172,8 @@ def _is_plural(token: str) -> bool:
 
 
 def _canonical_words(tokens: list[str]) -> frozenset[str]:
-    power, rate, words = "", False, []
+    power, rate = "", False
+    words: list[str] = []
     for token in tokens:
         word = _canonical(token)
         if token in ("/", "per") or (token in _RATE and (words or tokens[-1] in "$€£¥₹")):

@@ -55,13 +55,14 @@ def encode_completions(
     Raises:
         UserError: a problem has none, or one is longer than the budget.
     """
+    encoded = []
     for number, problem in enumerate(problems, start=1):
         if problem.completion is None:
             raise UserError(
                 f"problem {number} ({problem.prompt[:40]!r}...) has no completion to imitate; "
                 "add the field or run with --stages grpo"
             )
-    encoded = [tokenizer.encode_completion(problem.completion) for problem in problems]
+        encoded.append(tokenizer.encode_completion(problem.completion))
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if len(encoded[longest]) > max_completion_length:
         raise UserError(

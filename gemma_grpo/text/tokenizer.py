@@ -15,8 +15,10 @@ START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
 # Pieces of Gemma's that are no text: wherever a text spells one, SentencePiece makes it one token.
 # Its other user-defined pieces (runs of white space, HTML tags) are text, and stay single tokens.
-_SPECIAL = (START_OF_TURN, END_OF_TURN, "<start_of_image>", "<end_of_image>", "<image_soft_token>")
-_SPECIAL += ("<mask>", "[multimodal]", "[@BOS@]")
+_SPECIAL = (
+    *(START_OF_TURN, END_OF_TURN, "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    *("<mask>", "[multimodal]", "[@BOS@]"),
+)
 _UNUSED = re.compile(r"<unused\d+>")
 
 

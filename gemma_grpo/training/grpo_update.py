@@ -1,6 +1,7 @@
 """GRPO's update: a scored batch in, updated weights out."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def make_batch(
     rollout: Rollout,
     advantages_B: Float[np.ndarray, " B"],
     loss: LossConfig,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The arrays of an update.
 
     `loss_mask` is the completion mask, without truncated completions if they are to be left out;

@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from gemma_grpo.errors import InterruptedRunError
 
@@ -19,7 +20,7 @@ class Interrupt:
 
     def __init__(self):
         self.signal_number: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers, as `signal.signal` gives them
 
     def __enter__(self) -> "Interrupt":
         for number in (signal.SIGTERM, signal.SIGINT) if can_catch_signals() else ():

@@ -31,12 +31,12 @@ def batch_logps(
         temperature: of the distribution; the sampler's, so that both are of the same one.
         remat, gather: see `model.forward_groups`.
     """
-    names = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
-    tokens = tuple(batch[name] for name in names)
-    shapes = batch["prompt_ids"].shape, batch["completion_ids"].shape
-    rows = gemma3.Rows(*shapes)
+    of_prompts = batch["prompt_ids"], batch["prompt_mask"]
+    tokens = *of_prompts, batch["completion_ids"], batch["completion_mask"]
+    (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_ids"].shape
+    rows = gemma3.Rows((P, S), (B, T))
     if "slots" in batch:
-        rows = gemma3.Packed.of(batch["slots"].reshape(-1), *shapes)
+        rows = gemma3.Packed.of(batch["slots"].reshape(-1), (P, S), (B, T))
     keys = None
     if "dropout_keys" in batch:
         names = "dropout_keys", "completion_dropout_keys"

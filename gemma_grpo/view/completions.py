@@ -90,8 +90,9 @@ def _characters(values: np.ndarray) -> str:
 
 def _number(value: object) -> float:
     """0 for what is no finite number."""
-    is_number = isinstance(value, int | float | np.floating)
-    return float(value) if is_number and math.isfinite(value) else 0.0
+    if not isinstance(value, int | float | np.floating):
+        return 0.0
+    return float(value) if math.isfinite(value) else 0.0
 
 
 def rounded(value: object, digits: int) -> int | float:

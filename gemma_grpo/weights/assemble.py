@@ -39,8 +39,10 @@ def assemble(
     _check(source)
     files.require_sums(source.path, hf_folder.TENSORS)
     leaves = by_path(like)
-    same = sharding is None or isinstance(sharding, Sharding)
-    places = dict.fromkeys(leaves, sharding) if same else by_path(sharding)
+    if sharding is None or isinstance(sharding, Sharding):
+        places = dict.fromkeys(leaves, sharding)
+    else:
+        places = by_path(sharding)
     placed = {}
     for entry in sorted(TABLE, key=lambda entry: -leaves[entry.ours].size):
         buffer = _read(source, entry, leaves[entry.ours].shape, np.dtype(dtype))

@@ -180,11 +180,11 @@ def _tensors(header: Header, config: Gemma3Config) -> dict[str, StoredTensor]:
                 "another conversion"
             )
     for hf_name, shape in shapes.items():
-        found = header.tensors[names[hf_name]].shape
-        if found != shape:
+        stored = header.tensors[names[hf_name]].shape
+        if stored != shape:
             raise UserError(
-                f"weights {header.path}: {names[hf_name]} has shape {found}, but the metadata says "
-                f"{shape}"
+                f"weights {header.path}: {names[hf_name]} has shape {stored}, but the metadata "
+                f"says {shape}"
             )
     readers = {name: _reader(header, name) for name in names.values()}
     if _HEAD in header.tensors and not _is_repeated(header):

@@ -167,8 +167,8 @@ def _ropes(fields: _Fields) -> tuple[_Fields, _Fields]:
             f"{fields.where}: rope_parameters must have {_GLOBAL} and {_LOCAL}, not "
             f"{sorted(given.values)}"
         )
-    near = {"rope_theta": fields.values.get("rope_local_base_freq", 1e4)} | given.inner(_LOCAL)
-    far = {"rope_theta": fields.values.get("rope_theta", 1e6)} | given.inner(_GLOBAL)
+    near = {"rope_theta": fields.values.get("rope_local_base_freq", 1e4), **given.inner(_LOCAL)}
+    far = {"rope_theta": fields.values.get("rope_theta", 1e6), **given.inner(_GLOBAL)}
     far |= fields.inner("rope_scaling")
     for rope, kind, types in ((near, _LOCAL, ["default"]), (far, _GLOBAL, ["default", "linear"])):
         rope_type = rope.get("rope_type", rope.get("type", "default"))

@@ -47,7 +47,7 @@ def open_folder(path: Path, file: Path | None = None) -> Source:
     settings = _read_json(path / "config.json")
     text = _text_settings(settings, path)
     slots = _slots(path, file)
-    ignored = ()
+    ignored: tuple[str, ...] = ()
     if text is not settings:
         ours = {name: _text_name(name) for name in slots}
         ignored = tuple(name for name, mine in ours.items() if mine is None)
@@ -138,7 +138,7 @@ def _of_all_files(path: Path) -> dict[str, Slot]:
     files = [file for file in files if file not in adapters]
     if not files:
         raise UserError(f"weights {path}: {_what_is_there_instead(path, adapters)}")
-    slots = {}
+    slots: dict[str, Slot] = {}
     for file in files:
         for name, slot in tensor_file.slots(file).items():
             if name in slots:

@@ -96,7 +96,8 @@ def _write_tensors(
 ) -> None:
     """One safetensors file, or as many as needed and their index."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
-    shards, room = [], 0
+    shards: list[dict[str, tuple[int, ...]]] = []
+    room = 0
     for name, size in sizes.items():
         if size > room or not shards:
             shards.append({})
@@ -106,7 +107,7 @@ def _write_tensors(
     if len(shards) == 1:
         tensor_file.write(folder / "model.safetensors", shapes, tensors, dtype)
         return
-    placed = {}
+    placed: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensor_file.write(folder / file, shard, tensors, dtype)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -80,7 +81,7 @@ def slots(path: Path) -> dict[str, Slot]:
         length = int.from_bytes(file.read(8), "little")
         try:
             is_there = 8 + length <= size and length <= _LONGEST_HEADER
-            header = json.loads(file.read(length)) if is_there else None
+            header: Any = json.loads(file.read(length)) if is_there else None
             header.pop("__metadata__", None)
             found = {name: _slot(path, 8 + length, **fields) for name, fields in header.items()}
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -123,7 +124,7 @@ def write(
         UserError: a tensor holds nan or infinity, or is too large for the dtype.
     """
     dtype = np.dtype(dtype)
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers asks for the format
+    end, header = 0, dict[str, Any](__metadata__={"format": "pt"})  # transformers asks for it
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [begin, end]}

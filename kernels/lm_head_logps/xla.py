@@ -37,10 +37,10 @@ class Sums(NamedTuple):
         chosen: the logit of the given token; -inf while it is not among those reduced.
     """
 
-    top: jax.Array
-    mass: jax.Array
-    weighted: jax.Array
-    chosen: jax.Array
+    top: jax.Array | float
+    mass: jax.Array | float
+    weighted: jax.Array | float
+    chosen: jax.Array | float
 
 
 EMPTY = Sums(top=LOWEST, mass=0.0, weighted=0.0, chosen=-jnp.inf)

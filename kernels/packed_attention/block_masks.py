@@ -74,5 +74,10 @@ def make_block_mask(segments: Segments, *, window: int | None) -> BlockMask:
     # The kernel must come by every block of queries, and writes zeros where it sees none.
     is_pair = is_pair.at[:, 0].set(is_pair[:, 0] | ~is_pair.any(axis=1))
     most = query_blocks * key_blocks + 1
-    pairs = [each.astype(jnp.int32) for each in jnp.nonzero(is_pair, size=most, fill_value=-1)]
-    return BlockMask(bounds, *pairs, is_pair.sum(dtype=jnp.int32))
+    by_query, by_key = jnp.nonzero(is_pair, size=most, fill_value=-1)
+    return BlockMask(
+        bounds,
+        by_query.astype(jnp.int32),
+        by_key.astype(jnp.int32),
+        is_pair.sum(dtype=jnp.int32),
+    )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from stubs import drawn_model
 
 from benchmarks import lengths
 from benchmarks.tunix import cases, convert, cpu, flops, largest, sides, table, v5e
@@ -191,7 +191,7 @@ def test_completions_have_the_traces_lengths_and_one_of_sixteen_takes_the_budget
 
 def test_every_parameter_reaches_tunix_once():
     config = model.CONFIGS["gemma3-nano"]
-    _, params = model.split(model.Gemma3(config, rngs=nnx.Rngs(0)))
+    _, params = drawn_model(config)
     theirs = convert.to_tunix(params)
     assert sum(leaf.size for leaf in theirs.values()) == sum(
         leaf.size for leaf in jax.tree.leaves(params)

@@ -4,13 +4,13 @@ Real processes on this machine, which talk over the loopback (gloo).
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 
+import children
 import numpy as np
 import pytest
 import tolerances
@@ -52,7 +52,7 @@ class Job:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                env=children.ENVIRONMENT,
             )
             for process_id in range(num_processes)
         ]
@@ -74,6 +74,12 @@ class Job:
         ]
 
 
+def trained_alone(run_dir, *arguments):
+    command = [sys.executable, "-c", TRAIN, "--run-dir", str(run_dir), *arguments]
+    subprocess.run(command, check=True, env=children.ENVIRONMENT)
+    return run_dir
+
+
 def trained(num_processes, run_dir, *arguments):
     job = Job(TRAIN, num_processes, "--run-dir", str(run_dir), *arguments)
     for status, output in job.finish():
@@ -87,29 +93,29 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(runs):
+def small(one_layer):
+    """Flags of a small run."""
+    return ["--model.weights", one_layer, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def alone(runs, small):
     """One process with four devices."""
-    arguments = ["--run-dir", str(runs / "alone"), "--model.cpu-devices", "4", *SMALL]
-    subprocess.run(
-        [sys.executable, "-c", TRAIN, *arguments],
-        check=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    return runs / "alone"
+    return trained_alone(runs / "alone", "--model.cpu-devices", "4", *small)
 
 
 @pytest.fixture(scope="module")
-def two(runs):
+def two(runs, small):
     """Two processes with two devices each."""
-    return trained(2, runs / "two", "--model.cpu-devices", "2", *SMALL)
+    return trained(2, runs / "two", "--model.cpu-devices", "2", *small)
 
 
 @pytest.fixture(scope="module")
-def killed(runs):
+def killed(runs, small):
     """What is left of a job of two, one of which was killed in the third GRPO step; how the other
     one ended."""
     run_dir = runs / "killed"
-    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *SMALL)
+    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *small)
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:  # two SFT, two GRPO
         assert job.processes[1].poll() is None, job.finish()
@@ -188,11 +194,16 @@ def test_a_killed_job_resumes_to_the_same_bits(killed, two, runs):
         assert (run_dir / weights).read_bytes() == (two / weights).read_bytes()
 
 
-def test_four_processes_go_on_with_what_two_have_saved(killed, alone, runs):
-    run_dir = shutil.copytree(killed[0], runs / "four")
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_another_number_of_processes_goes_on_with_what_two_have_saved(killed, alone, runs, number):
+    run_dir = shutil.copytree(killed[0], runs / f"by-{number}")
     settings = run_dir / "config.yaml"
-    settings.write_text(settings.read_text().replace("cpu_devices: 2", "cpu_devices: 1"))
-    trained(4, run_dir, "--resume")
+    text = settings.read_text().replace("cpu_devices: 2", f"cpu_devices: {4 // number}")
+    settings.write_text(text)
+    if number == 1:
+        trained_alone(run_dir, "--resume")
+    else:
+        trained(number, run_dir, "--resume")
     assert_like(run_dir, alone)
 
 

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 import tolerances
-from flax import nnx
 from jax.sharding import PartitionSpec
-from stubs import PAD, TINY, host, tiny_prompts
+from stubs import PAD, TINY, drawn_model, host, tiny_prompts
 
 from gemma_grpo import model, presets
 from gemma_grpo.config import ModelConfig
@@ -34,11 +33,7 @@ ONE_B = CONFIGS["gemma3-1b"]
 @functools.cache
 def graph_and_params(lora_config=NO_LORA):
     """A model that divides over eight; adapters are not zero."""
-    graphdef, params = model.split(model.Gemma3(DIVIDES, rngs=nnx.Rngs(0), lora_config=lora_config))
-    adapter, base = model.partition(params)
-    rng = np.random.default_rng(2)
-    drawn = lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
-    return graphdef, model.join(jax.tree.map(drawn, adapter), base)
+    return drawn_model(DIVIDES, lora_config)
 
 
 def prompts():

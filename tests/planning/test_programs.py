@@ -3,14 +3,13 @@ what a step moves."""
 
 import contextlib
 import json
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
+import small_models
 from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_grpo import cli, pipeline, presets, train
@@ -18,7 +17,6 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh
 from gemma_grpo.planning import ledger, programs
 from gemma_grpo.records.metrics import MetricsWriter
-from gemma_grpo.weights.assets import NANO
 
 # JAX's names of what our own code jits; besides, it compiles single operations.
 OURS = {
@@ -81,24 +79,6 @@ def empty_cache(folder):
         compilation_cache.reset_cache()
         if settings is not before:
             yield
-
-
-def one_layer(folder):
-    """The embedded model cut to its last layer, a global one: quick to compile."""
-    tensors = safetensors.numpy.load_file(NANO / "model.safetensors")
-    kept = {
-        name.replace(".layers.5.", ".layers.0."): tensor
-        for name, tensor in tensors.items()
-        if ".layers." not in name or ".layers.5." in name
-    }
-    folder.mkdir()
-    safetensors.numpy.save_file(kept, folder / "model.safetensors")
-    settings = json.loads((NANO / "config.json").read_text())
-    cut = {"num_hidden_layers": 1, "sliding_window_pattern": 1, "layer_types": ["full_attention"]}
-    (folder / "config.json").write_text(json.dumps(settings | cut))
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(NANO / name, folder)
-    return str(folder)
 
 
 def short_problems(path):
@@ -177,7 +157,7 @@ FIRST, *OTHERS = CASES
 def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
     where = ["--data.source", short_problems(folder / "short.jsonl")]
-    where += ["--model.weights", one_layer(folder / "model")]
+    where += ["--model.weights", str(small_models.cut_nano(folder / "model"))]
     run = run_of([*TINY, *CASES[request.param], *where])
     compiled, passed, write = {}, {}, MetricsWriter.write
     with empty_cache(folder / "cache"), pytest.MonkeyPatch.context() as patch:

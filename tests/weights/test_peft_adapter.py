@@ -4,11 +4,11 @@ trained; by hand on the folders that transformers wrote, and by PEFT where that 
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from hf_folders import FOLDERS, all_tensors, copy_of, logits_of, save_as_one
+from stubs import drawn_adapter
 from tolerances import TRANSFORMERS_LOGITS
 
 from gemma_grpo import model, weights
@@ -20,14 +20,12 @@ WRAPPER = "base_model.model."
 IDS_BL = np.array([[2, 4, 10, 11, 7, 5, 9, 30]])
 
 
-@pytest.fixture(params=["text", "multimodal"])
-def written(request, tmp_path):
+@pytest.fixture(params=["text", "multimodal"], scope="module")
+def written(request, tmp_path_factory):
     """(base folder, adapter's folder, the logits of both merged as `export` merges them)."""
-    folder = FOLDERS / request.param
+    folder, tmp_path = FOLDERS / request.param, tmp_path_factory.mktemp("peft")
     source = open_folder(folder)
-    rng = np.random.default_rng(0)
-    fresh = model.init_adapter(source.config, LORA, seed=0)
-    drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), fresh)
+    drawn = drawn_adapter(source.config, LORA, scale=1.0)
     weights.write_adapter(tmp_path / "adapter", drawn, LORA, base=source)
     base = weights.assemble(
         source, model.abstract(source.config)[1], dtype="float32", sharding=None

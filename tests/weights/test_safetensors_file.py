@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from stubs import TINY
+from stubs import TINY, drawn_adapter
 
 from gemma_grpo import model, weights
 from gemma_grpo.errors import UserError
@@ -15,8 +15,8 @@ ADAPTER, _ = model.partition(model.abstract(TINY, LORA)[1])
 
 @pytest.fixture
 def path(tmp_path):
-    """A file of fresh adapters."""
-    weights.save(tmp_path / "run.safetensors", model.init_adapter(TINY, LORA, seed=3))
+    """A file of adapters."""
+    weights.save(tmp_path / "run.safetensors", drawn_adapter(TINY, LORA))
     return tmp_path / "run.safetensors"
 
 
