@@ -117,7 +117,10 @@ def source_of(module: str) -> str:
     """The text of a module's file; it is not run."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
-    return Path(spec.origin).read_text()
+    path = Path(spec.origin)  # of a folder, its __init__: what runs is the file beside it
+    beside = path.with_name("__main__.py")
+    runs = beside if path.name == "__init__.py" and beside.is_file() else path
+    return runs.read_text() + (path.read_text() if runs is beside else "")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -116,15 +116,15 @@ def _subjects(folder: Path) -> Iterator[Subject]:
 
 
 def _records(run_dir: Path) -> Iterator[Subject]:
-    run = config.RunConfig()
+    run = config.RunConfig(data=config.DataConfig(num_train=20, num_test=8))
     pipeline.new_run_dir(run_dir, run)
-    origin.note(run_dir, {"base weights": "1" * 64, "training problems": "2" * 64})
-    known = {"base weights": "1" * 64, "training problems": "2" * 64}
+    pipeline._check_origin(run, run_dir, pipeline.load_task(run))
 
     def begun() -> str:
+        """The settings that are bound, once the files that the others name have been compared."""
         settings = cli.config_of(run_dir)
-        origin.check(run_dir, known)
-        return config.to_yaml(settings)
+        pipeline._check_origin(settings, run_dir, pipeline.load_task(settings))
+        return str([line for line in config.changed_fields(run, settings) if not _may_move(line)])
 
     yield Subject("config.yaml", run_dir / "config.yaml", begun)
     yield Subject("origin.json", run_dir / origin.NAME, begun)
@@ -140,9 +140,16 @@ def _records(run_dir: Path) -> Iterator[Subject]:
         yield Subject(f"evaluation .{name[4:]}", folder / name, lambda: _measured(folder))
 
 
+def _may_move(line: str) -> bool:
+    return line.split()[0] in cli._MAY_MOVE
+
+
 def _measured(folder: Path) -> str | None:
     found = pipeline._measured(folder, "sft")
-    return None if found is None else json.dumps(found)
+    if found is None:
+        return None
+    result, rows = found  # a key that nobody reads is no figure
+    return f"{[result.get(name) for name in ('n', 'accuracy', 'accuracy_ci95')]} {rows}"
 
 
 def _newest(checkpoints: Checkpoints, like: Any) -> str | None:

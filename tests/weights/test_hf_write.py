@@ -113,7 +113,7 @@ def test_the_tokenizer_comes_along_with_its_ids_and_further_texts(tmp_path, toke
     assert (out / "README.md").read_text() == "# A model\n"
     assert open_folder(out).tokenizer == out / "tokenizer.model"
     write(tmp_path / "bare")
-    assert names_in(tmp_path / "bare") == ["config.json", "model.safetensors"]
+    assert names_in(tmp_path / "bare") == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 # --- complete or not at all ---
@@ -136,7 +136,7 @@ def test_an_empty_directory_is_filled_and_a_killed_writers_leftover_cleared(tmp_
     (tmp_path / "out.tmp" / "model-00001-of-00009.safetensors").touch()
     write(tmp_path / "out")
     assert names_in(tmp_path) == ["out"]
-    assert names_in(tmp_path / "out") == ["config.json", "model.safetensors"]
+    assert names_in(tmp_path / "out") == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
@@ -256,3 +256,35 @@ def test_transformers_loads_the_folder_with_our_logits_and_our_prompt(
     turns = [{"role": "user", "content": "What is 12 + 7?"}]
     encoded = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
     assert encoded["input_ids"] == tokenizer.encode_prompt("What is 12 + 7?")
+
+
+def test_what_has_changed_since_it_was_written_is_refused_by_name_and_the_rest_may_change(tmp_path):
+    out = tmp_path / "out"
+    write(out, texts={"README.md": "mine"})
+    sums = (out / "SHA256SUMS").read_text()
+    assert [line.split("  ")[1] for line in sums.splitlines()] == [
+        "config.json",
+        "model.safetensors",
+    ]
+    like = gemma3.abstract(CONFIG)[1]
+    read = lambda: assemble(open_folder(out), like, dtype=jnp.float32, sharding=None)
+    (out / "README.md").write_text("edited")
+    (out / "tokenizer_config.json").write_text("{}")
+    read()
+    for name, change in (
+        ("config.json", lambda old: old.replace(b"1e-06", b"1e-07")),
+        ("model.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
+    ):
+        old = (out / name).read_bytes()
+        assert change(old) != old
+        (out / name).write_bytes(change(old))
+        with pytest.raises(UserError, match=f"{name} has changed since it was written"):
+            read()
+        (out / name).write_bytes(old)
+    edited = (out / "config.json").read_bytes().replace(b"1e-06", b"1e-07")
+    (out / "config.json").write_bytes(edited)
+    (out / "SHA256SUMS").write_text(sums.splitlines()[1] + "\n")  # its line taken out, on purpose
+    read()
+    (out / "SHA256SUMS").write_text("no sums")
+    with pytest.raises(UserError, match="no lines of a digest and a name"):
+        read()
