@@ -104,7 +104,7 @@ def _subjects(folder: Path) -> Iterator[Subject]:
         yield Subject(f"exported {name}", out / name, lambda: _exported(out))
     # Checkpoints: two, so that there is one to fall back to.
     checkpoints = Checkpoints(folder / "checkpoints")
-    state = {"params": params, "count": np.arange(3)}
+    state = {"params": params, "count": jax.numpy.arange(3)}
     older = jax.tree.map(lambda leaf: leaf + 1, state)
     for step, saved in ((1, older), (2, state)):
         checkpoints.save(step, saved, {"stage": "grpo", "step": step})
