@@ -5,7 +5,6 @@ Everything a finished stage leaves (its weights, its evaluation) appears complet
 a run that was killed goes on from the last file that is there.
 """
 
-import hashlib
 import json
 import platform
 import sys
@@ -25,7 +24,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator, pay_of
-from gemma_grpo.records import compile_clock, files, metrics, origin, report, tokens, trackers
+from gemma_grpo.records import compile_clock, evaluations, files, metrics, origin, report, trackers
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import Runtime, load_model
@@ -317,7 +316,7 @@ class _Session:
         folder, num = self.run_dir / "evaluations", len(problems)
 
         def is_on_file() -> bool:  # a snapshot of the same step has fewer problems
-            found = _measured(folder, name)
+            found = evaluations.read_back(folder, name)
             return found is not None and found[0]["n"] == num
 
         if processes.broadcast_from_primary(is_on_file):
@@ -335,7 +334,7 @@ class _Session:
         def write() -> None:
             _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
             metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
-            _write_evaluation(folder, name, result, rows, drawn)
+            evaluations.write(folder, name, result, rows, drawn)
 
         processes.run_on_primary(write)
         return True
@@ -349,7 +348,7 @@ class _Session:
         seconds = time.monotonic() - started
         self.deadline.note("snapshot", seconds)
         folder, name = self.run_dir / "evaluations", _partial_name("grpo", step)
-        processes.run_on_primary(lambda: _write_evaluation(folder, name, result, rows, drawn))
+        processes.run_on_primary(lambda: evaluations.write(folder, name, result, rows, drawn))
         return metrics.evaluation_numbers(result) | {"time/snapshot_s": seconds}
 
     def _say(self, line: str) -> None:
@@ -388,43 +387,6 @@ def _check_origin(
         for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
             path.unlink()
     origin.note(run_dir, digests)
-
-
-def _write_evaluation(
-    folder: Path, name: str, result: dict, rows: list[dict], drawn: tokens.Tokens
-) -> None:
-    """Its files; the result comes last, without which `_measured` finds none."""
-    folder.mkdir(exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_text(folder / f"{name}.jsonl", lines)
-    tokens.write(folder / f"{name}.npz", drawn)
-    sealed = result | {"sha256": _seal(result, lines)}
-    files.write_text(folder / f"{name}.json", json.dumps(sealed, indent=1) + "\n")
-
-
-def _measured(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
-    """An evaluation that is on file, its result and rows; None if there is none, or no whole one,
-    of which a line on stderr says so."""
-    result = files.read_json(folder / f"{name}.json")
-    if result is None:
-        return None
-    path = folder / f"{name}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in lines.split("\n")[:-1]]
-        seal = result.pop("sha256", None)  # None: of an earlier version
-        is_whole = sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result
-        if is_whole and seal in (None, _seal(result, lines)):
-            return result, rows
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    print(f"warning: {path} is damaged: passed over", file=sys.stderr)
-    return None
-
-
-def _seal(result: dict, lines: str) -> str:
-    """A digest of an evaluation: its figures, and the lines of its completions."""
-    return hashlib.sha256((json.dumps(result, sort_keys=True) + lines).encode()).hexdigest()
 
 
 def _partial_name(stage: str, step: int) -> str:
@@ -510,7 +472,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
     """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
-    found = {stage: _measured(folder, stage) for stage in stages}
+    found = {stage: evaluations.read_back(folder, stage) for stage in stages}
     measured = {stage: both for stage, both in found.items() if both is not None}
     stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
     device = jax.devices()[0]

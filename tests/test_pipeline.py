@@ -25,7 +25,7 @@ import pytest
 from gemma_grpo import cli, config, pipeline, train, weights
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, fit
-from gemma_grpo.records import lock, tokens
+from gemma_grpo.records import evaluations, lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metric_notes import note
@@ -244,15 +244,15 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
     lines = metrics_without_times(run_dir)
     bare = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in lines]
     assert bare == metrics_without_times(full_run)
-    evaluations = run_dir / "evaluations"
-    assert sorted(path.stem for path in evaluations.glob("*-step-*.json")) == names
-    greedy = [json.loads(line) for line in (evaluations / "grpo.jsonl").read_text().splitlines()]
+    folder = run_dir / "evaluations"
+    assert sorted(path.stem for path in folder.glob("*-step-*.json")) == names
+    greedy = [json.loads(line) for line in (folder / "grpo.jsonl").read_text().splitlines()]
     for name, line in zip(names, lines[4:], strict=True):
-        result = json.loads((evaluations / f"{name}.json").read_text())
+        result = json.loads((folder / f"{name}.json").read_text())
         assert result["n"] == 3 and result["accuracy"] == line["evaluation/accuracy"]
-        rows = [json.loads(row) for row in (evaluations / f"{name}.jsonl").read_text().splitlines()]
+        rows = [json.loads(row) for row in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert [row["problem"] for row in rows] == [0, 1, 2]
-        assert len(tokens.read(evaluations / f"{name}.npz")) == 3
+        assert len(tokens.read(folder / f"{name}.npz")) == 3
     assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:3]]
 
 
@@ -795,12 +795,12 @@ def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(
     whole = '{"greedy": true}\n{"greedy": true}\n{"greedy": false}\n'
     (tmp_path / "sft.json").write_text(result)
     (tmp_path / "sft.jsonl").write_text(whole if lines is None else lines)
-    assert pipeline._measured(tmp_path, "sft") is None
+    assert evaluations.read_back(tmp_path, "sft") is None
     assert capsys.readouterr().err.count("is damaged: passed over") == 1
     (tmp_path / "sft.json").write_text('{"n": 2, "accuracy": 0.5}')
     (tmp_path / "sft.jsonl").write_text(whole)
-    assert pipeline._measured(tmp_path, "sft")[0]["n"] == 2
-    assert pipeline._measured(tmp_path, "base") is None and not capsys.readouterr().err
+    assert evaluations.read_back(tmp_path, "sft")[0]["n"] == 2
+    assert evaluations.read_back(tmp_path, "base") is None and not capsys.readouterr().err
 
 
 def test_an_empty_seconds_file_does_not_stop_a_stage_from_being_saved(tmp_path, capsys):

@@ -25,7 +25,7 @@ from gemma_grpo import cli, config, pipeline, weights
 from gemma_grpo import model as gemma3
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import CONFIGS
-from gemma_grpo.records import origin
+from gemma_grpo.records import evaluations, origin
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.runtime import ModelConfig, load_model, write_model
 
@@ -134,7 +134,7 @@ def _records(run_dir: Path) -> Iterator[Subject]:
     folder = run_dir / "evaluations"
     folder.mkdir()
     (folder / "sft.jsonl").write_text(lines)
-    sealed = result | {"sha256": pipeline._seal(result, lines)}
+    sealed = result | {"sha256": evaluations.seal(result, lines)}
     (folder / "sft.json").write_text(json.dumps(sealed, indent=1))
     for name in ("sft.json", "sft.jsonl"):
         yield Subject(f"evaluation .{name[4:]}", folder / name, lambda: _measured(folder))
@@ -145,7 +145,7 @@ def _may_move(line: str) -> bool:
 
 
 def _measured(folder: Path) -> str | None:
-    found = pipeline._measured(folder, "sft")
+    found = evaluations.read_back(folder, "sft")
     if found is None:
         return None
     result, rows = found  # a key that nobody reads is no figure
