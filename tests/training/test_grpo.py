@@ -194,7 +194,7 @@ def test_the_trainers_log_probs_come_back_in_the_order_of_the_completions(tokens
 def test_a_toy_reward_rises_within_a_few_steps():
     """The reward is the share of one token, at chance 1 in 40 to begin with."""
     roll = make_rollout(GRAPHDEF, on(), RolloutConfig(G * 4, T, stop_ids=(), pad_id=PAD))
-    optimizer = optax.adam(3e-2)
+    optimizer = optax.adam(1e-2)
     update = grpo_update.make_update(
         GRAPHDEF, on(), optimizer, LossConfig(), UpdateConfig("float32", "none"), temperature=1.0
     )
