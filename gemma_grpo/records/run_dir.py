@@ -35,8 +35,8 @@ def unused(path: Path) -> Path:
 
 
 def require_free(run_dir: Path) -> None:
-    """Raises UserError if the folder holds anything but a lock or a copy that was cut short, or if
-    no checkpoint could be read back from a folder of that name."""
+    """Raises UserError if the folder holds anything but what a start or a copy that was cut short
+    has left, or if no checkpoint could be read back from a folder of that name."""
     if found := sorted(set(str(run_dir.absolute())) & set(_PATTERN_CHARACTERS)):
         raise UserError(
             f"{run_dir}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
@@ -46,7 +46,7 @@ def require_free(run_dir: Path) -> None:
         return
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
         return
-    if any(path.name != lock.NAME for path in run_dir.iterdir()):
+    if not all(_is_of_start(path.name) for path in run_dir.iterdir()):
         raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
 
 
@@ -117,8 +117,14 @@ def copy_cache(source: Path, runs: Path) -> None:
                 shutil.copyfile(path, unfinished)
 
 
+def _is_of_start(name: str) -> bool:
+    """Whether it is written before config.yaml, with which a folder becomes a run's."""
+    is_unfinished = name.startswith((CONFIG, origin.NAME)) and name.endswith(files.TEMPORARY)
+    return is_unfinished or name in (lock.NAME, origin.NAME)
+
+
 def _clear(run_dir: Path) -> None:
-    """Makes the folder and removes a copy that was cut short. Raises as `require_free`."""
+    """Makes the folder and removes what was cut short. Raises as `require_free`."""
     require_free(run_dir)
     with files.write_errors(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,13 @@
 import pytest
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import lock, run_dir
+from gemma_grpo.records import files, lock, origin, run_dir
 
 
 def a_run(folder):
     """A run as a read-only mount shows it."""
-    files = "metrics.jsonl rollouts/grpo-000001.jsonl verdicts/judge-0.jsonl"
-    for name in (*files.split(), "checkpoints/grpo/000002/index"):
+    kept = "metrics.jsonl rollouts/grpo-000001.jsonl verdicts/judge-0.jsonl"
+    for name in (*kept.split(), "checkpoints/grpo/000002/index"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -55,6 +55,21 @@ def test_a_folder_with_a_lock_alone_is_free_and_one_with_a_file_is_not(tmp_path)
     run_dir.write_config(tmp_path, "seed: 1")
     with pytest.raises(UserError, match="--resume goes on"):
         run_dir.write_config(tmp_path, "seed: 1")
+
+
+def test_a_start_that_the_disk_cut_short_is_begun_again(tmp_path, monkeypatch):
+    def full(path, text):
+        raise UserError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(origin, "note", lambda folder, _: (folder / origin.NAME).write_text("{}"))
+        patch.setattr(files, "write_text", full)
+        with pytest.raises(UserError, match="no space"):
+            run_dir.write_config(tmp_path, "seed: 1")
+    (tmp_path / f"{run_dir.CONFIG}.1{files.TEMPORARY}").touch()  # of a kill
+    run_dir.write_config(tmp_path, "seed: 2")
+    assert names(tmp_path) == [run_dir.CONFIG, origin.NAME]
+    assert "seed: 2" in (tmp_path / origin.NAME).read_text()
 
 
 def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
