@@ -216,8 +216,8 @@ def test_the_table_s_reward_is_by_the_run_s_end_weights_and_own_rewards(runs, fu
 # A reward that fails on some completions, of training steps and of snapshots.
 FAILS = """
 def fails(sample):
-    if not sample.stopped and len(sample.completion) % 2:
-        raise ValueError("odd")
+    if not sample.stopped and sample.prompt.startswith(("What", "Tom")):
+        raise ValueError("cut off")
     return 1.0
 """
 
@@ -266,14 +266,16 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill_and_a_rew
         assert [row["problem"] for row in rows] == [0, 1, 2]
         assert [row["fails"] for row in rows] == [fails_or_none(row) for row in rows]
         missing = [row["fails"] for row in rows].count(None)
-        assert line.get("evaluation/missing/fails", 0) == missing
-        print(line["missing/fails"], missing)
+        assert line["evaluation/missing/fails"] == missing == 1
         assert len(tokens.read(folder / f"{name}.npz")) == 3
     assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:3]]
+    assert sum(line["missing/fails"] for line in lines[4:]) > 0
+    assert "warning: reward 'fails' raised ValueError: cut off (fails.py:4) on row" in first
 
 
 def fails_or_none(row):
-    return None if not row["stopped"] and len(row["completion"]) % 2 else 1.0
+    fails = not row["stopped"] and row["prompt"].startswith(("What", "Tom"))
+    return None if fails else 1.0
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
