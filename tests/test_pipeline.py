@@ -213,12 +213,23 @@ def test_the_table_s_reward_is_by_the_run_s_end_weights_and_own_rewards(runs, fu
     assert summary["stages"]["base"]["reward"] == pytest.approx(np.mean(totals))
 
 
-def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
+# A reward that fails on some completions, of training steps and of snapshots.
+FAILS = """
+def fails(sample):
+    if not sample.stopped and sample.prompt.startswith(("What", "Tom")):
+        raise ValueError("cut off")
+    return 1.0
+"""
+
+
+def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill_and_a_reward_that_fails(
     runs, full_run, small, monkeypatch
 ):
     run_dir, kept = runs / "snapshots", runs / "snapshots.txt"
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    (runs / "fails.py").write_text(FAILS)
     every = ["--evaluation.every", "1", "--evaluation.snapshot-problems", "3"]
+    every += ["--reward", f"{runs / 'fails.py'}:fails=0"]
     process = command("--run-dir", str(run_dir), *small, *every)
     wait_for_lines(process, run_dir / "metrics.jsonl", 4 + 3)  # of SFT; into GRPO
     process.kill()
@@ -242,7 +253,8 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
         weights = f"weights/{stage}.safetensors"
         assert (run_dir / weights).read_bytes() == (full_run / weights).read_bytes()
     lines = metrics_without_times(run_dir)
-    bare = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in lines]
+    own = lambda name: name.startswith("evaluation/") or name.endswith("/fails")
+    bare = [{k: v for k, v in line.items() if not own(k)} for line in lines]
     assert bare == metrics_without_times(full_run)
     folder = run_dir / "evaluations"
     assert sorted(path.stem for path in folder.glob("*-step-*.json")) == names
@@ -252,8 +264,18 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
         assert result["n"] == 3 and result["accuracy"] == line["evaluation/accuracy"]
         rows = [json.loads(row) for row in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert [row["problem"] for row in rows] == [0, 1, 2]
+        assert [row["fails"] for row in rows] == [fails_or_none(row) for row in rows]
+        missing = [row["fails"] for row in rows].count(None)
+        assert line["evaluation/missing/fails"] == missing == 1
         assert len(tokens.read(folder / f"{name}.npz")) == 3
     assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:3]]
+    assert sum(line["missing/fails"] for line in lines[4:]) > 0
+    assert "warning: reward 'fails' raised ValueError: cut off (fails.py:4) on row" in first
+
+
+def fails_or_none(row):
+    fails = not row["stopped"] and row["prompt"].startswith(("What", "Tom"))
+    return None if fails else 1.0
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):

@@ -144,6 +144,12 @@ NOTES = {
         "rises, if it can",
         "Flat: it may be the same for all completions of a group, and then teaches nothing.",
     ),
+    "missing/*": Note(
+        "Completions of the step that a reward of your own failed on, or a judge gave no verdict "
+        "on; they are paid without it.",
+        "0",
+        "A line on stderr says why.",
+    ),
     "weight/*": Note(
         "What a component is worth at this step.",
         "goes from reward.start to reward.end",

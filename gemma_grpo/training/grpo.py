@@ -296,7 +296,7 @@ def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[s
         given = [value for value in values if value is not None]
         components[f"reward/{name}"] = float(np.mean(given)) if given else None
     for name, reward, _ in extra:
-        if isinstance(reward, JudgedReward):
+        if isinstance(reward, JudgedReward | rewards.TolerantReward):
             values = groups.scores.components[name]
             components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {

@@ -1,7 +1,11 @@
 """The page in a real browser: opened from disk, filtered, followed, searched, and looked at."""
 
 import json
+import subprocess
+import sys
+import time
 
+import children
 import pytest
 from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
 from web_browser import Browser, chromium
@@ -232,20 +236,69 @@ def test_runs_are_compared_on_the_same_problem(browser, compared):
     assert shown_count(browser) == 3 * 3 * 3 + 2 * 5
 
 
-def test_twenty_thousand_completions_are_usable_at_once(browser, tmp_path):
-    run = write_run(tmp_path / "run", steps=0)
-    groups = [row for group in range(10) for row in rollout([RIGHT, FALSE, PROSE, RIGHT], group)]
-    for step in range(1, 501):
-        write_rows(run / "rollouts" / f"grpo-{step:06d}.jsonl", groups)
-    page.write([run], tmp_path / "view.html", 40)
-    browser.open((tmp_path / "view.html").as_uri() + "#view=list")
-    assert shown_count(browser) > 20_000
-    ready = "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-    times = {"open": browser.run(ready)}
-    for name, change in {"search": {"q": "7 apples"}, "sort": {"sort": "unsure"}}.items():
-        script = (
-            f"const t = performance.now(); set({json.dumps(change)}); document.body.offsetHeight;"
-        )
-        times[name] = browser.run(script + "return performance.now() - t")
-    print(times)
-    assert max(times.values()) < 3000, times  # 1,000 on a quiet machine; this one may be busy
+# Types a word once the list is painted, and waits for its answer to be painted; then does what
+# else a reader does. `times`: ms since the page was asked for, then of each action.
+READER = """
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+const summary = () => document.getElementById("filter-summary").textContent;
+addEventListener("DOMContentLoaded", async () => {
+  await painted();
+  const times = { listed: performance.now() }, all = summary();
+  const box = document.querySelector("[name=q]");
+  box.value = "no. 12345 ";
+  box.dispatchEvent(new Event("input"));
+  while (summary() === all) await painted();
+  window.times = { ...times, searched: performance.now() };
+});
+"""
+PAINTED = "return new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+ACTIONS = {
+    "filter": {"q": "", "right": "yes", "low": 0.2},
+    "sort": {"sort": "false"},
+    "colour": {"colour": "logp"},
+    "problem": {"view": "problems"},
+    "step": {"view": "steps"},
+    "overview": {"view": "overview"},
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of a run with 20,000 completions in training, each another text, as long as those of
+    the default run."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "large", steps=0)
+    text = lambda n: RIGHT.replace("7", str(n % 9)).replace("Ann", f"Of no. {n} {'so ' * 20}Ann")
+    for step in range(50):
+        rows = rollout([text(400 * step + n) for n in range(400)], step % 5)
+        rows = [each | {"group": n // 8} for n, each in enumerate(rows)]
+        write_rows(run / "rollouts" / f"grpo-{step + 1:06d}.jsonl", rows)
+    # A process of its own does not check the types of 20,000 calls.
+    command = [sys.executable, "-m", "gemma_grpo.view", str(run), "--megabytes", "40"]
+    subprocess.run(command, check=True, env=children.ENVIRONMENT)
+    return (run / "view.html").as_uri()
+
+
+def test_twenty_thousand_completions_are_listed_and_searched_within_a_second(browser, large):
+    """CPU seconds of all the browser's processes, from asking for the page to the painted answer of
+    a search, and then of each action: a machine that does nothing else takes no longer."""
+    took = {}
+
+    def record(name, act):
+        started = browser.cpu_seconds()
+        act()
+        took[name] = min(took.get(name, 9), round(browser.cpu_seconds() - started, 2))
+
+    def read():
+        browser.open(f"{large}#view=list", first=READER)
+        while not browser.run("return window.times"):
+            time.sleep(0.05)
+
+    for _ in range(2):
+        record("open and search", read)
+        print("wall ms", browser.run("return window.times"))
+        assert "1 of 20,0" in browser.text("#filter-summary") and browser.complaints() == []
+        for name, change in ACTIONS.items():
+            draw = f"set({json.dumps(change)}); {PAINTED}"
+            record(name, lambda draw=draw: browser.run(draw))
+    print(took)
+    assert max(took.values()) < 1, took
