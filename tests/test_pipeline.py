@@ -630,6 +630,8 @@ def devices_stay_as_they_are(monkeypatch):
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
         (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--grpo.teacher", "nowhere"], "grpo.teacher: weights nowhere: no such folder"),
+        (["--grpo.loss.policy-weight", "0"], "name a teacher"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--stages", "grpo,sft"], "stages"),

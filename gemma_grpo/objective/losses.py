@@ -230,8 +230,8 @@ class LossInputs(NamedTuple):
         old_logps: None if the trained log-probs are pi_old's own (the first update on a rollout):
             the ratio is then 1, and has a gradient.
         ref_logps: needed when beta > 0; at beta = 0 the KL is only measured.
-        teacher_logps: None where there is no teacher.
         sampler_logps: needed when `tis_cap` is not None.
+        teacher_logps: None where there is no teacher.
     """
 
     advantages: Float[Array, " B"]
@@ -239,8 +239,8 @@ class LossInputs(NamedTuple):
     weights: Float[Array, "B T"]
     old_logps: Float[Array, "B T"] | None = None
     ref_logps: Float[Array, "B T"] | None = None
-    teacher_logps: Float[Array, "B T"] | None = None
     sampler_logps: Float[Array, "B T"] | None = None
+    teacher_logps: Float[Array, "B T"] | None = None
 
 
 def policy_loss(

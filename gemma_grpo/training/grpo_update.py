@@ -100,8 +100,8 @@ def make_update(
             weights=batch["weights"],
             old_logps=batch.get("old_logps"),
             ref_logps=batch.get("ref_logps"),
-            teacher_logps=batch.get("teacher_logps"),
             sampler_logps=batch["sampler_logps"],
+            teacher_logps=batch.get("teacher_logps"),
         )
         total, sums = losses.policy_loss(logps_BT, inputs, loss)
         mask_BT = batch["completion_mask"]
