@@ -5,8 +5,8 @@
     python -m benchmarks.distil table WORK/distil.jsonl
 
 The teacher is a default run, of seed 0. A student is the SFT of another seed, which has seen other
-problems. Rows are those of `study`, with snapshots on all held-out problems. The table's seconds are
-steps times the seconds of a step: rollout, scores and update, no compilation and no evaluation.
+problems. Rows are those of `study`, with snapshots on all held-out problems. The table's seconds
+are steps times the seconds of a step: rollout, scores and update, no compilation and no evaluation.
 """
 
 import json
