@@ -191,6 +191,18 @@ def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
     assert all(is_of_weights(found, config) for found in scoring.collectives)
 
 
+@pytest.mark.slow
+def test_on_v5e_a_4b_teacher_scores_beside_a_1b_of_which_all_weights_are_trained(v5e):
+    run = presets.preset("gemma3-1b")
+    run = replace(run, grpo=replace(run.grpo, teacher="gemma3-4b"))
+    found = {program.name: program for program in programs.of_step(run, ONE_B, mesh.data_mesh(v5e))}
+    teacher = found["teacher"]
+    scoring = compiled.compile_and_read(teacher.trace().lower())
+    assert scoring.peak + teacher.resident < 12e9  # of 16
+    assert {found.kind for found in scoring.collectives} == {"all-gather"}
+    assert all(is_of_weights(found, CONFIGS["gemma3-4b"]) for found in scoring.collectives)
+
+
 def is_of_weights(found, config):
     """A layer's matrix, or the embedding once a pack: bytes in bfloat16."""
     matrix, embedding = (config.embed_dim * n * 2 for n in (config.hidden_dim, config.vocab_size))
