@@ -81,7 +81,7 @@ NOTHING_GIVEN = Given()
 # what digests are of.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
-    "base": ("base weights", "tokenizer", "teacher"),
+    "base": ("base weights", "tokenizer", "teacher weights"),
 }
 
 
@@ -409,13 +409,13 @@ def _check_origin(
     if run.has_teacher:
         model, trained = _teacher_files(run)
         of_trained = "" if trained is None else origin.of_files(trained)
-        digests["teacher"] = f"{weights.digest(model.weights)} {of_trained}".strip()
+        digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
     allowed = {name for kind in may_change for name in CHANGES[kind]}
     kept = {name: digest for name, digest in digests.items() if name not in allowed}
     flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
     origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
     changed = origin.changed(run_dir, digests)
-    if set(changed) - {"training problems", "teacher"}:
+    if set(changed) - {"training problems", "teacher weights"}:
         of_base_alone = "held-out problems" not in changed
         for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
             path.unlink()

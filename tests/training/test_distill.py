@@ -233,7 +233,7 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     # Another teacher in the same place is not gone on with, unless that is said.
     other = run.replace({"grpo.teacher": one_layer})
     task = pipeline.load_task(other)
-    with pytest.raises(UserError, match="its teacher are not what the run began with.*base$"):
+    with pytest.raises(UserError, match="its teacher weights are not what the run began with.*base$"):
         pipeline._check_origin(other, tmp_path / "cut", task, ["data"])
     pipeline._check_origin(other, tmp_path / "cut", task, ["base"])
     assert (tmp_path / "cut" / "evaluations" / "base.json").is_file()
