@@ -22,12 +22,21 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator, pay_of
-from gemma_grpo.records import compile_clock, evaluations, files, metrics, origin, report, trackers
+from gemma_grpo.records import (
+    compile_clock,
+    evaluations,
+    files,
+    metrics,
+    origin,
+    read,
+    report,
+    trackers,
+)
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
-from gemma_grpo.runtime import Runtime, load_model
+from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
 from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
@@ -72,7 +81,7 @@ NOTHING_GIVEN = Given()
 # what digests are of.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
-    "base": ("base weights", "tokenizer"),
+    "base": ("base weights", "tokenizer", "teacher weights"),
 }
 
 
@@ -136,10 +145,30 @@ class Task:
 def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
     """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
     runtime, base = load_model(run.model, seed=run.seed)
+    if run.has_teacher:
+        runtime = replace(runtime, teacher=_load_teacher(run, runtime))
     train, test = given.load_problems(run)
     task = Task(runtime, base, train, test, GivenRewards(run.reward, given.rewards))
     _check(run, task)
     return task
+
+
+def _load_teacher(run: RunConfig, student: Runtime) -> Teacher:
+    """Raises UserError, which names the setting, where it is missing, damaged or does not fit."""
+    try:
+        return load_teacher(*_teacher_files(run), student)
+    except UserError as error:
+        raise UserError(f"grpo.teacher: {error}") from error
+
+
+def _teacher_files(run: RunConfig) -> tuple[ModelConfig, Path | None]:
+    """The teacher's base model and, where it is a run, what that has trained."""
+    settings, run_dir = config.teacher_model(run), expanded(run.grpo.teacher)
+    if not (run_dir / run_dirs.CONFIG).is_file():
+        return settings, None
+    if settings.lora.rank:
+        origin.check(run_dir, {"base weights": weights.digest(settings.weights)})
+    return settings, read.last_weights(run_dir)
 
 
 def _check(run: RunConfig, task: Task) -> None:
@@ -377,12 +406,16 @@ def _check_origin(
         "base weights": weights.digest(run.model.weights),
         "tokenizer": origin.of_files(task.runtime.tokenizer.path),
     }
+    if run.has_teacher:
+        model, trained = _teacher_files(run)
+        of_trained = "" if trained is None else origin.of_files(trained)
+        digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
     allowed = {name for kind in may_change for name in CHANGES[kind]}
     kept = {name: digest for name, digest in digests.items() if name not in allowed}
     flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
     origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
     changed = origin.changed(run_dir, digests)
-    if set(changed) - {"training problems"}:
+    if set(changed) - {"training problems", "teacher weights"}:
         of_base_alone = "held-out problems" not in changed
         for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
             path.unlink()

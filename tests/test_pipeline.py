@@ -24,7 +24,7 @@ import pytest
 
 from gemma_grpo import cli, config, pipeline, train, weights
 from gemma_grpo.errors import UserError
-from gemma_grpo.planning import disk, fit
+from gemma_grpo.planning import disk, programs
 from gemma_grpo.records import evaluations, lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
@@ -107,7 +107,7 @@ def size_of(folder):
 
 def test_a_run_holds_no_more_on_disk_than_its_plan_says_and_not_far_less(runs, full_run):
     run = config.from_yaml(full_run / "config.yaml")
-    planned = disk.of_run(run, fit.model_config(run.model.weights)).run_folder
+    planned = disk.of_run(run, programs.model_config(run.model.weights)).run_folder
     peak = json.loads((runs / "peak.json").read_text())
     assert peak <= planned <= 1.5 * peak
 
@@ -652,6 +652,8 @@ def devices_stay_as_they_are(monkeypatch):
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
         (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--grpo.teacher", "nowhere"], "grpo.teacher: weights nowhere: no such folder"),
+        (["--grpo.loss.policy-weight", "0"], "name a teacher"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--stages", "grpo,sft"], "stages"),

@@ -158,6 +158,7 @@ def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
     where = ["--data.source", short_problems(folder / "short.jsonl")]
     where += ["--model.weights", str(small_models.cut_nano(folder / "model"))]
+    where += ["--grpo.teacher", str(small_models.cut_nano(folder / "teacher", (0, 5)))]
     run = run_of([*TINY, *CASES[request.param], *where])
     compiled, passed, write = {}, {}, MetricsWriter.write
     with empty_cache(folder / "cache"), pytest.MonkeyPatch.context() as patch:

@@ -51,7 +51,7 @@ def padded(lengths, *, seed=3):
         rng.normal(size=P * G).astype(np.float32),
         LossConfig(aggregation="sequence_mean", mask_truncated=True),
     )
-    return batch | {"old_logps": near(), "ref_logps": near()}
+    return batch | {name: near() for name in ("old_logps", "ref_logps", "teacher_logps")}
 
 
 def how(tokens, num_devices=1):
