@@ -55,7 +55,7 @@ def kills(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
 
 
 def _fresh(run_dir: Path) -> list[str]:
-    return ["--run-dir", str(run_dir), *runs.SHORT]
+    return ["--run-dir", str(run_dir), *runs.short(folder)]
 
 
 def _resumed(run_dir: Path) -> list[str]:

@@ -20,13 +20,13 @@ def processes(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
     draw, log = random.Random(seed), folder / "log.txt"
     for name in ("warm", "whole"):  # the first compiles
         started = time.monotonic()
-        job = _job(folder / name, runs.SHORT, log)
+        job = _job(folder / name, runs.short(folder), log)
         assert [runs.status_of(child) for child in job] == [0] * NUMBER, log.read_text()
         seconds = time.monotonic() - started
     wanted, same, in_time = runs.digests(folder / "whole"), 0, 0
     for lost in range(number):
         run_dir, one_log = folder / f"run-{lost}", folder / f"log-{lost}.txt"
-        job = _job(run_dir, runs.SHORT, one_log)
+        job = _job(run_dir, runs.short(folder), one_log)
         which = draw.randrange(NUMBER)
         how = (signal.SIGKILL, signal.SIGSTOP)[lost % 2]
         time.sleep(draw.uniform(0.2, 0.9) * seconds)
@@ -41,7 +41,7 @@ def processes(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
         runs.kill(job[which])
         in_time += None not in ends
         begun = (run_dir / "config.yaml").exists()
-        job = _job(run_dir, ["--resume"] if begun else runs.SHORT, one_log)
+        job = _job(run_dir, ["--resume"] if begun else runs.short(folder), one_log)
         again = [runs.status_of(child) for child in job]
         is_same = again == [0] * NUMBER and runs.digests(run_dir) == wanted
         same += is_same

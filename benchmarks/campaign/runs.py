@@ -10,13 +10,26 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SHORT = (
+from benchmarks.campaign import models
+
+# Programs that are compiled quickly: they run a few times. Before jax is imported.
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+_SHORT = (
     "--data.num-train 60 --data.num-test 6 --model.cpu-devices 1 "
     "--sft.num-steps 3 --sft.batch-size 4 --sft.checkpoint-every 1 "
     "--grpo.num-steps 3 --grpo.prompts-per-step 4 --grpo.num-generations 4 "
     "--grpo.checkpoint-every 1 --evaluation.batch-size 4 --evaluation.num-samples 0"
 ).split()
+MODEL = "model"  # beside the runs
 TIMES = ("time/", "tokens_per_s")  # the beginnings of metrics that no two runs share
+
+
+def short(folder: Path) -> list[str]:
+    """The flags of a run of all stages, of one layer of the embedded model, which is written to
+    `folder` when it is not there."""
+    if not (folder / MODEL).exists():
+        models.cut_nano(folder / MODEL)
+    return [*_SHORT, "--model.weights", str(folder / MODEL)]
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
