@@ -5,11 +5,14 @@ python -m benchmarks.campaign kills|processes|disks|flips|inputs [--number N] [-
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
 
+# For all children; programs run a few times: compiled quickly.
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 NUMBERS = {"kills": 20, "processes": 10, "disks": 60, "flips": 500, "inputs": 1000}
 
 
