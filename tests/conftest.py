@@ -28,9 +28,9 @@ def pytest_sessionfinish():
 @pytest.fixture(scope="session")
 def one_layer(tmp_path_factory):
     """The folder of a model to run where depth is not what is tested: one layer of the embedded."""
-    import small_models
+    from benchmarks.campaign import models
 
-    return str(small_models.cut_nano(tmp_path_factory.mktemp("models") / "one_layer"))
+    return str(models.cut_nano(tmp_path_factory.mktemp("models") / "one_layer"))
 
 
 @pytest.fixture(scope="session")

@@ -801,30 +801,28 @@ def test_a_relative_path_that_is_lost_says_where_the_run_was_begun(tmp_path, mon
     assert f"no such file: mine.jsonl; the run was begun in {tmp_path / 'here'}" in said
 
 
-@pytest.mark.parametrize(
-    "result, lines",
-    [
-        ("", None),
-        ("[1]", None),
-        ('{"n": 2, "accuracy"', None),
-        ('{"n": 2, "accuracy": 0.5}', ""),
-        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n{"greedy": fal'),
-        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n'),
-        ('{"n": 2, "accuracy": 0.5}', "1\n2\n"),
-    ],
-)
-def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(
-    tmp_path, capsys, result, lines
-):
-    whole = '{"greedy": true}\n{"greedy": true}\n{"greedy": false}\n'
-    (tmp_path / "sft.json").write_text(result)
-    (tmp_path / "sft.jsonl").write_text(whole if lines is None else lines)
+def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(tmp_path, capsys):
+    path, lines_path = tmp_path / "sft.json", tmp_path / "sft.jsonl"
+    result, rows = {"n": 2, "accuracy": 0.5}, [{"greedy": True}, {"greedy": True}]
+    drawn = {name: np.zeros(0, int) for name in ("num_tokens", "token_ids", "characters")}
+    drawn |= {name: np.zeros(0) for name in ("logps", "gaps")}
+    evaluations.write(tmp_path, "sft", result, rows, drawn)
+    whole, lines = path.read_text(), lines_path.read_text()
+    assert evaluations.read_back(tmp_path, "sft") == (result, rows)
+    damages = ["", "[1]", whole[:20], '{"n": 2, "accuracy": 0.5}']
+    damages += [whole.replace(*change) for change in (("0.5", "0.6"), ("sha256", "sha257"))]
+    for damaged in damages:
+        path.write_text(damaged)
+        assert evaluations.read_back(tmp_path, "sft") is None, damaged
+        assert capsys.readouterr().err.count("is damaged: passed over") == 1
+    path.write_text(whole)
+    for damaged in ("", lines[:-5], lines.split("\n")[0] + "\n", "1\n2\n", lines + "{}\n"):
+        lines_path.write_text(damaged)
+        assert evaluations.read_back(tmp_path, "sft") is None, damaged
+        assert capsys.readouterr().err.count("is damaged: passed over") == 1
+    lines_path.unlink()
     assert evaluations.read_back(tmp_path, "sft") is None
-    assert capsys.readouterr().err.count("is damaged: passed over") == 1
-    (tmp_path / "sft.json").write_text('{"n": 2, "accuracy": 0.5}')
-    (tmp_path / "sft.jsonl").write_text(whole)
-    assert evaluations.read_back(tmp_path, "sft")[0]["n"] == 2
-    assert evaluations.read_back(tmp_path, "base") is None and not capsys.readouterr().err
+    assert evaluations.read_back(tmp_path, "base") is None and "base" not in capsys.readouterr().err
 
 
 def test_an_empty_seconds_file_does_not_stop_a_stage_from_being_saved(tmp_path, capsys):

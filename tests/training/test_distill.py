@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_models
 import tolerances
 from flax import nnx
 from stubs import PAD, TINY, drawn_adapter, drawn_model, tiny_model, tiny_prompts
 
+from benchmarks.campaign import models
 from gemma_grpo import config, model, pipeline, presets, runtime, weights
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import InterruptedRunError, UserError
@@ -79,7 +79,7 @@ def test_a_student_comes_to_the_distribution_of_a_larger_teacher_without_any_rew
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory):
     """The folder of a model of two layers, one more than `one_layer`."""
-    return str(small_models.cut_nano(tmp_path_factory.mktemp("models") / "two_layers", (0, 5)))
+    return str(models.cut_nano(tmp_path_factory.mktemp("models") / "two_layers", (0, 5)))
 
 
 def left_by_a_run(folder, settings, params):
@@ -165,7 +165,7 @@ def test_a_teacher_that_cannot_be_used_is_one_line_with_its_setting(
     assert "its bytes have changed" in says(damaged)
     file.write_bytes(file.read_bytes()[:-9])
     assert "incomplete or damaged" in says(damaged)
-    other = small_models.cut_nano(tmp_path / "other")
+    other = models.cut_nano(tmp_path / "other")
     (other / "tokenizer.model").write_bytes(swapped_pieces(other / "tokenizer.model"))
     line = says(str(other))
     assert "a teacher must have the student's tokenizer, but token 300 is" in line
@@ -233,7 +233,9 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     # Another teacher in the same place is not gone on with, unless that is said.
     other = run.replace({"grpo.teacher": one_layer})
     task = pipeline.load_task(other)
-    with pytest.raises(UserError, match="its teacher weights are not what the run began with.*base$"):
+    with pytest.raises(
+        UserError, match="its teacher weights are not what the run began with.*base$"
+    ):
         pipeline._check_origin(other, tmp_path / "cut", task, ["data"])
     pipeline._check_origin(other, tmp_path / "cut", task, ["base"])
     assert (tmp_path / "cut" / "evaluations" / "base.json").is_file()
