@@ -59,8 +59,9 @@ class Guard:
     def __init__(self, config: GuardConfig, checkpoint_every: int):
         self.collapse = ""
         self._config, self._every = config, checkpoint_every
-        self._streaks: dict[str, int] = {}  # steps in a row out of the range, by metric
-        self._kept: set[str] = set()  # metrics that have kept their range once
+        # Steps in a row out of the range, of the metrics that have kept theirs once. Lengths are
+        # compared with those of the first steps, which keep it.
+        self._streaks = {LENGTH: 0}
         self._lengths: list[float] = []  # of the first steps
         self._was_healthy = False  # the last step
         self._good: set[int] = set()
@@ -77,9 +78,8 @@ class Guard:
                 continue
             broken = limit.broken_by(value)
             if not broken:
-                self._kept.add(limit.metric)
                 self._streaks[limit.metric] = 0
-            elif limit.metric in self._kept:
+            elif limit.metric in self._streaks:
                 is_healthy = False
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:

@@ -77,7 +77,7 @@ def _go_back(
     rollbacks.write(files.run_dir, past)
     files.go_back(stage, to)
     print(
-        f"warning: {stage} has collapsed: {collapse.why}; back to step {to}, and on with {factor:g} "
+        f"warning: {stage} has collapsed: {collapse.why}; back to step {to}, on with {factor:g} "
         f"times the learning rate (rollback {len(past)} of {guard.rollbacks})",
         file=sys.stderr,
     )
