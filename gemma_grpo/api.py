@@ -57,7 +57,7 @@ class Result:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json: the figures of each stage with 95 % intervals, their paired differences,
-        the seconds, and what a deadline left `unfinished`, or None.
+        the seconds, and what a deadline or the guard left `unfinished`, or None.
 
         Raises:
             UserError: the run has not come that far.
@@ -299,7 +299,10 @@ def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()
         place = str(result.run_dir)
         print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)
         raise
-    if summary["unfinished"] is not None:
-        where = pipeline.unfinished_at(summary["unfinished"])
+    unfinished = summary["unfinished"]
+    if unfinished is not None and "collapse" in unfinished:
+        print(f"stopped by the guard: {pipeline.collapsed(unfinished)}", file=sys.stderr)
+    elif unfinished is not None:
+        where = pipeline.unfinished_at(unfinished)
         print(f"stopped for the deadline: {where}; gemma_grpo.resume goes on", file=sys.stderr)
     return result

@@ -27,13 +27,14 @@ __all__ = ["start"]  # of `errors`; commands that import no jax take it there
 
 # Settings that a run which goes on may change: where files are, and into how many devices the CPU
 # is split (sums then run in another order).
-_MAY_MOVE = (
+_MAY_CHANGE = (  # in a run that goes on; beginnings of fields' names
     "model.weights",
     "model.tokenizer",
     "model.cpu_devices",
     "data.source",
     "grpo.teacher",
     "checkpoint.folder",
+    "grpo.guard.",
 )
 
 
@@ -298,7 +299,7 @@ def config_of(run_dir: Path) -> RunConfig:
 def check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
     """Raises UserError if settings differ that a run which goes on may not change."""
     if changed := [
-        line for line in config.changed_fields(before, after) if line.split()[0] not in _MAY_MOVE
+        line for line in config.changed_fields(before, after) if not line.startswith(_MAY_CHANGE)
     ]:
         raise UserError(
             f"{fault} ({', '.join(changed)}): a run goes on with the settings it began with; for "

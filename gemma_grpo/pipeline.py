@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from gemma_grpo.records import (
     origin,
     read,
     report,
+    rollbacks,
     trackers,
 )
 from gemma_grpo.records import run_dir as run_dirs
@@ -39,6 +40,7 @@ from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
 from gemma_grpo.training import extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
+from gemma_grpo.training.guard import CollapsedError, guard_of
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
 from gemma_grpo.training.loop import RunFiles, Snapshots
 from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
@@ -209,7 +211,8 @@ def execute(
         may_change: of `CHANGES`, what may be another than when the run began.
 
     Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
-    --resume goes on from there.
+    --resume goes on from there. If the guard stopped the run, "step" is that of the last good
+    checkpoint, and "collapse" says in words what was seen.
 
     Raises:
         UserError: bad input; what the run had is kept.
@@ -223,8 +226,10 @@ def execute(
     with compile_clock.running() as clock:
         try:
             session.run_stages()
-        except OutOfTimeError as stop:
+        except (OutOfTimeError, CollapsedError) as stop:
             unfinished = {"stage": stop.stage, "step": stop.step, "num_steps": stop.num_steps}
+            if isinstance(stop, CollapsedError):
+                unfinished["collapse"] = stop.why
             if stop.step:
                 stages.append(_partial_name(stop.stage, stop.step))
     processes.run_on_primary(lambda: _record_seconds(run_dir, "compile", clock.seconds))
@@ -247,6 +252,7 @@ class _Session:
 
         Raises:
             OutOfTimeError: the deadline is near; what there is has been saved and evaluated.
+            CollapsedError: the guard stopped the run; what is good has been saved and evaluated.
         """
         run, run_dir = self.run, self.run_dir
         self._require_time("base")
@@ -275,7 +281,7 @@ class _Session:
                     snapshots = Snapshots(run.evaluation.every, take)
                 try:
                     self._train_stage(stage, train[stage], params, snapshots)
-                except OutOfTimeError as stop:
+                except (OutOfTimeError, CollapsedError) as stop:
                     self._leave_partial(stop, evaluate)
                     raise
             # Read back even when just written: a resumed run and this one then hold the same bits.
@@ -321,7 +327,9 @@ class _Session:
                     writer.close()
                     _record_seconds(self.run_dir, stage, time.monotonic() - started)
 
-    def _leave_partial(self, stop: OutOfTimeError, evaluate: Callable[[str, PyTree], bool]) -> None:
+    def _leave_partial(
+        self, stop: OutOfTimeError | CollapsedError, evaluate: Callable[[str, PyTree], bool]
+    ) -> None:
         """Writes and measures the weights of a stage that was cut short, if there is time left."""
         if not stop.step or not self._allows("save", "evaluate"):
             return
@@ -471,12 +479,18 @@ def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: 
     saving.require_folder(source, settings, run.stage_list, restart_stage=restart_stage)
     settings = saving.as_found(source, settings)
     saving.claim_folder(run_dir, run.checkpoint)
-    newest = {}
+    copied = {}
     for stage in stages_left(run, source):
-        if path := stage_checkpoints(source, stage, settings).newest():
-            target = stage_checkpoints(run_dir, stage, run.checkpoint).running
-            newest[target.directory / path.name] = path
-    run_dirs.copy(source, run_dir, config.to_yaml(run), newest)
+        there = stage_checkpoints(source, stage, settings)
+        if newest := there.newest():
+            target = stage_checkpoints(run_dir, stage, run.checkpoint).running.directory
+            copied[target / newest.name] = newest
+            if stage == "grpo" and run.grpo.guard.is_on:
+                guard = guard_of(run.grpo.guard, run.grpo.checkpoint_every, source, stage)
+                found = {n: path for n, path in there.paths().items() if n <= int(newest.name)}
+                if good := found.get(guard.best(found)):
+                    copied[target / good.name] = good
+    run_dirs.copy(source, run_dir, config.to_yaml(run), copied)
 
 
 def stages_left(run: RunConfig, run_dir: Path) -> list[str]:
@@ -515,6 +529,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
+        "rollbacks": [asdict(each) for each in rollbacks.read(run_dir)],
         "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
@@ -541,3 +556,10 @@ def unfinished_at(unfinished: dict) -> str:
     if step is None:
         return f"before the evaluation of {stage}"
     return f"{stage} step {step} of {unfinished['num_steps']}"
+
+
+def collapsed(unfinished: dict) -> str:
+    """That the guard stopped the run, and why, from summary.json's "unfinished"; for messages."""
+    what, stage = unfinished["collapse"], unfinished["stage"]
+    kept = f"{unfinished_at(unfinished)} is kept" if unfinished["step"] else "no step of it is good"
+    return f"{stage} has collapsed: {what}; {kept}"

@@ -33,6 +33,7 @@ else:
 
 RUNS = Path("runs")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
+COLLAPSED = 76  # exit status: stopped by --grpo.guard; none of sysexits.h says that
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Options:
     resume_from: Path | None = None
     """Go on with the run in this folder, which may be read-only, in a new --run-dir: what is needed
     is copied there. --model.weights, --model.tokenizer and --data.source may name moved files,
-    --checkpoint.folder another folder."""
+    --checkpoint.folder another folder, and --grpo.guard may change."""
     restart_stage: bool = False
     """With --resume or --resume-from: begin a stage again if its checkpoints are lost."""
     hours: float | None = None
@@ -161,7 +162,7 @@ def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> Non
     changed = config.changed_fields(default, run)
     if options.resume and changed:
         cli.check_unchanged(default, run, "--resume with other settings")
-        raise UserError(f"--resume: {changed[0]}: --resume-from goes on where files have moved")
+        raise UserError(f"--resume: {changed[0]}: only --resume-from goes on with another")
     cli.check_unchanged(default, run, "--resume-from with other settings")
 
 
@@ -209,9 +210,14 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     say(json.dumps(summary) if options.json else report.before_after_table(summary))
     if not options.json and processes.is_primary():
         _show_end(run_dir)
-    if summary["unfinished"] is None:
+    unfinished = summary["unfinished"]
+    if unfinished is None:
         return 0
-    where = pipeline.unfinished_at(summary["unfinished"])
+    if "collapse" in unfinished:
+        another = f"--resume-from {run_dir} --run-dir NEW goes on with another --grpo.guard"
+        say(f"stopped by the guard: {pipeline.collapsed(unfinished)}; {another}", file=sys.stderr)
+        return COLLAPSED
+    where = pipeline.unfinished_at(unfinished)
     say(f"stopped for --hours {options.hours}: {where}; --resume goes on", file=sys.stderr)
     return OUT_OF_TIME
 

@@ -666,6 +666,12 @@ def devices_stay_as_they_are(monkeypatch):
         (["--grpo.num-step=4"], "perhaps you meant --grpo.num-steps"),
         (["--model.rollout-layout", "hybri"], "'tensor_parallel'"),
         (["--model.remat", "some"], "'dots'"),
+        (["--grpo.guard.action", "retry"], "'rollback'"),
+        (["--grpo.guard.patience", "0"], "grpo.guard: patience=0"),
+        (
+            ["--grpo.guard.action", "stop", "--grpo.checkpoint-every", "0"],
+            "checkpoint-every above 0",
+        ),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(capsys, tmp_path, arguments, named):

@@ -124,7 +124,7 @@ def _records(run_dir: Path) -> Iterator[Subject]:
         """The settings that are bound, once the files that the others name have been compared."""
         settings = cli.config_of(run_dir)
         pipeline._check_origin(settings, run_dir, pipeline.load_task(settings))
-        return str([line for line in config.changed_fields(run, settings) if not _may_move(line)])
+        return str([line for line in config.changed_fields(run, settings) if not _may_change(line)])
 
     yield Subject("config.yaml", run_dir / "config.yaml", begun)
     yield Subject("origin.json", run_dir / origin.NAME, begun)
@@ -140,8 +140,8 @@ def _records(run_dir: Path) -> Iterator[Subject]:
         yield Subject(f"evaluation .{name[4:]}", folder / name, lambda: _measured(folder))
 
 
-def _may_move(line: str) -> bool:
-    return line.split()[0] in cli._MAY_MOVE
+def _may_change(line: str) -> bool:
+    return line.startswith(cli._MAY_CHANGE)
 
 
 def _measured(folder: Path) -> str | None:

@@ -55,8 +55,11 @@ def of_run(run: RunConfig, architecture: Gemma3Config) -> Disk:
     itemsize = 2 if run.weights_dtype == "bfloat16" else 4
     weights = sum(leaf.size * itemsize + ARRAY_BYTES for leaf in jax.tree.leaves(trained))
     records, num_stages, keep = _records(run), len(run.stage_list), run.checkpoint.keep
-    # Those that are kept and one being written; of the stages before only if asked.
-    running = (keep + 1) * checkpoint + run.keep_checkpoints * (num_stages - 1) * keep * checkpoint
+    # Those that are kept, one being written, and one that a guard would go back to; of the stages
+    # before only if asked.
+    guarded = "grpo" in run.stage_list and run.grpo.guard.is_on
+    running = (keep + 1 + guarded) * checkpoint
+    running += run.keep_checkpoints * (num_stages - 1) * keep * checkpoint
     # Weights of the stages before, those that a deadline left of the last, and either a checkpoint
     # being written or, with all else written, the last stage's own.
     beside = num_stages * weights + records

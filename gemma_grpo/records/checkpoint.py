@@ -60,6 +60,7 @@ class Checkpoints:
     A step here is any integer that grows; the caller says in `host` what it stands for.
 
     Attributes:
+        also_keep: a step that is kept beside the newest ones.
         seconds: from the start of the last save until it was whole; None before there was one.
     """
 
@@ -68,6 +69,7 @@ class Checkpoints:
             raise UserError(f"{keep=} checkpoints: keep at least 1, better 2")
         self.directory = Path(directory).absolute()  # Orbax refuses relative paths
         self.keep = keep
+        self.also_keep: int | None = None
         self.seconds: float | None = None
         self._under_way: Future | None = None
 
@@ -133,8 +135,7 @@ class Checkpoints:
 
         def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.glob(f"*{files.TEMPORARY}"):  # of a killed process
-                shutil.rmtree(leftover)
+            self._remove_leftovers()
             _check_space(self.directory, arrays)
             _describe(unfinished, arrays, host)
 
@@ -203,6 +204,15 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
         return state, json.loads((path / "host.json").read_text(encoding="utf-8"))
 
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints later than `step`. A process killed meanwhile leaves none
+        half-deleted under its own name. Raises UserError if they cannot be deleted."""
+        with files.write_errors(self.directory):
+            self._remove_leftovers()
+            for later in [other for other in self.steps() if other > step]:
+                if doomed := _rename_away(self._path(later)):
+                    shutil.rmtree(doomed)
+
     def remove(self) -> None:
         """Deletes the directory with all checkpoints, as far as the system allows; it need not be
         there. A process killed meanwhile leaves no checkpoint half-deleted under its own name."""
@@ -237,9 +247,15 @@ class Checkpoints:
             what = files.explain(self._path(step), error)
             raise UserError(f"{what}; {self._what_is_left()}") from error
 
+    def _remove_leftovers(self) -> None:
+        """Deletes what a killed process has left unfinished."""
+        for leftover in self.directory.glob(f"*{files.TEMPORARY}"):
+            shutil.rmtree(leftover)
+
     def _tidy(self, step: int, replaced: Path | None) -> None:
         """Deletes what the checkpoint of `step`, just written, makes superfluous."""
         kept = [other for other in self.steps() if other <= step][-self.keep :]
+        kept += [other for other in self.steps() if other == self.also_keep]
         dropped = [_rename_away(self._path(other)) for other in self.steps() if other not in kept]
         for doomed in filter(None, [replaced, *dropped]):
             shutil.rmtree(doomed)

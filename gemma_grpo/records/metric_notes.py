@@ -1,7 +1,8 @@
 """What each metric of metrics.jsonl means, what is healthy, and what to do when it is not.
 
 One table for docs/metrics.md (`python -m benchmarks.metrics_page`), for the lines that `train` says
-(`watch.py`), and for whoever shows a metric. Does not import jax.
+(`watch.py`), for limits of the guard (`training.config`), and for whoever shows a metric. Does not
+import jax.
 """
 
 from dataclasses import dataclass
@@ -86,10 +87,12 @@ NOTES = {
     ),
     "entropy": Note(
         "How undecided the sampler is, nats per token.",
-        "falls, and levels off above 0.005",
-        "Completions of a group have become copies: lower grpo.optimizer.learning-rate, raise "
-        "grpo.loss.epsilon-high or grpo.temperature.",
+        "falls, and levels off above 0.005; at most 3",
+        "Low: completions of a group have become copies; lower grpo.optimizer.learning-rate, raise "
+        "grpo.loss.epsilon-high or grpo.temperature. High: the policy falls apart; lower "
+        "grpo.optimizer.learning-rate.",
         low=0.005,
+        high=3.0,
     ),
     "logp_gap/mean": Note(
         "Mean |trainer - sampler| log-prob of the same tokens, nats: numerical error only.",
@@ -148,8 +151,10 @@ NOTES = {
     ),
     "reward/format": Note(
         "Share of completions that are well formed and end by themselves.",
-        "above 0.9 after SFT",
-        "More SFT steps: GRPO learns slowly what is seldom sampled.",
+        "above 0.9 after SFT; at least 0.5",
+        "More SFT steps: GRPO learns slowly what is seldom sampled. If it falls, lower "
+        "grpo.optimizer.learning-rate.",
+        low=0.5,
     ),
     "reward/*": Note(
         "Mean unweighted value of a reward of your own.",

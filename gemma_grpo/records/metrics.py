@@ -32,6 +32,10 @@ STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 SAMPLE_CHARS = 2000  # of the completion that TensorBoard shows of a step
 
 
+class NotFiniteError(UserError):
+    """A metric is nan or infinite; the step's line is written."""
+
+
 class MetricsWriter:
     """Writes one run's `metrics.jsonl`, `tensorboard/<stage>/` and `rollouts/`.
 
@@ -54,13 +58,10 @@ class MetricsWriter:
         self._path = self._run_dir / "metrics.jsonl"
         self._events: dict[str, _EventFile] = {}
         begin = resume_from or {"stage": STAGES[0], "step": 0}
-        self._resumed_stage, self._resumed_step = begin["stage"], begin["step"]
         with files.write_errors(self._path):
             (self._run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
             self._path.touch()
-            truncate_after(self._run_dir, self._resumed_stage, self._resumed_step)
-            # Unbuffered: when write returns, the line is with the system, out of a kill's reach.
-            self._lines = self._path.open("ab", buffering=0)
+        self._open(begin["stage"], begin["step"])
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line, and its numbers to TensorBoard.
@@ -72,8 +73,9 @@ class MetricsWriter:
                 was not measured.
 
         Raises:
-            UserError: a metric is nan or infinite (the line is written first, with null in its
-                place), or the disk is full.
+            NotFiniteError: a metric is nan or infinite; the line is written first, with null in its
+                place.
+            UserError: the disk is full.
             ValueError: no such stage.
         """
         if stage not in STAGES:
@@ -84,7 +86,7 @@ class MetricsWriter:
         self._write_events(stage, step, values)
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(
+                raise NotFiniteError(
                     f"{name} is {value} at {stage} step {step}; lower the learning rate, or look "
                     f"at the steps before it in {self._path}"
                 )
@@ -114,12 +116,27 @@ class MetricsWriter:
             self._open_events(stage).write_text(step, "sample", _sample_text(rows[0]))
             self._tracker.table(stage, step, rows)
 
+    def go_back(self, stage: str, step: int) -> None:
+        """Cuts the files back to a step that the run goes on from, as when it is resumed there.
+        Raises UserError if they cannot be written."""
+        self.close()
+        self._events = {}
+        self._open(stage, step)
+
     def close(self) -> None:
         """Closes all files; every line is on its way to the disk already."""
         self._lines.close()
         for events in self._events.values():
             events.close()
         self._tracker.close()
+
+    def _open(self, stage: str, step: int) -> None:
+        """Cuts the files back to (stage, step), and opens the lines' for more."""
+        self._resumed_stage, self._resumed_step = stage, step
+        with files.write_errors(self._path):
+            truncate_after(self._run_dir, stage, step)
+            # Unbuffered: when write returns, the line is with the system, out of a kill's reach.
+            self._lines = self._path.open("ab", buffering=0)
 
     def _write_events(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}

@@ -80,7 +80,7 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
             "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
             {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
-            absent or None shows as "-".
+            absent or None shows as "-". "rollbacks": those of `records.rollbacks`.
     """
     names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
     rows = [names]
@@ -95,6 +95,9 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
     if pairs:
         lines += ["", "accuracy, same problems before and after:"]
         lines += [f"  {name}: {_describe_pair(pair)}" for name, pair in pairs.items()]
+    for each in summary.get("rollbacks", []):
+        rate = f"with {each['rate_factor']:g} times the learning rate"
+        lines += ["", f"went back from step {each['at']} to {each['to']}, {rate}: {each['why']}"]
     return "\n".join(lines)
 
 

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, lock, origin
+from gemma_grpo.records import files, lock, origin, rollbacks
 
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
-_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME)
+_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME, rollbacks.NAME)
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
 _PATTERN_CHARACTERS = "[]*?\\"
 OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are

@@ -8,6 +8,9 @@ from typing import Literal
 from gemma_grpo.errors import UserError
 from gemma_grpo.objective import checks
 from gemma_grpo.objective.config import Baseline, LossConfig, Scale
+from gemma_grpo.records.metric_notes import NOTES
+
+LARGE = 1e9  # more than any limit of a guard
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,61 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """When GRPO has collapsed, and what is done then.
+
+    A limit of 0 is not looked at; the others count from the first step that keeps them. A loss or
+    gradient that is not finite is a collapse at once.
+    """
+
+    action: Literal["none", "stop", "rollback"] = "none"
+    """After a collapse: nothing; stop with the last good checkpoint; or go back to it, with half
+    the learning rate. A checkpoint is good if its step and the next keep all limits."""
+    patience: int = 10
+    """Steps in a row that leave one limit, which are a collapse."""
+    rollbacks: int = 3
+    """A run goes back this often; the next collapse stops it."""
+    min_format: float = NOTES["reward/format"].low or 0.0
+    """Least share of completions that are well formed."""
+    min_entropy: float = NOTES["entropy"].low or 0.0
+    """Least entropy of the sampler, nats per token."""
+    max_entropy: float = NOTES["entropy"].high or 0.0
+    """Most entropy of the sampler, nats per token."""
+    min_length: float = 0.25
+    """Least mean length of completions, as a multiple of that of the first `patience` steps."""
+    max_length: float = 4.0
+    """Most mean length of completions, as such a multiple."""
+    max_truncated: float = 0.5
+    """Largest share of completions that meet the token budget."""
+    max_kl: float = 1.0
+    """Largest KL to the reference, nats per token; measured with grpo.loss.beta above 0."""
+    max_logp_gap: float = NOTES["logp_gap/mean"].high or 0.0
+    """Largest mean gap of the trainer's log-probs to the sampler's, nats."""
+
+    def __post_init__(self):
+        for name, number in (("patience", self.patience), ("rollbacks", self.rollbacks)):
+            if number < 1:
+                raise UserError(f"grpo.guard: {name}={number} must be at least 1")
+        for name, value, low, high, wanted in (
+            ("min_format", self.min_format, 0, 1, "in [0, 1]"),
+            ("max_truncated", self.max_truncated, 0, 1, "in [0, 1]"),
+            ("min_length", self.min_length, 0, 1, "in [0, 1]"),
+            ("max_length", self.max_length or 1, 1, LARGE, "0, or 1 and more"),
+            ("min_entropy", self.min_entropy, 0, LARGE, "0 or more"),
+            ("max_entropy", self.max_entropy or LARGE, self.min_entropy, LARGE, "0 or above min"),
+            ("max_kl", self.max_kl, 0, LARGE, "0 or more"),
+            ("max_logp_gap", self.max_logp_gap, 0, LARGE, "0 or more"),
+        ):
+            if not low <= value <= high:  # true for NaN too
+                raise UserError(f"grpo.guard: {name}={value} must be {wanted}")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is done after a collapse."""
+        return self.action != "none"
+
+
+@dataclass(frozen=True)
 class GRPOConfig:
     """Stage two."""
 
@@ -111,6 +169,8 @@ class GRPOConfig:
     """Easy problems first, then medium, then hard ones; false draws from all of them."""
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves none by steps."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is done after a collapse."""
 
     def __post_init__(self):
         if self.num_steps < 1 or self.prompts_per_step < 1:
@@ -125,6 +185,11 @@ class GRPOConfig:
             )
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
+        if self.guard.is_on and not self.checkpoint_every:
+            raise UserError(
+                f"grpo.guard: action={self.guard.action} needs checkpoints to go back to: set "
+                "grpo.checkpoint-every above 0"
+            )
         self.check()
 
     def check(self) -> list[str]:

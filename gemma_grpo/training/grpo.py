@@ -13,7 +13,7 @@ With a teacher the same steps distil: the reverse KL to it is added to the loss,
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -36,7 +36,8 @@ from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.config import GRPOConfig
-from gemma_grpo.training.loop import RunFiles, StepResult, run_steps
+from gemma_grpo.training.loop import RunFiles, StepResult
+from gemma_grpo.training.rollback import StepFn, run_guarded
 from gemma_grpo.training.state import (
     TrainState,
     init_train_state,
@@ -276,13 +277,16 @@ def train(
     params: Params,
     files: RunFiles,
 ) -> Params:
-    """Run the stage from `params`, or from its last checkpoint, and return its weights.
+    """Run the stage from `params`, or from its last checkpoint, and return its weights. After a
+    collapse it may go on from the last good checkpoint with half the learning rate (`GuardConfig`).
 
     Raises:
         UserError: senseless settings, a reward that fails, a prompt over the budget.
         InterruptedRunError: a signal came; everything is saved.
+        CollapsedError: the guard has stopped it.
     """
-    stage = Stage(
+    make_stage = partial(
+        Stage,
         config,
         reward.config,
         runtime,
@@ -294,22 +298,29 @@ def train(
             sampling=SamplingConfig(temperature=config.temperature),
         ),
         make_packing(config, runtime.lengths, runtime.mesh.size),
-        make_trainer(
-            config,
+        reference=in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
+    )
+
+    def begin(factor: float) -> tuple[StepFn, Callable[[], TrainState]]:
+        rate = factor * config.optimizer.learning_rate
+        slower = replace(config, optimizer=replace(config.optimizer, learning_rate=rate))
+        trainer = make_trainer(
+            slower,
             runtime.graphdef,
             runtime.mesh,
             dtype=runtime.dtype,
             remat=runtime.remat,
             teacher=None if runtime.teacher is None else runtime.teacher.graphdef,
-        ),
-        learning_rates(config.optimizer, config.num_steps * config.num_iterations),
-        in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
-    )
-    state = run_steps(
+        )
+        rates = learning_rates(slower.optimizer, config.num_steps * config.num_iterations)
+        stage = make_stage(trainer=trainer, learning_rates=rates)
+        return stage.step, partial(init_train_state, params, trainer.optimizer, runtime.mesh)
+
+    state = run_guarded(
         "grpo",
-        stage.step,
-        init_train_state(params, stage.trainer.optimizer, runtime.mesh),
+        begin,
         files,
+        config.guard,
         num_steps=config.num_steps,
         checkpoint_every=config.checkpoint_every,
     )

@@ -94,6 +94,19 @@ class StageCheckpoints:
             raise damaged
         return max(found)[1] if found else None
 
+    def paths(self) -> dict[int, Path]:
+        """The finished ones of both by their steps; damaged ones among them."""
+        both = self._both()
+        return {step: each.directory / f"{step:06d}" for each in both for step in each.steps()}
+
+    def go_back(self, step: int) -> int:
+        """Deletes those later than `step`; returns the step of the newest intact one that is left,
+        or 0. Raises UserError if all are damaged."""
+        for checkpoints in self._both():
+            checkpoints.drop_after(step)
+        newest = self.newest()
+        return int(newest.name) if newest else 0
+
     def bring_together(self) -> None:
         """Moves the newest to the running ones and deletes those in the run's own folder, so that
         it has room for the next.

@@ -9,6 +9,7 @@ import pytest
 from gemma_grpo import model, presets
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk
+from gemma_grpo.training.config import GuardConfig
 
 PARAMETERS = 999_885_952  # of Gemma 3 1B
 ARCHITECTURE = model.CONFIGS["gemma3-1b"]
@@ -35,6 +36,15 @@ def test_the_peak_is_the_kept_checkpoints_one_being_written_and_two_stages_weigh
     assert kept.run_folder - kept.records == about((5 * 12 + 2 * 4) * PARAMETERS)
     alone = disk.of_run(replace(FULL, stages="grpo"), ARCHITECTURE)
     assert alone.run_folder - alone.records == about((3 * 12 + 4) * PARAMETERS)
+
+
+@pytest.mark.parametrize("action, checkpoints", [("none", 3), ("stop", 4), ("rollback", 4)])
+def test_a_guard_keeps_one_more_checkpoint_to_go_back_to(action, checkpoints):
+    guarded = replace(FULL, grpo=replace(FULL.grpo, guard=GuardConfig(action=action)))
+    of = disk.of_run(guarded, ARCHITECTURE)
+    assert of.run_folder - of.records == about((checkpoints * 12 + 2 * 4) * PARAMETERS)
+    of = disk.of_run(replace(guarded, stages="sft"), ARCHITECTURE)
+    assert of.run_folder - of.records == about((3 * 12 + 4) * PARAMETERS)
 
 
 def test_all_weights_of_the_1b_live_within_kaggles_20_gb_with_the_preset_for_it():

@@ -133,6 +133,37 @@ def test_a_save_drops_later_steps_of_an_abandoned_history(checkpoints):
     assert checkpoints.steps() == [10, 15]
 
 
+def test_one_more_is_kept_beside_the_newest_ones(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {})
+    checkpoints.also_keep = 2
+    for step in (4, 5, 6):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {})
+    assert checkpoints.steps() == [2, 5, 6]
+    checkpoints.also_keep = 5  # one of the newest, or one that is not there: no more are kept
+    checkpoints.save(7, {"w": jnp.float32(7)}, {})
+    checkpoints.also_keep = 3
+    checkpoints.save(8, {"w": jnp.float32(8)}, {})
+    assert checkpoints.steps() == [7, 8]
+
+
+def test_those_after_a_step_are_dropped_and_what_a_killed_process_left_of_that(
+    checkpoints, monkeypatch
+):
+    checkpoints.drop_after(0)  # nothing was saved yet
+    for step in (10, 20):
+        checkpoints.save(step, {"w": jnp.float32(step)}, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoints.drop_after(15)
+    assert checkpoints.steps() == [10]
+    shutil.copytree(checkpoints.directory / "000010", checkpoints.directory / "000020")
+    checkpoints.drop_after(10)
+    assert os.listdir(checkpoints.directory) == ["000010"]
+    checkpoints.drop_after(0)
+    assert checkpoints.latest() is None
+
+
 def test_all_are_removed_together_and_again_without_harm(checkpoints):
     for step in (1, 2):
         checkpoints.save(step, {"w": jnp.float32(step)}, {})

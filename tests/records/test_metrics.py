@@ -258,6 +258,26 @@ def test_a_resumed_run_tells_tensorboard_which_steps_to_forget(tmp_path):
     assert [step for step, *_ in scalars(board / "sft")] == [1, 2]
 
 
+@pytest.mark.parametrize("step", [2, 0])
+def test_a_writer_that_goes_back_leaves_the_files_of_one_that_never_went_on(tmp_path, step):
+    straight, turned = MetricsWriter(tmp_path / "straight"), MetricsWriter(tmp_path / "turned")
+    write_steps(straight, "sft", [1])
+    write_steps(straight, "grpo", [1, 2, 3])
+    write_steps(turned, "sft", [1])
+    write_steps(turned, "grpo", [1, 2, 3, 4, 5])
+    turned.go_back("grpo", step)
+    write_steps(turned, "grpo", range(step + 1, 4))
+    for writer in (straight, turned):
+        writer.close()
+    assert contents(tmp_path / "turned") == contents(tmp_path / "straight")
+    board = tmp_path / "turned" / "tensorboard" / "grpo"
+    starts = [event.step for event in events(board) if event.HasField("session_log")]
+    assert starts == ([step + 1] if step else [])
+    assert [at for at, *_ in scalars(board)] == [1, 2, 3, 4, 5][: 5 * bool(step)] + [
+        *range(step + 1, 4)
+    ]
+
+
 def test_a_stage_that_begins_after_the_resume_has_nothing_to_forget(tmp_path):
     MetricsWriter(tmp_path).close()
     resumed = MetricsWriter(tmp_path, {"stage": "sft", "step": 2})

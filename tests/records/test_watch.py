@@ -64,6 +64,8 @@ def test_the_default_run_says_nothing(stage):
         ("all_right_groups", 1.0, "too easy"),
         ("truncated", 0.5, "max-completion-length"),
         ("entropy", 0.001, "copies"),
+        ("entropy", 4.0, "falls apart"),
+        ("reward/format", 0.4, "More SFT steps"),
         ("clip_fraction", 0.4, "num-iterations"),
         ("logp_gap/mean", 0.2, "disagree"),
         ("kl", 2.0, "beta"),

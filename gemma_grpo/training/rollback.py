@@ -1,0 +1,84 @@
+"""A stage under a guard: after a collapse it stops, or goes on from its last good checkpoint with
+half the learning rate."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from gemma_grpo.devices import processes
+from gemma_grpo.records import metrics, rollbacks
+from gemma_grpo.records.rollbacks import Rollback
+from gemma_grpo.training.config import GuardConfig
+from gemma_grpo.training.guard import CollapsedError
+from gemma_grpo.training.loop import RunFiles, StepResult, restore, run_steps
+from gemma_grpo.training.state import TrainState
+
+StepFn = Callable[[TrainState, int], tuple[TrainState, StepResult]]
+
+
+def run_guarded(
+    stage: str,
+    begin: Callable[[float], tuple[StepFn, Callable[[], TrainState]]],
+    files: RunFiles,
+    guard: GuardConfig,
+    *,
+    num_steps: int,
+    checkpoint_every: int,
+) -> TrainState:
+    """Take the stage's remaining steps, some of them again after a collapse, and return the state
+    after the last.
+
+    Args:
+        begin: from a share of the learning rate to the step function (`run_steps`) and a function
+            that makes the state which the stage begins with.
+
+    Raises:
+        CollapsedError: there was one, and the guard stops the stage; with its last good weights.
+        UserError, InterruptedRunError, OutOfTimeError: as `run_steps`.
+    """
+    files = replace(files, guard=guard if guard.is_on else None)
+    steps = {"num_steps": num_steps, "checkpoint_every": checkpoint_every}
+    past = processes.broadcast_from_primary(lambda: _past(stage, files))
+    while True:
+        step_fn, start = begin(past[-1].rate_factor if past else 1.0)
+        try:
+            return run_steps(stage, step_fn, start(), files, **steps)
+        except CollapsedError as error:
+            collapse = error.with_traceback(None)  # its frames hold the collapsed state
+        if guard.action == "stop" or len(past) >= guard.rollbacks:
+            if collapse.step:
+                collapse.params = restore(files.checkpoints(stage), start())[0].params
+            raise collapse
+        go_back = partial(_go_back, collapse, past, files, guard)
+        past = processes.broadcast_from_primary(go_back)
+
+
+def _past(stage: str, files: RunFiles) -> list[Rollback]:
+    """The rollbacks that lie behind the checkpoint which the stage goes on from."""
+    past = rollbacks.read(files.run_dir)
+    if not past:
+        return []
+    newest = files.checkpoints(stage).newest()
+    behind = rollbacks.until(past, int(newest.name) if newest else 0)
+    if behind != past:
+        rollbacks.write(files.run_dir, behind)
+    return behind
+
+
+def _go_back(
+    collapse: CollapsedError, past: list[Rollback], files: RunFiles, guard: GuardConfig
+) -> list[Rollback]:
+    """Notes one rollback more, when the checkpoints after its step are gone: a process killed
+    before the note takes the same steps again. Then cuts the records back. Returns all."""
+    stage, to, factor = collapse.stage, collapse.step, 0.5 ** (len(past) + 1)
+    at = metrics.last_step(files.run_dir, stage)
+    past = [*past, Rollback(collapse.why, at, to, factor)]
+    rollbacks.write(files.run_dir, past)
+    files.go_back(stage, to)
+    print(
+        f"warning: {stage} has collapsed: {collapse.why}; back to step {to}, on with {factor:g} "
+        f"times the learning rate (rollback {len(past)} of {guard.rollbacks})",
+        file=sys.stderr,
+    )
+    return past
