@@ -104,6 +104,13 @@ def test_without_a_change_nothing_moves(tmp_path, capsys):
     assert [figures[name] for name in changed] == [0, 0, 0, 0]
 
 
+def test_evaluations_come_in_the_order_of_training(tmp_path, capsys):
+    names = ["base", "sft", "grpo-step-000040", "grpo-step-000200", "grpo"]
+    rows = [row(WRONG, problem=0, greedy=True, reward=0.0)]
+    make_run(tmp_path / "run", [], [(name, rows) for name in reversed(names)])
+    assert [part["stage"] for part in report(capsys, tmp_path / "run")["parts"]] == names
+
+
 def test_other_weights_pay_the_saved_components_at_every_step(tmp_path, capsys):
     make_run(tmp_path / "run", [[right(), row(WRONG, trace=1 / 3)], [right(), row(WRONG)]])
     found = report(capsys, tmp_path / "run", "--weights", "correctness=2,trace=-3")

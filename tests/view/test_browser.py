@@ -163,6 +163,7 @@ def test_snapshots_stand_between_the_stages_and_gained_compares_whole_stages(bro
     few = ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
     assert browser.run(stages) == few
     assert "Gained (2)" in browser.text()  # from sft to grpo
+    assert "grpo step 50" in browser.text("[data-stage=grpo-step-000050] header")
     browser.open((run / "view.html").as_uri() + "#view=problems&problem=2")
     assert browser.run(stages) == ["base", "sft", "grpo"]
     browser.open((run / "view.html").as_uri())
