@@ -7,7 +7,7 @@ import time
 
 import children
 import pytest
-from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
+from run_folders import FALSE, HOSTILE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
 from web_browser import Browser, chromium
 
 from gemma_grpo.records.metric_notes import NOTES
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="chromium or chromedriver is not installed"),
 ]
 
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+SCRIPT = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def browser(tmp_path_factory):
 def address(tmp_path_factory):
     """The page of a run whose third problem has hostile completions."""
     run = write_run(tmp_path_factory.mktemp("runs") / "one", steps=3, problems=4)
-    texts = [FALSE, RIGHT, HOSTILE, "<reasoning>\nxy\n</reasoning>\n<answer>\n9\n</answer>"]
+    texts = [FALSE, RIGHT, SCRIPT, "<reasoning>\nxy\n</reasoning>\n<answer>\n9\n</answer>"]
     write_rows(run / "evaluations" / "grpo.jsonl", held_out(texts, [RIGHT, PROSE]))
     page.write([run], run / "view.html", 8)
     return (run / "view.html").as_uri()
@@ -101,9 +101,37 @@ def test_samples_beside_the_greedy_completion_are_a_click_away(browser, address)
 
 def test_the_models_text_stays_text(browser, address):
     browser.open(f"{address}#view=problems&problem=2")
-    assert HOSTILE in browser.text("[data-stage=grpo]")
+    assert SCRIPT in browser.text("[data-stage=grpo]")
     assert browser.run("return document.title") == "one · gemma_grpo"
     assert browser.run("return document.querySelectorAll('img, #view b b').length") == 0
+
+
+def test_whatever_a_model_writes_is_shown_on_a_phone_s_screen(browser, tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    blocks = [f"<reasoning>\n{t}\n3 + 4 = 7\n</reasoning>\n<answer>\n{t}</answer>" for t in HOSTILE]
+    texts = ["", "  \n", *HOSTILE, *blocks]
+    write_rows(run / "evaluations" / "grpo.jsonl", held_out(texts))
+    write_rows(run / "rollouts" / "grpo-000001.jsonl", rollout(texts))
+    page.write([run], run / "view.html", 8)
+    views = [f"view=problems&problem={n}" for n in range(len(texts))]
+    for view in (*views, "view=steps", "view=list&kind=training&sort=long", "view=list&q=😀"):
+        for colour in ("none", "logp"):
+            link = f"{(run / 'view.html').as_uri()}#{view}&colour={colour}"
+            browser.open(link, width=400)
+            assert browser.complaints() == [], link
+            assert browser.run("return document.documentElement.scrollWidth") <= 400, link
+            assert len(browser.text("#view")) > 100, link
+    assert browser.run("return document.querySelectorAll('script').length") == 2
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_run_that_has_only_begun_and_one_without_grpo_open(view, browser, tmp_path):
+    for run in (tmp_path / "begun", write_run(tmp_path / "sft", steps=0)):
+        run.mkdir(exist_ok=True)
+        (run / "config.yaml").write_text("seed: 0\n")
+        page.write([run], run / "view.html", 8)
+        browser.open((run / "view.html").as_uri() + f"#view={view}")
+        assert browser.complaints() == [] and browser.text("#view").strip()
 
 
 def shown_count(browser):
@@ -163,10 +191,11 @@ def test_snapshots_stand_between_the_stages_and_gained_compares_whole_stages(bro
     few = ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
     assert browser.run(stages) == few
     assert "Gained (2)" in browser.text()  # from sft to grpo
+    assert "grpo step 50" in browser.text("[data-stage=grpo-step-000050] header")
     browser.open((run / "view.html").as_uri() + "#view=problems&problem=2")
     assert browser.run(stages) == ["base", "sft", "grpo"]
     browser.open((run / "view.html").as_uri())
-    assert "step" not in browser.text("table") and browser.complaints() == []
+    assert "grpo step" not in browser.text("table") and browser.complaints() == []
 
 
 def test_a_curve_says_what_is_healthy_and_what_to_do(browser, address):
