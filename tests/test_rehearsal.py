@@ -26,8 +26,6 @@ from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import deadline
 from gemma_grpo.weights.assets import NANO
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 STEPS = 3  # a stage; after the second nothing may be compiled
 ADAPTERS = {
     "all weights": [],

@@ -74,7 +74,7 @@ def updated(num_devices, *, tokens=0, beta=0.0):
     return state, metrics
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
+@pytest.mark.usefixtures("everything_is_sharded")
 @pytest.mark.parametrize("tokens, beta", [(0, 0.0), (0, 0.1), (20, 0.1)])
 def test_an_update_sharded_over_eight_devices_is_that_of_one(tokens, beta):
     one, metrics_of_one = updated(1, beta=beta)
@@ -87,7 +87,7 @@ def test_an_update_sharded_over_eight_devices_is_that_of_one(tokens, beta):
     )
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
+@pytest.mark.usefixtures("everything_is_sharded")
 def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
     state, _ = updated(8)
     layout = mesh.fsdp_shardings(mesh.data_mesh(), state)
