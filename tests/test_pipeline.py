@@ -320,13 +320,16 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs, small, full_ru
 
 def wait_for_lines(process, metrics, num):
     """Waits until a running process has written `num` lines; returns how many there are."""
+    wait_for(process, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= num)
+    return metrics.read_bytes().count(b"\n")
+
+
+def wait_for(process, condition):
+    """Waits until that holds, or a running process is through."""
     deadline = time.monotonic() + 600
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= num):
-        if process.poll() is not None:  # it was through already
-            break
+    while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return metrics.read_bytes().count(b"\n")
 
 
 # SIGINT is sent to a run of `test_api.py` too.
@@ -492,6 +495,94 @@ def test_a_run_is_repeated_by_its_own_config(continued, full_run):
     assert_same_run(continued, full_run)  # of which it had no more than the config
 
 
+# --- a guard of a run that is paid for a letter, at a rate that takes the KL above 1 --------------
+
+LETTERS = "def letters(sample): return min(1.0, sample.completion.count('e') / 20)"
+DESTRUCTIVE = [
+    "--stages", "grpo", "--grpo.num-steps", "5", "--grpo.checkpoint-every", "1",
+    "--grpo.num-iterations", "1", "--grpo.temperature", "4", "--grpo.optimizer.warmup", "0",
+    "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.1",
+    "--grpo.guard.max-kl", "1", "--grpo.guard.patience", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def destructive(runs, small):
+    """Flags of a run that a guard has to deal with."""
+    (runs / "letters.py").write_text(LETTERS)
+    return [*small, *DESTRUCTIVE, "--reward", f"{runs / 'letters.py'}:letters=1"]
+
+
+@pytest.fixture(scope="module")
+def rolled_back(runs, destructive):
+    """A run that its guard took back, which nothing else interrupted; what it said."""
+    guard = ["--grpo.guard.action", "rollback"]
+    status, output = finish("--run-dir", str(runs / "rolled-back"), *destructive, *guard)
+    assert status == 0, output
+    return runs / "rolled-back", output
+
+
+@pytest.fixture(scope="module")
+def stopped(runs, destructive):
+    """A run that its guard stopped; what it said."""
+    guard = ["--grpo.guard.action", "stop"]
+    status, output = finish("--run-dir", str(runs / "stopped"), *destructive, *guard)
+    assert status == train.COLLAPSED == 76, output
+    return runs / "stopped", output
+
+
+def test_a_destructive_rate_stops_the_run_in_a_line_with_a_good_and_measured_model(stopped):
+    run_dir, output = stopped
+    line = output.splitlines()[-1]
+    assert line.startswith("stopped by the guard: grpo has collapsed: kl was above 1 in steps 3 to")
+    assert "grpo step 1 of 5 is kept; --resume-from" in line and "Traceback" not in output
+    summary = json.loads((run_dir / "summary.json").read_text())
+    unfinished = summary["unfinished"]
+    assert unfinished.pop("collapse") in line
+    assert unfinished == {"stage": "grpo", "step": 1, "num_steps": 5}
+    assert list(summary["stages"]) == ["base", "grpo-step-000001"] and summary["rollbacks"] == []
+    assert [path.name for path in (run_dir / "checkpoints/grpo").iterdir()] == ["000001"]
+    _, trained = cli.trained(str(run_dir))
+    assert trained == run_dir / "weights" / "grpo-step-000001.safetensors" and trained.is_file()
+
+
+def test_a_destructive_rate_is_halved_from_the_last_good_checkpoint_on(rolled_back, stopped):
+    run_dir, output = rolled_back
+    (noted,) = json.loads((run_dir / "rollbacks.json").read_text())
+    assert (noted["to"], noted["rate_factor"]) == (1, 0.5)
+    assert output.count("has collapsed") == 1
+    assert f"went back from step {noted['at']} to 1, with 0.5 times the learning rate" in output
+    steps, stopped_steps = metrics_without_times(run_dir), metrics_without_times(stopped[0])
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    rates = [line["learning_rate"] for line in steps]
+    np.testing.assert_allclose(rates, [0.1, 0.05, 0.05, 0.05, 0.05], rtol=1e-6)
+    # The same weights draw the same completions; after an update at another rate they do not.
+    same = [a["kl"] == b["kl"] for a, b in zip(steps, stopped_steps, strict=False)]
+    assert same[:3] == [True, True, False]
+    assert len(list((run_dir / "rollouts").glob("*.jsonl"))) == 5
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["unfinished"] is None and summary["rollbacks"] == [noted]
+
+
+def test_a_stopped_run_goes_on_with_another_guard_and_after_a_kill_to_the_same_bits(
+    runs, stopped, rolled_back
+):
+    run_dir = runs / "stopped-on"
+    source = read_only_copy(stopped[0], runs / "mount" / "stopped")
+    arguments = ["--resume-from", str(source), "--run-dir", str(run_dir)]
+    process = command(*arguments, "--grpo.guard.action", "rollback")
+    wait_for(process, (run_dir / "rollbacks.json").exists)
+    process.kill()
+    process.communicate()
+    status, output = finish("--run-dir", str(run_dir), "--resume")
+    assert status == 0, output
+    weights = "weights/grpo.safetensors"
+    assert (run_dir / weights).read_bytes() == (rolled_back[0] / weights).read_bytes()
+    assert metrics_without_times(run_dir) == metrics_without_times(rolled_back[0])
+    for name in ["rollbacks.json", *(f"rollouts/grpo-{n:06d}.jsonl" for n in range(1, 6))]:
+        assert (run_dir / name).read_bytes() == (rolled_back[0] / name).read_bytes()
+
+
 @pytest.mark.slow  # so does the run that a signal stopped, and at each border `test_rehearsal.py`'s
 def test_a_cut_run_resumes_in_its_place_to_the_same_bits(runs, cut_run, full_run):
     run_dir = shutil.copytree(cut_run, runs / "cut-again")
@@ -559,6 +650,13 @@ def test_resume_from_takes_no_setting_but_moved_files(capsys, tmp_path, argument
     assert train.main(["--resume-from", str(tmp_path), "--run-dir", str(new), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error and not new.exists()
+
+
+def test_resume_in_place_changes_no_guard_and_says_what_does(capsys, tmp_path):
+    begun_run(tmp_path / "run")
+    there = ["--resume", "--run-dir", str(tmp_path / "run"), "--grpo.guard.action", "stop"]
+    line = says_alone(capsys, *there)
+    assert "grpo.guard.action none -> stop: only --resume-from" in line
 
 
 def test_resume_from_takes_moved_files(capsys, tmp_path, monkeypatch):

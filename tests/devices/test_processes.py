@@ -246,6 +246,49 @@ def test_processes_agree_on_values_and_stop_together_with_the_first_error():
         assert status == 2 and "error: only process 2 fails" in output, output
 
 
+GUARDED = """
+import argparse, pathlib, sys
+import jax
+import jax.numpy as jnp
+from gemma_grpo.devices import processes
+from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.training import rollback
+from gemma_grpo.training.config import GuardConfig
+from gemma_grpo.training.interrupt import Interrupt
+from gemma_grpo.training.loop import RunFiles, StepResult
+from gemma_grpo.training.state import TrainState
+
+flags = argparse.ArgumentParser()
+for name in ("run-dir", "coordinator", "num-processes", "process-id"):
+    flags.add_argument(f"--{name}")
+flags = flags.parse_args()
+processes.join(flags.coordinator, int(flags.num_processes), int(flags.process_id))
+run_dir = pathlib.Path(flags.run_dir)
+
+def begin(factor):
+    def step(state, number):
+        weight = float(state.params["w"])
+        seen = weight if processes.is_primary() else 0.0  # the others know of no collapse
+        moved = TrainState({"w": jnp.float32(weight + 4 * factor)}, (), state.num_updates + 1)
+        return moved, StepResult({"loss": 0.0, "kl": seen})
+
+    return step, lambda: TrainState({"w": jnp.float32(0)}, (), jnp.int32(0))
+
+files = RunFiles(run_dir, processes.run_on_primary(lambda: MetricsWriter(run_dir)), Interrupt())
+guard = GuardConfig(action="rollback", patience=2, max_kl=10.0)
+state = rollback.run_guarded("grpo", begin, files, guard, num_steps=6, checkpoint_every=2)
+print("weight", float(state.params["w"]))
+"""
+
+
+def test_a_guard_takes_all_processes_back_when_the_primary_sees_a_collapse(tmp_path):
+    """As `training/test_rollback.py` has it by hand: back to step 2 twice, 8 + 4 steps of 1."""
+    for status, output in Job(GUARDED, 2, "--run-dir", str(tmp_path)).finish(within=200):
+        assert status == 0 and output.rstrip().endswith("weight 12.0"), output
+    noted = json.loads((tmp_path / "rollbacks.json").read_text())
+    assert [(each["at"], each["to"]) for each in noted] == [(5, 2), (6, 2)]
+
+
 def test_a_process_alone_just_calls():
     calls = []
     assert processes.gather_from_all(lambda: calls.append(1) or 7) == [7]
