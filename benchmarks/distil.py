@@ -41,10 +41,10 @@ def rows(
         "grpo.teacher": str(teacher.absolute()),
         "grpo.loss.policy_weight": 0.0,
     }
-    levels = {"grpo": shared}
-    levels |= {
+    levels = {
         f"distil, rate {rate:g}": distil | {"grpo.optimizer.learning_rate": rate} for rate in rates
     }
+    levels["grpo"] = shared
     out = work / "distil.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     done = [(row["level"], row["seed"]) for row in read(out)]

@@ -28,8 +28,6 @@ from gemma_grpo.training import state as train_state
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.update import UpdateConfig
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 P, G, T = 8, 8, 4
 
 
