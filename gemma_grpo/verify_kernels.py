@@ -16,7 +16,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from gemma_grpo import cli
 from gemma_grpo.kernels import block_draw, packed_attention
@@ -53,7 +52,9 @@ class Finding:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(verify, args=arguments))
+    return cli.guarded(
+        lambda: cli.parse(verify, arguments, command="verify_kernels", description=__doc__)
+    )
 
 
 def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: int = 0) -> int:

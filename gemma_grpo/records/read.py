@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluations", "rollouts", "summary.json")
@@ -51,7 +52,7 @@ def rollout_steps(run_dir: Path) -> dict[int, Path]:
 def json_lines(path: Path) -> tuple[list[dict], int]:
     """The objects of a .jsonl file, and how many of its lines are none; none where it is absent."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = files.read_bytes(path).decode(errors="replace")
     except OSError:
         return [], 0
     rows, bad = [], 0
@@ -67,7 +68,7 @@ def json_lines(path: Path) -> tuple[list[dict], int]:
 def json_object(path: Path) -> dict:
     """The object in a .json file; empty where there is none."""
     try:
-        value = _parsed(path.read_text(encoding="utf-8", errors="replace"))
+        value = _parsed(files.read_bytes(path).decode(errors="replace"))
     except OSError:
         return {}
     return value if isinstance(value, dict) else {}

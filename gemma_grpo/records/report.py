@@ -109,7 +109,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 def _read_lines(path: Path) -> list[dict]:
     """The complete lines of metrics.jsonl; a run still writing may be within its last."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_bytes(path).decode()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from error
     except UnicodeDecodeError as error:

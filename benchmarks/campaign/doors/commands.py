@@ -45,7 +45,6 @@ def _arguments() -> Iterator[Case]:
             ["-x"],
             ["a", "b", "c", "d", "e"],
             ["--=x"],
-            ["---"],
             [""],
         ):
             yield Case(
