@@ -130,6 +130,8 @@ def test_an_unknown_source_names_the_known_ones(source):
         ("gsm8k:", 0, "names no path"),
         ("curriculum", -1, "cannot load -1 problems"),
         ("reasoning_gym", 3, "reasoning_gym needs a task"),
+        ("curriculum", 10**6, "1,000,000 problems are more .* at most 100,000"),
+        ("reasoning_gym:chain_sum", 2**63, "at most 100,000"),
     ],
 )
 def test_a_bad_source_is_one_clear_line(source, num, message):

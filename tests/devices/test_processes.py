@@ -244,6 +244,25 @@ def test_processes_agree_on_values_and_stop_together_with_the_first_error():
         assert status == 2 and "error: only process 2 fails" in output, output
 
 
+WATCHED = """
+import atexit, os, sys
+from gemma_grpo.devices import processes
+processes._watch("process 1 of 4")
+if sys.argv[1] == "abort":
+    os.abort()
+if sys.argv[1] == "kill":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("how, is_said", [("abort", True), ("kill", True), ("return", False)])
+def test_a_process_that_is_ended_from_below_is_said_and_one_that_leaves_is_not(how, is_said):
+    run = [sys.executable, "-c", WATCHED, how]
+    done = subprocess.run(run, env=children.ENVIRONMENT, capture_output=True, text=True)
+    line = "error: process 1 of 4 has ended early: "
+    assert done.stderr.startswith(line) == is_said and done.stderr.count(line) == is_said
+
+
 def test_a_process_alone_just_calls():
     calls = []
     assert processes.gather_from_all(lambda: calls.append(1) or 7) == [7]
