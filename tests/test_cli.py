@@ -125,10 +125,10 @@ def test_a_collective_that_fails_is_a_lost_process_and_alone_a_bug(capsys, monke
     with pytest.raises(type(error)):
         cli.guarded(command)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    cli.guarded(command)
-    assert ended == [3] and "process 0 of 1 lost the others" in capsys.readouterr().err
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="3"):
+        cli.guarded(command)
+    assert "process 0 of 1 lost the others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_collective_that_fails_is_a_lost_process_and_alone_a_bug(capsys, monke
         (generate, "--prompt x --max-completion-length 4294967296", "max_completion_length=42949"),
         (evaluate, "gemma3-nano --temperature nan", "temperature"),
         (pretrain, "out --steps -1", "--steps"),
-        (pretrain, "out --learning-rate nan", "learning_rate=nan"),
+        (pretrain, "out --learning-rate nan", "--learning-rate nan"),
         (pretrain, "out --length 1", "--length"),
     ],
 )

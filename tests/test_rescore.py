@@ -297,7 +297,7 @@ def test_other_folders_and_other_versions_are_one_line(tmp_path, capsys):
     assert "grpo-000001.jsonl has no 'format'" in error(capsys, run)
     for name, value, words in (
         ("format", [], "1: format is \\[\\], no number"),
-        ("trace", 10**400, "1: trace is 1000+, no number"),
+        ("trace", 10**400, "1: trace is 1000+\\.\\.\\., no number"),
         ("group", "a", "1: 'group' is no number from 0"),
         ("problem", -1, "1: 'problem' is no number from 0"),
     ):

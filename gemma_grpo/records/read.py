@@ -5,6 +5,8 @@ What is missing or torn is left out, never guessed. Does not import jax.
 
 import json
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,19 @@ def json_object(path: Path) -> dict:
     except OSError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number that can be computed with: finite, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN too
+
+
+def is_right(row: Mapping[str, Any]) -> bool:
+    """Whether a completion's row says that it is right."""
+    correctness = row.get("correctness")
+    return is_number(correctness) and correctness > 0
 
 
 def _parsed(text: str) -> Any:

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gemma_grpo.data import gsm8k, reasoning_gym, sources
@@ -204,6 +206,16 @@ def test_faulty_parquet_files_are_refused(tmp_path):
         load(str(tmp_path / "bad.parquet"))
     with pytest.raises(UserError, match="no such file: gone.parquet"):
         load("gone.parquet")
+    forever = pyarrow.array([2**62], pyarrow.duration("s"))
+    table = pyarrow.table({"prompt": ["a"], "answer": forever})
+    pyarrow.parquet.write_table(table, tmp_path / "time.parquet")
+    with pytest.raises(UserError, match=r"cannot read .*time\.parquet as parquet"):
+        load(str(tmp_path / "time.parquet"))
+    texts = pyarrow.array(["a"])
+    twice = pyarrow.Table.from_arrays([texts, texts, texts], ["prompt", "answer", "answer"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="names a column twice"):
+        load(str(tmp_path / "twice.parquet"))
     with pytest.raises(UserError, match=r"no problems in .*none\.parquet"):
         load(write_parquet(tmp_path / "none.parquet", []))
 

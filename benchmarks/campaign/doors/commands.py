@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.campaign.doors.case import DAMAGES, VALUES, Case, all_of, copied, shown, written
-from benchmarks.campaign.doors.settings import FEW, NUMBERS, TEXTS
+from benchmarks.campaign.doors.settings import FEW, TEXTS
 
 TRAIN = ["train", *FEW]
 SAY = ["--prompt=What is 1 + 1?", "--max-completion-length=2"]
@@ -417,10 +417,3 @@ def _rarer(material: Path) -> Iterator[Case]:
         yield Case("plan", f"hours={hours}", ["plan", f"--hours={hours}"], wanted="refused")
     for text in TEXTS[:6]:
         yield Case("plan", f"preset={text[:20]}", ["plan", f"--preset={text}"], wanted="refused")
-    for number in NUMBERS[-4:]:
-        yield Case(
-            "plan",
-            f"grpo.num-steps={number}",
-            ["plan", f"--grpo.num-steps={number}"],
-            wanted="" if number in ("0x10", "1_0") else "refused",
-        )

@@ -31,7 +31,7 @@ LINES = {  # one more line, and what must come of it
     "a key twice": ('{"prompt": "a", "prompt": "b", "answer": "1"}', ""),
     "deep": ('{"prompt": "a", "answer": "1", "x": ' + "[" * 10**5 + "]" * 10**5 + "}", "refused"),
     "5,000 digits": ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "refused"),
-    "an absurd exponent": ('{"prompt": "a", "answer": 1e999999999999999999}', "refused"),
+    "an absurd exponent": ('{"prompt": "a", "answer": 1e999999999999999999}', ""),
     "a large exponent": ('{"prompt": "a", "answer": 1e400}', ""),
     "half a surrogate pair": ('{"prompt": "a\\ud800", "answer": "1"}', "refused"),
     "a NUL": ('{"prompt": "a\\u0000b", "answer": "1"}', ""),

@@ -75,8 +75,8 @@ def cases(material: Path) -> Iterator[Case]:
                 and not flag.startswith(
                     (
                         "--hours",
-                        "--sft.optimizer.max-grad-norm=inf",
-                        "--grpo.optimizer.max-grad-norm=inf",
+                        "--sft.optimizer.max-grad-norm",
+                        "--grpo.optimizer.max-grad-norm",
                     )
                 )
             )
