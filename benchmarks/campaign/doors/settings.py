@@ -69,7 +69,17 @@ def cases(material: Path) -> Iterator[Case]:
     for name, values in _flags():
         for value in values:
             flag = f"--{name.replace('_', '-')}={value}"
-            number = values[0] == NUMBERS[0] and value in NEVER and "max-grad-norm" not in flag
+            number = (
+                values[0] == NUMBERS[0]
+                and value in NEVER
+                and not flag.startswith(
+                    (
+                        "--hours",
+                        "--sft.optimizer.max-grad-norm",
+                        "--grpo.optimizer.max-grad-norm",
+                    )
+                )
+            )
             yield Case(
                 "flag",
                 f"{name}={value[:40]}",
