@@ -116,11 +116,18 @@ class RunConfig:
         return self.stages.split(",")
 
     @property
+    def samples_demonstrations(self) -> bool:
+        """Whether stage one imitates the model's own answers."""
+        return "sft" in self.stage_list and self.sft.demonstrations == "own"
+
+    @property
     def batch_sizes(self) -> dict[str, int]:
         """Prompts of each kind of batch that is split evenly over the devices, by field."""
         sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
         if "sft" in self.stage_list and not self.sft.pack_tokens:
             sizes["sft.batch_size"] = self.sft.batch_size
+        if self.samples_demonstrations:
+            sizes["sft.own.batch_size / num_samples"] = self.sft.own.prompts
         if "grpo" in self.stage_list:
             sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
         return sizes

@@ -37,7 +37,7 @@ from gemma_grpo.records import (
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import Runtime, load_model
-from gemma_grpo.training import extra_rewards, grpo, saving, sft
+from gemma_grpo.training import demonstrations, extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.guard import CollapsedError, guard_of
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
@@ -161,7 +161,9 @@ def _check(run: RunConfig, task: Task) -> None:
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)
-    if "sft" in run.stage_list:
+    if run.samples_demonstrations:
+        demonstrations.check(run.sft.own, runtime, train)
+    elif "sft" in run.stage_list:
         runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
     if "sft" in run.stage_list:
@@ -244,14 +246,10 @@ class _Session:
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
         is_compiled = evaluate("base", params)
-        train = {
-            "sft": partial(sft.train, run.sft, task.runtime, task.train),
-            "grpo": partial(grpo.train, run.grpo, task.rewards, task.runtime, task.train),
-        }
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
-                snapshots = Snapshots()
+                snapshots, train = Snapshots(), self._stage(stage, task, params)
                 if stage == "grpo" and run.evaluation.every:
                     if not is_compiled:  # in mid-stage nothing is: one problem fills a batch
                         self._say("compiling the program that takes snapshots")
@@ -259,7 +257,7 @@ class _Session:
                     take = partial(self._take_snapshot, evaluator, task.test)
                     snapshots = Snapshots(run.evaluation.every, take)
                 try:
-                    self._train_stage(stage, train[stage], params, snapshots)
+                    self._train_stage(stage, train, params, snapshots)
                 except (OutOfTimeError, CollapsedError) as stop:
                     self._leave_partial(stop, evaluate)
                     raise
@@ -269,6 +267,46 @@ class _Session:
                 processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
             is_compiled |= evaluate(stage, params)
+
+    def _stage(
+        self, stage: str, task: Task, params: PyTree
+    ) -> Callable[[PyTree, RunFiles], PyTree]:
+        """What trains a stage, which begins with `params`."""
+        run, runtime = self.run, task.runtime
+        if stage == "grpo":
+            return partial(grpo.train, run.grpo, task.rewards, runtime, task.train)
+        problems = task.train
+        if run.samples_demonstrations:
+            problems = self._own_demonstrations(task, params)
+        return partial(sft.train, run.sft, runtime, problems)
+
+    def _own_demonstrations(self, task: Task, params: PyTree) -> list[Problem]:
+        """The training problems with the model's own answers, which are sampled unless they are on
+        file. Raises OutOfTimeError as `run_stages`, UserError if they are too few."""
+        config, run_dir = self.run.sft, self.run_dir
+        read_back = partial(demonstrations.read_back, run_dir)
+        if own := processes.broadcast_from_primary(read_back):
+            return own.problems
+
+        def require_time() -> None:
+            if not self._allows():
+                raise OutOfTimeError("sft", 0, config.num_steps)
+
+        self._say("sampling demonstrations from the model itself")
+        started = time.monotonic()
+        own = demonstrations.sample(config.own, task.runtime, task.train, params, require_time)
+        demonstrations.require_enough(own, config.batch_size)
+
+        def write() -> None:
+            _record_seconds(run_dir, "demonstrations", time.monotonic() - started)
+            demonstrations.write(run_dir, own)
+
+        processes.run_on_primary(write)
+        self._say("own demonstrations: " + demonstrations.in_words(own.figures))
+        # Read back even when just written, as the weights of a stage.
+        own = processes.broadcast_from_primary(read_back)
+        assert own is not None
+        return own.problems
 
     def _train_stage(
         self,
@@ -505,6 +543,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
         "rollbacks": [asdict(each) for each in rollbacks.read(run_dir)],
+        "demonstrations": files.read_json(run_dir / demonstrations.FIGURES),
         "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
