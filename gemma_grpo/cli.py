@@ -21,7 +21,7 @@ from gemma_grpo import config, errors
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded, start
-from gemma_grpo.records import files, origin
+from gemma_grpo.records import files, origin, read
 
 __all__ = ["start"]  # of `errors`; commands that import no jax take it there
 
@@ -32,6 +32,7 @@ _MAY_CHANGE = (  # in a run that goes on; beginnings of fields' names
     "model.tokenizer",
     "model.cpu_devices",
     "data.source",
+    "grpo.teacher",
     "checkpoint.folder",
     "grpo.guard.",
 )
@@ -325,11 +326,4 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
         from gemma_grpo import weights
 
         origin.check(path, {"base weights": weights.digest(run.model.weights)})
-    for stage in reversed(config.STAGES):
-        stage_weights = path / "weights" / f"{stage}.safetensors"
-        if stage_weights.is_file():
-            return run, stage_weights
-        # What a deadline left of a stage that was not through.
-        if partial := sorted(stage_weights.parent.glob(f"{stage}-step-*.safetensors")):
-            return run, partial[-1]
-    raise UserError(f"{run_or_weights}: no stage has finished; go on with --resume first")
+    return run, read.last_weights(path)

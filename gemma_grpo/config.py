@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gemma_grpo.errors import UserError, one_line
+from gemma_grpo.errors import UserError, expanded, one_line
 from gemma_grpo.evaluation.config import RunEvaluationConfig, evaluation_prompts
 from gemma_grpo.model import ModelConfig, check_seed
 from gemma_grpo.records import files
@@ -121,6 +121,11 @@ class RunConfig:
         return "sft" in self.stage_list and self.sft.demonstrations == "own"
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether GRPO distils one."""
+        return bool(self.grpo.teacher) and "grpo" in self.stage_list
+
+    @property
     def batch_sizes(self) -> dict[str, int]:
         """Prompts of each kind of batch that is split evenly over the devices, by field."""
         sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
@@ -167,6 +172,13 @@ def from_text(text: str) -> RunConfig:
         raise UserError(f"YAML that cannot be read ({one_line(str(error), 100)})") from error
     config: RunConfig = _build(RunConfig, values, where="")
     return config
+
+
+def teacher_model(run: RunConfig) -> ModelConfig:
+    """The base model and adapters of a run's teacher: those of the run that grpo.teacher names, or
+    weights as they are. Raises UserError for a config.yaml that cannot be read."""
+    path = expanded(run.grpo.teacher) / "config.yaml"
+    return from_yaml(path).model if path.is_file() else ModelConfig(weights=run.grpo.teacher)
 
 
 def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:

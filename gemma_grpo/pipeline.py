@@ -22,7 +22,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.data import jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator, pay_of
 from gemma_grpo.records import (
     compile_clock,
@@ -30,13 +30,14 @@ from gemma_grpo.records import (
     files,
     metrics,
     origin,
+    read,
     report,
     rollbacks,
     trackers,
 )
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
-from gemma_grpo.runtime import Runtime, load_model
+from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
 from gemma_grpo.training import demonstrations, extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.guard import CollapsedError, guard_of
@@ -82,7 +83,7 @@ NOTHING_GIVEN = Given()
 # what digests are of.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
-    "base": ("base weights", "tokenizer"),
+    "base": ("base weights", "tokenizer", "teacher weights"),
 }
 
 
@@ -146,10 +147,30 @@ class Task:
 def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
     """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
     runtime, base = load_model(run.model, seed=run.seed)
+    if run.has_teacher:
+        runtime = replace(runtime, teacher=_load_teacher(run, runtime))
     train, test = given.load_problems(run)
     task = Task(runtime, base, train, test, GivenRewards(run.reward, given.rewards))
     _check(run, task)
     return task
+
+
+def _load_teacher(run: RunConfig, student: Runtime) -> Teacher:
+    """Raises UserError, which names the setting, where it is missing, damaged or does not fit."""
+    try:
+        return load_teacher(*_teacher_files(run), student)
+    except UserError as error:
+        raise UserError(f"grpo.teacher: {error}") from error
+
+
+def _teacher_files(run: RunConfig) -> tuple[ModelConfig, Path | None]:
+    """The teacher's base model and, where it is a run, what that has trained."""
+    settings, run_dir = config.teacher_model(run), expanded(run.grpo.teacher)
+    if not (run_dir / run_dirs.CONFIG).is_file():
+        return settings, None
+    if settings.lora.rank:
+        origin.check(run_dir, {"base weights": weights.digest(settings.weights)})
+    return settings, read.last_weights(run_dir)
 
 
 def _check(run: RunConfig, task: Task) -> None:
@@ -285,28 +306,28 @@ class _Session:
         file. Raises OutOfTimeError as `run_stages`, UserError if they are too few."""
         config, run_dir = self.run.sft, self.run_dir
         read_back = partial(demonstrations.read_back, run_dir)
-        if own := processes.broadcast_from_primary(read_back):
-            return own.problems
+        on_file = processes.broadcast_from_primary(read_back)
+        if on_file is None:
+            self._say("sampling demonstrations from the model itself")
+            started = time.monotonic()
+            own = demonstrations.sample(
+                config.own, task.runtime, task.train, params, self._require_time_for_sft
+            )
+            demonstrations.require_enough(own, config.batch_size)
+            self._say("own demonstrations: " + demonstrations.in_words(own.figures))
+            seconds = time.monotonic() - started
+            record = partial(_record_seconds, run_dir, "demonstrations", seconds)
+            processes.run_on_primary(record)
+            processes.run_on_primary(partial(demonstrations.write, run_dir, own))
+            # Read back even when just written, as the weights of a stage.
+            on_file = processes.broadcast_from_primary(read_back)
+        assert on_file is not None
+        return on_file.problems
 
-        def require_time() -> None:
-            if not self._allows():
-                raise OutOfTimeError("sft", 0, config.num_steps)
-
-        self._say("sampling demonstrations from the model itself")
-        started = time.monotonic()
-        own = demonstrations.sample(config.own, task.runtime, task.train, params, require_time)
-        demonstrations.require_enough(own, config.batch_size)
-
-        def write() -> None:
-            _record_seconds(run_dir, "demonstrations", time.monotonic() - started)
-            demonstrations.write(run_dir, own)
-
-        processes.run_on_primary(write)
-        self._say("own demonstrations: " + demonstrations.in_words(own.figures))
-        # Read back even when just written, as the weights of a stage.
-        own = processes.broadcast_from_primary(read_back)
-        assert own is not None
-        return own.problems
+    def _require_time_for_sft(self) -> None:
+        """Raises OutOfTimeError, as before the stage's first step, if there is no time left."""
+        if not self._allows():
+            raise OutOfTimeError("sft", 0, self.run.sft.num_steps)
 
     def _train_stage(
         self,
@@ -431,12 +452,16 @@ def _check_origin(
         "base weights": weights.digest(run.model.weights),
         "tokenizer": origin.of_files(task.runtime.tokenizer.path),
     }
+    if run.has_teacher:
+        model, trained = _teacher_files(run)
+        of_trained = "" if trained is None else origin.of_files(trained)
+        digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
     allowed = {name for kind in may_change for name in CHANGES[kind]}
     kept = {name: digest for name, digest in digests.items() if name not in allowed}
     flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
     origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
     changed = origin.changed(run_dir, digests)
-    if set(changed) - {"training problems"}:
+    if set(changed) - {"training problems", "teacher weights"}:
         of_base_alone = "held-out problems" not in changed
         for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
             path.unlink()

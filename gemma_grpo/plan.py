@@ -123,7 +123,8 @@ def table(run: RunConfig, rows: list[Row], account: Ledger, result: dict, where:
         f"{model.weights} on {where.name}: {grpo.prompts_per_step} prompts x "
         f"{grpo.num_generations}, {model.max_prompt_length} + {model.max_completion_length} "
         f"tokens, {model.dtype}"
-        + (f", LoRA rank {model.lora.rank}" if model.lora.rank else ", all weights"),
+        + (f", LoRA rank {model.lora.rank}" if model.lora.rank else ", all weights")
+        + (f", teacher {grpo.teacher}" if run.has_teacher else ""),
         "",
         *_of_programs(rows, where.chip),
         "",

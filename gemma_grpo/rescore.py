@@ -33,6 +33,7 @@ REQUIRED = {  # of each row, with its type
 MOVED = 10
 SHOWN_CHARS = 600  # of a completion
 SHOWN_ROWS = 10  # of the steps
+STAGES = ("base", "sft", "grpo")  # evaluations are of them, or of a step within one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +124,7 @@ def _config(run_dir: Path) -> dict[str, Any]:
 
 
 def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
-    """The files that hold completions, rollouts by step and evaluations by age, and those of them
+    """The files that hold completions, rollouts by step and evaluations in order, and those of them
     whose last line a kill has cut short: it is left out.
 
     Raises:
@@ -133,9 +134,8 @@ def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
     for path in sorted((run_dir / "rollouts").glob("*.jsonl")):
         if match := re.fullmatch(r"(\w+)-(\d+)", path.stem):
             found.append((path, match[1], int(match[2])))
-    evaluations = (run_dir / "evaluations").glob("*.jsonl")
-    by_age = sorted(evaluations, key=lambda path: (path.stat().st_mtime, path.name))
-    found += [(path, path.stem, None) for path in by_age]
+    evaluations = sorted((run_dir / "evaluations").glob("*.jsonl"), key=_order)
+    found += [(path, path.stem, None) for path in evaluations]
     parts, torn = [], []
     for path, stage, step in found:
         *lines, rest = path.read_bytes().split(b"\n")  # a completion may hold other separators
@@ -148,6 +148,12 @@ def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
     if not parts:
         raise UserError(f"{run_dir} holds no completions yet (rollouts/, evaluations/)")
     return parts, torn
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """Of evaluations: by stage, those of a stage's steps before that of its end."""
+    stage, is_step, _ = path.stem.partition("-step-")
+    return STAGES.index(stage) if stage in STAGES else len(STAGES), path.stem if is_step else "~"
 
 
 def _row(line: bytes, where: str) -> dict:

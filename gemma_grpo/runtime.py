@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,6 +32,19 @@ LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(m
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model that is distilled. It may be of another architecture than the student.
+
+    Attributes:
+        graphdef: of the model, without adapters: what was trained of them is in the weights.
+        params: all of them, in the dtype that the student computes in, sharded (FSDP).
+    """
+
+    graphdef: nnx.GraphDef
+    params: Params
+
+
+@dataclass(frozen=True)
 class Runtime:
     """How the model is run.
 
@@ -48,6 +62,7 @@ class Runtime:
         remat: see `model.forward_groups`.
         seed: of everything random in the run.
         layout: of the weights while sampling.
+        teacher: that GRPO distils, if any.
     """
 
     graphdef: nnx.GraphDef
@@ -62,6 +77,7 @@ class Runtime:
     remat: Remat
     seed: int
     layout: Layout = REPLICATED
+    teacher: Teacher | None = None
 
     def sampling_params(self, params: Params) -> Params:
         """All parameters to sample with, in the dtype computed in: the trained ones resharded to
@@ -177,6 +193,41 @@ def load_model(
         layout=layout,
     )
     return runtime, params
+
+
+def load_teacher(settings: ModelConfig, trained: Path | None, student: Runtime) -> Teacher:
+    """A model to distil on the student's devices.
+
+    Args:
+        settings: its base model and adapters; how it is run is the student's.
+        trained: what a stage has left of its trained parameters; None takes the base's own.
+
+    Raises:
+        UserError: files that are missing, damaged or of another model, or another tokenizer than
+            the student's.
+    """
+    source = weights.open_source(settings.weights)
+    tokenizer = load_tokenizer(settings, source)
+    if difference := tokenizer.difference(student.tokenizer):
+        raise UserError(
+            f"{source.path}: a teacher must have the student's tokenizer, but {difference}"
+        )
+    graphdef, shapes = gemma3.abstract(source.config)
+    shardings = meshes.fsdp_shardings(student.mesh, shapes)
+    if trained is None:
+        params = weights.assemble(source, shapes, dtype=student.dtype, sharding=shardings)
+        return Teacher(graphdef, params)
+    if not settings.lora.rank:
+        stored = weights.load(trained, meshes.with_shardings(shapes, shardings))
+        return Teacher(graphdef, gemma3.in_dtype(stored, student.dtype))
+    adapters, _ = gemma3.partition(gemma3.abstract(source.config, settings.lora)[1])
+    places = meshes.fsdp_shardings(student.mesh, adapters)
+    merge = partial(gemma3.merge_adapter, scale=settings.lora.alpha / settings.lora.rank)
+    merged = jax.jit(merge, out_shardings=shardings)(
+        weights.load(trained, meshes.with_shardings(adapters, places)),
+        weights.assemble(source, shapes, dtype="float32", sharding=shardings),
+    )
+    return Teacher(graphdef, gemma3.in_dtype(merged, student.dtype))
 
 
 def write_model(

@@ -286,11 +286,11 @@ def _require_room(run: RunConfig, stages: list[str]) -> None:
 
 def _require_disk(options: Options, run: RunConfig, run_dir: Path) -> None:
     """Raises UserError if the run's files will not find room on the disk."""
-    from gemma_grpo.planning import disk, fit
+    from gemma_grpo.planning import disk, programs
 
     disk.require_room(
         run,
-        fit.model_config(run.model.weights),
+        programs.model_config(run.model.weights),
         run_dir,
         cache=not os.environ.get("JAX_COMPILATION_CACHE_DIR"),
         fixed=options.resume,
@@ -307,7 +307,7 @@ def _newest_run() -> Path:
 def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
     import jax
 
-    from gemma_grpo.planning import disk, fit
+    from gemma_grpo.planning import disk, programs
 
     trained, frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -322,6 +322,9 @@ def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
         f"lengths    {run.model.max_prompt_length} prompt + "
         f"{run.model.max_completion_length} completion tokens",
     ]
+    if teacher := task.runtime.teacher:
+        size = sum(leaf.size for leaf in jax.tree.leaves(teacher.params))
+        lines.append(f"teacher    {run.grpo.teacher}, {size:,} parameters, {run.model.dtype}")
     if "sft" in run.stage_list:
         lines.append(f"sft        {run.sft.num_steps} steps of {run.sft.batch_size} demonstrations")
     if run.samples_demonstrations:
@@ -335,7 +338,7 @@ def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
             f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "
             f"{run.grpo.num_generations} generations = {completions} completions"
         )
-    lines += disk.lines(run, disk.of_run(run, fit.model_config(run.model.weights)))
+    lines += disk.lines(run, disk.of_run(run, programs.model_config(run.model.weights)))
     return "\n".join([*lines, f"writes to  {run_dir}", "all checks passed; nothing was trained"])
 
 

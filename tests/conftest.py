@@ -13,11 +13,18 @@ if IS_OURS:
 # All of them: to write a small one costs a tenth of its compilation, to read it a quarter.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import compiling  # noqa: E402
+
+# XLA reads its flags when it starts. libtpu, which may be loaded later, knows not all of them.
+os.environ["XLA_FLAGS"] = compiling.QUICKLY
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()
+del os.environ["XLA_FLAGS"]
 
 
 def pytest_sessionfinish():
@@ -28,9 +35,9 @@ def pytest_sessionfinish():
 @pytest.fixture(scope="session")
 def one_layer(tmp_path_factory):
     """The folder of a model to run where depth is not what is tested: one layer of the embedded."""
-    import small_models
+    from benchmarks.campaign import models
 
-    return str(small_models.cut_nano(tmp_path_factory.mktemp("models") / "one_layer"))
+    return str(models.cut_nano(tmp_path_factory.mktemp("models") / "one_layer"))
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +47,3 @@ def v5e():
     from gemma_grpo.planning import topology
 
     return topology.devices("v5e:2x4")
-
-
-@pytest.fixture
-def compile_quickly():
-    """For tests that compile for seconds and run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

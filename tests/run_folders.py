@@ -11,7 +11,18 @@ PROMPT = "Ann has 3 apples and buys 4 more. How many apples does she have?"
 RIGHT = "<reasoning>\n3 + 4 = 7\nAnn has 7 apples.\n</reasoning>\n<answer>\n7\n</answer>"
 FALSE = "<reasoning>\n3 + 4 = 8\n</reasoning>\n<answer>\n8\n</answer>"
 PROSE = "She has 7 apples."
-COMPONENTS = ("correctness", "trace", "confidence", "verbosity", "format")
+# What a model may write and a page, a terminal or a file must stand.
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!-- <script> ",
+    "<img src=x onerror=alert(1)>",
+    "x" * 100_000,
+    "a\x00b\x1b[31m",
+    "\u202eright to left \u05e9\u05dc\u05d5\u05dd",
+    "😀" * 5 + "\u2028 \u2029",
+    "\ud800 half a pair",
+    "@@script@@ @@data@@",
+]
 
 
 def prompt(number: int) -> str:

@@ -1,20 +1,14 @@
-"""Small Gemma 3 models: with drawn weights, norms included, or cut out of the embedded one."""
+"""Small Gemma 3 models with drawn weights, norms included."""
 
-import json
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 from oracles.gemma3_recipe import draw_weights
 
 from gemma_grpo import model as gemma3
-from gemma_grpo.weights.assets import NANO
 
 _NORMS = {
     "pre_attention_norm": "input_layernorm",
@@ -65,25 +59,3 @@ def build(config: gemma3.Gemma3Config, params: gemma3.Params) -> gemma3.Gemma3:
     """The module with these parameters."""
     graphdef, _ = gemma3.abstract(config)
     return nnx.merge(graphdef, params)
-
-
-def cut_nano(folder: Path, layers: Sequence[int] = (5,)) -> Path:
-    """A Hugging Face folder with these layers of the embedded model, its tokenizer included: quick
-    to compile. The last layer is a global one, as layer 5 is; the others slide."""
-    tensors = {}
-    for name, tensor in safetensors.numpy.load_file(NANO / "model.safetensors").items():
-        before, of_layers, rest = name.partition(".layers.")
-        number, _, weight = rest.partition(".")
-        if not of_layers:
-            tensors[name] = tensor
-        elif int(number) in layers:
-            tensors[f"{before}.layers.{layers.index(int(number))}.{weight}"] = tensor
-    folder.mkdir(parents=True)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    settings = json.loads((NANO / "config.json").read_text())
-    cut = {"num_hidden_layers": len(layers), "sliding_window_pattern": len(layers)}
-    cut["layer_types"] = ["sliding_attention"] * (len(layers) - 1) + ["full_attention"]
-    (folder / "config.json").write_text(json.dumps(settings | cut))
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(NANO / name, folder)
-    return folder

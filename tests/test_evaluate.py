@@ -74,9 +74,7 @@ def finished_run(path, **model):
     return path
 
 
-def test_every_generation_is_saved_and_the_result_with_its_protocol(
-    capsys, tmp_path, compile_quickly
-):
+def test_every_generation_is_saved_and_the_result_with_its_protocol(capsys, tmp_path):
     out = tmp_path / "there"
     arguments = ["--weights", "gemma3-nano", *FEW, "--out", str(out)]
     arguments += ["--max-completion-length", "24", "--json"]

@@ -18,8 +18,6 @@ from gemma_grpo.text import padding
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
 SUM = ["gemma3-nano", "--prompt", "What is 12 + 7?", "--max-completion-length", "32"]
 

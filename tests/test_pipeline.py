@@ -24,7 +24,7 @@ import pytest
 
 from gemma_grpo import cli, config, pipeline, train, weights
 from gemma_grpo.errors import UserError
-from gemma_grpo.planning import disk, fit
+from gemma_grpo.planning import disk, programs
 from gemma_grpo.records import evaluations, lock, tokens
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
@@ -107,7 +107,7 @@ def size_of(folder):
 
 def test_a_run_holds_no_more_on_disk_than_its_plan_says_and_not_far_less(runs, full_run):
     run = config.from_yaml(full_run / "config.yaml")
-    planned = disk.of_run(run, fit.model_config(run.model.weights)).run_folder
+    planned = disk.of_run(run, programs.model_config(run.model.weights)).run_folder
     peak = json.loads((runs / "peak.json").read_text())
     assert peak <= planned <= 1.5 * peak
 
@@ -213,12 +213,23 @@ def test_the_table_s_reward_is_by_the_run_s_end_weights_and_own_rewards(runs, fu
     assert summary["stages"]["base"]["reward"] == pytest.approx(np.mean(totals))
 
 
-def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
+# A reward that fails on some completions, of training steps and of snapshots.
+FAILS = """
+def fails(sample):
+    if not sample.stopped and sample.prompt.startswith(("What", "Tom")):
+        raise ValueError("cut off")
+    return 1.0
+"""
+
+
+def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill_and_a_reward_that_fails(
     runs, full_run, small, monkeypatch
 ):
     run_dir, kept = runs / "snapshots", runs / "snapshots.txt"
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    (runs / "fails.py").write_text(FAILS)
     every = ["--evaluation.every", "1", "--evaluation.snapshot-problems", "3"]
+    every += ["--reward", f"{runs / 'fails.py'}:fails=0"]
     process = command("--run-dir", str(run_dir), *small, *every)
     wait_for_lines(process, run_dir / "metrics.jsonl", 4 + 3)  # of SFT; into GRPO
     process.kill()
@@ -242,7 +253,8 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
         weights = f"weights/{stage}.safetensors"
         assert (run_dir / weights).read_bytes() == (full_run / weights).read_bytes()
     lines = metrics_without_times(run_dir)
-    bare = [{k: v for k, v in line.items() if not k.startswith("evaluation/")} for line in lines]
+    own = lambda name: name.startswith("evaluation/") or name.endswith("/fails")
+    bare = [{k: v for k, v in line.items() if not own(k)} for line in lines]
     assert bare == metrics_without_times(full_run)
     folder = run_dir / "evaluations"
     assert sorted(path.stem for path in folder.glob("*-step-*.json")) == names
@@ -252,8 +264,18 @@ def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill(
         assert result["n"] == 3 and result["accuracy"] == line["evaluation/accuracy"]
         rows = [json.loads(row) for row in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert [row["problem"] for row in rows] == [0, 1, 2]
+        assert [row["fails"] for row in rows] == [fails_or_none(row) for row in rows]
+        missing = [row["fails"] for row in rows].count(None)
+        assert line["evaluation/missing/fails"] == missing == 1
         assert len(tokens.read(folder / f"{name}.npz")) == 3
     assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:3]]
+    assert sum(line["missing/fails"] for line in lines[4:]) > 0
+    assert "warning: reward 'fails' raised ValueError: cut off (fails.py:4) on row" in first
+
+
+def fails_or_none(row):
+    fails = not row["stopped"] and row["prompt"].startswith(("What", "Tom"))
+    return None if fails else 1.0
 
 
 def test_every_step_logs_a_sampler_trainer_gap_within_tolerance(full_run):
@@ -728,6 +750,8 @@ def devices_stay_as_they_are(monkeypatch):
         (["--grpo.prompts-per-step", "3"], "multiple of 8"),
         (["--grpo.scale", "mean"], "every weight of reward.start and reward.end but correctness"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--grpo.teacher", "nowhere"], "grpo.teacher: weights nowhere: no such folder"),
+        (["--grpo.loss.policy-weight", "0"], "name a teacher"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--stages", "grpo,sft"], "stages"),
@@ -881,30 +905,28 @@ def test_a_relative_path_that_is_lost_says_where_the_run_was_begun(tmp_path, mon
     assert f"no such file: mine.jsonl; the run was begun in {tmp_path / 'here'}" in said
 
 
-@pytest.mark.parametrize(
-    "result, lines",
-    [
-        ("", None),
-        ("[1]", None),
-        ('{"n": 2, "accuracy"', None),
-        ('{"n": 2, "accuracy": 0.5}', ""),
-        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n{"greedy": fal'),
-        ('{"n": 2, "accuracy": 0.5}', '{"greedy": true}\n'),
-        ('{"n": 2, "accuracy": 0.5}', "1\n2\n"),
-    ],
-)
-def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(
-    tmp_path, capsys, result, lines
-):
-    whole = '{"greedy": true}\n{"greedy": true}\n{"greedy": false}\n'
-    (tmp_path / "sft.json").write_text(result)
-    (tmp_path / "sft.jsonl").write_text(whole if lines is None else lines)
+def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(tmp_path, capsys):
+    path, lines_path = tmp_path / "sft.json", tmp_path / "sft.jsonl"
+    result, rows = {"n": 2, "accuracy": 0.5}, [{"greedy": True}, {"greedy": True}]
+    drawn = {name: np.zeros(0, int) for name in ("num_tokens", "token_ids", "characters")}
+    drawn |= {name: np.zeros(0) for name in ("logps", "gaps")}
+    evaluations.write(tmp_path, "sft", result, rows, drawn)
+    whole, lines = path.read_text(), lines_path.read_text()
+    assert evaluations.read_back(tmp_path, "sft") == (result, rows)
+    damages = ["", "[1]", whole[:20], '{"n": 2, "accuracy": 0.5}']
+    damages += [whole.replace(*change) for change in (("0.5", "0.6"), ("sha256", "sha257"))]
+    for damaged in damages:
+        path.write_text(damaged)
+        assert evaluations.read_back(tmp_path, "sft") is None, damaged
+        assert capsys.readouterr().err.count("is damaged: passed over") == 1
+    path.write_text(whole)
+    for damaged in ("", lines[:-5], lines.split("\n")[0] + "\n", "1\n2\n", lines + "{}\n"):
+        lines_path.write_text(damaged)
+        assert evaluations.read_back(tmp_path, "sft") is None, damaged
+        assert capsys.readouterr().err.count("is damaged: passed over") == 1
+    lines_path.unlink()
     assert evaluations.read_back(tmp_path, "sft") is None
-    assert capsys.readouterr().err.count("is damaged: passed over") == 1
-    (tmp_path / "sft.json").write_text('{"n": 2, "accuracy": 0.5}')
-    (tmp_path / "sft.jsonl").write_text(whole)
-    assert evaluations.read_back(tmp_path, "sft")[0]["n"] == 2
-    assert evaluations.read_back(tmp_path, "base") is None and not capsys.readouterr().err
+    assert evaluations.read_back(tmp_path, "base") is None and "base" not in capsys.readouterr().err
 
 
 def test_an_empty_seconds_file_does_not_stop_a_stage_from_being_saved(tmp_path, capsys):

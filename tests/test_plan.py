@@ -88,6 +88,29 @@ def test_what_stays_in_memory_beside_a_program_is_counted():
     assert resident["update"] == of(2 * 4 + 2)
 
 
+def test_a_teacher_stays_in_memory_beside_every_program_but_its_own():
+    """3,880,263,168 weights of a 4B in bfloat16, sharded over 8; it has no adapters to be run with,
+    and its scores join the update's packs."""
+    run = presets.preset("gemma3-1b-lora")
+    plain = programs.of_run(run, ONE_B, mesh.data_mesh())
+    run = replace(run, grpo=replace(run.grpo, teacher="gemma3-4b"))
+    with_teacher = programs.of_run(run, ONE_B, mesh.data_mesh())
+    resident = {program.name: program.resident for program in plain}
+    names = [program.name for program in with_teacher]
+    assert names[names.index("advantages") :] == ["advantages", "teacher", "update"]
+    teacher = with_teacher[names.index("teacher")]
+    params, frozen, _ = teacher.arguments
+    assert not frozen and sum(leaf.size for leaf in jax.tree.leaves(params)) == 3_880_263_168
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    for program in with_teacher:
+        if program.name not in ("teacher", "advantages"):
+            more = program.resident - resident[program.name]
+            assert more == pytest.approx(2 * 3_880_263_168 / 8, rel=2e-3), program.name
+    packs = with_teacher[-1].arguments[-1]
+    assert all("teacher_logps" in of_shape for of_shape in packs)
+    assert not any("teacher_logps" in of_shape for of_shape in teacher.arguments[-1])
+
+
 def read(name, preset, config, devices, *, beta=0.0):
     run = presets.preset(preset)
     run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=beta)))
@@ -166,6 +189,18 @@ def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
     assert scoring.peak + resident < 12e9  # of 16
     assert {found.kind for found in scoring.collectives} == {"all-gather"}
     assert all(is_of_weights(found, config) for found in scoring.collectives)
+
+
+@pytest.mark.slow
+def test_on_v5e_a_4b_teacher_scores_beside_a_1b_of_which_all_weights_are_trained(v5e):
+    run = presets.preset("gemma3-1b")
+    run = replace(run, grpo=replace(run.grpo, teacher="gemma3-4b"))
+    found = {program.name: program for program in programs.of_step(run, ONE_B, mesh.data_mesh(v5e))}
+    teacher = found["teacher"]
+    scoring = compiled.compile_and_read(teacher.trace().lower())
+    assert scoring.peak + teacher.resident < 12e9  # of 16
+    assert {found.kind for found in scoring.collectives} == {"all-gather"}
+    assert all(is_of_weights(found, CONFIGS["gemma3-4b"]) for found in scoring.collectives)
 
 
 def is_of_weights(found, config):

@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import small_models
 
+from benchmarks.campaign import models
 from gemma_grpo import cli, evaluate, export, generate, train, weights
 from gemma_grpo.presets import PRESETS
 from gemma_grpo.records import compile_clock
@@ -25,8 +25,6 @@ from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import deadline
 from gemma_grpo.weights.assets import NANO
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 STEPS = 3  # a stage; after the second nothing may be compiled
 ADAPTERS = {
@@ -50,7 +48,7 @@ def eight_devices(monkeypatch):
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory):
     """The first and the last layer of the embedded model."""
-    cut = small_models.cut_nano(tmp_path_factory.mktemp("cut") / "nano", layers=(0, 5))
+    cut = models.cut_nano(tmp_path_factory.mktemp("cut") / "nano", layers=(0, 5))
     tensors = safetensors.numpy.load_file(cut / "model.safetensors")
     return write_folder(tmp_path_factory.mktemp("two_layers"), tensors, {})
 

@@ -104,6 +104,13 @@ def test_without_a_change_nothing_moves(tmp_path, capsys):
     assert [figures[name] for name in changed] == [0, 0, 0, 0]
 
 
+def test_evaluations_come_in_the_order_of_training(tmp_path, capsys):
+    names = ["base", "sft", "grpo-step-000040", "grpo-step-000200", "grpo"]
+    rows = [row(WRONG, problem=0, greedy=True, reward=0.0)]
+    make_run(tmp_path / "run", [], [(name, rows) for name in reversed(names)])
+    assert [part["stage"] for part in report(capsys, tmp_path / "run")["parts"]] == names
+
+
 def test_other_weights_pay_the_saved_components_at_every_step(tmp_path, capsys):
     make_run(tmp_path / "run", [[right(), row(WRONG, trace=1 / 3)], [right(), row(WRONG)]])
     found = report(capsys, tmp_path / "run", "--weights", "correctness=2,trace=-3")
@@ -189,6 +196,29 @@ def test_evaluations_are_paid_by_the_weights_that_measured_them(tmp_path, capsys
     assert part["columns"]["reward"]["new"] == pytest.approx(
         (weights["correctness"] + weights["trace"] + 1) / 2
     )
+
+
+def test_what_a_judge_or_a_reward_failed_on_was_paid_its_group_s_mean(tmp_path, capsys):
+    """A file's name may hold an equals sign, and a model's may be a path."""
+    judges = {"file": "r.yaml", "judges": ["model:models/tiny=0.5", "j.py:judge=0.1"]}
+    run = make_run(tmp_path / "run", [], extra=["a=b.py:f=0.2"], rubric=judges, num_steps=1)
+    rows = [row(WRONG, f=f, tiny=0.0, judge=None) for f in (0.5, None, 1.0)]
+    for each, f in zip(rows, (0.5, 0.75, 1.0), strict=True):
+        each["reward"] = 0.2 * f
+    write(run / "rollouts" / "grpo-000001.jsonl", rows)
+    found = report(capsys, run, "--weights", "f=2")
+    columns = found["rollouts"]["columns"]
+    assert found["off"] == 0 and columns["f"]["old"] == 0.75 and columns["judge"]["new"] is None
+    assert columns["reward"]["old"] == pytest.approx(0.15)
+    assert columns["reward"]["new"] == pytest.approx(1.5)
+    assert found["rollouts"]["groups"] == 1
+
+
+def test_a_reward_sees_the_domain(tmp_path, capsys):
+    make_run(tmp_path / "run", [[right(domain="sharing"), right(domain="rate")]])
+    spec = reward_file(tmp_path, "return float(sample.domain == 'rate')")
+    found = report(capsys, tmp_path / "run", "--reward", spec)["rollouts"]
+    assert found["columns"]["f"]["new"] == 0.5
 
 
 def test_an_evaluation_with_totals_was_paid_by_the_run_s_own_end_weights(tmp_path, capsys):

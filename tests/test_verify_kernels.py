@@ -1,11 +1,8 @@
 """The device check passes where the ops are right, and fails where one is not."""
 
 import jax.numpy as jnp
-import pytest
 
 from gemma_grpo import verify_kernels
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def test_all_ops_pass_here(capsys):

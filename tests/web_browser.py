@@ -1,7 +1,9 @@
 """A headless Chromium, spoken to by the W3C WebDriver protocol. For the tests of the page."""
 
 import base64
+import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -54,14 +56,30 @@ class Browser:
             self._process.terminate()
             self._process.wait()
 
-    def open(self, url: str, *, width: int = 1400, height: int = 1000, dark: bool = False) -> None:
-        """A page, as a screen of this width and this colour scheme shows it."""
+    def open(
+        self,
+        url: str,
+        *,
+        width: int = 1400,
+        height: int = 1000,
+        dark: bool = False,
+        first: str = "",
+    ) -> None:
+        """A page, as a screen of this width and this colour scheme shows it, once it is loaded.
+
+        Args:
+            first: a script that runs in the page before its own.
+        """
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._command("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._command("Emulation.setEmulatedMedia", {"features": [scheme]})
         self._post("/url", {"url": "about:blank"})  # else another fragment would load nothing
+        added = self._command("Page.addScriptToEvaluateOnNewDocument", {"source": first})
         self._post("/url", {"url": url})
+        while self.run("return location.protocol + document.readyState") != "file:complete":
+            time.sleep(0.02)
+        self._command("Page.removeScriptToEvaluateOnNewDocument", added)
 
     def run(self, script: str) -> object:
         """What a script returns."""
@@ -78,6 +96,18 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the console has said since it was last asked."""
         return [entry["message"] for entry in self._post("/se/log", {"type": "browser"})]
+
+    def cpu_seconds(self) -> float:
+        """What all processes of the browser have used so far, those that have ended included."""
+        fields = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                fields[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        family = [self._process.pid]
+        for pid in family:
+            family += [child for child, of_child in fields.items() if int(of_child[1]) == pid]
+        ticks = sum(int(ticks) for pid in family for ticks in fields[pid][11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def screenshot(self, path: Path) -> None:
         """A PNG of what the screen shows."""

@@ -55,7 +55,7 @@ def _disks(folder: Path, number: int, seed: int) -> Iterator[dict]:
     draw, shim = random.Random(seed), ctypes.CDLL(os.environ["CAMPAIGN_SHIM"])
     log = folder / "log.txt"
     whole = folder / "whole"
-    assert runs.status_of(runs.train(["--run-dir", str(whole), *runs.SHORT], log)) == 0
+    assert runs.status_of(runs.train(["--run-dir", str(whole), *runs.short(folder)], log)) == 0
     wanted, same, lines_said = runs.digests(whole), 0, 0
     for fault in range(number):
         part = list(KINDS)[fault % len(KINDS)]
@@ -68,13 +68,13 @@ def _disks(folder: Path, number: int, seed: int) -> Iterator[dict]:
             shim.fault_arm(part.encode(), ctypes.c_long(after), e, to)
 
         status = runs.status_of(
-            runs.train(["--run-dir", str(run_dir), *runs.SHORT], log, before=arm)
+            runs.train(["--run-dir", str(run_dir), *runs.short(folder)], log, before=arm)
         )
         said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         is_line = status == 0 or (status == 2 and len(said) == 1)
         lines_said += is_line and not runs.has_traceback(log)
         begun = (run_dir / "config.yaml").exists()
-        again = ["--resume"] if begun else runs.SHORT
+        again = ["--resume"] if begun else runs.short(folder)
         if status and runs.status_of(runs.train(["--run-dir", str(run_dir), *again], log)):
             is_same = False
         else:

@@ -134,7 +134,7 @@ def _records(run_dir: Path) -> Iterator[Subject]:
     folder = run_dir / "evaluations"
     folder.mkdir()
     (folder / "sft.jsonl").write_text(lines)
-    sealed = result | {"sha256": evaluations.seal(result, lines)}
+    sealed = result | {evaluations.SEAL: evaluations.seal(result, lines)}
     (folder / "sft.json").write_text(json.dumps(sealed, indent=1))
     for name in ("sft.json", "sft.jsonl"):
         yield Subject(f"evaluation .{name[4:]}", folder / name, lambda: _measured(folder))

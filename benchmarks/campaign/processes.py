@@ -13,39 +13,44 @@ from benchmarks.campaign import runs
 from gemma_grpo.devices.processes import HEARTBEAT_TIMEOUT
 
 NUMBER = 4
+IN_TIME = HEARTBEAT_TIMEOUT + 60  # seconds; for the others to end
 
 
 def processes(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
-    """A line for each process lost, and one for all."""
+    """A line for each process lost, and one for all.
+
+    The moment is drawn evenly over the CPU seconds that a process of the job takes.
+    """
     draw, log = random.Random(seed), folder / "log.txt"
     for name in ("warm", "whole"):  # the first compiles
-        started = time.monotonic()
-        job = _job(folder / name, runs.SHORT, log)
-        assert [runs.status_of(child) for child in job] == [0] * NUMBER, log.read_text()
-        seconds = time.monotonic() - started
+        job = _job(folder / name, runs.short(folder), log)
+        ends = [runs.end_of(child) for child in job]
+        assert [status for status, _ in ends] == [0] * NUMBER, log.read_text()
     wanted, same, in_time = runs.digests(folder / "whole"), 0, 0
     for lost in range(number):
         run_dir, one_log = folder / f"run-{lost}", folder / f"log-{lost}.txt"
-        job = _job(run_dir, runs.SHORT, one_log)
+        job = _job(run_dir, runs.short(folder), one_log)
         which = draw.randrange(NUMBER)
         how = (signal.SIGKILL, signal.SIGSTOP)[lost % 2]
-        time.sleep(draw.uniform(0.2, 0.9) * seconds)
-        os.kill(job[which], how)
+        at = draw.uniform(0.0, 1.0) * ends[which][1]
+        if runs.status_of(job[which], cpu_seconds=at) is None:
+            os.kill(job[which], how)
         began = time.monotonic()
         others = [child for place, child in enumerate(job) if place != which]
-        ends = [runs.status_of(child, within=HEARTBEAT_TIMEOUT + 60) for child in others]
+        statuses = [runs.status_of(child, within=IN_TIME) for child in others]
         took = time.monotonic() - began
-        for child, end in zip(others, ends, strict=True):
-            if end is None:
+        for child, status in zip(others, statuses, strict=True):
+            if status is None:
                 runs.kill(child)
         runs.kill(job[which])
-        in_time += None not in ends
+        in_time += None not in statuses
         begun = (run_dir / "config.yaml").exists()
-        job = _job(run_dir, ["--resume"] if begun else runs.SHORT, one_log)
+        job = _job(run_dir, ["--resume"] if begun else runs.short(folder), one_log)
         again = [runs.status_of(child) for child in job]
         is_same = again == [0] * NUMBER and runs.digests(run_dir) == wanted
         same += is_same
-        line = {"process": which, "by": how.name, "others": ends, "seconds": round(took)}
+        line = {"process": which, "by": how.name, "at": round(at, 1), "others": statuses}
+        line |= {"seconds": round(took), "said": _said(one_log)}
         yield line | {"again": again, "same": is_same}
     yield {"lost": number, "others_ended_in_time": in_time, "same": same}
 
@@ -58,3 +63,9 @@ def _job(run_dir: Path, arguments: list[str], log: Path) -> list[int]:
     common = ["--run-dir", str(run_dir), *arguments]
     common += ["--coordinator", address, "--num-processes", str(NUMBER)]
     return [runs.train([*common, "--process-id", str(place)], log) for place in range(NUMBER)]
+
+
+def _said(log: Path) -> str:
+    """The first line of an error."""
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line[:200] for line in lines if line.startswith("error: ")), "")

@@ -10,13 +10,24 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.campaign import models
+
 SHORT = (
     "--data.num-train 60 --data.num-test 6 --model.cpu-devices 1 "
     "--sft.num-steps 3 --sft.batch-size 4 --sft.checkpoint-every 1 "
     "--grpo.num-steps 3 --grpo.prompts-per-step 4 --grpo.num-generations 4 "
     "--grpo.checkpoint-every 1 --evaluation.batch-size 4 --evaluation.num-samples 0"
 ).split()
+MODEL = "model"  # beside the runs
 TIMES = ("time/", "tokens_per_s")  # the beginnings of metrics that no two runs share
+
+
+def short(folder: Path) -> list[str]:
+    """The flags of a run of all stages, of one layer of the embedded model, which is written to
+    `folder` when it is not there."""
+    if not (folder / MODEL).exists():
+        models.cut_nano(folder / MODEL)
+    return [*SHORT, "--model.weights", str(folder / MODEL)]
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
@@ -43,32 +54,52 @@ def fork(work: Callable[[], int], log: Path) -> int:
 
 def train(arguments: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
     """Starts the training command in a child; its id."""
+    from gemma_grpo import pipeline  # noqa: F401  (imported once, for all children)
+    from gemma_grpo import train as command
 
     def work() -> int:
-        from gemma_grpo import train as command
-
         before()
         return command.main(list(arguments))
 
     return fork(work, log)
 
 
-def status_of(child: int, within: float | None = None) -> int | None:
-    """How a child ended (-9 for a kill), once it did; None if it runs on after `within` seconds."""
+def status_of(
+    child: int, *, within: float | None = None, cpu_seconds: float | None = None
+) -> int | None:
+    """How a child ended (-9 for a kill), once it did; None if it runs on `within` seconds from now,
+    or once it has taken `cpu_seconds`, which a busy machine does not stretch."""
     deadline = None if within is None else time.monotonic() + within
     while True:
-        ended, how = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
+        ended, how = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(how)
         if deadline is not None and time.monotonic() > deadline:
             return None
+        if cpu_seconds is not None and cpu_seconds(child) >= cpu_seconds:
+            return None
         time.sleep(0.02)
 
 
+def cpu_seconds(child: int) -> float:
+    """What a process has taken so far, of all its threads."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def end_of(child: int) -> tuple[int, float]:
+    """A child's status, and the CPU seconds that it has taken."""
+    _, how, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(how), used.ru_utime + used.ru_stime
+
+
 def kill(child: int) -> None:
-    """SIGKILL, and waits for its end."""
-    os.kill(child, signal.SIGKILL)
-    status_of(child)
+    """SIGKILL, and waits for its end, if it has not ended before."""
+    try:
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+    except (ChildProcessError, ProcessLookupError):
+        pass
 
 
 def digests(run_dir: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ python -m benchmarks.tunix.cpu [--model gemma3-nano | gemma3-270m] [--rounds 3]
 needs the environment of `python -m benchmarks.tunix.install`
 
 For the 270M, of which there is no room for two in 24 GB:
---model gemma3-270m --pack-tokens 2048 --remat dots --apart
+--model gemma3-270m --remat dots --apart
 
 docs/tunix.md says what is the same on both sides, and what is measured. One row a side and part;
 `first_` is of the first step, which compiles. `wall` and `cpu` (of all threads) are seconds,
@@ -54,7 +54,7 @@ class Options:
     """S, tokens."""
     budget: int = 128
     """T, tokens."""
-    pack_tokens: int = 1024
+    pack_tokens: int = 2048
     """Of our update (grpo.pack_tokens); 0 computes all padded rows at once."""
     remat: Remat = "none"
     """Of ours (model.remat)."""

@@ -26,12 +26,13 @@ class Pay:
 
     Attributes:
         weights: of the built-in components.
-        extra: (name, reward, weight) of the user's own; judges are not asked.
+        extra: (name, reward, weight) of the user's own, which stop no evaluation; judges are not
+            asked.
         trace: how traces are read (`RewardConfig.trace`).
     """
 
     weights: rewards.RewardWeights = rewards.END_WEIGHTS
-    extra: Sequence[tuple[str, rewards.Reward, float]] = ()
+    extra: Sequence[tuple[str, rewards.BatchReward, float]] = ()
     trace: str = "arithmetic"
 
 
@@ -52,11 +53,15 @@ def pay_of(
     extra = []
     for spec in config.extra:
         try:
-            extra += rewards.load_extra_rewards([spec], functions)
+            loaded = rewards.load_extra_rewards([spec], functions)
         except UserError as error:
             if without is None:
                 raise
             without(f"{error}; the reward that is measured leaves it out")
+            continue
+        for name, reward, weight in loaded:
+            tolerant = rewards.TolerantReward(name, reward, may_fail_on_all=True)
+            extra.append((name, tolerant, weight))
     return Pay(config.end, extra, config.trace)
 
 
@@ -220,7 +225,7 @@ def summarize(problems: Sequence[Problem], greedy: Completed, sampled: Completed
         total by the evaluator's `Pay`), `completion_length`, `n`;
         `steps`, the lines of reasoning with an equation, and `true_steps`, the share of them that
         is true (None without any); accuracy `by_difficulty` and `by_domain`; the figures of
-        `_of_samples` if sampled.
+        `_of_samples` if sampled; `missing/NAME`, the completions that a reward failed on, if any.
     """
     samples, scores = greedy.samples, greedy.scores
     correct = np.asarray(scores.components["correctness"]) > 0
@@ -242,6 +247,10 @@ def summarize(problems: Sequence[Problem], greedy: Completed, sampled: Completed
     }
     if sampled is not None:
         result |= _of_samples(sampled.samples, len(problems))
+    for name in scores.components:
+        of_name = [each.scores.components[name] for each in (greedy, sampled) if each]
+        if missing := sum(values.count(None) for values in of_name):
+            result[f"missing/{name}"] = missing
     return result
 
 

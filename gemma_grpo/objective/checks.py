@@ -13,6 +13,7 @@ def check_combination(
     scale: Scale,
     baseline: Baseline,
     num_iterations: int,
+    has_teacher: bool = False,
 ) -> list[str]:
     """A warning for each setting that works but surprises. `num_iterations` is mu.
 
@@ -24,7 +25,11 @@ def check_combination(
     _refuse_numbers(loss)
     check_advantages(num_generations=num_generations, scale=scale, baseline=baseline)
     _refuse_combinations(loss)
-    refuse_kl_loss(loss)
+    refuse_kl_loss(loss, has_teacher=has_teacher)
+    if loss.policy_weight == 0 and not has_teacher:
+        raise UserError(
+            "policy_weight=0 leaves nothing to learn from: name a teacher, or use 1 for GRPO"
+        )
     return _warnings(loss, num_generations, scale, num_iterations)
 
 
@@ -51,9 +56,9 @@ def check_advantages(*, num_generations: int, scale: str, baseline: str) -> None
         )
 
 
-def refuse_kl_loss(loss: LossConfig) -> None:
+def refuse_kl_loss(loss: LossConfig, *, has_teacher: bool) -> None:
     """Raise UserError for k1 as a loss; at beta=0 it is only measured, which is fine."""
-    if loss.beta > 0 and loss.kl_estimator == "k1":
+    if (loss.beta > 0 or has_teacher) and loss.kl_estimator == "k1":
         raise UserError(
             "kl_estimator='k1' as a loss: its expected gradient is zero, so it adds noise and "
             "holds nothing; use 'k2', 'k3_k2grad' or 'k3_unbiased'"
@@ -70,6 +75,12 @@ def _refuse_numbers(loss: LossConfig) -> None:
             )
     if not loss.beta >= 0:
         raise UserError(f"beta={loss.beta} would reward distance from the reference: use 0 or more")
+    if not loss.distill_weight > 0:
+        raise UserError(f"distill_weight={loss.distill_weight} must be above 0: 1 is usual")
+    if not loss.policy_weight >= 0:
+        raise UserError(
+            f"policy_weight={loss.policy_weight} would punish what is rewarded: use 0 or more"
+        )
     if loss.dual_clip is not None and not loss.dual_clip > 1:
         raise UserError(
             f"dual_clip={loss.dual_clip} must be above 1, or it stops every completion that did "

@@ -42,7 +42,12 @@ class LossConfig:
     beta: float = 0.0
     """Weight of the KL to the reference, the model that the stage began with; 0 loads none."""
     kl_estimator: KlEstimator = "k3_unbiased"
-    """Per-token estimate of that KL."""
+    """Per-token estimate of that KL, and of the KL to a teacher."""
+    distill_weight: float = 1.0
+    """Weight of the KL to the teacher (grpo.teacher), if there is one."""
+    policy_weight: float = 1.0
+    """Weight of what rewards teach. 0 with a teacher distils alone; rewards are then only
+    recorded."""
     tis_cap: float | None = None
     """Cap of the sampler-trainer importance weight; none is off."""
     tis_level: TisLevel = "token"

@@ -2,7 +2,8 @@
 
 Everything here is *minimised*: a loss is minus the paper's objective. Names: `logps` carries the
 gradient, `old_logps` is the policy that sampled the rollout, as the trainer computes it;
-`sampler_logps` is the same policy as the sampler computed it, `ref_logps` the frozen reference.
+`sampler_logps` is the same policy as the sampler computed it, `ref_logps` the frozen reference,
+`teacher_logps` a teacher that is distilled.
 Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
 tokens that count, the stop token included, and 0 elsewhere; values where it is 0 may be NaN.
 
@@ -12,6 +13,7 @@ How a loss is composed (`policy_loss`), each step a function below:
     policy_BT    clipped_surrogate | cispo   clip, clip-higher, dual clip | CISPO
     x weight     truncated_importance_weights  sampler against trainer, detached
     + beta * kl  kl                          k2, k3, k3 with k2's gradient, unbiased k3
+    + distill_weight * teacher_kl            on-policy distillation, the same estimators
     sum          token_weights               GRPO, DAPO or Dr.GRPO
 
 Averaging is a matrix of weights, computed once from the mask of the *whole* batch, over all
@@ -172,6 +174,10 @@ def kl(
 
     `ratio_BT` is the unclipped token ratio pi / pi_old, gradient and all; the last needs it
     (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value.
+
+    On-policy distillation (Agarwal et al., 2306.13649; Gu et al., 2306.08543) has the teacher for
+    ref. On-policy the gradient of all but k1 and k3 is that of the per-token advantage x, as in Lu
+    et al. ("On-Policy Distillation", Thinking Machines 2025).
     """
     x_BT = ref_logps_BT - logps_BT
     k2_BT = jnp.square(x_BT) / 2
@@ -225,6 +231,7 @@ class LossInputs(NamedTuple):
             the ratio is then 1, and has a gradient.
         ref_logps: needed when beta > 0; at beta = 0 the KL is only measured.
         sampler_logps: needed when `tis_cap` is not None.
+        teacher_logps: None where there is no teacher.
     """
 
     advantages: Float[Array, " B"]
@@ -233,6 +240,7 @@ class LossInputs(NamedTuple):
     old_logps: Float[Array, "B T"] | None = None
     ref_logps: Float[Array, "B T"] | None = None
     sampler_logps: Float[Array, "B T"] | None = None
+    teacher_logps: Float[Array, "B T"] | None = None
 
 
 def policy_loss(
@@ -240,18 +248,20 @@ def policy_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of one micro-batch, to be summed over all of them and all devices; metrics likewise.
 
-        loss = sum_BT weights * (min(rho, tis_cap) * policy + beta * kl)
+        loss = sum_BT weights * (policy_weight * min(rho, tis_cap) * policy + beta * kl
+                                 + distill_weight * teacher_kl)
 
-    The KL's ratio is the token's at every level. `config` is static under jit.
+    The KLs' ratio is the token's at every level. `config` is static under jit.
 
-    Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss` and
-    `kl_loss` (before beta) are weighted as the loss is; `tokens` counts tokens; `clipped_tokens`,
-    `kl_sum` (k3, whatever the estimator), `tis_weight_sum` and `tis_capped_tokens` are sums
-    over them. `metric_means` divides. A metric that was not measured is absent.
+    Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss`, `kl_loss`
+    and `teacher_kl_loss`, each before its own factor, are weighted as the loss is; `tokens` counts
+    tokens; `clipped_tokens`, `kl_sum` and `teacher_kl_sum` (k3, whatever the estimator),
+    `tis_weight_sum` and `tis_capped_tokens` are sums over them. `metric_means` divides. A metric
+    that was not measured is absent.
 
     Raises UserError for k1 as a loss, and for missing log-probs.
     """
-    loss_checks.refuse_kl_loss(config)
+    loss_checks.refuse_kl_loss(config, has_teacher=inputs.teacher_logps is not None)
     beta, tis_cap, mask_BT = config.beta, config.tis_cap, inputs.mask
     if beta > 0 and inputs.ref_logps is None:
         raise UserError(f"beta={beta} needs ref_logps: score the batch with the reference first")
@@ -270,28 +280,36 @@ def policy_loss(
         policy_BT = rho_BT * policy_BT
         metrics["tis_weight_sum"] = _zero_padding(rho_BT, mask_BT).sum()
         metrics["tis_capped_tokens"] = _count(rho_BT >= tis_cap, mask_BT)
-    loss = metrics["policy_loss"] = (inputs.weights * policy_BT).sum()
-    if inputs.ref_logps is not None:
-        ref_logps_BT = _zero_padding(inputs.ref_logps, mask_BT)
-        token_ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level="token")
-        kl_BT = kl(logps_BT, ref_logps_BT, token_ratio_BT, estimator=config.kl_estimator)
-        metrics["kl_loss"] = (inputs.weights * kl_BT).sum()
-        metrics["kl_sum"] = kl(logps_BT, ref_logps_BT, estimator="k3").sum()
-        loss = loss + beta * metrics["kl_loss"]
+    metrics["policy_loss"] = (inputs.weights * policy_BT).sum()
+    loss = config.policy_weight * metrics["policy_loss"]
+    token_ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level="token")
+    for name, others_BT, weight in (
+        ("kl", inputs.ref_logps, beta),
+        ("teacher_kl", inputs.teacher_logps, config.distill_weight),
+    ):
+        if others_BT is not None:
+            others_BT = _zero_padding(others_BT, mask_BT)
+            kl_BT = kl(logps_BT, others_BT, token_ratio_BT, estimator=config.kl_estimator)
+            metrics[f"{name}_loss"] = (inputs.weights * kl_BT).sum()
+            metrics[f"{name}_sum"] = kl(logps_BT, others_BT, estimator="k3").sum()
+            loss = loss + weight * metrics[f"{name}_loss"]
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def metric_means(sums: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
     """The metrics of a whole update from `policy_loss`'s, added over its micro-batches.
 
-    `policy_loss`, `kl_loss`: as they went into the loss. Means over counted tokens:
-    `clip_fraction`; `kl`, in nats per token; `tis_weight`; `tis_capped_fraction`.
+    `policy_loss`, `kl_loss`, `teacher_kl_loss`: as they went into the loss. Means over counted
+    tokens: `clip_fraction`; `kl` and `teacher_kl`, in nats per token; `tis_weight`;
+    `tis_capped_fraction`.
     """
     tokens = jnp.maximum(sums["tokens"], 1)
-    means = {name: sums[name] for name in ("policy_loss", "kl_loss") if name in sums}
+    as_they_are = ("policy_loss", "kl_loss", "teacher_kl_loss")
+    means = {name: sums[name] for name in as_they_are if name in sums}
     over_tokens = {
         "clip_fraction": "clipped_tokens",
         "kl": "kl_sum",
+        "teacher_kl": "teacher_kl_sum",
         "tis_weight": "tis_weight_sum",
         "tis_capped_fraction": "tis_capped_tokens",
     }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma_grpo import model, weights
+from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
@@ -65,11 +65,6 @@ class Row:
         return self.compiled.peak + self.resident
 
 
-def model_config(where: str) -> Gemma3Config:
-    """The architecture by its own name, or that of weights at hand."""
-    return model.CONFIGS[where] if where in model.CONFIGS else weights.open_source(where).config
-
-
 def plan(
     run: RunConfig,
     architecture: Gemma3Config,
@@ -96,6 +91,9 @@ def plan(
 def _row(
     program: Program, run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip
 ) -> Row:
+    if program.teacher is not None:  # it has no adapters
+        architecture = program.teacher
+        run = replace(run, model=replace(run.model, lora=model.NO_LORA))
     trace = program.trace()
     try:
         read = compiled.compile_and_read(trace.lower())

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import Gemma3Config
-from gemma_grpo.planning import batches
+from gemma_grpo.planning import batches, programs
 from gemma_grpo.planning import disk as disks
 from gemma_grpo.planning.fit import Row
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND, REPORT_SECONDS, Deadline
@@ -99,10 +100,12 @@ def _steps(seconds: Number, each: Number) -> Number:
 def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_devices: int) -> Ledger:
     """The ledger of a run whose programs are `rows` (`fit.plan`)."""
     _, everything = parameters(run, config)
+    teacher = programs.teacher_of(run)
+    of_teacher = 0 if teacher is None else _size(teacher)
     files, calls = disks.of_run(run, config), {row.name: row for row in rows}
     step = _of_step(run, calls) if "grpo" in run.stage_list else Line("", 0, 0, "modelled", "")
     lines = [
-        _disk("loading", BFLOAT16 * everything, "the weights, in bfloat16"),
+        _disk("loading", BFLOAT16 * (everything + of_teacher), "the weights, in bfloat16"),
         _compilation(rows),
         _evaluation("base", run, calls, num_devices),
     ]
@@ -138,6 +141,11 @@ def parameters(run: RunConfig, config: Gemma3Config) -> tuple[int, int]:
     adapter, base = model.partition(model.abstract(config, run.model.lora)[1])
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     return count(adapter if run.model.lora.rank else base), count(base)
+
+
+def _size(config: Gemma3Config) -> int:
+    """Parameters of an architecture."""
+    return sum(leaf.size for leaf in jax.tree.leaves(model.abstract(config)[1]))
 
 
 def bus_lines(run: RunConfig, num_devices: int) -> list[Line]:
@@ -178,7 +186,7 @@ def _settings(run: RunConfig, stage: str):
 
 def _of_step(run: RunConfig, calls: dict[str, Row]) -> Line:
     """Seconds of a GRPO step. Rounds of resampling count at the most."""
-    beside: tuple[str, ...] = ("reshard", "advantages", "reference", "old")
+    beside: tuple[str, ...] = ("reshard", "advantages", "reference", "teacher", "old")
     times = {name: 1 for name in beside if name in calls}
     times |= {"rollout": 1, "update": run.grpo.num_iterations}
     likely = sum(number * calls[name].likely_seconds for name, number in times.items())
@@ -265,6 +273,9 @@ def _host_lines(run: RunConfig, config: Gemma3Config, checkpoint: int) -> list[L
     in_float32 = not run.model.lora.rank or run.model.dtype == "float32"
     itemsize = FLOAT32 if in_float32 else BFLOAT16
     largest = itemsize * config.vocab_size * config.embed_dim
+    if teacher := programs.teacher_of(run):
+        of_teacher = jnp.dtype(run.model.dtype).itemsize * teacher.vocab_size * teacher.embed_dim
+        largest = max(largest, of_teacher)
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
         Line("compiling", resident, resident, "measured", "this process at its most"),

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from gemma_grpo import model as gemma3
 from gemma_grpo import runtime, weights
-from gemma_grpo.config import RunConfig
+from gemma_grpo.config import RunConfig, teacher_model
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation.config import GREEDY, SamplingConfig
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
@@ -40,6 +41,7 @@ class Program:
         stage: whose batch an update or score takes.
         size: P and G, prompts of its batch and completions of each; 0 of a copy.
         static: arguments by keyword that it is compiled for.
+        teacher: the architecture where the model is not the run's own but its teacher.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Program:
     stage: batches.Stage = "grpo"
     size: tuple[int, int] = (0, 0)
     static: dict[str, Any] = field(default_factory=dict)
+    teacher: Gemma3Config | None = None
 
     def trace(self) -> jax.stages.Traced:
         """Traced for the mesh's devices; `.lower()` and `.compile()` are the next steps."""
@@ -73,6 +76,16 @@ def model_of(settings: ModelConfig) -> tuple[Gemma3Config, SpecialIds]:
     source = weights.open_source(settings.weights)
     tokenizer = runtime.load_tokenizer(settings, source)
     return source.config, SpecialIds(tokenizer.stop_ids, tokenizer.pad_id)
+
+
+def model_config(where: str) -> Gemma3Config:
+    """The architecture by its own name, or that of weights at hand."""
+    return gemma3.CONFIGS[where] if where in gemma3.CONFIGS else weights.open_source(where).config
+
+
+def teacher_of(run: RunConfig) -> Gemma3Config | None:
+    """The architecture of the run's teacher, if it has one."""
+    return model_config(teacher_model(run).weights) if run.has_teacher else None
 
 
 def of_run(
@@ -104,8 +117,8 @@ def of_run(
 def of_step(
     run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds = GEMMA_IDS
 ) -> list[Program]:
-    """What one GRPO step of `run` executes on the devices, in order: `rollout`; `reference` and
-    `old`, if the step needs those log-probs; `update`."""
+    """What one GRPO step of `run` executes on the devices, in order: `rollout`; `reference`,
+    `teacher` and `old`, if the step needs those log-probs; `update`."""
     model, settings, stage = _Model(run, config, mesh, ids), run.model, run.grpo
     trainer = model.trainer()
     state = jax.eval_shape(
@@ -113,7 +126,9 @@ def of_step(
     )
     state = _fsdp(mesh, state)
     reference = _fsdp(mesh, _cast(model.master, settings.dtype) if stage.loss.beta > 0 else {})
+    # All are scored before any log-probs join the packs.
     packs, size = model.packs("grpo"), batches.size(run, "grpo")
+    scored = packs
     of_state, of_reference = _bytes_on_each(state), _bytes_on_each(reference)
     rollout = model.rollout(size, SamplingConfig(temperature=stage.temperature))
     programs = [
@@ -123,17 +138,30 @@ def of_step(
         arguments = (reference, model.frozen, packs)
         beside = model.held + of_state
         programs.append(Program("reference", trainer.score, arguments, beside, "score", size=size))
-        packs = _with_logps(packs, "ref_logps")
+        scored = _with_logps(scored, "ref_logps")
+    if teacher := model.teacher:
+        arguments = (teacher.params, {}, packs)
+        beside = model.held - _bytes_on_each(teacher.params) + of_state + of_reference
+        score = trainer.score_teacher
+        programs.append(
+            Program("teacher", score, arguments, beside, "score", size=size, teacher=teacher.config)
+        )
+        scored = _with_logps(scored, "teacher_logps")
     if stage.num_iterations > 1:
-        # Both were scored before either joined the packs.
-        arguments = (state.params, model.frozen, model.packs("grpo"))
+        arguments = (state.params, model.frozen, packs)
         beside = model.held + of_state - _bytes_on_each(state.params) + of_reference
         programs.append(Program("old", trainer.score, arguments, beside, "score", size=size))
-        packs = _with_logps(packs, "old_logps")
-    arguments = (state, model.frozen, packs)
+        scored = _with_logps(scored, "old_logps")
+    arguments = (state, model.frozen, scored)
     beside = model.held + of_reference
     programs.append(Program("update", trainer.update, arguments, beside, "update", size=size))
     return programs
+
+
+class _Teacher(NamedTuple):
+    config: Gemma3Config
+    graphdef: nnx.GraphDef
+    params: gemma3.Params  # shapes, as `runtime.load_teacher` places them
 
 
 class _Model:
@@ -143,7 +171,9 @@ class _Model:
         master: what is trained, float32, as training keeps it.
         sampling: the same as a rollout reads it.
         frozen: the rest, in the dtype computed in.
-        held: bytes on each device of what the run and, in GRPO, the stage began with.
+        teacher: that is distilled, if any.
+        base: bytes on each device of what the run began with, the teacher included.
+        held: the same and, in GRPO, what the stage began with.
     """
 
     def __init__(self, run: RunConfig, config: Gemma3Config, mesh: Mesh, ids: SpecialIds):
@@ -156,7 +186,14 @@ class _Model:
         self.frozen = _replicated(mesh, _cast(frozen, run.model.dtype))
         self.places = meshes.named_shardings(mesh, self.layout.specs(trained))
         self.sampling = meshes.with_shardings(_cast(trained, run.model.dtype), self.places)
-        self.held = len(run.stage_list) * _bytes_on_each(self.master)
+        self.teacher, config = None, teacher_of(run)
+        if config is not None:
+            graphdef, shapes = gemma3.abstract(config)
+            params = _fsdp(mesh, _cast(shapes, run.model.dtype))
+            self.teacher = _Teacher(config, graphdef, params)
+        self.base = _bytes_on_each(self.master)
+        self.base += _bytes_on_each(self.teacher.params) if self.teacher else 0
+        self.held = self.base + (len(run.stage_list) - 1) * _bytes_on_each(self.master)
 
     def packs(self, stage: batches.Stage) -> tuple[dict, ...]:
         """Of an update."""
@@ -168,7 +205,8 @@ class _Model:
 
     def trainer(self) -> grpo.Trainer:
         """Of GRPO."""
-        how = {"dtype": self.run.model.dtype, "remat": self.run.model.remat}
+        settings, teacher = self.run.model, self.teacher and self.teacher.graphdef
+        how = {"dtype": settings.dtype, "remat": settings.remat, "teacher": teacher}
         return grpo.make_trainer(self.run.grpo, self.graphdef, self.mesh, **how)
 
     def advantages(self) -> Program:
@@ -232,7 +270,7 @@ def _reshard(model: _Model) -> Program:
 
 
 def _evaluators(model: _Model) -> list[Program]:
-    config, beside = model.run.evaluation, 2 * _bytes_on_each(model.master)
+    config, beside = model.run.evaluation, model.base + _bytes_on_each(model.master)
     prompts = batches.evaluation_prompts(model.run, model.mesh.size)
     sizes = {"greedy": ((prompts["greedy"], 1), GREEDY)}
     if k := config.num_samples:
@@ -259,8 +297,8 @@ def _sft_update(model: _Model) -> Program:
     optimizer, update = sft.make_trainer(run.sft, model.graphdef, mesh, how)
     state = jax.eval_shape(train_state.make_init(model.master, optimizer, mesh), model.master)
     arguments = (_fsdp(mesh, state), model.frozen, model.packs("sft"))
-    held, size = _bytes_on_each(model.master), batches.size(run, "sft")
-    return Program("sft update", update, arguments, held, "update", stage="sft", size=size)
+    size = batches.size(run, "sft")
+    return Program("sft update", update, arguments, model.base, "update", stage="sft", size=size)
 
 
 def _replicated(mesh: Mesh, tree: Any) -> Any:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gemma_grpo.records import files, tokens
 
+SEAL = "sha256"  # the key under which NAME.json holds its `seal`
+
 
 def write(folder: Path, name: str, result: dict, rows: list[dict], drawn: tokens.Tokens) -> None:
     """Writes NAME.jsonl, NAME.npz and last NAME.json, without which `read_back` finds none.
@@ -23,13 +25,13 @@ def write(folder: Path, name: str, result: dict, rows: list[dict], drawn: tokens
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files.write_text(folder / f"{name}.jsonl", lines)
     tokens.write(folder / f"{name}.npz", drawn)
-    sealed = result | {"sha256": seal(result, lines)}
+    sealed = result | {SEAL: seal(result, lines)}
     files.write_text(folder / f"{name}.json", json.dumps(sealed, indent=1) + "\n")
 
 
 def read_back(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
-    """An evaluation that is on file, its result and rows; None if there is none, or no whole one,
-    of which a line on stderr says so."""
+    """An evaluation that is on file, its result and rows; None if there is none, or no whole one
+    with its seal, of which a line on stderr says so."""
     result = files.read_json(folder / f"{name}.json")
     if result is None:
         return None
@@ -37,11 +39,9 @@ def read_back(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
     try:
         lines = path.read_text(encoding="utf-8")
         rows = [json.loads(line) for line in lines.split("\n")[:-1]]
-        sealed_as = result.pop("sha256", None)  # None: of an earlier version
-        is_whole = sum(row["greedy"] for row in rows) == result["n"] and "accuracy" in result
-        if is_whole and sealed_as in (None, seal(result, lines)):
+        if result.pop(SEAL) == seal(result, lines):
             return result, rows
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         pass
     print(f"warning: {path} is damaged: passed over", file=sys.stderr)
     return None

@@ -36,7 +36,7 @@ NOTES = {
         "Look at reward/correctness and grad_norm instead; nan or inf stops the run by itself.",
     ),
     "policy_loss": Note(
-        "The loss without its KL term.",
+        "The loss without its KL terms, before grpo.loss.policy-weight.",
         "about 0, as the loss",
         "As for the loss.",
     ),
@@ -52,6 +52,18 @@ NOTES = {
         "Lower grpo.optimizer.learning-rate or raise grpo.loss.beta: the policy has left what SFT "
         "taught.",
         high=0.3,
+    ),
+    "teacher_kl_loss": Note(
+        "The KL to the teacher as it goes into the loss, before grpo.loss.distill-weight; logged "
+        "with a grpo.teacher.",
+        "falls, as teacher_kl",
+        "As for teacher_kl.",
+    ),
+    "teacher_kl": Note(
+        "Divergence from the teacher (k3 estimator), nats per token; logged with a grpo.teacher.",
+        "falls, and levels off: at 0 the student is the teacher",
+        "If it rises, lower grpo.optimizer.learning-rate; if it stays high, the student is too "
+        "small, or its completions are none that the teacher knows: longer SFT first.",
     ),
     "clip_fraction": Note(
         "Share of tokens whose ratio the clip held; 0 with one update a rollout.",
@@ -148,6 +160,12 @@ NOTES = {
         "Mean unweighted value of a reward of your own.",
         "rises, if it can",
         "Flat: it may be the same for all completions of a group, and then teaches nothing.",
+    ),
+    "missing/*": Note(
+        "Completions of the step that a reward of your own failed on, or a judge gave no verdict "
+        "on; they are paid without it.",
+        "0",
+        "A line on stderr says why.",
     ),
     "weight/*": Note(
         "What a component is worth at this step.",

@@ -48,6 +48,22 @@ def rollout_steps(run_dir: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def last_weights(run_dir: Path) -> Path:
+    """What the run's last stage has left of the trained parameters, cut short by a deadline or not.
+
+    Raises:
+        UserError: no stage has left any.
+    """
+    for stage in reversed(STAGES):
+        path = run_dir / "weights" / f"{stage}.safetensors"
+        if path.is_file():
+            return path
+        # What a deadline left of a stage that was not through.
+        if partial := sorted(path.parent.glob(f"{stage}-step-*.safetensors")):
+            return partial[-1]
+    raise UserError(f"{run_dir}: no stage has finished; go on with --resume first")
+
+
 def json_lines(path: Path) -> tuple[list[dict], int]:
     """The objects of a .jsonl file, and how many of its lines are none; none where it is absent."""
     try:

@@ -29,7 +29,7 @@ from gemma_grpo.rewards.components import (
 )
 from gemma_grpo.rewards.custom import GivenRewards, load_extra_rewards, load_reward
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample, batch_reward
-from gemma_grpo.rewards.scores import Scores, score
+from gemma_grpo.rewards.scores import Scores, TolerantReward, score
 from gemma_grpo.rewards.weights import (
     END_WEIGHTS,
     START_WEIGHTS,
@@ -53,6 +53,7 @@ __all__ = [
     "START_WEIGHTS",
     "Sample",
     "Scores",
+    "TolerantReward",
     "batch_reward",
     "confidence",
     "correctness",

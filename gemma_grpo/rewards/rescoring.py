@@ -7,13 +7,14 @@ another reader is asked for. Does not import jax.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.rewards import answers, components, lenient, scores
+from gemma_grpo.rewards import answers, components, custom, lenient, scores
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import END_WEIGHTS, RewardWeights, weights_at
 
@@ -81,6 +82,7 @@ class RunSettings:
         start, end: weights of the built-in components at the first and the last step.
         num_steps: GRPO steps.
         extra: weight of each reward of the user's own.
+        judges: weight of each judge, who is not asked in evaluations.
         max_tokens: a completion's budget.
     """
 
@@ -88,6 +90,7 @@ class RunSettings:
     end: RewardWeights
     num_steps: int
     extra: dict[str, float]
+    judges: dict[str, float]
     max_tokens: int
 
     @staticmethod
@@ -95,12 +98,13 @@ class RunSettings:
         """From the values in config.yaml. Raises UserError where another version wrote them."""
         try:
             reward = settings["reward"]
-            extra = [spec.partition("=") for spec in reward["extra"]]
+            judges = reward.get("rubric", {}).get("judges", [])
             return RunSettings(
                 RewardWeights(**reward["start"]),
                 RewardWeights(**reward["end"]),
                 int(settings["grpo"]["num_steps"]),
-                {place.rpartition(":")[2]: float(weight or 1) for place, _, weight in extra},
+                _weights(reward["extra"]),
+                _weights(judges),
                 int(settings["model"]["max_completion_length"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -114,14 +118,20 @@ class RunSettings:
         if part.step is None:  # `evaluator.Pay`; versions without totals had constant weights
             return self.end.named() | self.extra if part.has_totals else END_WEIGHTS.named()
         progress = min((part.step - 1) / max(self.num_steps - 1, 1), 1.0)
-        return weights_at(self.start, self.end, progress).named() | self.extra
+        return weights_at(self.start, self.end, progress).named() | self.extra | self.judges
+
+
+def _weights(specs: Sequence[str]) -> dict[str, float]:
+    """By name, of "place:name=weight", where the name of a judge that is a model may be a path."""
+    split = [custom.split_weight(spec, "config.yaml:") for spec in specs]
+    return {PurePath(location.rpartition(":")[2]).name: weight for location, weight in split}
 
 
 class Column(NamedTuple):
     """One component's values, or the total's, of the completions of a part.
 
     Attributes:
-        old: NaN where the run had no such component.
+        old: NaN where the run had no such component, or it was missing.
         new: NaN where a reward failed.
     """
 
@@ -168,15 +178,18 @@ def rescore(part: Part, settings: RunSettings, change: Change) -> Rescored:
     paid = weights | {name: weight for name, _, weight in change.extra}
     paid |= {name: weight for name, weight in change.weights.items() if name in paid}
     nothing = np.full(len(samples), np.nan)
-    start = np.zeros(len(samples))
-    summed = sum((weights[name] * old[name] for name in weights), start)
+    start, groups = np.zeros(len(samples)), np.array(part.groups, np.int64)
+    # What was missing was paid its group's mean; where a reward fails now, there is no total.
+    given = {name: _filled(values, groups) for name, values in old.items()}
+    summed = sum((weights[name] * given[name] for name in weights), start)
+    given |= {name: values for name, values in new.items() if values is not old.get(name)}
     saved = summed if part.step is None and not part.has_totals else _saved(part, TOTAL)
-    total = Column(saved, sum((paid[name] * new[name] for name in new), start))
+    total = Column(saved, sum((paid[name] * given[name] for name in new), start))
     columns = {name: Column(old.get(name, nothing), new[name]) for name in new}
     return Rescored(
         part,
         {TOTAL: total, **columns},
-        np.array(part.groups, np.int64),
+        groups,
         _unpaid(part, new["correctness"]),
         failures,
         int(np.sum(np.abs(summed - saved) > 1e-5)),
@@ -207,6 +220,7 @@ def _sample(row: dict, max_tokens: int) -> Sample:
         max_tokens=max_tokens,
         answer_logps=(),
         stopped=row["stopped"],
+        domain=row.get("domain", Sample.domain),
     )
 
 
@@ -219,6 +233,17 @@ def _saved(part: Part, name: str) -> Float[np.ndarray, " B"]:
             f"{part.name} has no {name!r}: the run is of another version of gemma_grpo, or its "
             "config.yaml of another run"
         ) from error
+
+
+def _filled(values: np.ndarray, groups: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+    """The values, NaN replaced by the mean of its group's, or 0, as `scores.score` pays."""
+    is_missing = np.isnan(values)
+    if not is_missing.any():
+        return values
+    _, of_row = np.unique(groups, return_inverse=True)
+    sums = np.bincount(of_row, np.where(is_missing, 0.0, values))
+    means = sums / np.maximum(np.bincount(of_row, ~is_missing), 1)
+    return np.where(is_missing, means[of_row], values)
 
 
 def _unpaid(part: Part, correctness: Float[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:

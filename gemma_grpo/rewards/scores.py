@@ -1,6 +1,7 @@
 """Scores of a batch of samples: every component and the weighted total."""
 
 import math
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,46 @@ class Scores:
 
     Attributes:
         components: reward name -> B unweighted values; the built-in five, then the extras. None
-            where a judge's is missing.
+            where a judge's or a `TolerantReward`'s is missing.
         totals: B weighted sums.
     """
 
     components: dict[str, list[Any]]
     totals: list[float]
+
+
+@dataclass(frozen=True)
+class TolerantReward:
+    """A reward of the user's own within a run: a completion that it fails on has no value of it
+    (`score` says what None pays), and a line on stderr names the first.
+
+    Attributes:
+        name: the reward's.
+        reward: that may fail.
+        may_fail_on_all: else UserError is raised where it fails on every sample.
+    """
+
+    name: str
+    reward: Reward | BatchReward
+    may_fail_on_all: bool
+    takes_batch: bool = True
+    may_be_missing: bool = True
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        values, failures = tolerant_column(self.name, self.reward, samples)
+        if failures and len(failures) == len(samples) and not self.may_fail_on_all:
+            raise UserError(f"all {len(samples)} completions of a step: {failures[0]}")
+        if failures:
+            print(
+                f"warning: {failures[0]}; until then such completions are paid without it, and "
+                f"counted in missing/{self.name}",
+                file=sys.stderr,
+            )
+        return [None if math.isnan(value) else value for value in values]
+
+    def num_missing(self, samples: Sequence[Sample], values: Sequence[float | None]) -> int:
+        """How many completions it failed on."""
+        return values.count(None)
 
 
 def score(
@@ -38,8 +73,8 @@ def score(
     Where a component is missing, its group's mean stands in the total: that of the other samples of
     the same prompt, or 0 if none of them has it. The mean of the group stays what it is, so the
     component gives this sample no advantage, and changes none of the others'. Zero would punish a
-    completion for its judge's failure. The other weights made larger in its place would pay it more
-    for what it has in common with its group, wherever the judge's values lie below the others'.
+    completion for a failure that is not its own. The other weights made larger in its place would
+    pay it more for what it has in common with its group, wherever this component is below the rest.
 
     Args:
         samples: B samples.

@@ -55,6 +55,17 @@ class Tokenizer:
         if min(self.pad_id, self.bos_id, *self.stop_ids) < 0:
             raise UserError(f"tokenizer {path}: a foreign model, without <pad>, <bos> or <eos>")
 
+    def difference(self, other: "Tokenizer") -> str:
+        """Where the tokens of two tokenizers differ, in words; "" if both number the same ones."""
+        if self.vocab_size != other.vocab_size:
+            return f"{self.path} has {self.vocab_size} tokens, {other.path} {other.vocab_size}"
+        ids = list(range(self.vocab_size))
+        pairs = zip(*(each._processor.id_to_piece(ids) for each in (self, other)), strict=True)
+        for token_id, (own, others) in enumerate(pairs):
+            if own != others:
+                return f"token {token_id} is {own!r} in {self.path}, {others!r} in {other.path}"
+        return ""
+
     def _mark(self, piece: str) -> int:
         token_id = self._processor.piece_to_id(piece)
         if self._processor.id_to_piece(token_id) != piece:

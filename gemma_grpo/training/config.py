@@ -214,6 +214,9 @@ class GRPOConfig:
     (leave_one_out)."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The objective."""
+    teacher: str = ""
+    """A model with the same tokenizer, whose log-probs of the sampled completions are distilled
+    (grpo.loss.distill_weight): a run folder, or weights as model.weights has them. "" has none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the weights are updated."""
     resample_rounds: int = 0
@@ -253,6 +256,7 @@ class GRPOConfig:
             scale=self.scale,
             baseline=self.baseline,
             num_iterations=self.num_iterations,
+            has_teacher=bool(self.teacher),
         )
 
 

@@ -29,7 +29,8 @@ def load_rewards(
     problems: Sequence[Problem],
     run_dir: Path | None = None,
 ) -> Extra:
-    """The user's rewards, in the order of their flags, judges last.
+    """The user's rewards, in the order of their flags, judges last. One that fails on some of a
+    step's completions is left out of their pay; on all of them, it stops the run.
 
     Args:
         problems: to learn from.
@@ -38,7 +39,11 @@ def load_rewards(
     Raises:
         UserError: a reward, a rubric or a judge that cannot be used.
     """
-    extra: Extra = [*custom.load_extra_rewards(given.config.extra, given.functions)]
+    own = custom.load_extra_rewards(given.config.extra, given.functions)
+    extra: Extra = [
+        (name, rewards.TolerantReward(name, reward, may_fail_on_all=False), weight)
+        for name, reward, weight in own
+    ]
     settings = given.config.rubric
     if not settings.file:
         return extra
@@ -71,9 +76,9 @@ def check_rewards(
             values, reason = reward.judged(samples)
             if reward.num_missing(samples, values):
                 raise UserError(f"judge {name}, tried on a gold completion: {reason}; fix it")
-        else:
+        elif isinstance(reward, rewards.TolerantReward):  # which must not fail here
             samples = [gold_sample(problem, runtime) for problem in problems[:TRIED]]
-            rewards.score(samples, config.start, [(name, reward, weight)], config.trace)
+            rewards.score(samples, config.start, [(name, reward.reward, weight)], config.trace)
 
 
 def gold_sample(problem: Problem, runtime: Runtime) -> rewards.Sample:

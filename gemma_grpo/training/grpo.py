@@ -7,6 +7,8 @@ config it departs from the paper in these points:
 2. The ratio is clipped asymmetrically (DAPO's clip-higher).
 3. beta is 0, so no reference model is loaded; with beta > 0 the KL's gradient is the unbiased one.
 4. With one update per rollout the ratio is exactly 1 and no old log-probs are computed.
+
+With a teacher the same steps distil: the reverse KL to it is added to the loss, or is all of it.
 """
 
 import time
@@ -44,14 +46,18 @@ from gemma_grpo.training.state import (
 )
 from gemma_grpo.training.update import Packs, UpdateConfig
 
+Score = Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
+
 
 @dataclass(frozen=True)
 class Trainer:
-    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`."""
+    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`.
+    `score_teacher` is None without a teacher."""
 
     optimizer: optax.GradientTransformation
     advantages: Callable[..., jax.Array]
-    score: Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
+    score: Score
+    score_teacher: Score | None
     update: Callable[[TrainState, Params, Packs], tuple[TrainState, dict]]
 
 
@@ -62,11 +68,19 @@ def make_packing(config: GRPOConfig, lengths: tuple[int, int], devices: int) -> 
 
 
 def make_trainer(
-    config: GRPOConfig, graphdef: nnx.GraphDef, mesh: Mesh, *, dtype: str, remat: Remat
+    config: GRPOConfig,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    remat: Remat,
+    teacher: nnx.GraphDef | None = None,
 ) -> Trainer:
     """The stage's programs, jitted and not yet compiled: for training, and to plan it."""
     optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
-    score = grpo_update.make_score(graphdef, mesh, temperature=config.temperature, dtype=dtype)
+    make_score = partial(
+        grpo_update.make_score, mesh=mesh, temperature=config.temperature, dtype=dtype
+    )
     update = grpo_update.make_update(
         graphdef,
         mesh,
@@ -75,7 +89,13 @@ def make_trainer(
         UpdateConfig(dtype, remat, config.prompts_per_step * config.num_generations),
         temperature=config.temperature,
     )
-    return Trainer(optimizer, advantages.sharded_group_advantages, score, update)
+    return Trainer(
+        optimizer,
+        advantages.sharded_group_advantages,
+        make_score(graphdef),
+        None if teacher is None else make_score(teacher),
+        update,
+    )
 
 
 @dataclass(frozen=True)
@@ -194,10 +214,14 @@ class Stage:
         return meshes.place_rows(runtime.mesh, packing.pack(batch | keys, self.packing))
 
     def _score(self, params: Params, packs: Packs) -> Packs:
-        """The packs with the log-probs that the updates need: the reference's, the old policy's."""
+        """The packs with the log-probs that the updates need: the reference's, the teacher's, the
+        old policy's."""
         scores = {}
+        teacher, score_teacher = self.runtime.teacher, self.trainer.score_teacher
         if self.reference is not None:
             scores["ref_logps"] = self.trainer.score(self.reference, self.runtime.frozen, packs)
+        if teacher is not None and score_teacher is not None:
+            scores["teacher_logps"] = score_teacher(teacher.params, {}, packs)
         if self.config.num_iterations > 1:
             scores["old_logps"] = self.trainer.score(params, self.runtime.frozen, packs)
         return tuple(
@@ -281,7 +305,12 @@ def train(
         rate = factor * config.optimizer.learning_rate
         slower = replace(config, optimizer=replace(config.optimizer, learning_rate=rate))
         trainer = make_trainer(
-            slower, runtime.graphdef, runtime.mesh, dtype=runtime.dtype, remat=runtime.remat
+            slower,
+            runtime.graphdef,
+            runtime.mesh,
+            dtype=runtime.dtype,
+            remat=runtime.remat,
+            teacher=None if runtime.teacher is None else runtime.teacher.graphdef,
         )
         rates = learning_rates(slower.optimizer, config.num_steps * config.num_iterations)
         stage = make_stage(trainer=trainer, learning_rates=rates)
@@ -307,7 +336,7 @@ def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[s
         given = [value for value in values if value is not None]
         components[f"reward/{name}"] = float(np.mean(given)) if given else None
     for name, reward, _ in extra:
-        if isinstance(reward, JudgedReward):
+        if isinstance(reward, JudgedReward | rewards.TolerantReward):
             values = groups.scores.components[name]
             components[f"missing/{name}"] = reward.num_missing(groups.samples, values)
     return components | {

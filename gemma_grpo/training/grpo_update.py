@@ -57,7 +57,7 @@ def make_score(
     graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str
 ) -> Callable[[Params, Params, update.Packs], tuple[jax.Array, ...]]:
     """The jitted (params, frozen, packs) -> log-probs of the packs' completions, shape by shape,
-    without gradient: reference and old ones."""
+    without gradient: the reference's, the teacher's, old ones."""
 
     def values(gathered: update.GatheredParams, rows: dict) -> jax.Array:
         model = nnx.merge(graphdef, gathered.params)
@@ -78,7 +78,8 @@ def make_update(
     """The jitted (state, frozen, packs) -> (state, metrics): one optimizer update on a rollout.
 
     `frozen` are the parameters that are not trained, in the compute dtype. The packs may hold
-    `old_logps` (without them the update is on-policy) and must hold `ref_logps` if beta > 0.
+    `old_logps` (without them the update is on-policy) and a teacher's `teacher_logps`, and must
+    hold `ref_logps` if beta > 0.
     Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
     measures numerical error on the first update of a rollout only; `grad_norm`, before clipping;
@@ -100,6 +101,7 @@ def make_update(
             old_logps=batch.get("old_logps"),
             ref_logps=batch.get("ref_logps"),
             sampler_logps=batch["sampler_logps"],
+            teacher_logps=batch.get("teacher_logps"),
         )
         total, sums = losses.policy_loss(logps_BT, inputs, loss)
         mask_BT = batch["completion_mask"]

@@ -14,7 +14,7 @@ TRAINING = "training"  # the stage of rollouts, beside the names of evaluations
 FIGURES = (
     "accuracy accuracy_ci95 lenient_accuracy lenient_accuracy_ci95 format_rate format_rate_ci95 "
     "truncation_rate truncation_rate_ci95 pass_at_1 pass_at_1_ci95 pass_at_k pass_at_k_ci95 "
-    "maj_at_k maj_at_k_ci95 k trace_score reward completion_length n"
+    "maj_at_k maj_at_k_ci95 k trace_score true_steps reward completion_length n"
 ).split()
 # Columns of the completions; each is a list with an entry a completion.
 COLUMNS = (

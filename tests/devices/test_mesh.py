@@ -1,5 +1,7 @@
 """What is sharded, what is replicated, and that it changes no result."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def updated(num_devices, *, tokens=0, beta=0.0):
     return state, metrics
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
+@pytest.mark.usefixtures("everything_is_sharded")
 @pytest.mark.parametrize("tokens, beta", [(0, 0.0), (0, 0.1), (20, 0.1)])
 def test_an_update_sharded_over_eight_devices_is_that_of_one(tokens, beta):
     one, metrics_of_one = updated(1, beta=beta)
@@ -85,7 +87,7 @@ def test_an_update_sharded_over_eight_devices_is_that_of_one(tokens, beta):
     )
 
 
-@pytest.mark.usefixtures("compile_quickly", "everything_is_sharded")
+@pytest.mark.usefixtures("everything_is_sharded")
 def test_master_weights_and_moments_stay_in_pieces_from_update_to_update():
     state, _ = updated(8)
     layout = mesh.fsdp_shardings(mesh.data_mesh(), state)
@@ -117,3 +119,16 @@ def test_resharding_moves_nothing_through_the_host(dtype):
         assert leaf.sharding.is_equivalent_to(wanted[name], 2) and leaf.dtype == dtype
         np.testing.assert_array_equal(np.asarray(leaf), array.astype(dtype))
     assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
+
+
+def test_only_a_cpu_is_given_options_of_a_cpu():
+    of = lambda platform: SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    assert mesh.training_options(of("cpu")).keys() <= {"xla_cpu_experimental_ynn_fusion_type"}
+    assert mesh.training_options(of("tpu")) is mesh.training_options(of("gpu")) is None
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
+    mesh._known_cpu_options.cache_clear()
+    monkeypatch.setattr(mesh, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
+    assert mesh.training_options(mesh.data_mesh()) is None
+    mesh._known_cpu_options.cache_clear()

@@ -34,6 +34,7 @@ SMALL = [
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.scale", "batch",
     "--data.num-train", "60", "--data.num-test", "6",
     "--evaluation.batch-size", "4", "--evaluation.num-samples", "0",
+    "--evaluation.every", "2", "--evaluation.snapshot-problems", "3",
 ]  # fmt: skip
 
 
@@ -164,10 +165,11 @@ def test_two_processes_train_as_one_does(alone, two):
     assert_like(two, alone)
 
 
-def test_every_file_is_written_once(alone, two):
+def test_every_file_is_written_once_snapshots_too(alone, two):
     names = [sorted(p.relative_to(d).as_posix() for p in d.rglob("*.json*")) for d in (two, alone)]
     assert names[0] == names[1]
-    for stage in ("base", "sft", "grpo"):
+    snapshots = dict.fromkeys(("grpo-step-000002", "grpo-step-000004"), 3)
+    for stage, problems in {"base": 6, "sft": 6, "grpo": 6, **snapshots}.items():
         of = [
             [
                 json.loads(line)["completion"]
@@ -175,7 +177,7 @@ def test_every_file_is_written_once(alone, two):
             ]
             for d in (two, alone)
         ]
-        assert of[0] == of[1] and len(of[0]) == 6
+        assert of[0] == of[1] and len(of[0]) == problems
 
 
 def test_when_a_process_is_killed_the_others_end_in_time_and_say_so(killed):

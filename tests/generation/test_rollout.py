@@ -15,8 +15,6 @@ from gemma_grpo.generation import rollout
 from gemma_grpo.generation.sampling import SamplingConfig
 from gemma_grpo.training import logps
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 G, T = 3, 9
 STOPS = (5, 6, 7, 8, 9, 10)  # many, so that random rows end at different slots
 GRAPHDEF, PARAMS = tiny_model(scale=1.5)

@@ -57,7 +57,7 @@ def numpy_pick(hidden_BD, embedding_VD, noise, temperature):
 
 
 @pytest.fixture
-def tiles_of_two_blocks(monkeypatch, compile_quickly):
+def tiles_of_two_blocks(monkeypatch):
     monkeypatch.setattr(pallas_tpu, "MAX_TILE_BLOCKS", 2)
 
 
@@ -89,7 +89,6 @@ def test_every_implementation_is_the_law(tiles_of_two_blocks, name, temperature,
         )
 
 
-@pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_the_reference_and_the_api_agree_with_the_law(temperature):
     operands = some_inputs(6, 1200, 32)
@@ -106,7 +105,6 @@ def test_the_reference_and_the_api_agree_with_the_law(temperature):
         )
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_bfloat16_weights_lose_no_more_than_twice_what_the_plain_head_loses():
     """Against float64 on the same weights: products are exact, sums are in float32."""
     hidden_BD, embedding_VD, keys_B = some_inputs(16, 1200, 64, jnp.bfloat16)
@@ -119,7 +117,6 @@ def test_bfloat16_weights_lose_no_more_than_twice_what_the_plain_head_loses():
         assert np.abs(picked.logsumexps - exact[3]).max() <= 2 * plain_error + tolerances.F32
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_ties_at_temperature_zero_go_to_the_first_token():
     hidden_BD, _, keys_B = some_inputs(2, 1, 16)
     embedding_VD = jnp.ones((3 * BLOCK, 16))
@@ -129,7 +126,6 @@ def test_ties_at_temperature_zero_go_to_the_first_token():
         np.testing.assert_array_equal(picked.ids, [0, 0])
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_a_temperature_towards_zero_is_greedy_and_sure_of_it():
     operands = some_inputs(8, 1200, 32)
     greedy = sample(*operands, temperature=0.0)
@@ -138,7 +134,6 @@ def test_a_temperature_towards_zero_is_greedy_and_sure_of_it():
     np.testing.assert_array_equal(nearly.logps, 0.0)
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_a_row_is_drawn_alike_in_any_batch():
     hidden_BD, embedding_VD, keys_B = some_inputs(8, 1200, 32)
     together = sample(hidden_BD, embedding_VD, keys_B, temperature=1.0)
@@ -148,7 +143,6 @@ def test_a_row_is_drawn_alike_in_any_batch():
     chex.assert_trees_all_close(apart.logps, together.logps[order], atol=tolerances.SAMPLED_LOGP)
 
 
-@pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("pick", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 @pytest.mark.parametrize("V", [300, 1200])
 def test_nan_gives_nan_and_a_token_of_the_vocabulary(pick, V):
@@ -179,7 +173,6 @@ def sharded(mesh, temperature):
     )
 
 
-@pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("blocks_per_device", [1, 2])
 def test_a_vocabulary_sharded_over_eight_devices_gives_the_same_tokens(

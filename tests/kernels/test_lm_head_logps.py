@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.lm_head_logps import cases, lm_head_logps, reference, xla
 
-quickly = pytest.mark.usefixtures("compile_quickly")
 SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
 
 
@@ -61,7 +60,6 @@ def chunked(chunk_size, temperature=1.0):
     return lambda *arrays: xla.logps(temperature, chunk_size, *map(jnp.asarray, arrays))
 
 
-@quickly
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
 def test_results_are_numpys(case, temperature):
@@ -77,7 +75,6 @@ def test_results_are_numpys(case, temperature):
         )
 
 
-@quickly
 @SIDES
 @pytest.mark.parametrize("temperature", [0.5, 1.5])
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
@@ -92,7 +89,6 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature
         )
 
 
-@quickly
 @pytest.mark.parametrize("chunk_size", [13, 100, 650, 1299, 4096])
 def test_nothing_depends_on_where_the_chunks_end(chunk_size):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
@@ -144,7 +140,6 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form():
     assert all(e <= most for e, most in zip(trained + frozen, allowed + allowed[:2], strict=True))
 
 
-@quickly
 def test_an_id_outside_the_vocabulary_has_no_probability_and_no_row_of_its_own():
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     outside = ids.copy()
@@ -163,7 +158,6 @@ def test_an_id_outside_the_vocabulary_has_no_probability_and_no_row_of_its_own()
             chex.assert_trees_all_close(gradient, expected, atol=tolerances.LM_HEAD_GRAD)
 
 
-@quickly
 @pytest.mark.parametrize("first", [0, 600], ids=["first tokens", "later tokens"])
 def test_a_logit_of_minus_infinity_is_a_token_of_probability_zero(first):
     """600 tokens' logits overflow, filling chunks or not: the others' distribution is left."""

@@ -45,7 +45,7 @@ WINDOWS = [3, 9, None]
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch, compile_quickly):
+def small_blocks(monkeypatch):
     monkeypatch.setattr(block_masks, "QUERIES", 8)
     monkeypatch.setattr(block_masks, "KEYS", 4)
 

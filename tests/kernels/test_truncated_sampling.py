@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+from compiling import OPTIMIZED
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma_grpo.errors import UserError
@@ -23,8 +24,6 @@ from gemma_grpo.kernels.truncated_sampling import (
     xla,
 )
 from gemma_grpo.kernels.truncated_sampling.search import Truncation
-
-quickly = pytest.mark.usefixtures("compile_quickly")
 
 RNG = np.random.default_rng(0)
 TRUNCATIONS = {
@@ -108,7 +107,6 @@ def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> Tr
 # What is kept
 
 
-@quickly
 @pytest.mark.parametrize(
     "name, shape", [*((name, (9, 1300)) for name in TRUNCATIONS), ("top-k, top-p", (4, 3))], ids=str
 )
@@ -124,7 +122,6 @@ def test_the_kept_set_is_that_of_a_sort(name, shape):
     expect_kept(logits >= least, logits, truncation)
 
 
-@quickly
 def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart():
     after_two = np.nextafter(np.float32(2), np.float32(3))
     before_two = np.nextafter(np.float32(2), np.float32(1))
@@ -133,13 +130,11 @@ def test_top_k_keeps_what_ties_with_the_kth_and_tells_neighbouring_floats_apart(
     np.testing.assert_array_equal(kept, [[False, True, True, True, False], [0, 1, 0, 1, 0]])
 
 
-@quickly
 def test_zeros_of_both_signs_tie():
     kept = kept_by_search(np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32), Truncation(top_k=1))
     np.testing.assert_array_equal(kept, [[False, True, True, False]])
 
 
-@quickly
 def test_top_p_keeps_the_token_that_crosses_it_with_its_ties_and_none_after_reaching_it():
     logits = np.log(np.array([[8, 4, 2, 2, 1]], np.float32))
     for top_p, kept_count in [(0.4, 1), (0.75, 4), (0.95, 5)]:
@@ -147,7 +142,6 @@ def test_top_p_keeps_the_token_that_crosses_it_with_its_ties_and_none_after_reac
         np.testing.assert_array_equal(kept, [np.arange(5) < kept_count])
 
 
-@quickly
 @pytest.mark.parametrize("largest, kept_count", [(0.9499, 1000), (0.9501, 1)])
 def test_the_tokens_that_share_what_the_largest_leaves_are_kept_if_it_just_misses_p(
     largest, kept_count
@@ -158,7 +152,6 @@ def test_the_tokens_that_share_what_the_largest_leaves_are_kept_if_it_just_misse
     np.testing.assert_array_equal(kept, [np.arange(1000) < kept_count])
 
 
-@quickly
 def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
     # Of 0.5 and 0.3 the first has 0.625; of all, 0.5.
@@ -169,7 +162,6 @@ def test_top_p_is_of_what_top_k_leaves_and_min_p_comes_last():
     np.testing.assert_array_equal(kept, [[True, True, False, False]])
 
 
-@quickly
 def test_min_p_is_relative_to_the_largest_probability():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
     for min_p, kept_count in [(0.05, 4), (0.5, 2), (0.7, 1)]:
@@ -180,7 +172,6 @@ def test_min_p_is_relative_to_the_largest_probability():
 # What is drawn
 
 
-@quickly
 @pytest.mark.parametrize(
     "name, temperature, dtype",
     [
@@ -201,7 +192,6 @@ def test_what_is_said_of_a_draw_is_true(name, temperature, dtype):
     expect(drawn, logits / temperature, truncation)
 
 
-@quickly
 def test_where_nothing_is_cut_off_tokens_are_those_of_fused_sampling():
     hidden, embedding, keys, _ = operands(64, 1300, 16)
     truncated, fused = (
@@ -213,7 +203,6 @@ def test_where_nothing_is_cut_off_tokens_are_those_of_fused_sampling():
     np.testing.assert_allclose(truncated.kept_mass, 1, atol=tolerances.SAMPLED_LOGP)
 
 
-@quickly
 def test_a_draw_depends_on_its_own_row_alone():
     hidden, embedding, keys, _ = operands(6, 1300, 16)
     draw = jax.jit(partial(truncated_sampling, temperature=0.7, top_k=40, top_p=0.9))
@@ -245,7 +234,7 @@ def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show
         masses = np.where(kept, np.exp(tempered.astype(np.float64) / temperature), 0)
         return masses / masses.sum()
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=OPTIMIZED)
     @jax.vmap  # over keys alone, so that the threshold is searched for once
     def draw(key):
         noise = block_draw.noise(key[None], 700)
@@ -259,7 +248,6 @@ def test_a_million_draws_follow_the_truncated_distribution_and_a_bias_would_show
     assert statistic > limit
 
 
-@quickly
 def test_a_token_at_minus_infinity_is_never_drawn():
     logits = np.full((256, 700), -np.inf, np.float32)
     logits[:, [3, 600]] = 0
@@ -268,7 +256,6 @@ def test_a_token_at_minus_infinity_is_never_drawn():
     assert set(np.asarray(draw(jnp.asarray(logits), noise)[0])) == {3, 600}
 
 
-@quickly
 @pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
 def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name):
     truncation = TRUNCATIONS[name]
@@ -286,7 +273,6 @@ def test_a_row_that_is_no_distribution_says_nan_and_leaves_the_others_alone(name
 # The TPU's kernel, in interpret mode
 
 
-@quickly
 @pytest.mark.parametrize(
     "shape, dtype, name, temperature",
     [
@@ -308,7 +294,6 @@ def test_the_kernel_draws_the_reference_tokens_and_says_the_truth(shape, dtype, 
     expect(drawn, logits / temperature, truncation)
 
 
-@quickly
 @pytest.mark.parametrize("truncation", [Truncation(top_k=10), Truncation(top_p=0.8)], ids=str)
 def test_the_kernel_is_exact_where_the_largest_tokens_share_a_place_in_their_blocks(truncation):
     """Twelve large logits at place 7, of which the candidates hold eight, and four at other places
@@ -326,7 +311,6 @@ def test_the_kernel_is_exact_where_the_largest_tokens_share_a_place_in_their_blo
 # A sharded vocabulary, settings, and the compiler
 
 
-@quickly
 @pytest.mark.parametrize("name", ["nothing", "top-k, top-p", "all"])
 def test_eight_devices_with_their_shards_draw_what_one_draws(name):
     truncation = TRUNCATIONS[name]

@@ -10,13 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from small_models import build, make_config, make_params
 from tolerances import BF16_LOGITS, HIDDEN_F32, HIDDEN_GRAD_F32
 
 from gemma_grpo import model as gemma3
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 SETTINGS = {
     "seed": 21,

@@ -56,7 +56,6 @@ def roll(layout, num_devices, *, lora=NO_LORA, **settings):
     return host(run(graph_and_params(lora)[1], *prompts(), jax.random.key(0)))
 
 
-@pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize(
     "num_devices, settings",
     [
@@ -77,7 +76,6 @@ def test_sharded_weights_draw_the_rows_that_one_device_draws(num_devices, settin
     )
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_every_device_decodes_until_the_longest_row_has_ended(monkeypatch):
     steps, sample = [], sampling.sample
 

@@ -31,8 +31,6 @@ from gemma_grpo.training.update import UpdateConfig
 from gemma_grpo.weights import peft_adapter
 from gemma_grpo.weights.source import Source
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 LORA = LoRAConfig(rank=3, alpha=6.0)
 P, G, T = 4, 2, 5
 _, BASE = tiny_model(scale=1.5)

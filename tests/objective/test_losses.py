@@ -671,9 +671,108 @@ def test_value_and_gradient_agree_with_trl(name):
         close(means["clip_fraction"], case["clip_fraction"])
 
 
+# --- a teacher ---------------------------------------------------------------------------------
+
+
+def distilled(logps_BT, teacher_BT, old_BT=None, mask_BT=None, **settings):
+    """((loss, metrics), gradient by the log-probs) of a token mean, with advantages that would pull
+    hard if they counted."""
+    logps_BT, teacher_BT = jnp.array(logps_BT), jnp.array(teacher_BT)
+    mask_BT = jnp.ones(logps_BT.shape) if mask_BT is None else jnp.array(mask_BT)
+    inputs = losses.LossInputs(
+        jnp.full(len(logps_BT), 50.0),
+        mask_BT,
+        mask_BT / mask_BT.sum(),
+        old_logps=None if old_BT is None else jnp.array(old_BT),
+        teacher_logps=teacher_BT,
+    )
+    config = LossConfig(**({"policy_weight": 0.0} | settings))
+    loss_fn = lambda x_BT: losses.policy_loss(x_BT, inputs, config)
+    return jax.value_and_grad(loss_fn, has_aux=True)(logps_BT)
+
+
+def test_the_distillation_loss_by_hand():
+    """Two tokens: pi = 1/2 of one that the teacher gives 1/4, and 1/4 of one that it gives 1/2:
+    k3 = 1/2 - 1 + log 2 and 2 - 1 - log 2, each half of the mean; the gradient is -x of each."""
+    logps_BT, teacher_BT = np.log([[0.5, 0.25, 0.1]]), np.log([[0.25, 0.5, 0.9]])
+    (loss, sums), gradient_BT = distilled(
+        logps_BT, teacher_BT, mask_BT=[[1.0, 1.0, 0.0]], distill_weight=3.0
+    )
+    log2 = math.log(2)
+    close(loss, 3 * ((log2 - 0.5) + (1 - log2)) / 2)
+    close(gradient_BT, 3 * np.array([[log2, -log2, 0]]) / 2, GRAD_F32)
+    means = losses.metric_means(sums)
+    close(means["teacher_kl"], 0.25)
+    close(means["teacher_kl_loss"], 0.25)
+    close(means["policy_loss"], -50.0)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3_k2grad", "k3_unbiased"])
+def test_summed_over_a_vocabulary_the_gradient_is_that_of_the_reverse_kl(estimator):
+    """Of KL(pi || teacher) by the logits of pi: pi * (log pi / teacher - KL), in NumPy."""
+    logits_V, teacher_V = np.array([0.3, -0.7, 1.1]), np.array([0.2, 0.5, 0.3])
+    pi_V = np.exp(logits_V) / np.exp(logits_V).sum()
+    ratio_V = np.log(pi_V / teacher_V)
+    expected_V = pi_V * (ratio_V - (pi_V * ratio_V).sum())
+    jacobian_VV = np.eye(3) - pi_V  # of the log-prob of each token by the logits
+    _, gradient_V1 = distilled(
+        np.log(pi_V)[:, None], np.log(teacher_V)[:, None], kl_estimator=estimator
+    )
+    drawn_V = 3 * np.asarray(gradient_V1)[:, 0]  # the mean is over three tokens
+    close(pi_V * drawn_V @ jacobian_VV, expected_V, GRAD_F32)
+
+
+def test_tokens_of_an_older_policy_give_the_gradient_of_the_reverse_kl_too():
+    pi_V, old_V, teacher_V = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.1, 0.6, 0.3]])
+    ratio_V = np.log(pi_V / teacher_V)
+    expected_V = pi_V * (ratio_V - (pi_V * ratio_V).sum())
+    column = lambda x_V: np.log(x_V)[:, None]
+    _, gradient_V1 = distilled(column(pi_V), column(teacher_V), column(old_V))
+    close(3 * old_V * np.asarray(gradient_V1)[:, 0] @ (np.eye(3) - pi_V), expected_V, GRAD_F32)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_student_that_is_the_teacher_has_loss_and_gradient_of_exactly_zero(estimator):
+    logps_BT = make_batch()["logps"]
+    (loss, _), gradient_BT = distilled(logps_BT, logps_BT, kl_estimator=estimator)
+    assert loss == 0 and not np.any(gradient_BT)
+
+
+def test_a_teacher_adds_what_a_reference_of_its_log_probs_would():
+    """All at once: half of the policy's loss, the KL to a reference, and that to the teacher."""
+    batch = make_batch()
+    teacher_BT = batch["logps"] + np.random.default_rng(8).normal(0, 0.3, batch["logps"].shape)
+    teacher_BT = teacher_BT.astype(np.float32)
+    weights_BT = losses.token_weights(
+        jnp.array(batch["mask"]), aggregation="token_mean", max_completion_length=MAX_LENGTH
+    )
+    arrays = {name: jnp.array(array) for name, array in batch.items()}
+    inputs = losses.LossInputs(
+        arrays["advantages"],
+        arrays["mask"],
+        weights_BT,
+        old_logps=arrays["old"],
+        ref_logps=arrays["ref"],
+        teacher_logps=jnp.array(teacher_BT),
+        sampler_logps=arrays["sampler"],
+    )
+    config = LossConfig(**PLAIN, policy_weight=0.5, distill_weight=0.3)
+    loss, _ = losses.policy_loss(arrays["logps"], inputs, config)
+    of_rows = lambda ref, beta: reference_losses(
+        batch["logps"].astype(np.float64),
+        batch | {"ref": ref},
+        "token_mean",
+        PLAIN | {"beta": beta},
+    ).sum()
+    policy = of_rows(batch["ref"], 0.0)
+    of_reference = of_rows(batch["ref"], PLAIN["beta"]) - policy
+    close(loss, 0.5 * policy + of_reference + of_rows(teacher_BT, 0.3) - policy, GRAD_F32)
+
+
 # --- combinations -------------------------------------------------------------------------------
 
 FINE_GROUPS = {"num_generations": 8, "scale": "group", "baseline": "mean", "num_iterations": 1}
+FINE_GROUPS["has_teacher"] = False
 FINE_LOSS = {"beta": 0.04, "kl_estimator": "k3", "tis_cap": 2.0}
 
 
@@ -697,6 +796,7 @@ def warnings_of(change):
         {"dual_clip": 3.0, "num_iterations": 2},
         {"objective": "cispo", "num_iterations": 2},
         {"baseline": "leave_one_out", "scale": "none"},
+        {"has_teacher": True, "policy_weight": 0.0},
         {"baseline": "leave_one_out", "scale": "batch"},
         {"tis_cap": None},
         {"tis_cap": 1.0},
@@ -719,6 +819,11 @@ def test_sensible_combinations_pass_in_silence(change):
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
         ({"tis_cap": 0.5}, "tis_cap=0.5 must be at least 1"),
         ({"kl_estimator": "k1"}, "k1.*gradient is zero.*k2"),
+        ({"kl_estimator": "k1", "beta": 0.0, "has_teacher": True}, "k1.*gradient is zero.*k2"),
+        ({"policy_weight": 0.0}, "policy_weight=0 leaves nothing to learn from: name a teacher"),
+        ({"policy_weight": -1.0}, "policy_weight=-1.0 would punish"),
+        ({"distill_weight": 0.0}, "distill_weight=0.0 must be above 0"),
+        ({"distill_weight": math.nan}, "distill_weight=nan must be above 0"),
         ({"objective": "cispo", "dual_clip": 3.0}, "dual_clip with objective='cispo'"),
         ({"objective": "cispo", "level": "sequence"}, "cispo.*use level='token'"),
         ({"level": "sequence"}, "level='sequence' with aggregation='token_mean'.*sequence_mean"),

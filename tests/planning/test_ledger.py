@@ -92,6 +92,18 @@ def test_what_a_step_repeats_counts_as_often():
     assert likely < step.likely < 1.0501 * likely  # the share that saving may take
 
 
+def test_a_teacher_is_read_from_disk_with_the_model_and_asked_once_a_step():
+    """A 4B: 262208 x 2560, 34 layers of 94 382 592 with norms and gains, 2560."""
+    run = presets.preset("gemma3-1b")
+    grpo = replace(run.grpo, teacher="gemma3-4b", num_iterations=2)
+    calls = CALLS | {"teacher": 7.0, "old": 1.0}
+    seconds = by_name(account(replace(run, grpo=grpo), calls).seconds)
+    assert seconds["loading"].most == 2 * (PARAMETERS + 3_880_263_168) / 1e8
+    assert seconds["GRPO steps"].most == 500 * (0.25 + 5.0 + 0.25 + 7.0 + 1.0 + 2 * 1.5)
+    host = by_name(ledger.of_run(replace(run, grpo=grpo), ONE_B, rows(calls), 8).host)
+    assert host["loading"].most == 2 * 262_208 * 2560  # more than 4 * 262144 * 1152
+
+
 def test_adapters_are_all_that_is_saved_of_them():
     run = presets.preset("gemma3-1b-lora")
     trained, everything = ledger.parameters(run, ONE_B)

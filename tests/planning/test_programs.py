@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import pytest
-import small_models
 from jax.experimental.compilation_cache import compilation_cache
 
+from benchmarks.campaign import models
 from gemma_grpo import cli, pipeline, presets, train
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh
@@ -157,7 +157,8 @@ FIRST, *OTHERS = CASES
 def ran(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planned")
     where = ["--data.source", short_problems(folder / "short.jsonl")]
-    where += ["--model.weights", str(small_models.cut_nano(folder / "model"))]
+    where += ["--model.weights", str(models.cut_nano(folder / "model"))]
+    where += ["--grpo.teacher", str(models.cut_nano(folder / "teacher", (0, 5)))]
     run = run_of([*TINY, *CASES[request.param], *where])
     compiled, passed, write = {}, {}, MetricsWriter.write
     with empty_cache(folder / "cache"), pytest.MonkeyPatch.context() as patch:

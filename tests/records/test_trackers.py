@@ -1,9 +1,11 @@
 """W&B and trackio get what the files get, under the same names; a failure does not stop a run."""
 
 import json
+import subprocess
 import sys
 from types import ModuleType
 
+import children
 import pytest
 
 from gemma_grpo.errors import UserError
@@ -92,3 +94,36 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(mon
     with pytest.raises(UserError, match=r"--tracker wandb: pip install 'gemma_grpo\[wandb\]'"):
         trackers.require("wandb")
     trackers.require("none")
+
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from gemma_grpo.records import metrics
+name, run = sys.argv[1], Path(sys.argv[2])
+writer = metrics.MetricsWriter(run, tracker=name)
+writer.write("sft", 1, {"loss": 0.5})
+writer.write("grpo", 1, {"reward/mean": 0.25})
+writer.write_rollouts("grpo", 1, [{"completion": "a text\\0", "reward": 0.5}])
+writer.close()
+metrics.write_evaluation(run, "sft", {"accuracy": 0.5}, name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_without_a_network_the_real_trackers_keep_metrics_tables_and_settings(name, tmp_path):
+    pytest.importorskip(name, reason=f"pip install -e '.[{name}]'")
+    run, kept = tmp_path / "mine", tmp_path / "kept"
+    for folder in (run, kept):
+        folder.mkdir()
+    (run / "config.yaml").write_text("seed: 31415\n")
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(kept), "TRACKIO_DIR": str(kept)}
+    command = [sys.executable, "-c", OFFLINE, name, str(run)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=children.ENVIRONMENT | offline, check=True
+    )
+    assert "failed and is left" not in done.stderr
+    found = b"".join(path.read_bytes() for path in kept.rglob("*") if path.is_file())
+    for word in ("loss", "reward/mean", "a text", "evaluation/accuracy", "mine-grpo", "31415"):
+        assert word.encode() in found, word

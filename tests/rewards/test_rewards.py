@@ -15,7 +15,14 @@ import tolerances
 
 from gemma_grpo import rewards
 from gemma_grpo.errors import UserError
-from gemma_grpo.rewards import END_WEIGHTS, START_WEIGHTS, RewardConfig, RewardWeights, Sample
+from gemma_grpo.rewards import (
+    END_WEIGHTS,
+    START_WEIGHTS,
+    RewardConfig,
+    RewardWeights,
+    Sample,
+    TolerantReward,
+)
 from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
@@ -39,7 +46,7 @@ def sample(completion: str = GOOD, **changes) -> Sample:
     return replace(base, **changes)
 
 
-def near(value: float):
+def near(value: float | list[float]):
     return pytest.approx(value, abs=tolerances.F64)
 
 
@@ -887,6 +894,33 @@ def test_a_taken_name_and_a_bad_weight_are_refused():
         rewards.score([sample()], DISTINCT, extra=[("mine", one, 1.0), ("mine", one, 1.0)])
     with pytest.raises(UserError, match="'mine' has weight nan"):
         rewards.score([sample()], DISTINCT, extra=[("mine", one, math.nan)])
+
+
+def per_token(one: Sample) -> float:
+    return 1 / one.num_tokens
+
+
+def test_within_a_run_a_completion_that_a_reward_fails_on_is_paid_its_group_s_mean(capsys):
+    tolerant = TolerantReward("mine", per_token, may_fail_on_all=False)
+    samples = [sample(num_tokens=number) for number in (2, 0, 4)]
+    scores = rewards.score(samples, DISTINCT, extra=[("mine", tolerant, 1.0)])
+    bare = rewards.score(samples, DISTINCT)
+    assert scores.components["mine"] == [0.5, None, 0.25]
+    paid = [total - without for total, without in zip(scores.totals, bare.totals, strict=True)]
+    assert paid == near([0.5, 0.375, 0.25])
+    assert tolerant.num_missing(samples, scores.components["mine"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("warning: reward 'mine' raised ZeroDivision")
+    assert "on row 1" in said and "missing/mine" in said
+
+
+def test_a_reward_that_fails_on_all_completions_of_a_step_stops_the_run_and_no_evaluation():
+    whole_batch = rewards.batch_reward(lambda samples: [per_token(one) for one in samples])
+    samples = [sample(num_tokens=0), sample(num_tokens=0)]
+    for reward in (per_token, whole_batch):
+        with pytest.raises(UserError, match="all 2 completions of a step: reward 'mine' raised"):
+            TolerantReward("mine", reward, may_fail_on_all=False)(samples)
+        assert TolerantReward("mine", reward, may_fail_on_all=True)(samples) == [None, None]
 
 
 # --- loading a user's reward ----------------------------------------------------------------------

@@ -24,8 +24,6 @@ from gemma_grpo.training import grpo, grpo_update, logps, resample, sft
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 GRAPHDEF, PARAMS = tiny_model(scale=1.5)
 SGD = optax.sgd(1.0)
 

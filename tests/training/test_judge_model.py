@@ -42,7 +42,7 @@ def by_logits(model, question) -> float:
     return float(np.exp(logps[0]) / (np.exp(logps[0]) + np.exp(logps[1])))
 
 
-def test_a_verdict_is_the_probability_of_yes_by_the_models_logits(judge, compile_quickly):
+def test_a_verdict_is_the_probability_of_yes_by_the_models_logits(judge):
     verdicts = judge.ask(QUESTIONS)
     expected = [by_logits(judge.ask, question) for question in QUESTIONS[:2]]
     np.testing.assert_allclose(verdicts[:2], expected, atol=4 * tolerances.LOGP_GAP)

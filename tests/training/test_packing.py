@@ -23,8 +23,6 @@ from gemma_grpo.training import grpo, grpo_update, logps, packing, sft
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 S = PROMPTS[0].shape[1]
 GRAPHDEF, PARAMS = tiny_model(scale=1.5)
 SGD = optax.sgd(1.0)
@@ -51,7 +49,7 @@ def padded(lengths, *, seed=3):
         rng.normal(size=P * G).astype(np.float32),
         LossConfig(aggregation="sequence_mean", mask_truncated=True),
     )
-    return batch | {"old_logps": near(), "ref_logps": near()}
+    return batch | {name: near() for name in ("old_logps", "ref_logps", "teacher_logps")}
 
 
 def how(tokens, num_devices=1):

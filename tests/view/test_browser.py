@@ -1,9 +1,13 @@
 """The page in a real browser: opened from disk, filtered, followed, searched, and looked at."""
 
 import json
+import subprocess
+import sys
+import time
 
+import children
 import pytest
-from run_folders import FALSE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
+from run_folders import FALSE, HOSTILE, PROSE, RIGHT, held_out, rollout, write_rows, write_run
 from web_browser import Browser, chromium
 
 from gemma_grpo.records.metric_notes import NOTES
@@ -14,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="chromium or chromedriver is not installed"),
 ]
 
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+SCRIPT = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def browser(tmp_path_factory):
 def address(tmp_path_factory):
     """The page of a run whose third problem has hostile completions."""
     run = write_run(tmp_path_factory.mktemp("runs") / "one", steps=3, problems=4)
-    texts = [FALSE, RIGHT, HOSTILE, "<reasoning>\nxy\n</reasoning>\n<answer>\n9\n</answer>"]
+    texts = [FALSE, RIGHT, SCRIPT, "<reasoning>\nxy\n</reasoning>\n<answer>\n9\n</answer>"]
     write_rows(run / "evaluations" / "grpo.jsonl", held_out(texts, [RIGHT, PROSE]))
     page.write([run], run / "view.html", 8)
     return (run / "view.html").as_uri()
@@ -97,9 +101,37 @@ def test_samples_beside_the_greedy_completion_are_a_click_away(browser, address)
 
 def test_the_models_text_stays_text(browser, address):
     browser.open(f"{address}#view=problems&problem=2")
-    assert HOSTILE in browser.text("[data-stage=grpo]")
+    assert SCRIPT in browser.text("[data-stage=grpo]")
     assert browser.run("return document.title") == "one · gemma_grpo"
     assert browser.run("return document.querySelectorAll('img, #view b b').length") == 0
+
+
+def test_whatever_a_model_writes_is_shown_on_a_phone_s_screen(browser, tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    blocks = [f"<reasoning>\n{t}\n3 + 4 = 7\n</reasoning>\n<answer>\n{t}</answer>" for t in HOSTILE]
+    texts = ["", "  \n", *HOSTILE, *blocks]
+    write_rows(run / "evaluations" / "grpo.jsonl", held_out(texts))
+    write_rows(run / "rollouts" / "grpo-000001.jsonl", rollout(texts))
+    page.write([run], run / "view.html", 8)
+    views = [f"view=problems&problem={n}" for n in range(len(texts))]
+    for view in (*views, "view=steps", "view=list&kind=training&sort=long", "view=list&q=😀"):
+        for colour in ("none", "logp"):
+            link = f"{(run / 'view.html').as_uri()}#{view}&colour={colour}"
+            browser.open(link, width=400)
+            assert browser.complaints() == [], link
+            assert browser.run("return document.documentElement.scrollWidth") <= 400, link
+            assert len(browser.text("#view")) > 100, link
+    assert browser.run("return document.querySelectorAll('script').length") == 2
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_run_that_has_only_begun_and_one_without_grpo_open(view, browser, tmp_path):
+    for run in (tmp_path / "begun", write_run(tmp_path / "sft", steps=0)):
+        run.mkdir(exist_ok=True)
+        (run / "config.yaml").write_text("seed: 0\n")
+        page.write([run], run / "view.html", 8)
+        browser.open((run / "view.html").as_uri() + f"#view={view}")
+        assert browser.complaints() == [] and browser.text("#view").strip()
 
 
 def shown_count(browser):
@@ -159,10 +191,11 @@ def test_snapshots_stand_between_the_stages_and_gained_compares_whole_stages(bro
     few = ["base", "sft", "grpo-step-000050", "grpo-step-000100", "grpo"]
     assert browser.run(stages) == few
     assert "Gained (2)" in browser.text()  # from sft to grpo
+    assert "grpo step 50" in browser.text("[data-stage=grpo-step-000050] header")
     browser.open((run / "view.html").as_uri() + "#view=problems&problem=2")
     assert browser.run(stages) == ["base", "sft", "grpo"]
     browser.open((run / "view.html").as_uri())
-    assert "step" not in browser.text("table") and browser.complaints() == []
+    assert "grpo step" not in browser.text("table") and browser.complaints() == []
 
 
 def test_a_curve_says_what_is_healthy_and_what_to_do(browser, address):
@@ -232,20 +265,69 @@ def test_runs_are_compared_on_the_same_problem(browser, compared):
     assert shown_count(browser) == 3 * 3 * 3 + 2 * 5
 
 
-def test_twenty_thousand_completions_are_usable_at_once(browser, tmp_path):
-    run = write_run(tmp_path / "run", steps=0)
-    groups = [row for group in range(10) for row in rollout([RIGHT, FALSE, PROSE, RIGHT], group)]
-    for step in range(1, 501):
-        write_rows(run / "rollouts" / f"grpo-{step:06d}.jsonl", groups)
-    page.write([run], tmp_path / "view.html", 40)
-    browser.open((tmp_path / "view.html").as_uri() + "#view=list")
-    assert shown_count(browser) > 20_000
-    ready = "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-    times = {"open": browser.run(ready)}
-    for name, change in {"search": {"q": "7 apples"}, "sort": {"sort": "unsure"}}.items():
-        script = (
-            f"const t = performance.now(); set({json.dumps(change)}); document.body.offsetHeight;"
-        )
-        times[name] = browser.run(script + "return performance.now() - t")
-    print(times)
-    assert max(times.values()) < 3000, times  # 1,000 on a quiet machine; this one may be busy
+# Types a word once the list is painted, and waits for its answer to be painted; then does what
+# else a reader does. `times`: ms since the page was asked for, then of each action.
+READER = """
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+const summary = () => document.getElementById("filter-summary").textContent;
+addEventListener("DOMContentLoaded", async () => {
+  await painted();
+  const times = { listed: performance.now() }, all = summary();
+  const box = document.querySelector("[name=q]");
+  box.value = "no. 12345 ";
+  box.dispatchEvent(new Event("input"));
+  while (summary() === all) await painted();
+  window.times = { ...times, searched: performance.now() };
+});
+"""
+PAINTED = "return new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+ACTIONS = {
+    "filter": {"q": "", "right": "yes", "low": 0.2},
+    "sort": {"sort": "false"},
+    "colour": {"colour": "logp"},
+    "problem": {"view": "problems"},
+    "step": {"view": "steps"},
+    "overview": {"view": "overview"},
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of a run with 20,000 completions in training, each another text, as long as those of
+    the default run."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "large", steps=0)
+    text = lambda n: RIGHT.replace("7", str(n % 9)).replace("Ann", f"Of no. {n} {'so ' * 20}Ann")
+    for step in range(50):
+        rows = rollout([text(400 * step + n) for n in range(400)], step % 5)
+        rows = [each | {"group": n // 8} for n, each in enumerate(rows)]
+        write_rows(run / "rollouts" / f"grpo-{step + 1:06d}.jsonl", rows)
+    # A process of its own does not check the types of 20,000 calls.
+    command = [sys.executable, "-m", "gemma_grpo.view", str(run), "--megabytes", "40"]
+    subprocess.run(command, check=True, env=children.ENVIRONMENT)
+    return (run / "view.html").as_uri()
+
+
+def test_twenty_thousand_completions_are_listed_and_searched_within_a_second(browser, large):
+    """CPU seconds of all the browser's processes, from asking for the page to the painted answer of
+    a search, and then of each action: a machine that does nothing else takes no longer."""
+    took = {}
+
+    def record(name, act):
+        started = browser.cpu_seconds()
+        act()
+        took[name] = min(took.get(name, 9), round(browser.cpu_seconds() - started, 2))
+
+    def read():
+        browser.open(f"{large}#view=list", first=READER)
+        while not browser.run("return window.times"):
+            time.sleep(0.05)
+
+    for _ in range(2):
+        record("open and search", read)
+        print("wall ms", browser.run("return window.times"))
+        assert "1 of 20,0" in browser.text("#filter-summary") and browser.complaints() == []
+        for name, change in ACTIONS.items():
+            draw = f"set({json.dumps(change)}); {PAINTED}"
+            record(name, lambda draw=draw: browser.run(draw))
+    print(took)
+    assert max(took.values()) < 1, took

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import run_folders
-from run_folders import FALSE, PROSE, RIGHT, held_out, write_rows, write_run
+from run_folders import FALSE, HOSTILE, PROSE, RIGHT, held_out, write_rows, write_run
 
 from gemma_grpo import view
 from gemma_grpo.errors import UserError
@@ -157,19 +157,6 @@ def test_a_token_file_that_is_damaged_or_of_other_rows_is_as_none(tmp_path):
     path = run / "rollouts" / "grpo-000002.jsonl"
     path.write_text(path.read_text().replace('"num_tokens": 5', '"num_tokens": 4', 1))
     assert not any(row["logps"] for row in at_stage(collect.collect([run]), "training"))
-
-
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    "<!-- <script> ",
-    "<img src=x onerror=alert(1)>",
-    "x" * 100_000,
-    "a\x00b\x1b[31m",
-    "\u202eright to left \u05e9\u05dc\u05d5\u05dd",
-    "😀" * 5 + "\u2028 \u2029",
-    "\ud800 half a pair",
-    "@@script@@ @@data@@",
-]
 
 
 def test_no_text_of_the_model_leaves_its_json_string(tmp_path):

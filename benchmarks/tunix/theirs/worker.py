@@ -22,7 +22,7 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
-PAD, BOS, NO_ID = 0, 2, -1
+PAD, NO_ID = 0, -1
 PACKAGES = ("google-tunix", "jax", "flax", "optax", "numpy")
 NEVER = 1_000_000  # steps
 # Of a model's shape, what both sides call alike.
@@ -30,11 +30,12 @@ SAME = ("num_layers", "embed_dim", "hidden_dim", "num_heads", "head_dim", "num_k
 
 
 class Numbers:
-    """A tokenizer whose text is the ids: "17 4 256". The rollout is told apart what ends one."""
+    """A tokenizer whose text is the ids: "17 4 256". Nothing is put before them, and the rollout is
+    told apart what ends one."""
 
     encode = staticmethod(lambda text: [int(token) for token in text.split()])
     decode = staticmethod(lambda ids: " ".join(map(str, ids)))
-    bos_id = staticmethod(lambda: BOS)
+    bos_id = staticmethod(lambda: 0)  # none
     eos_id = staticmethod(lambda: NO_ID)
     pad_id = staticmethod(lambda: PAD)
 

@@ -40,6 +40,9 @@ function stagesOf(run) {
 /** Whether an evaluation is of a step of training. */
 const isSnapshot = (name) => name.includes("-step-");
 
+/** What a reader calls a stage: grpo-step-000020 is "grpo step 20". */
+const titleOf = (name) => name.replace(/-step-0*(\d+)$/, " step $1");
+
 /** Whether a run's greedy completion of a problem is right at a stage; null where there is none. */
 function isRightAt(run, problem, stage) {
   const i = HELD_OUT[run].get(problem)?.get(DATA.stages.indexOf(stage))?.get(-1);

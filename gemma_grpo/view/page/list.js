@@ -27,7 +27,7 @@ function list() {
 
 function listRow(i) {
   const problem = problemOf(i), training = C.stage[i] === TRAINING;
-  const where = training ? `step ${C.step[i]}` : DATA.stages[C.stage[i]] + (C.sample[i] < 0 ? ", greedy" : `, sample ${C.sample[i] + 1}`);
+  const where = training ? `step ${C.step[i]}` : titleOf(DATA.stages[C.stage[i]]) + (C.sample[i] < 0 ? ", greedy" : `, sample ${C.sample[i] + 1}`);
   const target = training ? { view: "steps", run: C.run[i], step: C.step[i] } : { view: "problems", problem: C.prompt[i], sample: C.sample[i] };
   const clip = el("div.clip", rawText(i, 1200));
   clip.onclick = () => clip.classList.remove("clip", "long");
@@ -89,7 +89,7 @@ function filterForm() {
   return [
     typed("Search in completions and questions", "q", { type: "search" }, true),
     DATA.runs.length > 1 && choice("Run", "runs", [["", "any"], ...DATA.runs.map((run, k) => [String(k), run.name])]),
-    choice("Stage", "stage", named(DATA.stages)),
+    choice("Stage", "stage", [["", "any"], ...DATA.stages.map((name) => [name, titleOf(name)])]),
     choice("Kind", "kind", [["", "any"], ["greedy", "held out, greedy"], ["sampled", "held out, sampled"], ["training", "training"]]),
     typed("Step from", "from", steps), typed("to", "to", steps),
     pick("Difficulty", "difficulty", named(seen("difficulty"))), pick("Domain", "domain", named(seen("domain"))),

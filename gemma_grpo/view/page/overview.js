@@ -19,9 +19,9 @@ function overview() {
 }
 
 function figuresTable() {
-  const head = ["stage", "accuracy and 95 % interval, 0 to 100 %", "", "lenient", "pass@k", "format", "cut off", "trace", "reward", "tokens", "problems"];
+  const head = ["stage", "accuracy and 95 % interval, 0 to 100 %", "", "lenient", "pass@k", "format", "cut off", "trace", "true steps", "reward", "tokens", "problems"];
   const rows = DATA.runs.flatMap((run, k) => wholeStages(run).map((stage) => el("tr",
-    el("td", DATA.runs.length > 1 && runMark(k), stage.name),
+    el("td", DATA.runs.length > 1 && runMark(k), titleOf(stage.name)),
     el("td.chart", interval(stage, k)),
     el("td", percent(stage.accuracy)),
     el("td", { title: "accuracy, where a lenient parser finds the answer in the text" }, percent(stage.lenient_accuracy)),
@@ -29,6 +29,7 @@ function figuresTable() {
     el("td", percent(stage.format_rate)),
     el("td", percent(stage.truncation_rate)),
     el("td", number(stage.trace_score, 3)),
+    el("td", { title: "of the lines of reasoning with an equation, those that are true" }, percent(stage.true_steps)),
     el("td", number(stage.reward, 3)),
     el("td", number(stage.completion_length, 1)),
     el("td", stage.n === undefined ? "–" : stage.n))));
@@ -57,7 +58,7 @@ function pairedLines(run, k) {
   return Object.entries(run.paired).map(([name, pair]) => {
     const [after, before] = name.split("_vs_");
     const open = (way) => el("a", { href: "#" + fragment({ ...STATE, view: "problems", before, after, run: k, seek: way }) }, `${pair[way]} ${way}`);
-    return el("p.small.number", DATA.runs.length > 1 && runMark(k), `${after} against ${before}, the same ${pair.n} problems: `,
+    return el("p.small.number", DATA.runs.length > 1 && runMark(k), `${titleOf(after)} against ${titleOf(before)}, the same ${pair.n} problems: `,
       el("b", `${signed(100 * pair.difference, 1)} points`), ` (95 % interval ${signed(100 * pair.ci95[0], 1)} to ${signed(100 * pair.ci95[1], 1)}); `,
       open("gained"), ", ", open("lost"), `; exact McNemar p = ${pair.p_value.toPrecision(2)}`);
   });

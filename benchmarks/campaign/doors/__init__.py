@@ -1,0 +1,1 @@
+"""Inputs by door: settings, problems, checkpoints of others, run folders, commands."""
