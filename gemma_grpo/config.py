@@ -114,6 +114,11 @@ class RunConfig:
         return self.stages.split(",")
 
     @property
+    def samples_demonstrations(self) -> bool:
+        """Whether stage one imitates the model's own answers."""
+        return "sft" in self.stage_list and self.sft.demonstrations == "own"
+
+    @property
     def has_teacher(self) -> bool:
         """Whether GRPO distils one."""
         return bool(self.grpo.teacher) and "grpo" in self.stage_list
@@ -124,6 +129,8 @@ class RunConfig:
         sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
         if "sft" in self.stage_list and not self.sft.pack_tokens:
             sizes["sft.batch_size"] = self.sft.batch_size
+        if self.samples_demonstrations:
+            sizes["sft.own.batch_size / num_samples"] = self.sft.own.prompts
         if "grpo" in self.stage_list:
             sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
         return sizes
