@@ -329,9 +329,10 @@ def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
         lines.append(f"sft        {run.sft.num_steps} steps of {run.sft.batch_size} demonstrations")
     if run.samples_demonstrations:
         own = run.sft.own
+        asked = min(own.num_problems or len(task.train), len(task.train) - own.shots)
         lines.append(
-            f"           of the model's own: {own.num_samples} completions of each of "
-            f"{own.num_problems or len(task.train)} problems behind {own.shots} worked ones"
+            f"           of the model's own: {own.num_samples} completions of each of {asked} "
+            f"problems behind {own.shots} worked ones"
         )
     if "grpo" in run.stage_list:
         lines.append(
