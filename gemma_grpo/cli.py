@@ -61,10 +61,10 @@ def guarded(command: Callable[[], int]) -> int:
 
     try:
         return errors.guarded(of_devices)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # a collective that fails is the one or the other
         import jax
 
-        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
         if not (is_of_jax and jax.distributed.is_initialized()):
             raise
         line = " ".join(str(error).split())[:200]
@@ -187,7 +187,7 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            given = tyro.cli(
                 kind,
                 args=arguments,
                 prog=prog,
@@ -199,6 +199,9 @@ def parse(
         if not stop.code:
             raise  # --help
         raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
+    for part in given if isinstance(given, tuple) else (given,):
+        config.check_sizes(part)
+    return given
 
 
 def _without_frame(box: str) -> str:
@@ -291,8 +294,13 @@ def config_of(run_dir: Path) -> RunConfig:
             f"{error}; a run can be resumed by the version of gemma_grpo that began it"
         ) from error
     begun = (files.read_json(run_dir / origin.NAME) or {}).get("config")
-    if begun is not None:
-        check_unchanged(config.from_text(begun), run, f"{run_dir / 'config.yaml'} was edited")
+    if begun is None:
+        return run
+    try:
+        before = config.from_text(str(begun))
+    except UserError as error:
+        raise UserError(f"{run_dir / origin.NAME}: {error}; put the file back") from error
+    check_unchanged(before, run, f"{run_dir / 'config.yaml'} was edited")
     return run
 
 

@@ -31,6 +31,7 @@ OLD_FIELDS = {
     *("sft.accumulation_steps", "sft.length_bucket", "sft.packed_sizes"),
     *("grpo.accumulation_steps", "grpo.length_bucket", "grpo.packed_sizes", "grpo.prompt_bucket"),
 }
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 1e9  # settings in size: arrays are counted in 32 bits
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        for name, value in _flat(self).items():
-            may_be_infinite = name.endswith("max_grad_norm")
-            if isinstance(value, float) and not (math.isfinite(value) or may_be_infinite):
-                raise UserError(f"{name}={value}: must be finite")
+        check_sizes(self)
         if self.stages not in (",".join(STAGES), *STAGES):
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
         if self.grpo.scale == "mean" and not self.reward.is_binary:
@@ -136,6 +134,17 @@ class RunConfig:
         if "grpo" in self.stage_list:
             sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
         return sizes
+
+
+def check_sizes(settings: Any) -> None:
+    """Raises UserError for a number among a dataclass's settings, or theirs, that is NaN or too
+    large in size. Of what is no dataclass nothing is checked."""
+    for name, value in _flat(settings).items() if dataclasses.is_dataclass(settings) else ():
+        most = LARGEST_FLOAT if isinstance(value, float) else LARGEST
+        if name.endswith("max_grad_norm") and value == math.inf:
+            continue
+        if isinstance(value, int | float) and not abs(value) <= most:  # true for NaN too
+            raise UserError(f"{name}={value}: must be a number of at most {most:,} in size")
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+MOST_CHARS = 1000  # of an error that is printed
+
 
 class UserError(Exception):
     """Bad input from outside. Its message is one line: what is wrong, where, and the fix.
@@ -91,7 +93,7 @@ def guarded(command: Callable[[], int]) -> int:
             sys.stdout.flush()  # now, while a pipe that was closed is still one of our errors
             return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except InterruptedRunError as stop:
         print(f"{stop}; everything is saved, --resume goes on", file=sys.stderr)
@@ -125,6 +127,14 @@ def one_line(text: str, limit: int) -> str:
     """The text without line breaks, cut to `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """The text as one line: escapes in place of line breaks and of what moves a terminal's cursor,
+    and the middle of a long one left out."""
+    if len(text) > MOST_CHARS:
+        text = f"{text[: MOST_CHARS // 2]} ... {text[-MOST_CHARS // 2 :]}"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def expanded(path: str | Path) -> Path:

@@ -549,7 +549,7 @@ def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
     """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
     `compile` is in the others."""
     path = run_dir / "seconds.json"
-    spent = files.read_json(path) or {}
+    spent = report.seconds_of(run_dir)
     spent[name] = round(spent.get(name, 0.0) + seconds, 2)
     files.write_text(path, json.dumps(spent) + "\n")
 
@@ -574,7 +574,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)
         },
-        "seconds": files.read_json(run_dir / "seconds.json") or {},
+        "seconds": report.seconds_of(run_dir),
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if (run_dir / "metrics.jsonl").exists():

@@ -134,6 +134,14 @@ class Options:
     seed: int = 0
     """Of the text and of the initial weights."""
 
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.length < 2:
+            raise cli.UserError("--steps and --batch-size must be at least 1, --length at least 2")
+        if not 0 < self.learning_rate <= 1:  # false for NaN too
+            raise cli.UserError(
+                f"--learning-rate {self.learning_rate}: must be above 0, and 1 at most"
+            )
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""

@@ -30,6 +30,7 @@ REQUIRED = {  # of each row, with its type
     "num_tokens": int,
     "stopped": bool,
 }
+NUMBERS = ("group", "problem")  # of a row, if they are there
 MOVED = 10
 SHOWN_CHARS = 600  # of a completion
 SHOWN_ROWS = 10  # of the steps
@@ -110,13 +111,15 @@ def _change(flags: argparse.Namespace, settings: RunSettings) -> Change:
 def _config(run_dir: Path) -> dict[str, Any]:
     """config.yaml as plain values. Raises UserError if the folder is no run's."""
     path = run_dir / "config.yaml"
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{run_dir}: not a run directory ({path.name}: {error.strerror})"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({one_line(str(error), 120)})") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: must be a mapping of fields to values")
@@ -138,6 +141,8 @@ def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
     found += [(path, path.stem, None) for path in evaluations]
     parts, torn = [], []
     for path, stage, step in found:
+        if not path.is_file():
+            raise UserError(f"{path}: not a file; move it away")
         *lines, rest = path.read_bytes().split(b"\n")  # a completion may hold other separators
         rows = [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
         name = str(path.relative_to(run_dir))
@@ -159,7 +164,7 @@ def _order(path: Path) -> tuple[int, str]:
 def _row(line: bytes, where: str) -> dict:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON; delete the line") from error
     for name, kind in REQUIRED.items():
         if not isinstance(row, dict) or not isinstance(row.get(name), kind):
@@ -167,6 +172,9 @@ def _row(line: bytes, where: str) -> dict:
                 f"{where}: no {name!r} of type {kind.__name__}: another version of gemma_grpo "
                 "wrote it, which has to read it too"
             )
+    for name in NUMBERS:
+        if name in row and not (isinstance(row[name], int) and 0 <= row[name] < 2**31):
+            raise UserError(f"{where}: {name!r} is no number from 0; delete the line")
     return row
 
 

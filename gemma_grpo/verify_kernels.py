@@ -16,7 +16,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from gemma_grpo import cli
 from gemma_grpo.kernels import block_draw, packed_attention
@@ -32,6 +31,7 @@ from gemma_grpo.model import CONFIGS, Gemma3Config, Packed, check_seed
 
 TOLERANCE = 2e-3  # log-probs of order 10: float32 sums of 262 144 terms, in any order
 GRADIENT_TOLERANCE = 2e-2  # relative to the largest: softmax in bfloat16 before its matmul
+MOST_ROWS = 1 << 20
 SAME_TOKENS = 0.95  # of the rows, at least
 
 
@@ -53,7 +53,9 @@ class Finding:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return cli.guarded(lambda: tyro.cli(verify, args=arguments))
+    return cli.guarded(
+        lambda: cli.parse(verify, arguments, command="verify_kernels", description=__doc__)
+    )
 
 
 def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: int = 0) -> int:
@@ -67,8 +69,8 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
     Returns:
         0 if all are within tolerance, else 1.
     """
-    if rows < 1:
-        raise cli.UserError(f"--rows {rows}: must be at least 1")
+    if not 1 <= rows <= MOST_ROWS:
+        raise cli.UserError(f"--rows {rows}: must be from 1 to {MOST_ROWS:,}")
     check_seed(seed)
     cli.check_tpu()
     device, config = jax.devices()[0], CONFIGS[f"gemma3-{size}"]

@@ -9,7 +9,18 @@ from pathlib import Path
 import jax
 import pytest
 
-from gemma_grpo import ablation, cli, pretrain, rescore, view
+from gemma_grpo import (
+    ablation,
+    cli,
+    config,
+    evaluate,
+    generate,
+    pretrain,
+    rescore,
+    runtime,
+    train,
+    view,
+)
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import origin
@@ -88,6 +99,63 @@ def test_what_a_command_dies_of_is_one_line(capsys, error, status, words):
     assert cli.guarded(command) == status
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_an_error_is_one_line_also_of_a_name_with_line_breaks_and_escapes(capsys):
+    def command():
+        raise UserError("no file a\nb\u2028\x1b[31m" + "x" * 5000 + ": name another")
+
+    assert cli.guarded(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no file a\\nb\\u2028\\x1b[31mxx") and said.count("\n") == 1
+    assert said.endswith("x: name another\n") and len(said) < 1100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("UNAVAILABLE: Connection closed by peer"),
+        ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"),
+    ],
+)
+def test_a_collective_that_fails_is_a_lost_process_and_alone_a_bug(capsys, monkeypatch, error):
+    def command():
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.guarded(command)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="3"):
+        cli.guarded(command)
+    assert "process 0 of 1 lost the others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, flags, words",
+    [
+        (train, "--grpo.pack-tokens 9223372036854775808", "grpo.pack_tokens=9223372036854775808"),
+        (train, "--sft.optimizer.learning-rate 1e10", "sft.optimizer.learning_rate=10000000000.0"),
+        (train, "--reward.end.trace -1e300", "reward"),
+        (train, "--grpo.optimizer.max-grad-norm nan", "max_grad_norm=nan"),
+        (generate, "--prompt x --max-completion-length 4294967296", "max_completion_length=42949"),
+        (evaluate, "gemma3-nano --temperature nan", "temperature"),
+        (pretrain, "out --steps -1", "--steps"),
+        (pretrain, "out --learning-rate nan", "--learning-rate nan"),
+        (pretrain, "out --length 1", "--length"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_before_anything_is_loaded(
+    capsys, monkeypatch, command, flags, words
+):
+    monkeypatch.setattr(runtime, "load_model", lambda *_, **__: pytest.fail("was loaded"))
+    assert command.main(flags.split()) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_gradient_norm_may_be_infinite():
+    config.from_text("grpo: {optimizer: {max_grad_norm: .inf}}")
 
 
 def test_a_pipe_that_was_closed_is_no_error(capsys, monkeypatch):

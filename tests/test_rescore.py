@@ -1,6 +1,7 @@
 """Re-scoring a finished run: figures worked by hand, and the runs that kills and years leave."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -324,6 +325,18 @@ def test_other_folders_and_other_versions_are_one_line(tmp_path, capsys):
     assert f"{path}:1: not JSON" in error(capsys, run)
     write(path, [{name: v for name, v in right(reward=1.0).items() if name != "format"}])
     assert "grpo-000001.jsonl has no 'format'" in error(capsys, run)
+    for name, value, words in (
+        ("format", [], "1: format is \\[\\], no number"),
+        ("trace", 10**400, "1: trace is 1000+\\.\\.\\., no number"),
+        ("group", "a", "1: 'group' is no number from 0"),
+        ("problem", -1, "1: 'problem' is no number from 0"),
+    ):
+        write(path, [right(reward=1.0) | {name: value}])
+        assert re.search(words, error(capsys, run)), name
+    path.write_text("[" * 100_000 + "\n")
+    assert f"{path}:1: not JSON" in error(capsys, run)
+    (run / "config.yaml").write_text("a: " + "[" * 1000)
+    assert "config.yaml: not YAML" in error(capsys, run)
     (run / "config.yaml").write_text("reward: {start: {correctness: 1, style: 2}}")
     assert "config.yaml is of another version" in error(capsys, run)
     (run / "config.yaml").write_text("a: [")

@@ -29,7 +29,11 @@ def test_an_op_that_is_off_is_named_and_the_status_is_1(capsys, monkeypatch):
 
 
 def test_no_rows_and_no_seed_of_jaxs_are_refused(capsys):
-    for arguments, named in ((["--rows", "0"], "--rows 0"), (["--seed", "-1"], "seed=-1")):
+    for arguments, named in (
+        (["--rows", "0"], "--rows 0"),
+        (["--rows", "x"], "--rows"),
+        (["--seed", "-1"], "-1"),
+    ):
         assert verify_kernels.main(arguments) == 2
         error = capsys.readouterr().err
         assert named in error and error.count("\n") == 1

@@ -27,7 +27,7 @@ def kills(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
             arguments = _resumed(run_dir) if (run_dir / "config.yaml").exists() else _fresh(run_dir)
             child = runs.train(arguments, log)
             if done < number:
-                status = runs.status_of(child, cpu_seconds=draw.uniform(0.0, whole))
+                status = runs.status_of(child, after_cpu=draw.uniform(0.0, whole))
                 if status is None:
                     runs.kill(child)
                     done += 1

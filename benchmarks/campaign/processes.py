@@ -33,7 +33,7 @@ def processes(folder: Path, number: int, seed: int = 0) -> Iterator[dict]:
         which = draw.randrange(NUMBER)
         how = (signal.SIGKILL, signal.SIGSTOP)[lost % 2]
         at = draw.uniform(0.0, 1.0) * ends[which][1]
-        if runs.status_of(job[which], cpu_seconds=at) is None:
+        if runs.status_of(job[which], after_cpu=at) is None:
             os.kill(job[which], how)
         began = time.monotonic()
         others = [child for place, child in enumerate(job) if place != which]

@@ -41,6 +41,7 @@ def fork(work: Callable[[], int], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         status = work()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,10 +66,10 @@ def train(arguments: Sequence[str], log: Path, before: Callable[[], None] = lamb
 
 
 def status_of(
-    child: int, *, within: float | None = None, cpu_seconds: float | None = None
+    child: int, *, within: float | None = None, after_cpu: float | None = None
 ) -> int | None:
     """How a child ended (-9 for a kill), once it did; None if it runs on `within` seconds from now,
-    or once it has taken `cpu_seconds`, which a busy machine does not stretch."""
+    or once it has taken `after_cpu` CPU seconds, which a busy machine does not stretch."""
     deadline = None if within is None else time.monotonic() + within
     while True:
         ended, how = os.waitpid(child, os.WNOHANG)
@@ -76,7 +77,7 @@ def status_of(
             return os.waitstatus_to_exitcode(how)
         if deadline is not None and time.monotonic() > deadline:
             return None
-        if cpu_seconds is not None and cpu_seconds(child) >= cpu_seconds:
+        if after_cpu is not None and cpu_seconds(child) >= after_cpu:
             return None
         time.sleep(0.02)
 

@@ -24,6 +24,8 @@ HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one proble
 
 SESSION = "session"  # the source of problems that came from Python, not from a name
 
+MOST_GENERATED = 100_000  # seconds of drawing, and as many different ones are there
+
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
     "FILE.jsonl, FILE.csv, FILE.parquet or TRAIN.jsonl,TEST.jsonl"
@@ -81,6 +83,11 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
 def _finite(num: int, source: str) -> int:
     if num == 0:
         raise UserError(f"{source} has no end, so it cannot give all problems: say how many")
+    if num > MOST_GENERATED:
+        raise UserError(
+            f"{source}: {num:,} problems are more than it draws before a run starts: ask for at "
+            f"most {MOST_GENERATED:,}"
+        )
     return num
 
 

@@ -96,7 +96,8 @@ def read_parquet(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
             rows = _rows(pyarrow.parquet.ParquetFile(file).read())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (OSError, pyarrow.ArrowException, ValueError) as error:  # ValueError: text in no UTF-8
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:
+        # Text that is not UTF-8 is a ValueError, a time that Python cannot hold an OverflowError.
         raise UserError(f"cannot read {path} as parquet: {_first_line(error)}") from error
     if not rows:
         raise UserError(f"no problems in {path}: it has no rows")
@@ -126,6 +127,8 @@ def _rows(table: "pyarrow.Table") -> list[dict[str, Any]]:
     rounds to them: float32 0.1 as 0.1, not as 0.10000000149011612."""
     import pyarrow
 
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError(f"it names a column twice ({', '.join(table.column_names)})")
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         columns[name] = column.to_pylist()

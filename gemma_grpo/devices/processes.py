@@ -6,9 +6,11 @@ functions below: every process calls them at the same point, and all go on with 
 stop with the same error. In a job of one process they just call the given function.
 """
 
+import atexit
 import os
 import pickle
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -65,6 +67,32 @@ def join(
             f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give "
             "--coordinator host:port, --num-processes and --process-id"
         ) from error
+    _watch(f"process {jax.process_index()} of {jax.process_count()}")
+
+
+def _watch(name: str) -> None:
+    """Starts a process that says a line should this one end without having left in order: where
+    another one is lost, JAX's runtime may abort, of which Python hears nothing."""
+    line = (
+        f"error: {name} has ended early: another one was lost, or this one was killed; start all "
+        "of them again, with --resume\n"
+    )
+    program = "import sys; sys.stdin.read() or sys.stderr.write(sys.argv[1])"
+    watcher = subprocess.Popen(
+        [sys.executable, "-ISc", program, line],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+
+    def leave() -> None:
+        try:
+            jax.distributed.shutdown()  # waits for the others
+        except RuntimeError:
+            return  # they are lost, which the watcher says
+        watcher.communicate("in order")
+
+    atexit.register(leave)
 
 
 def _address(coordinator: str) -> tuple[str, int]:

@@ -413,7 +413,7 @@ def _digests(path: Path) -> dict[str, str]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a finished checkpoint's bytes, in one phrase; None if nothing."""
     try:
-        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = files.read_bytes(path / SUMS).decode().splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         return f"{SUMS} is unreadable"

@@ -37,7 +37,7 @@ def read_back(folder: Path, name: str) -> tuple[dict, list[dict]] | None:
         return None
     path = folder / f"{name}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8")
+        lines = files.read_bytes(path).decode()
         rows = [json.loads(line) for line in lines.split("\n")[:-1]]
         if result.pop(SEAL) == seal(result, lines):
             return result, rows

@@ -54,6 +54,10 @@ def atomic_write(
         return
     own = f".{os.getpid()}" if shared else ""
     path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise UserError(f"cannot write {path}: a link to itself; {another_place or 'remove it'}")
+    if not path.name:  # the root
+        raise UserError(f"cannot write {path}: it is a folder; {another_place or 'name a file'}")
     unfinished = path.with_name(f"{path.name}{own}{TEMPORARY}")
     with write_errors(path, another_place=another_place):
         _remove(unfinished)
@@ -75,11 +79,18 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def read_bytes(path: Path) -> bytes:
+    """What is in a file. Raises OSError for a FIFO too, which might never say anything."""
+    if is_stream(path):
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None without one. Of a damaged file a line on stderr says so, and
     None is returned: of use for what can be made again."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
         if isinstance(content, dict):
             return content
     except FileNotFoundError:

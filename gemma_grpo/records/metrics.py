@@ -256,7 +256,7 @@ def truncate_after(run_dir: Path, stage: str, step: int) -> None:
     last = (STAGES.index(stage), step)
     path = run_dir / "metrics.jsonl"
     kept_bytes, reached = 0, None
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(files.read_bytes(path).splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         try:
@@ -284,7 +284,7 @@ def last_step(run_dir: Path, stage: str) -> int:
     """The last step of a stage that a run has recorded; 0 if none. Torn lines are skipped."""
     path = run_dir / "metrics.jsonl"
     last = 0
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in files.read_bytes(path).splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             values = json.loads(line)
             if values["stage"] == stage:

@@ -5,10 +5,13 @@ What is missing or torn is left out, never guessed. Does not import jax.
 
 import json
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemma_grpo.errors import UserError
+from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluations", "rollouts", "summary.json")
@@ -67,7 +70,7 @@ def last_weights(run_dir: Path) -> Path:
 def json_lines(path: Path) -> tuple[list[dict], int]:
     """The objects of a .jsonl file, and how many of its lines are none; none where it is absent."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = files.read_bytes(path).decode(errors="replace")
     except OSError:
         return [], 0
     rows, bad = [], 0
@@ -83,10 +86,23 @@ def json_lines(path: Path) -> tuple[list[dict], int]:
 def json_object(path: Path) -> dict:
     """The object in a .json file; empty where there is none."""
     try:
-        value = _parsed(path.read_text(encoding="utf-8", errors="replace"))
+        value = _parsed(files.read_bytes(path).decode(errors="replace"))
     except OSError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that can be computed with: finite, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN too
+
+
+def is_right(row: Mapping[str, Any]) -> bool:
+    """Whether a completion's row says that it is right."""
+    correctness = row.get("correctness")
+    return is_number(correctness) and correctness > 0
 
 
 def _parsed(text: str) -> Any:

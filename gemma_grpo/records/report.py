@@ -13,8 +13,10 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files
+from gemma_grpo.records.read import is_number
 
 PHASES = ("easy", "medium", "hard")
+LONGEST = 1e9  # seconds; more are none
 WEIGHTS = ("correctness", "trace", "confidence", "verbosity")
 BLUE, GREEN, PURPLE, ORANGE, GREY = "#2458a6", "#2e8b57", "#7d55b0", "#d0742a", "#777777"
 WEIGHT_COLORS = (GREEN, PURPLE, BLUE, GREY)  # as in the panels of accuracy and trace
@@ -80,25 +82,33 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
             "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
             {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
-            absent or None shows as "-". "rollbacks": those of `records.rollbacks`.
+            absent or no number shows as "-". "rollbacks": those of `records.rollbacks`.
     """
     names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
     rows = [names]
-    rows += [_stage_row(name, stage) for name, stage in summary["stages"].items()]
+    stages = summary["stages"].items()
+    rows += [_stage_row(name, stage) for name, stage in stages if isinstance(stage, Mapping)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = []
     for name, *values in rows:
         cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    pairs = summary.get("paired", {})
-    if pairs:
+    if isinstance(pairs := summary.get("paired"), Mapping) and pairs:
         lines += ["", "accuracy, same problems before and after:"]
         lines += [f"  {name}: {_describe_pair(pair)}" for name, pair in pairs.items()]
     for each in summary.get("rollbacks", []):
         rate = f"with {each['rate_factor']:g} times the learning rate"
         lines += ["", f"went back from step {each['at']} to {each['to']}, {rate}: {each['why']}"]
     return "\n".join(lines)
+
+
+def seconds_of(run_dir: Path) -> dict[str, float]:
+    """A run's seconds.json: what each part took, by its name. What is no such number is left out;
+    of a damaged file a line on stderr says so."""
+    spent = files.read_json(run_dir / "seconds.json") or {}
+    is_time = lambda value: is_number(value) and 0 <= value < LONGEST
+    return {name: seconds for name, seconds in spent.items() if is_time(seconds)}
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -112,7 +122,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 def _read_lines(path: Path) -> list[dict]:
     """The complete lines of metrics.jsonl; a run still writing may be within its last."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_bytes(path).decode()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from error
     except UnicodeDecodeError as error:
@@ -200,7 +210,7 @@ def _step_label(lines: list[dict]) -> str:
 
 
 def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
-    low, high = stage.get("accuracy_ci95") or (None, None)
+    low, high = _interval(stage.get("accuracy_ci95"))
     interval = "-" if low is None else f"{_percent(low)} to {_percent(high)}"
     n = stage.get("n")
     return [
@@ -211,22 +221,32 @@ def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
         _decimal(stage.get("trace_score")),
         _percent(stage.get("true_steps")),
         _decimal(stage.get("reward")),
-        "-" if n is None else str(n),
+        str(n) if is_number(n) else "-",
     ]
 
 
-def _describe_pair(pair: Mapping[str, Any]) -> str:
-    low, high = pair["ci95"]
+def _describe_pair(pair: Any) -> str:
+    fields = pair if isinstance(pair, Mapping) else {}
+    low, high = _interval(fields.get("ci95"))
+    names = ("difference", "gained", "lost", "n", "p_value")
+    if low is None or not all(is_number(fields.get(name)) for name in names):
+        return "-"
+    difference, gained, lost, n, p_value = (fields[name] for name in names)
     return (
-        f"{100 * pair['difference']:+.1f} points (95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}); {pair['gained']} problems gained, {pair['lost']} lost of "
-        f"{pair['n']}; exact McNemar p = {pair['p_value']:.2g}"
+        f"{100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}); "
+        f"{gained} problems gained, {lost} lost of {n}; exact McNemar p = {p_value:.2g}"
     )
 
 
-def _percent(share: int | float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _interval(value: Any) -> tuple[Any, Any]:
+    """Its two ends; None and None of what is none."""
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+    return tuple(value) if is_pair else (None, None)
 
 
-def _decimal(value: int | float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _percent(share: Any) -> str:
+    return f"{100 * share:.1f} %" if is_number(share) else "-"
+
+
+def _decimal(value: Any) -> str:
+    return f"{value:.3f}" if is_number(value) else "-"

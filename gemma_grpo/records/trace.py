@@ -23,9 +23,9 @@ def gained(run_dir: Path) -> str | None:
     stages = without_snapshots(greedy_rows(run_dir))
     *earlier, last = list(stages.values()) or [{}]
     wrong_in = {
-        number: sum(number in rows and not _is_right(rows[number]) for rows in earlier)
+        number: sum(number in rows and not read.is_right(rows[number]) for rows in earlier)
         for number, row in last.items()
-        if _is_right(row)
+        if read.is_right(row)
     }
     if not any(wrong_in.values()):
         return None
@@ -70,7 +70,7 @@ def through_stages(stages: Mapping[str, Mapping[int, dict]], number: int) -> str
     lines = [f"problem {number}", *_wrapped(printable(str(first.get("prompt"))), "  ")]
     lines.append(f"  answer: {printable(str(first.get('answer')))}")
     for name, row in found.items():
-        right = "right" if _is_right(row) else "wrong"
+        right = "right" if read.is_right(row) else "wrong"
         lines += ["", f"{name}: {right}{_paid(row)}", *_cut(_text(row))]
     return "\n".join(lines)
 
@@ -90,19 +90,13 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def _is_right(row: Mapping) -> bool:
-    return (row.get("correctness") or 0) > 0
-
-
 def _text(row: Mapping) -> str:
     return str(row.get("completion") or "")
 
 
 def _paid(row: Mapping) -> str:
     names = ("trace", "confidence", "format")
-    return "".join(
-        f", {name} {row[name]:.2f}" for name in names if isinstance(row.get(name), int | float)
-    )
+    return "".join(f", {name} {row[name]:.2f}" for name in names if read.is_number(row.get(name)))
 
 
 def _cut(text: str) -> Sequence[str]:

@@ -5,6 +5,7 @@ another reader is asked for. Does not import jax.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from gemma_grpo.errors import UserError
+from gemma_grpo.errors import UserError, shown
 from gemma_grpo.rewards import answers, components, custom, lenient, scores
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import END_WEIGHTS, RewardWeights, weights_at
@@ -225,14 +226,22 @@ def _sample(row: dict, max_tokens: int) -> Sample:
 
 
 def _saved(part: Part, name: str) -> Float[np.ndarray, " B"]:
-    """A component's saved values. Raises UserError if the run did not save it."""
-    try:
-        return np.array([row[name] for row in part.rows], np.float64)
-    except KeyError as error:
-        raise UserError(
-            f"{part.name} has no {name!r}: the run is of another version of gemma_grpo, or its "
-            "config.yaml of another run"
-        ) from error
+    """A component's saved values, NaN where it is null. Raises UserError if the run did not save
+    it, or if one is no number."""
+    values = []
+    for number, row in enumerate(part.rows, start=1):
+        if name not in row:
+            raise UserError(
+                f"{part.name} has no {name!r}: the run is of another version of gemma_grpo, or its "
+                "config.yaml of another run"
+            )
+        value = math.nan if row[name] is None else row[name]
+        if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+            raise UserError(
+                f"{part.name}:{number}: {name} is {shown(value)}, no number; delete the line"
+            )
+        values.append(value)
+    return np.array(values, np.float64)
 
 
 def _filled(values: np.ndarray, groups: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:

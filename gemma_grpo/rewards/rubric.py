@@ -9,7 +9,6 @@ A rubric is a YAML file, for each domain of the data a list of criteria:
       - Does it say that the list must be sorted?
 """
 
-import math
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from gemma_grpo.errors import UserError, shown
+from gemma_grpo.errors import UserError, one_line, shown
 from gemma_grpo.rewards.judge import Question
 from gemma_grpo.rewards.sample import Sample
 from gemma_grpo.rewards.verdicts import Verdicts
@@ -45,13 +44,7 @@ def load_rubric(path: Path, domains: Collection[str]) -> Rubric:
         UserError: no such file, not YAML, a domain that the data does not have, one without
             criteria, or a criterion that is no question or whose weight is no number above 0.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"rubric {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"rubric {path}: not YAML ({' '.join(str(error).split())})") from error
+    values = _read(path)
     if not isinstance(values, dict) or not values:
         raise UserError(f"rubric {path}: has no criteria; write a domain and a list under it")
     rubric = {}
@@ -71,6 +64,22 @@ def load_rubric(path: Path, domains: Collection[str]) -> Rubric:
     return rubric
 
 
+def _read(path: Path) -> Any:
+    """What is in the YAML file. Raises UserError if it cannot be read, or has a domain twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"rubric {path}: {reason}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Also a number of 5000 digits, a thousand brackets.
+        raise UserError(f"rubric {path}: not YAML ({one_line(str(error), 200)})") from error
+    if isinstance(values, dict) and len(values) < len(tree.value):
+        raise UserError(f"rubric {path}: has a domain twice; write its criteria in one list")
+    return values
+
+
 def _criterion(value: Any, where: str) -> Criterion:
     fields = value if isinstance(value, dict) else {"ask": value}
     if unknown := fields.keys() - {"ask", "weight"}:
@@ -82,7 +91,7 @@ def _criterion(value: Any, where: str) -> Criterion:
     if not isinstance(ask, str) or not ask.strip():
         raise UserError(f"{where}: is {shown(ask)}; write a yes/no question, in quotes")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (is_number and math.isfinite(weight) and weight > 0):
+    if not (is_number and 0 < weight < sys.float_info.max):  # false for NaN too
         raise UserError(f"{where}: weight is {shown(weight)}; give a number above 0")
     return Criterion(ask.strip(), float(weight))
 

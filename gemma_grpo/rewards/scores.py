@@ -1,5 +1,6 @@
 """Scores of a batch of samples: every component and the weighted total."""
 
+import inspect
 import math
 import sys
 import traceback
@@ -183,6 +184,8 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
         raise UserError(
             f"reward {name!r} raised {_described(error)} {where}: fix it or return 0.0 there"
         ) from error
+    if inspect.iscoroutine(value):
+        value.close()  # else Python warns, lines later, that nobody waited for it
     try:
         # SupportsFloat takes 0-d arrays and Fractions too; a str has float() but no __float__.
         # It is slow to ask, so what is plain is asked first.

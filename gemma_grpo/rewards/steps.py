@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from gemma_grpo.rewards import number_words
@@ -101,8 +102,8 @@ def read_steps(reasoning: str, prompt: str) -> Steps:
 
 def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
     """The first MAX_LINES lines of `reasoning` as they are read, in order."""
-    known, asked = question_numbers(prompt), _content_words(prompt)
-    flat_prompt, has_sentence = _flat(prompt), False
+    numbers, asked, flat_prompt = _question(prompt)
+    known, has_sentence = set(numbers), False
     seen: set[Equation] = set()
     said: set[str] = set()
     for line in _lines(reasoning):
@@ -125,6 +126,13 @@ def read_lines(reasoning: str, prompt: str) -> Iterator[Line]:
                 has_sentence |= is_new
                 said |= words
             yield Line("sentence" if is_new else "other")
+
+
+@lru_cache(maxsize=1000)  # the completions of a group share it
+def _question(prompt: str) -> tuple[frozenset[Fraction], frozenset[str], str]:
+    """The numbers of a question, its words, and its text as `_flat` has it."""
+    words = frozenset(_content_words(prompt))
+    return frozenset(question_numbers(prompt)), words, _flat(prompt)
 
 
 def true_lines(reasoning: str) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def overview(run_dir: Path) -> str:
     names = list(stages)
     results = {name: read.json_object(run_dir / "evaluations" / f"{name}.json") for name in names}
     summary = read.json_object(run_dir / "summary.json")
-    parts = [report.before_after_table({"stages": results, "paired": summary.get("paired") or {}})]
+    parts = [report.before_after_table({"stages": results, "paired": summary.get("paired")})]
     for before, after in zip(names, names[1:], strict=False):
         parts.append(_changes(stages[before], stages[after], f"{before} to {after}"))
     if shown := trace.gained(run_dir):
@@ -44,8 +44,8 @@ def problem(run_dir: Path, number: int) -> str:
 
 def _changes(before: dict[int, dict], after: dict[int, dict], label: str) -> str:
     """The numbers of the problems gained and lost, the first twenty of each."""
-    was = {number: (row.get("correctness") or 0) > 0 for number, row in before.items()}
-    is_now = {number: (row.get("correctness") or 0) > 0 for number, row in after.items()}
+    was = {number: read.is_right(row) for number, row in before.items()}
+    is_now = {number: read.is_right(row) for number, row in after.items()}
     both = sorted(was.keys() & is_now.keys())
     gained = [number for number in both if is_now[number] and not was[number]]
     lost = [number for number in both if was[number] and not is_now[number]]

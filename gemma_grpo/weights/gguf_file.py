@@ -143,7 +143,8 @@ def _check_other_settings(header: Header, config: Gemma3Config) -> None:
             is_ours = np.array_equal(stated, np.logical_not(config.is_global))
         else:
             is_ours = any(
-                stated == one if type(one) is str else _same(stated, one) for one in known
+                type(stated) is str and stated == one if type(one) is str else _same(stated, one)
+                for one in known
             )
         if not is_ours:
             raise UserError(

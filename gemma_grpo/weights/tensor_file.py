@@ -76,6 +76,8 @@ def slots(path: Path) -> dict[str, Slot]:
     Raises:
         UserError: no safetensors file, or one that was cut short.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: not a file; fetch it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

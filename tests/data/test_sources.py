@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gemma_grpo.data import gsm8k, reasoning_gym, sources
@@ -130,6 +132,8 @@ def test_an_unknown_source_names_the_known_ones(source):
         ("gsm8k:", 0, "names no path"),
         ("curriculum", -1, "cannot load -1 problems"),
         ("reasoning_gym", 3, "reasoning_gym needs a task"),
+        ("curriculum", 10**6, "1,000,000 problems are more .* at most 100,000"),
+        ("reasoning_gym:chain_sum", 2**63, "at most 100,000"),
     ],
 )
 def test_a_bad_source_is_one_clear_line(source, num, message):
@@ -202,6 +206,16 @@ def test_faulty_parquet_files_are_refused(tmp_path):
         load(str(tmp_path / "bad.parquet"))
     with pytest.raises(UserError, match="no such file: gone.parquet"):
         load("gone.parquet")
+    forever = pyarrow.array([2**62], pyarrow.duration("s"))
+    table = pyarrow.table({"prompt": ["a"], "answer": forever})
+    pyarrow.parquet.write_table(table, tmp_path / "time.parquet")
+    with pytest.raises(UserError, match=r"cannot read .*time\.parquet as parquet"):
+        load(str(tmp_path / "time.parquet"))
+    texts = pyarrow.array(["a"])
+    twice = pyarrow.Table.from_arrays([texts, texts, texts], ["prompt", "answer", "answer"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="names a column twice"):
+        load(str(tmp_path / "twice.parquet"))
     with pytest.raises(UserError, match=r"no problems in .*none\.parquet"):
         load(write_parquet(tmp_path / "none.parquet", []))
 

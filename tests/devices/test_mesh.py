@@ -1,7 +1,5 @@
 """What is sharded, what is replicated, and that it changes no result."""
 
-from types import SimpleNamespace
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -121,10 +119,9 @@ def test_resharding_moves_nothing_through_the_host(dtype):
     assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
 
 
-def test_only_a_cpu_is_given_options_of_a_cpu():
-    of = lambda platform: SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
-    assert mesh.training_options(of("cpu")).keys() <= {"xla_cpu_experimental_ynn_fusion_type"}
-    assert mesh.training_options(of("tpu")) is mesh.training_options(of("gpu")) is None
+def test_only_a_cpu_is_given_options_of_a_cpu(v5e):
+    assert mesh.training_options(mesh.data_mesh()) == mesh.CPU_OPTIONS
+    assert mesh.training_options(mesh.data_mesh(v5e)) is None
 
 
 def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):

@@ -184,6 +184,10 @@ def test_a_fifo_or_a_device_is_written_through_and_stays(tmp_path):
     assert names_in(tmp_path) == ["fifo"] and stat.S_ISFIFO(fifo.stat().st_mode)
     files.require_new_file(fifo)
     files.require_new_file(Path("/dev/null"))
+    with pytest.raises(OSError, match="is no file"):  # reading it would wait for a writer
+        files.read_bytes(fifo)
+    with pytest.raises(UserError, match="cannot write /: it is a folder"):
+        files.write_text(Path("/"), "x")
 
 
 def test_what_is_there_is_refused_before_the_work_and_not_after(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The picture shows what metrics.jsonl says, and says where it says nothing; the table lines up."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -220,6 +221,24 @@ def test_the_table_shows_paired_differences_with_their_direction():
         "  sft -> grpo: +13.2 points (95 % interval +9.5 to -0.4); 50 problems gained, 9 lost of "
         "314; exact McNemar p = 3.2e-07",
     ]
+
+
+@pytest.mark.parametrize("damaged", [None, True, [], [1], {}, {"a": 1}, "x", math.nan, 10**400])
+def test_what_is_no_number_shows_as_not_measured(damaged):
+    names = ("accuracy", "accuracy_ci95", "format_rate", "trace_score", "true_steps", "reward", "n")
+    stage, pair = dict.fromkeys(names, damaged), dict.fromkeys(("difference", "ci95"), damaged)
+    table = report.before_after_table({"stages": {"base": stage}, "paired": {"a": pair}})
+    assert table.splitlines()[2].split() == ["base", *"-" * 7]
+    assert table.splitlines()[-1] == "  a: -"
+    pairs = 3 * (damaged == {"a": 1})
+    table = report.before_after_table({"stages": {}, "paired": damaged})
+    assert len(table.splitlines()) == 2 + pairs
+
+
+def test_times_that_are_none_are_left_out(tmp_path):
+    path = tmp_path / "seconds.json"
+    path.write_text('{"sft": 3.5, "grpo": 7, "a": "x", "b": null, "c": NaN, "d": -1, "e": 1e30}')
+    assert report.seconds_of(tmp_path) == {"sft": 3.5, "grpo": 7}
 
 
 def test_a_summary_without_stages_yet_is_a_header():

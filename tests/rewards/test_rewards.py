@@ -1,5 +1,6 @@
 """Reading an answer, comparing it, and rewarding it. Expected values are worked by hand."""
 
+import gc
 import itertools
 import json
 import math
@@ -1015,6 +1016,16 @@ def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
     short = rewards.batch_reward(lambda samples: [1.0])
     with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
         rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])
+
+
+def test_a_coroutine_is_no_number_and_leaves_no_warning_behind(recwarn):
+    async def mine(sample):
+        return 1.0
+
+    with pytest.raises(UserError, match="'mine' returned <coroutine"):
+        rewards.score([sample()], START_WEIGHTS, [("mine", mine, 1.0)])
+    gc.collect()
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ def test_a_criterion_is_a_text_or_a_text_with_a_weight(tmp_path):
         ("x: [{ask: b, weight: two}]\n", "weight is 'two'"),
         ("x: ['short?', 'short?']\n", "asks the same twice"),
         ("x: [short?\n", "not YAML"),
+        ("x: " + "[" * 1000, "not YAML"),
+        ("x: [{ask: b, weight: " + "9" * 5000 + "}]\n", "not YAML"),
+        ("x: [{ask: b, weight: 1" + "0" * 400 + "}]\n", "weight is 1000"),
+        ("x: [a]\nx: [b]\n", "has a domain twice"),
     ],
 )
 def test_a_bad_rubric_is_one_line_that_names_file_domain_and_criterion(tmp_path, text, named):

@@ -27,6 +27,19 @@ def test_a_problem_is_shown_through_all_stages(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize("value", [None, "x", [], {"a": 1}, 10**400, "NaN"])
+def test_a_row_whose_verdict_is_damaged_is_not_right(tmp_path, capsys, value):
+    run = write_run(tmp_path / "run")
+    rows = held_out([RIGHT, RIGHT, RIGHT])
+    rows[1] |= {"correctness": value, "trace": value}
+    write_rows(run / "evaluations" / "grpo.jsonl", rows)
+    assert view.main([str(run), "--text"]) == 0
+    assert "base to sft, lost 1: 0" in (said := capsys.readouterr().out)
+    assert "sft to grpo, gained 2: 0 2" in said
+    assert view.main([str(run), "--text", "--problem", "1"]) == 0
+    assert "grpo: wrong, confidence" in capsys.readouterr().out
+
+
 def test_a_run_without_evaluations_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("")
     assert view.main([str(tmp_path), "--text"]) == 0

@@ -166,6 +166,7 @@ def test_a_size_that_is_no_known_models_is_refused_beside_the_nearest_known_one(
     "key, ours, theirs",
     [
         ("rope.scaling.type", "linear", "yarn"),
+        ("rope.scaling.type", "none", [1, 2]),
         ("rope.scaling.attn_factor", 1.0, 0.5),
         ("rope.freq_base_swa", 1e4, 1e6),
         ("rope.dimension_count", 32, 16),

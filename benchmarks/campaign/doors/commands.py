@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.campaign.doors.case import DAMAGES, VALUES, Case, all_of, copied, shown, written
-from benchmarks.campaign.doors.settings import FEW, NUMBERS, TEXTS
+from benchmarks.campaign.doors.settings import FEW, TEXTS
 
 TRAIN = ["train", *FEW]
 SAY = ["--prompt=What is 1 + 1?", "--max-completion-length=2"]
@@ -41,11 +41,9 @@ def _arguments() -> Iterator[Case]:
     for command in ALL:
         for arguments in (
             ["--no-such-flag"],
-            ["--"],
             ["-x"],
             ["a", "b", "c", "d", "e"],
             ["--=x"],
-            ["---"],
             [""],
         ):
             yield Case(
@@ -179,6 +177,8 @@ def _prompts(model: str) -> Iterator[Case]:
     for file in ("q.txt", "q.jsonl"):
         good = written(file, "one\n" if file == "q.txt" else '{"prompt": "one"}\n')
         for damage, change in DAMAGES.items():
+            if damage == "a FIFO":
+                continue  # `--prompts <(...)` is one: it waits for its writer, as it should
             make = all_of(good, lambda folder, c=change, f=file: c(folder / f))
             yield Case("prompts", f"{file}: {damage}", [*run, f"--prompts={file}"], make)
     good = written("q.txt", "one\n")
@@ -238,6 +238,14 @@ def _evaluate(model: str) -> Iterator[Case]:
         yield Case("evaluate", " ".join(flags), [*base, *small, *flags], writes=("out",))
 
 
+# Where outputs are told to go: what is taken or no place, and what may be written to.
+TAKEN = ("full", "file", "file/x", "loop", "fifo", ".", "..", "/")
+PLACES = [*TAKEN, "", " ", "/dev/null", "/dev/full", "/proc/x"]
+PLACES += ["empty", "lost", "to_empty", "to_file", "new", "new/", "a/b/c", "./new", "-", "*", "ä"]
+PLACES += ["~nobody/x", "x" * 300, "a\nb"]
+WRITES_BEHIND = {"lost": ("nowhere",), "to_empty": ("empty",), "a/b/c": ("a",)}
+
+
 def _outputs(material: Path, model: str) -> Iterator[Case]:
     """Where things are written."""
     run = material / "run"
@@ -253,37 +261,6 @@ def _outputs(material: Path, model: str) -> Iterator[Case]:
         (folder / "to_empty").symlink_to("empty")
         os.mkfifo(folder / "fifo")
 
-    places = [
-        ".",
-        "..",
-        "/",
-        "",
-        " ",
-        "full",
-        "file",
-        "file/x",
-        "loop",
-        "fifo",
-        "/dev/null",
-        "/dev/full",
-        "/proc/x",
-    ]
-    places += [
-        "empty",
-        "lost",
-        "to_empty",
-        "to_file",
-        "new",
-        "new/",
-        "a/b/c",
-        "~nobody/x",
-        "x" * 300,
-        "a\nb",
-        "-",
-        "ä",
-        "*",
-        "./new",
-    ]
     commands: dict[str, list[str]] = {
         "export": ["export", "r"],
         "generate --out": ["generate", model, *SAY, "--out"],
@@ -301,24 +278,14 @@ def _outputs(material: Path, model: str) -> Iterator[Case]:
         "train --checkpoint.folder": [*TRAIN, "--checkpoint.folder"],
     }
     for name, command in commands.items():
-        for place in places:
+        for place in PLACES:
             if place == "fifo" and name in ("generate --out", "view --out"):
                 continue  # waits for its reader, as it should
             make = all_of(copied(run, "r"), here)
             arguments = (
                 [*command, place] if name == "export" else [*command[:-1], f"{command[-1]}={place}"]
             )
-            may = (
-                ()
-                if place in ("full", "file", "file/x", "loop", "fifo", ".", "..", "/")
-                else (place or ".",)
-            )
-            may += {
-                "lost": ("nowhere",),
-                "to_empty": ("empty",),
-                "a/b/c": ("a",),
-                "to_file": (),
-            }.get(place, ())
+            may = () if place in TAKEN else (place or ".", *WRITES_BEHIND.get(place, ()))
             yield Case("output", f"{name} {place[:40]}", arguments, make, writes=may)
 
 
@@ -374,7 +341,7 @@ def _view_and_rescore(material: Path) -> Iterator[Case]:
         ["--reader=lenient"],
     ):
         yield Case("rescore", " ".join(flags), ["rescore", "r", *flags], make, "accepted")
-    for flag in ("--reader=lenient", "--trace=equations", "--trace=lines"):
+    for flag in ("--trace=arithmetic", "--trace=structure"):
         yield Case("rescore", flag, ["rescore", "r", "--json", flag], make)
 
 
@@ -418,10 +385,3 @@ def _rarer(material: Path) -> Iterator[Case]:
         yield Case("plan", f"hours={hours}", ["plan", f"--hours={hours}"], wanted="refused")
     for text in TEXTS[:6]:
         yield Case("plan", f"preset={text[:20]}", ["plan", f"--preset={text}"], wanted="refused")
-    for number in NUMBERS[-4:]:
-        yield Case(
-            "plan",
-            f"grpo.num-steps={number}",
-            ["plan", f"--grpo.num-steps={number}"],
-            wanted="" if number in ("0x10", "1_0") else "refused",
-        )

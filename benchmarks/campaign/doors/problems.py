@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.campaign.doors.case import DAMAGES, VALUES, Case, all_of, shown, written
 
@@ -31,7 +32,7 @@ LINES = {  # one more line, and what must come of it
     "a key twice": ('{"prompt": "a", "prompt": "b", "answer": "1"}', ""),
     "deep": ('{"prompt": "a", "answer": "1", "x": ' + "[" * 10**5 + "]" * 10**5 + "}", "refused"),
     "5,000 digits": ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "refused"),
-    "an absurd exponent": ('{"prompt": "a", "answer": 1e999999999999999999}', "refused"),
+    "an absurd exponent": ('{"prompt": "a", "answer": 1e999999999999999999}', ""),
     "a large exponent": ('{"prompt": "a", "answer": 1e400}', ""),
     "half a surrogate pair": ('{"prompt": "a\\ud800", "answer": "1"}', "refused"),
     "a NUL": ('{"prompt": "a\\u0000b", "answer": "1"}', ""),
@@ -148,14 +149,12 @@ def _rows() -> Iterator[Case]:
         yield Case("GSM8K", f"ends in {tail!r}", [*TRAIN, "--data.source=gsm8k-validation:x"], make)
 
 
-def _parquet() -> Iterator[Case]:
-    """Columns of all kinds."""
+def _columns() -> dict[str, tuple[Callable[[], Any], str]]:
+    """Answers of each kind, and what must become of them."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    prompts = [row["prompt"] for row in GOOD]
     number = range(len(GOOD))
-    columns: dict[str, tuple[Callable[[], pa.Array], str]] = {
+    return {
         "text": (lambda: pa.array([str(n) for n in number]), "accepted"),
         "large text": (lambda: pa.array([str(n) for n in number], pa.large_string()), "accepted"),
         "a dictionary": (lambda: pa.array([str(n % 3) for n in number]).dictionary_encode(), ""),
@@ -177,7 +176,7 @@ def _parquet() -> Iterator[Case]:
             "refused",
         ),
         "a date": (lambda: pa.array([0] * len(GOOD), pa.date32()), "refused"),
-        "a time": (lambda: pa.array([2**62] * len(GOOD), pa.timestamp("s")), ""),
+        "a time": (lambda: pa.array([2**62] * len(GOOD), pa.timestamp("ns")), ""),
         "a duration": (lambda: pa.array([2**62] * len(GOOD), pa.duration("s")), ""),
         "a decimal": (lambda: pa.array(number, pa.int64()).cast(pa.decimal128(20, 1)), "accepted"),
         "text that is no UTF-8": (
@@ -193,6 +192,14 @@ def _parquet() -> Iterator[Case]:
             "refused",
         ),
     }
+
+
+def _parquet() -> Iterator[Case]:
+    """Columns of all kinds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prompts, columns = [row["prompt"] for row in GOOD], _columns()
     run = [*TRAIN, "--data.source=x.parquet"]
     for name, (answers, wanted) in columns.items():
         make = lambda folder, a=answers: pq.write_table(

@@ -142,6 +142,22 @@ def _rewards() -> Iterator[Case]:
         yield Case("reward", f"named {name}", [*TRAIN, f"--reward=w.py:{name}"], make, "refused")
 
 
+JUDGES = (
+    "j.py:j=nan",
+    "j.py:j=x",
+    "j.py:k=1",
+    "j.py",
+    "model:",
+    "model:=1",
+    "model:x=1",
+    "model:gemma3-1b=1",
+    ":",
+    "",
+    "j.py:j=1=2",
+    "x.py:j=1",
+)
+
+
 def _rubrics() -> Iterator[Case]:
     judge = "def j(questions):\n    return [1.0] * len(questions)\n"
     ask = "addition:\n  - Is it short?\n"
@@ -186,20 +202,7 @@ def _rubrics() -> Iterator[Case]:
         yield Case("rubric", f"file: {damage}", run, make)
         make = all_of(both(ask), lambda folder, c=change: c(folder / "j.py"))
         yield Case("judge", f"file: {damage}", run, make)
-    for spec in (
-        "j.py:j=nan",
-        "j.py:j=x",
-        "j.py:k=1",
-        "j.py",
-        "model:",
-        "model:=1",
-        "model:x=1",
-        "model:gemma3-1b=1",
-        ":",
-        "",
-        "j.py:j=1=2",
-        "x.py:j=1",
-    ):
+    for spec in JUDGES:
         yield Case("judge", spec, [*run[:-1], f"--judge={spec}"], both(ask), "refused")
     yield Case("judge", "without a rubric", [*TRAIN, "--judge=j.py:j=1"], both(ask), "refused")
     yield Case("rubric", "without a judge", [*TRAIN, "--rubric=r.yaml"], both(ask), "refused")

@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ["generate", "r", "--prompt=x", "--max-completion-length=2"],
     "evaluate": ["evaluate", "r", "--num=2", "--num-samples=0", "--batch-size=2", "--out=out"],
 }
+WRITERS, STREAMS = ("resume",), ("a FIFO", "the null device")
 READERS = {  # of each file, the commands that read it
     "config.yaml": tuple(COMMANDS),
     "origin.json": ("resume", "resume-from", "export"),
@@ -50,6 +51,8 @@ def cases(material: Path) -> Iterator[Case]:
     for file, commands in READERS.items():
         for command in commands:
             for damage, change in DAMAGES.items():
+                if command in WRITERS and damage in STREAMS:
+                    continue  # what is written there goes through it, to whoever reads
                 make = copied(run, "r", lambda r, c=change, f=file: c(r / f))
                 yield _case(f"{file}: {damage}", command, make)
     yield from _rows(run)
@@ -131,7 +134,7 @@ def _checkpoints(material: Path) -> Iterator[Case]:
         for damage in ("missing", "empty", "cut in half", "zeros", "another text", "a folder"):
             place = path.relative_to(cut)
             make = copied(cut, "r", lambda r, p=place, d=damage: DAMAGES[d](r / p))
-            yield Case("checkpoint", f"{path.name}: {damage}", resume, make, writes=("r",))
+            yield Case("checkpoint", f"{place}: {damage}", resume, make, writes=("r",))
     renames: dict[str, Callable[[Path], Any]] = {
         "another step": lambda r: (r / newest).rename((r / newest).with_name("000009")),
         "no number": lambda r: (r / newest).rename((r / newest).with_name("x")),

@@ -69,7 +69,17 @@ def cases(material: Path) -> Iterator[Case]:
     for name, values in _flags():
         for value in values:
             flag = f"--{name.replace('_', '-')}={value}"
-            number = values[0] == NUMBERS[0] and value in NEVER and "max-grad-norm" not in flag
+            number = (
+                values[0] == NUMBERS[0]
+                and value in NEVER
+                and not flag.startswith(
+                    (
+                        "--hours",
+                        "--sft.optimizer.max-grad-norm",
+                        "--grpo.optimizer.max-grad-norm",
+                    )
+                )
+            )
             yield Case(
                 "flag",
                 f"{name}={value[:40]}",
@@ -88,7 +98,10 @@ def cases(material: Path) -> Iterator[Case]:
     for name, damage in DAMAGES.items():
         make = lambda folder, damage=damage: (whole(folder), damage(folder / "config.yaml"))
         yield Case(
-            "YAML file", name, ["train", *FEW[1:], "--config=config.yaml", "--dry-run"], make
+            "YAML file",
+            f"file: {name}",
+            ["train", *FEW[1:], "--config=config.yaml", "--dry-run"],
+            make,
         )
     for name in ("", " ", "NANO", "gemma3", "gemma3-nano ", "../x", "nano", *presets.PRESETS):
         yield Case("preset", name, ["train", *FEW, f"--preset={name}"])
