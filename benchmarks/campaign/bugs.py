@@ -129,6 +129,8 @@ def _tests(bug: Bug, tree: Path, log: Path) -> int:
     os.chdir(tree)
     sys.path[:] = [str(tree), str(tree / "tests"), *(p for p in sys.path if not _is_ours(p))]
     os.environ["PYTHONPATH"] = f"{tree}:{tree / 'tests'}"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gemma_grpo"]:
+        del sys.modules[name]  # the tree's is imported instead
     sys.dont_write_bytecode = True  # a file that changes twice in a second has one name for both
     quick = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--durations=0"]
     status = int(pytest.main([*quick, *shlex.split(bug.tests)]))
