@@ -5,7 +5,6 @@ model.
 docs/api.md.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from gemma_grpo.errors import InterruptedRunError, UserError
 from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.generator import make_generator
 from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
-from gemma_grpo.records import files, lock, model_card, report
+from gemma_grpo.records import files, lock, model_card, read, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.runtime import load_model, write_adapters, write_model
 from gemma_grpo.view import page
@@ -62,10 +61,9 @@ class Result:
         Raises:
             UserError: the run has not come that far.
         """
-        path = self.run_dir / "summary.json"
-        if not path.is_file():
+        summary = files.read_json(self.run_dir / "summary.json")
+        if summary is None:
             raise UserError(f"{self.run_dir} has no summary yet: gemma_grpo.resume goes on with it")
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return summary
 
     def __str__(self) -> str:
@@ -91,7 +89,7 @@ class Result:
 
     def metrics(self, stage: str = "grpo") -> list[dict[str, Any]]:
         """The metrics of each step of a stage (docs/metrics.md)."""
-        return [row for row in self._rows("metrics.jsonl") if row["stage"] == stage]
+        return [row for row in self._rows("metrics.jsonl") if row.get("stage") == stage]
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         """Every completion of a GRPO step, from 1, with each of its rewards."""
@@ -202,8 +200,7 @@ class Result:
         path = self.run_dir / name
         if not path.is_file():
             raise UserError(f"{path} is not there (yet)")
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return read.json_lines(path)[0]
 
 
 def fit(

@@ -200,7 +200,7 @@ def parse(
             raise  # --help
         raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
     for part in given if isinstance(given, tuple) else (given,):
-        config.check_sizes(part)
+        config.check_sizes(part, are_flags=True)
     return given
 
 

@@ -114,6 +114,11 @@ class RunConfig:
         return self.stages.split(",")
 
     @property
+    def samples_demonstrations(self) -> bool:
+        """Whether stage one imitates the model's own answers."""
+        return "sft" in self.stage_list and self.sft.demonstrations == "own"
+
+    @property
     def has_teacher(self) -> bool:
         """Whether GRPO distils one."""
         return bool(self.grpo.teacher) and "grpo" in self.stage_list
@@ -124,20 +129,24 @@ class RunConfig:
         sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
         if "sft" in self.stage_list and not self.sft.pack_tokens:
             sizes["sft.batch_size"] = self.sft.batch_size
+        if self.samples_demonstrations:
+            sizes["sft.own.batch_size / num_samples"] = self.sft.own.prompts
         if "grpo" in self.stage_list:
             sizes["grpo.prompts_per_step"] = self.grpo.prompts_per_step
         return sizes
 
 
-def check_sizes(settings: Any) -> None:
+def check_sizes(settings: Any, *, are_flags: bool = False) -> None:
     """Raises UserError for a number among a dataclass's settings, or theirs, that is NaN or too
-    large in size. Of what is no dataclass nothing is checked."""
+    large in size; it is named as a field, or as a flag. Of what is no dataclass nothing is
+    checked."""
     for name, value in _flat(settings).items() if dataclasses.is_dataclass(settings) else ():
         most = LARGEST_FLOAT if isinstance(value, float) else LARGEST
         if name.endswith("max_grad_norm") and value == math.inf:
             continue
         if isinstance(value, int | float) and not abs(value) <= most:  # true for NaN too
-            raise UserError(f"{name}={value}: must be a number of at most {most:,} in size")
+            said = f"--{name.replace('_', '-')} {value}" if are_flags else f"{name}={value}"
+            raise UserError(f"{said}: must be a number of at most {most:,} in size")
 
 
 def to_yaml(config: RunConfig) -> str:

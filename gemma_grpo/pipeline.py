@@ -38,7 +38,7 @@ from gemma_grpo.records import (
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
-from gemma_grpo.training import extra_rewards, grpo, saving, sft
+from gemma_grpo.training import demonstrations, extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.guard import CollapsedError, guard_of
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
@@ -182,7 +182,9 @@ def _check(run: RunConfig, task: Task) -> None:
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)
-    if "sft" in run.stage_list:
+    if run.samples_demonstrations:
+        demonstrations.check(run.sft.own, runtime, train)
+    elif "sft" in run.stage_list:
         runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
     if "sft" in run.stage_list:
@@ -265,14 +267,10 @@ class _Session:
         evaluate = partial(self._evaluate, evaluator, task.test)
         params = task.base
         is_compiled = evaluate("base", params)
-        train = {
-            "sft": partial(sft.train, run.sft, task.runtime, task.train),
-            "grpo": partial(grpo.train, run.grpo, task.rewards, task.runtime, task.train),
-        }
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
-                snapshots = Snapshots()
+                snapshots, train = Snapshots(), self._stage(stage, task, params)
                 if stage == "grpo" and run.evaluation.every:
                     if not is_compiled:  # in mid-stage nothing is: one problem fills a batch
                         self._say("compiling the program that takes snapshots")
@@ -280,7 +278,7 @@ class _Session:
                     take = partial(self._take_snapshot, evaluator, task.test)
                     snapshots = Snapshots(run.evaluation.every, take)
                 try:
-                    self._train_stage(stage, train[stage], params, snapshots)
+                    self._train_stage(stage, train, params, snapshots)
                 except (OutOfTimeError, CollapsedError) as stop:
                     self._leave_partial(stop, evaluate)
                     raise
@@ -290,6 +288,46 @@ class _Session:
                 processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
             is_compiled |= evaluate(stage, params)
+
+    def _stage(
+        self, stage: str, task: Task, params: PyTree
+    ) -> Callable[[PyTree, RunFiles], PyTree]:
+        """What trains a stage, which begins with `params`."""
+        run, runtime = self.run, task.runtime
+        if stage == "grpo":
+            return partial(grpo.train, run.grpo, task.rewards, runtime, task.train)
+        problems = task.train
+        if run.samples_demonstrations:
+            problems = self._own_demonstrations(task, params)
+        return partial(sft.train, run.sft, runtime, problems)
+
+    def _own_demonstrations(self, task: Task, params: PyTree) -> list[Problem]:
+        """The training problems with the model's own answers, which are sampled unless they are on
+        file. Raises OutOfTimeError as `run_stages`, UserError if they are too few."""
+        config, run_dir = self.run.sft, self.run_dir
+        read_back = partial(demonstrations.read_back, run_dir)
+        on_file = processes.broadcast_from_primary(read_back)
+        if on_file is None:
+            self._say("sampling demonstrations from the model itself")
+            started = time.monotonic()
+            own = demonstrations.sample(
+                config.own, task.runtime, task.train, params, self._require_time_for_sft
+            )
+            demonstrations.require_enough(own, config.batch_size)
+            self._say("own demonstrations: " + demonstrations.in_words(own.figures))
+            seconds = time.monotonic() - started
+            record = partial(_record_seconds, run_dir, "demonstrations", seconds)
+            processes.run_on_primary(record)
+            processes.run_on_primary(partial(demonstrations.write, run_dir, own))
+            # Read back even when just written, as the weights of a stage.
+            on_file = processes.broadcast_from_primary(read_back)
+        assert on_file is not None
+        return on_file.problems
+
+    def _require_time_for_sft(self) -> None:
+        """Raises OutOfTimeError, as before the stage's first step, if there is no time left."""
+        if not self._allows():
+            raise OutOfTimeError("sft", 0, self.run.sft.num_steps)
 
     def _train_stage(
         self,
@@ -530,6 +568,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "unfinished": unfinished,
         "rollbacks": [asdict(each) for each in rollbacks.read(run_dir)],
+        "demonstrations": files.read_json(run_dir / demonstrations.FIGURES),
         "stages": {stage: result for stage, (result, _) in measured.items()},
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])

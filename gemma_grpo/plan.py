@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # --help does not wait for JAX
 else:
     Target = Chip = Row = Ledger = Line = Any
 
-GSM8K_PROBLEMS = 7473  # in its training split
-
 
 @dataclass(frozen=True)
 class Options:
@@ -84,10 +82,10 @@ def summary(
     run: RunConfig, rows: list[Row], account: Ledger, chip: Chip, num_chips: int, hours: float
 ) -> dict:
     """What `--json` prints; times of a chip whose speed is not known are null."""
-    from gemma_grpo.planning import fit
+    from gemma_grpo.planning import disk, fit
 
     steps = account.steps_in(hours)
-    epochs = [number * run.grpo.prompts_per_step / GSM8K_PROBLEMS for number in steps]
+    epochs = [number * run.grpo.prompts_per_step / disk.GSM8K_TRAIN for number in steps]
     result = {
         "chips": num_chips,
         "memory_per_chip": chip.memory,

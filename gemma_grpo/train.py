@@ -327,6 +327,13 @@ def _plan(run: RunConfig, task: Task, run_dir: Path) -> str:
         lines.append(f"teacher    {run.grpo.teacher}, {size:,} parameters, {run.model.dtype}")
     if "sft" in run.stage_list:
         lines.append(f"sft        {run.sft.num_steps} steps of {run.sft.batch_size} demonstrations")
+    if run.samples_demonstrations:
+        own = run.sft.own
+        asked = min(own.num_problems or len(task.train), len(task.train) - own.shots)
+        lines.append(
+            f"           of the model's own: {own.num_samples} completions of each of {asked} "
+            f"problems behind {own.shots} worked ones"
+        )
     if "grpo" in run.stage_list:
         lines.append(
             f"grpo       {run.grpo.num_steps} steps of {run.grpo.prompts_per_step} prompts x "

@@ -147,6 +147,17 @@ def test_a_card_passes_over_a_damaged_summary_and_takes_the_evaluations(tmp_path
     assert "45.7 %" in card and "base   " not in card
 
 
+@pytest.mark.parametrize("versions", [None, "x", [], 3])
+def test_a_card_leaves_out_versions_that_are_damaged(tmp_path, versions):
+    write_run(tmp_path, model.NO_LORA)
+    from gemma_grpo.records import model_card
+
+    summary = SUMMARY | {"versions": versions, "stages": SUMMARY["stages"] | {"grpo": 7}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    card = model_card.model_card(tmp_path, "sft", base="gemma3-nano", of_gemma=False)
+    assert "45.7 %" in card and "seed" not in card.partition("## Use")[0]
+
+
 def test_bfloat16_halves_the_file(exported, tmp_path):
     out, run_dir, _, _ = exported
     assert export.main([str(run_dir), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0

@@ -41,6 +41,7 @@ def fork(work: Callable[[], int], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         status = work()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -67,7 +67,8 @@ def join(
             f"--coordinator {coordinator}: {' '.join(str(error).split())[:200]}; give "
             "--coordinator host:port, --num-processes and --process-id"
         ) from error
-    _watch(f"process {jax.process_index()} of {jax.process_count()}")
+    # Not jax.process_index(): it would start JAX's devices before their number is set.
+    _watch("this process" if process_id is None else f"process {process_id}")
 
 
 def _watch(name: str) -> None:

@@ -55,6 +55,7 @@ class Sampler:
         instruction: put before every question.
         max_prompt_length: S.
         num_generations: G.
+        examples: turns before each prompt, which count in S; see `text.prompts`.
     """
 
     rollout: Callable[..., Rollout]
@@ -63,6 +64,7 @@ class Sampler:
     instruction: str
     max_prompt_length: int
     num_generations: int
+    examples: Sequence[str] = ()
 
     def collect(
         self,
@@ -84,6 +86,7 @@ class Sampler:
             self.tokenizer,
             instruction=self.instruction,
             max_prompt_length=self.max_prompt_length,
+            examples=self.examples,
         )
         prompt_ids_PS, prompt_mask_PS = padding.pad_left(
             prompts, length=self.max_prompt_length, pad_id=self.tokenizer.pad_id

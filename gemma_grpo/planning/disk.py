@@ -16,6 +16,7 @@ from gemma_grpo.model import Gemma3Config
 from gemma_grpo.training.state import fresh_state, make_optimizer
 
 GSM8K_PROBLEMS = 1319  # held out; taken where the data says "all"
+GSM8K_TRAIN = 7473  # to learn from; taken where the data says "all"
 BYTES_PER_TOKEN = 4  # of English text, in Gemma's vocabulary
 DRAWN_BYTES = 8  # of a completion's token: id, characters, log-prob and gap, compressed
 ROW_BYTES = 350  # of a rollout's or an evaluation's line, beside the texts
@@ -161,7 +162,16 @@ def _records(run: RunConfig) -> int:
         if every := run.evaluation.every:
             few = min(run.evaluation.snapshot_problems, num_test)
             rows += run.grpo.num_steps // every * few
+    if run.samples_demonstrations:
+        own = run.sft.own
+        rows += asked_problems(run) * min(own.max_per_problem, own.num_samples)
     return rows * row + steps * STEP_BYTES + SUMMARY_BYTES
+
+
+def asked_problems(run: RunConfig) -> int:
+    """Training problems that own demonstrations are sampled of; GSM8K's where the data says all."""
+    all_problems = (run.data.num_train or GSM8K_TRAIN) - run.sft.own.shots
+    return min(run.sft.own.num_problems or all_problems, all_problems)
 
 
 def _size(folder: Path) -> int:

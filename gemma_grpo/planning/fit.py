@@ -148,9 +148,10 @@ def work_of(
     P = program.size[0] / num_chips
     B = P * program.size[1]
     if program.kind == "rollout":
+        prompt_ids = program.arguments[1]
         shapes = {
             "num_prompts": P,
-            "prompt_length": S,
+            "prompt_length": prompt_ids.shape[1],
             "shards": num_chips if run.model.rollout_layout == "tensor_parallel" else 1,
         }
         turns = T  # until the last row has ended

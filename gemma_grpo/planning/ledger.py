@@ -112,6 +112,7 @@ def of_run(run: RunConfig, config: Gemma3Config, rows: Sequence[Row], num_device
     for stage in run.stage_list:
         name, number = stage.upper(), _settings(run, stage).num_steps
         if stage == "sft":
+            lines += _own(run, calls)
             call = calls["sft update"]
             each = Line("", call.likely_seconds, call.model_seconds, "modelled", "")
         else:
@@ -201,6 +202,17 @@ def _evaluation(name: str, run: RunConfig, calls: dict[str, Row], num_devices: i
     most = sum(number * calls[kind].model_seconds for kind, number in times.items())
     note = f"{problems} problems, {sum(times.values())} batches"
     return Line(f"{name} evaluation", likely, most, "modelled", note)
+
+
+def _own(run: RunConfig, calls: dict[str, Row]) -> Sequence[Line]:
+    """Of own demonstrations, if they are sampled."""
+    if not run.samples_demonstrations:
+        return []
+    problems, call = disks.asked_problems(run), calls["own"]
+    number = -(-problems // run.sft.own.prompts)
+    likely, most = number * call.likely_seconds, number * call.model_seconds
+    note = f"{problems} problems x {run.sft.own.num_samples}, {number} batches"
+    return [Line("own demonstrations", likely, most, "modelled", note)]
 
 
 def _snapshots(

@@ -97,7 +97,8 @@ def of_run(
 ) -> list[Program]:
     """Every program of `run`, each once: those of evaluation, then stage by stage. `state` makes a
     stage's state of weights; `reshard` makes the sampler's weights; `greedy` and `sampled` are the
-    rollouts of evaluation; `sft update`; and those of a GRPO step, with its `advantages`.
+    rollouts of evaluation; `own` that of own demonstrations; `sft update`; and those of a GRPO
+    step, with its `advantages`.
 
     Args:
         stages: those still to be trained; None: all.
@@ -106,7 +107,7 @@ def of_run(
     found = [_state(model)] if stages else []
     found += [_reshard(model), *_evaluators(model)]
     if "sft" in stages:
-        found.append(_sft_update(model))
+        found += [*_own_rollout(model), _sft_update(model)]
     if "grpo" in stages:
         rollout, *others = of_step(run, config, mesh, ids)
         found += [rollout, model.advantages(), *others]
@@ -216,8 +217,11 @@ class _Model:
         arguments = (rewards, self.mesh)
         return Program("advantages", self.trainer().advantages, arguments, 0, "copy", static=static)
 
-    def rollout(self, size: tuple[int, int], sampling: SamplingConfig) -> tuple[Any, tuple]:
-        """The program that samples a batch of `size`, and its arguments."""
+    def rollout(
+        self, size: tuple[int, int], sampling: SamplingConfig, extra_length: int = 0
+    ) -> tuple[Any, tuple]:
+        """The program that samples a batch of `size`, and its arguments; its prompts may take
+        `extra_length` tokens beside the problem's own."""
         settings, (P, G), rows = self.run.model, size, meshes.batch_sharding(self.mesh)
         config = RolloutConfig(
             num_generations=G,
@@ -227,7 +231,9 @@ class _Model:
             sampling=sampling,
         )
         prompt_ids, prompt_mask = (
-            jax.ShapeDtypeStruct((P, settings.max_prompt_length), dtype, sharding=rows)
+            jax.ShapeDtypeStruct(
+                (P, settings.max_prompt_length + extra_length), dtype, sharding=rows
+            )
             for dtype in (jnp.int32, jnp.bool_)
         )
         params = gemma3.join(self.sampling, self.frozen)
@@ -273,6 +279,16 @@ def _evaluators(model: _Model) -> list[Program]:
         Program(name, *model.rollout(size, sampling), beside, "rollout", size=size)
         for name, (size, sampling) in sizes.items()
     ]
+
+
+def _own_rollout(model: _Model) -> list[Program]:
+    """Of own demonstrations, if they are sampled."""
+    if not model.run.samples_demonstrations:
+        return []
+    own = model.run.sft.own
+    size, sampling = (own.prompts, own.num_samples), SamplingConfig(temperature=own.temperature)
+    rollout = model.rollout(size, sampling, own.extra_length)
+    return [Program("own", *rollout, model.held, "rollout", stage="sft", size=size)]
 
 
 def _sft_update(model: _Model) -> Program:

@@ -54,6 +54,8 @@ def atomic_write(
         return
     own = f".{os.getpid()}" if shared else ""
     path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise UserError(f"cannot write {path}: a link to itself; {another_place or 'remove it'}")
     if not path.name:  # the root
         raise UserError(f"cannot write {path}: it is a folder; {another_place or 'name a file'}")
     unfinished = path.with_name(f"{path.name}{own}{TEMPORARY}")

@@ -78,13 +78,13 @@ def _results(run_dir: Path) -> list[str]:
         paths = sorted((run_dir / "evaluations").glob("*.json"), key=lambda p: p.stat().st_mtime)
         found = {path.stem: files.read_json(path) for path in paths}
         summary = {"stages": {name: result for name, result in found.items() if result}}
-    if not summary["stages"]:
+    if not any(isinstance(stage, dict) for stage in summary["stages"].values()):
         return ["Nothing was measured in this run."]
     lines = ["Greedy completions of held-out problems, strict parser:", "", "```text"]
     lines += [report.before_after_table(summary), "```"]
-    if "device" in summary:
+    if "device" in summary and isinstance(summary.get("versions"), dict):
         versions = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
-        lines += ["", f"On {summary['device']}, {versions}, seed {summary['seed']}."]
+        lines += ["", f"On {summary['device']}, {versions}, seed {summary.get('seed')}."]
     return lines
 
 

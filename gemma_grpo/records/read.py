@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files
@@ -92,7 +92,7 @@ def json_object(path: Path) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a number that can be computed with: finite, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -86,7 +86,8 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
     """
     names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
     rows = [names]
-    rows += [_stage_row(name, stage) for name, stage in summary["stages"].items()]
+    stages = summary["stages"].items()
+    rows += [_stage_row(name, stage) for name, stage in stages if isinstance(stage, Mapping)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = []

@@ -12,7 +12,11 @@ from gemma_grpo.records import files, lock, origin, rollbacks
 
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
-_COPIED = ("metrics.jsonl", "seconds.json", "summary.json", origin.NAME, rollbacks.NAME)
+DEMONSTRATIONS = ("demonstrations.jsonl", "demonstrations.json")  # the model's own; their figures
+_COPIED = (
+    *("metrics.jsonl", "seconds.json", "summary.json", origin.NAME, rollbacks.NAME),
+    *DEMONSTRATIONS,
+)
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
 _PATTERN_CHARACTERS = "[]*?\\"
 OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are

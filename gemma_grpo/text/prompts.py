@@ -14,6 +14,16 @@ def question(instruction: str, prompt: str) -> str:
     return f"{instruction}\n{prompt}" if instruction else prompt
 
 
+def turns(instruction: str, examples: Sequence[str], prompt: str) -> list[str]:
+    """A conversation that ends on the prompt: the instruction, if any, before its first question.
+
+    Args:
+        examples: a question, its answer, and so on.
+    """
+    first, *others = [*examples, prompt]
+    return [question(instruction, first), *others]
+
+
 def encode_prompts(
     problems: Sequence[Problem],
     tokenizer: Tokenizer,
@@ -21,11 +31,13 @@ def encode_prompts(
     instruction: str,
     max_prompt_length: int,
     kind: str = "",
+    examples: Sequence[str] = (),
 ) -> list[list[int]]:
     """Each problem's prompt as one chat turn, the instruction before the question.
 
     Args:
         kind: which problems these are, for the message: "training ".
+        examples: turns before each prompt, as in `turns`.
 
     Raises:
         UserError: a prompt is longer than the budget; it names the longest. The instruction is
@@ -36,7 +48,7 @@ def encode_prompts(
             f"the instruction has {len(instruction):,} characters; at most "
             f"{MAX_INSTRUCTION_CHARS:,}: it stands before every problem"
         )
-    encoded = [tokenizer.encode_prompt(question(instruction, p.prompt)) for p in problems]
+    encoded = [tokenizer.encode_turns(turns(instruction, examples, p.prompt)) for p in problems]
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if len(encoded[longest]) > max_prompt_length:
         raise UserError(

@@ -51,9 +51,65 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class OwnConfig:
+    """How stage one's demonstrations are sampled from the model itself: STaR (arXiv 2203.14465,
+    without its rationalizations) and rejection sampling (arXiv 2308.01825)."""
+
+    num_problems: int = 0
+    """Training problems that are asked, the first this many; 0: all."""
+    num_samples: int = 4
+    """Completions of each."""
+    temperature: float = 0.7
+    """Of the sampler."""
+    shots: int = 4
+    """Worked problems before each question, from the given solutions; they are not asked. 0: the
+    instruction alone."""
+    shots_length: int = 1024
+    """Tokens that these may take."""
+    max_per_problem: int = 2
+    """Different right and well-formed completions that are kept of a problem, at most."""
+    batch_size: int = 64
+    """Completions sampled at a time."""
+
+    def __post_init__(self):
+        for name, number, least in (
+            ("num_problems", self.num_problems, 0),
+            ("num_samples", self.num_samples, 1),
+            ("shots", self.shots, 0),
+            ("shots_length", self.shots_length, 1),
+            ("max_per_problem", self.max_per_problem, 1),
+            ("batch_size", self.batch_size, 1),
+        ):
+            if number < least:
+                raise UserError(f"sft.own: {name}={number} must be at least {least}")
+        if self.batch_size % self.num_samples:
+            raise UserError(
+                f"sft.own: batch_size={self.batch_size} must be a multiple of "
+                f"num_samples={self.num_samples}"
+            )
+        if not 0 <= self.temperature <= 1e6:
+            raise UserError(f"sft.own: temperature={self.temperature} must be from 0 to 1e6")
+
+    @property
+    def prompts(self) -> int:
+        """Problems that are asked at a time."""
+        return self.batch_size // self.num_samples
+
+    @property
+    def extra_length(self) -> int:
+        """Tokens of a prompt beside the problem's own."""
+        return self.shots_length if self.shots else 0
+
+
+@dataclass(frozen=True)
 class SFTConfig:
     """Stage one."""
 
+    demonstrations: Literal["given", "own"] = "given"
+    """What is imitated: the solutions that problems come with, or right answers of the model itself
+    (own)."""
+    own: OwnConfig = field(default_factory=OwnConfig)
+    """How own demonstrations are sampled."""
     num_steps: int = 100
     """Optimizer updates."""
     batch_size: int = 32

@@ -124,7 +124,7 @@ def make_update(
         state = jax.lax.with_sharding_constraint(state, meshes.fsdp_shardings(mesh, state))
         return state, jax.lax.with_sharding_constraint(metrics, meshes.replicated(mesh))
 
-    return jax.jit(update, donate_argnums=0, compiler_options=meshes.training_options(mesh))
+    return jax.jit(update, donate_argnums=0)
 
 
 def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:

@@ -218,9 +218,10 @@ def _figures(result: dict) -> dict:
 def _curves(lines: Sequence[dict], stage: str) -> dict[str, list]:
     """Each numeric metric of a stage as a list over its steps, None where it was not measured."""
     lines = [line for line in lines if line.get("stage") == stage]
-    is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    names = dict.fromkeys(name for line in lines for name in line if is_number(line[name]))
-    return {name: [_short(line.get(name)) for line in lines] for name in names}
+    number = lambda value: _short(value) if read.is_number(value) else None
+    is_metric = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    names = dict.fromkeys(name for line in lines for name in line if is_metric(line[name]))
+    return {name: [number(line.get(name)) for line in lines] for name in names}
 
 
 def _metrics(runs: Sequence[dict]) -> dict[str, list[str]]:

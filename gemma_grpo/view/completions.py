@@ -3,12 +3,12 @@
 The page decodes in `page/data.js` what is encoded here.
 """
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 
+from gemma_grpo.records.read import is_number
 from gemma_grpo.records.tokens import Tokens
 from gemma_grpo.rewards import END_WEIGHTS
 from gemma_grpo.rewards.blocks import parse
@@ -75,7 +75,7 @@ def encode_tokens(tokens: Tokens | None) -> tuple[str, str, str, int | float | N
         size = np.maximum(np.abs(signed), 1e-7)
         gaps = _characters(2 * np.rint(5 * (7 + np.log10(size))) + (signed < 0))
     lengths = np.minimum(tokens["characters"], 50_000)
-    return _characters(lengths), _characters(levels), gaps, rounded(logps.mean(), 3)
+    return _characters(lengths), _characters(levels), gaps, rounded(float(logps.mean()), 3)
 
 
 def text_of(row: Mapping, name: str) -> str:
@@ -90,9 +90,7 @@ def _characters(values: np.ndarray) -> str:
 
 def _number(value: object) -> float:
     """0 for what is no finite number."""
-    if not isinstance(value, int | float | np.floating):
-        return 0.0
-    return float(value) if math.isfinite(value) else 0.0
+    return float(value) if is_number(value) else 0.0
 
 
 def rounded(value: object, digits: int) -> int | float:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gemma_grpo.errors import UserError
 from gemma_grpo.records import files
 from gemma_grpo.view.collect import bytes_of, collect
 
@@ -43,10 +44,19 @@ def write(run_dirs: Sequence[Path], path: Path, megabytes: int | float) -> int:
     Raises:
         UserError: a folder is no run's, or the file cannot be written.
     """
+    if path.is_file() and not _is_page(path):
+        raise UserError(f"{path} is there already, and no page of a run; name another with --out")
     page = html(run_dirs, megabytes).encode("utf-8", errors="replace")
     with files.atomic_write(path, another_place="name another file with --out") as unfinished:
         unfinished.write_bytes(page)
     return len(page)
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file begins as all pages do."""
+    beginning = _template("page.html").partition("@@")[0].encode()
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
 
 
 def html(run_dirs: Sequence[Path], megabytes: int | float) -> str:

@@ -117,15 +117,3 @@ def test_resharding_moves_nothing_through_the_host(dtype):
         assert leaf.sharding.is_equivalent_to(wanted[name], 2) and leaf.dtype == dtype
         np.testing.assert_array_equal(np.asarray(leaf), array.astype(dtype))
     assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
-
-
-def test_only_a_cpu_is_given_options_of_a_cpu(v5e):
-    assert mesh.training_options(mesh.data_mesh()) == mesh.CPU_OPTIONS
-    assert mesh.training_options(mesh.data_mesh(v5e)) is None
-
-
-def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
-    mesh._known_cpu_options.cache_clear()
-    monkeypatch.setattr(mesh, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
-    assert mesh.training_options(mesh.data_mesh()) is None
-    mesh._known_cpu_options.cache_clear()

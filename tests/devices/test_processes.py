@@ -292,7 +292,7 @@ def test_a_guard_takes_all_processes_back_when_the_primary_sees_a_collapse(tmp_p
 WATCHED = """
 import atexit, os, sys
 from gemma_grpo.devices import processes
-processes._watch("process 1 of 4")
+processes._watch("process 1")
 if sys.argv[1] == "abort":
     os.abort()
 if sys.argv[1] == "kill":
@@ -304,7 +304,7 @@ if sys.argv[1] == "kill":
 def test_a_process_that_is_ended_from_below_is_said_and_one_that_leaves_is_not(how, is_said):
     run = [sys.executable, "-c", WATCHED, how]
     done = subprocess.run(run, env=children.ENVIRONMENT, capture_output=True, text=True)
-    line = "error: process 1 of 4 has ended early: "
+    line = "error: process 1 has ended early: "
     assert done.stderr.startswith(line) == is_said and done.stderr.count(line) == is_said
 
 

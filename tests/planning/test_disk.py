@@ -66,6 +66,18 @@ def test_adapters_alone_are_kept_of_a_lora_run():
     assert 12 * trained <= of.checkpoint < 12.5 * trained
 
 
+def test_own_demonstrations_are_counted_as_many_as_may_be_kept():
+    run = FULL.replace({"sft.demonstrations": "own", "data.num_train": 104})
+    more = run.replace({"sft.own.max_per_problem": 3})
+    rows = lambda run: disk.of_run(run, ARCHITECTURE).records
+    a_row = (rows(more) - rows(run)) / 100  # the four that are shown are not asked
+    tokens = FULL.model.max_prompt_length + FULL.model.max_completion_length
+    assert a_row >= 4 * tokens
+    assert rows(run) - rows(FULL) == pytest.approx(2 * 100 * a_row)
+    never = run.replace({"sft.own.max_per_problem": 9})  # of four samples four are kept at most
+    assert rows(never) - rows(FULL) == pytest.approx(4 * 100 * a_row)
+
+
 def test_records_grow_with_the_completions():
     more = replace(FULL, grpo=replace(FULL.grpo, num_steps=2 * FULL.grpo.num_steps))
     rows = FULL.grpo.num_steps * FULL.grpo.prompts_per_step * FULL.grpo.num_generations

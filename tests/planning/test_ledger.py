@@ -68,6 +68,17 @@ def test_the_seconds_of_a_run_are_added_by_hand():
     assert bases.pop("compilation") == "measured" and set(bases.values()) == {"modelled"}
 
 
+def test_own_demonstrations_are_the_batches_of_their_problems():
+    """7473 problems of GSM8K without the four that are shown, 16 at a time; or the first 100."""
+    run = presets.preset("gemma3-1b").replace({"sft.demonstrations": "own"})
+    line = by_name(account(run, CALLS | {"own": 6.0}).seconds)["own demonstrations"]
+    assert (line.likely, line.most) == (467 * 3.0, 467 * 6.0)
+    assert line.note == "7469 problems x 4, 467 batches"
+    few = run.replace({"sft.own.num_problems": 100})
+    assert by_name(account(few, CALLS | {"own": 6.0}).seconds)["own demonstrations"].most == 7 * 6.0
+    assert "own demonstrations" not in by_name(account(presets.preset("gemma3-1b")).seconds)
+
+
 def test_steps_in_some_hours_are_what_all_else_leaves():
     run = presets.preset("gemma3-1b")
     made = account(run)

@@ -17,6 +17,7 @@ from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh
 from gemma_grpo.planning import ledger, programs
 from gemma_grpo.records.metrics import MetricsWriter
+from gemma_grpo.training import demonstrations
 
 # JAX's names of what our own code jits; besides, it compiles single operations.
 OURS = {
@@ -40,7 +41,10 @@ CASES = {
         *("--model.dtype", "bfloat16", *PACKED),
         *("--grpo.loss.beta", "0.1", "--grpo.num-iterations", "2"),
     ],
-    "adapters with dropout": ["--model.lora.rank", "2", "--model.lora.dropout", "0.1"],
+    "adapters with dropout, own demonstrations": [
+        *("--model.lora.rank", "2", "--model.lora.dropout", "0.1", "--sft.demonstrations", "own"),
+        *("--sft.own.shots", "1", "--sft.own.shots-length", "100", "--sft.own.num-problems", "20"),
+    ],
 }
 
 
@@ -163,6 +167,10 @@ def ran(request, tmp_path_factory):
     compiled, passed, write = {}, {}, MetricsWriter.write
     with empty_cache(folder / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh, "FSDP_FROM", 1024)  # else all of so small a model is replicated
+        # The model gets none right: its problems are imitated with what they came with.
+        some = lambda asked, *_: demonstrations.Own(list(asked), {"kept": len(asked)})
+        patch.setattr(demonstrations, "select", some)
+        patch.setattr(demonstrations, "in_words", str)
         with compilations() as planned:
             names = compile_all(run)
         pipeline.new_run_dir(folder / "run", run)
@@ -176,6 +184,21 @@ def ran(request, tmp_path_factory):
             patch.setattr(MetricsWriter, "write", note)
             pipeline.execute(run, folder / "run")
     return Ran(run, planned, names, trained, compiled, passed)
+
+
+@pytest.mark.parametrize("shots, slots", [(4, 48 + 1024), (0, 48)])
+def test_the_prompts_of_own_demonstrations_have_room_for_the_worked_problems(shots, slots):
+    run = run_of([*TINY, "--sft.demonstrations", "own", "--sft.own.shots", str(shots)])
+    architecture, ids = programs.model_of(run.model)
+    devices = mesh.data_mesh(jax.devices()[:2])
+    found = programs.of_run(run, architecture, devices, ids)
+    own = {program.name: program for program in found}["own"]
+    assert own.size == (16, 4) and own.arguments[1].shape == (16, slots)
+    given = programs.of_run(run_of(TINY), architecture, devices, ids)
+    assert [each.name for each in found if each.name != "own"] == [each.name for each in given]
+    assert "own" not in [
+        each.name for each in programs.of_run(run, architecture, devices, ids, ["grpo"])
+    ]
 
 
 def test_training_compiles_no_program_of_its_own_that_the_plan_has_not(ran):

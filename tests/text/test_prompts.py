@@ -26,3 +26,27 @@ def test_an_instruction_as_long_as_a_book_is_refused_before_it_is_encoded(monkey
             instruction="x" * (MAX_INSTRUCTION_CHARS + 1),
             max_prompt_length=10**9,
         )
+
+
+def test_worked_examples_stand_before_each_prompt_and_the_instruction_before_the_first():
+    chat = {
+        "": ["2 + 2?", "4", "1 + 1?"],
+        "Add.": ["Add.\n2 + 2?", "4", "1 + 1?"],
+    }
+    for instruction, turns in chat.items():
+        (ids,) = encode_prompts(
+            PROBLEMS[:1],
+            TOKENIZER,
+            instruction=instruction,
+            max_prompt_length=200,
+            examples=["2 + 2?", "4"],
+        )
+        assert ids == TOKENIZER.encode_turns(turns)
+    with pytest.raises(UserError, match=f"takes {len(ids)} tokens, max_prompt_length is 20;"):
+        encode_prompts(
+            PROBLEMS[:1],
+            TOKENIZER,
+            instruction="Add.",
+            max_prompt_length=20,
+            examples=["2 + 2?", "4"],
+        )

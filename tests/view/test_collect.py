@@ -268,15 +268,31 @@ def test_the_command_needs_neither_jax_nor_a_display(tmp_path):
 def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
     run = write_run(tmp_path / "run", steps=1)
     odd = run_folders.rollout([RIGHT], reward=math.nan, advantage=math.inf, trace="much")
-    odd[0]["group"] = None
+    odd[0] |= {"group": None, "verbosity": 10**400}
     write_rows(run / "rollouts" / "grpo-000001.jsonl", odd)
     (run / "evaluations" / "grpo.json").write_text('{"accuracy": NaN, "reward": Infinity}')
-    (run / "metrics.jsonl").write_text('{"stage": "grpo", "step": 1, "loss": NaN}\n[1]\n')
+    (run / "metrics.jsonl").write_text(
+        '{"stage": "grpo", "step": 1, "loss": NaN, "kl": 1%s}\n[1]\n' % ("0" * 400)
+    )
     data = in_page(page.html([run], 8))
     (row,) = at_stage(data, "training")
     assert (row["reward"], row["advantage"], row["components"][1], row["group"]) == (0, 0, 0, 0)
-    assert data["runs"][0]["curves"]["grpo"]["loss"] == [None]
+    curves = data["runs"][0]["curves"]["grpo"]
+    assert curves["loss"] == curves["kl"] == [None]
     assert data["runs"][0]["stages"][-1] == {"name": "grpo", "accuracy": None, "reward": None}
+
+
+def test_a_page_replaces_a_page_and_no_other_file(tmp_path, capsys):
+    run, out = write_run(tmp_path / "run"), tmp_path / "x.html"
+    assert [view.main([str(run), f"--out={out}"]) for _ in range(2)] == [0, 0]
+    out.write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    capsys.readouterr()
+    for path, words in ((out, "no page of a run"), (tmp_path / "loop", "a link to itself")):
+        assert view.main([str(run), f"--out={path}"]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert out.read_text() == "mine" and (tmp_path / "loop").is_symlink()
 
 
 def test_no_run_is_an_error_of_the_reader_too(tmp_path):

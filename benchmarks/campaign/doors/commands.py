@@ -41,7 +41,6 @@ def _arguments() -> Iterator[Case]:
     for command in ALL:
         for arguments in (
             ["--no-such-flag"],
-            ["--"],
             ["-x"],
             ["a", "b", "c", "d", "e"],
             ["--=x"],
@@ -178,6 +177,8 @@ def _prompts(model: str) -> Iterator[Case]:
     for file in ("q.txt", "q.jsonl"):
         good = written(file, "one\n" if file == "q.txt" else '{"prompt": "one"}\n')
         for damage, change in DAMAGES.items():
+            if damage == "a FIFO":
+                continue  # `--prompts <(...)` is one: it waits for its writer, as it should
             make = all_of(good, lambda folder, c=change, f=file: c(folder / f))
             yield Case("prompts", f"{file}: {damage}", [*run, f"--prompts={file}"], make)
     good = written("q.txt", "one\n")
@@ -340,7 +341,7 @@ def _view_and_rescore(material: Path) -> Iterator[Case]:
         ["--reader=lenient"],
     ):
         yield Case("rescore", " ".join(flags), ["rescore", "r", *flags], make, "accepted")
-    for flag in ("--reader=lenient", "--trace=equations", "--trace=lines"):
+    for flag in ("--trace=arithmetic", "--trace=structure"):
         yield Case("rescore", flag, ["rescore", "r", "--json", flag], make)
 
 

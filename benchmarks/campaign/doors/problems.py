@@ -176,7 +176,7 @@ def _columns() -> dict[str, tuple[Callable[[], Any], str]]:
             "refused",
         ),
         "a date": (lambda: pa.array([0] * len(GOOD), pa.date32()), "refused"),
-        "a time": (lambda: pa.array([2**62] * len(GOOD), pa.timestamp("s")), ""),
+        "a time": (lambda: pa.array([2**62] * len(GOOD), pa.timestamp("ns")), ""),
         "a duration": (lambda: pa.array([2**62] * len(GOOD), pa.duration("s")), ""),
         "a decimal": (lambda: pa.array(number, pa.int64()).cast(pa.decimal128(20, 1)), "accepted"),
         "text that is no UTF-8": (

@@ -134,7 +134,7 @@ def _checkpoints(material: Path) -> Iterator[Case]:
         for damage in ("missing", "empty", "cut in half", "zeros", "another text", "a folder"):
             place = path.relative_to(cut)
             make = copied(cut, "r", lambda r, p=place, d=damage: DAMAGES[d](r / p))
-            yield Case("checkpoint", f"{path.name}: {damage}", resume, make, writes=("r",))
+            yield Case("checkpoint", f"{place}: {damage}", resume, make, writes=("r",))
     renames: dict[str, Callable[[Path], Any]] = {
         "another step": lambda r: (r / newest).rename((r / newest).with_name("000009")),
         "no number": lambda r: (r / newest).rename((r / newest).with_name("x")),

@@ -98,7 +98,10 @@ def cases(material: Path) -> Iterator[Case]:
     for name, damage in DAMAGES.items():
         make = lambda folder, damage=damage: (whole(folder), damage(folder / "config.yaml"))
         yield Case(
-            "YAML file", name, ["train", *FEW[1:], "--config=config.yaml", "--dry-run"], make
+            "YAML file",
+            f"file: {name}",
+            ["train", *FEW[1:], "--config=config.yaml", "--dry-run"],
+            make,
         )
     for name in ("", " ", "NANO", "gemma3", "gemma3-nano ", "../x", "nano", *presets.PRESETS):
         yield Case("preset", name, ["train", *FEW, f"--preset={name}"])

@@ -446,4 +446,4 @@ def _other_folders(material: Path) -> Iterator[Case]:
             for damage in ("missing", "empty", "cut in half", "zeros", "another text", "a folder"):
                 place = file.relative_to(source)
                 make = copied(source, "m", lambda m, p=place, d=damage: DAMAGES[d](m / p))
-                yield Case("Orbax", f"{place}: {damage}", [*run, "--model.weights=m"], make)
+                yield Case("Orbax", f"{name} {place}: {damage}", [*run, "--model.weights=m"], make)
