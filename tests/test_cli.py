@@ -138,7 +138,11 @@ def test_a_collective_that_fails_is_a_lost_process_and_alone_a_bug(capsys, monke
         (train, "--sft.optimizer.learning-rate 1e10", "sft.optimizer.learning_rate=10000000000.0"),
         (train, "--reward.end.trace -1e300", "reward"),
         (train, "--grpo.optimizer.max-grad-norm nan", "max_grad_norm=nan"),
-        (generate, "--prompt x --max-completion-length 4294967296", "--max-completion-length 42949"),
+        (
+            generate,
+            "--prompt x --max-completion-length 4294967296",
+            "--max-completion-length 42949",
+        ),
         (evaluate, "gemma3-nano --temperature nan", "temperature"),
         (pretrain, "out --steps -1", "--steps"),
         (pretrain, "out --learning-rate nan", "--learning-rate nan"),
