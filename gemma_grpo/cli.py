@@ -200,8 +200,16 @@ def parse(
             raise  # --help
         raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
     for part in given if isinstance(given, tuple) else (given,):
-        config.check_sizes(part, are_flags=True)
+        _check_counts(part)
     return given
+
+
+def _check_counts(options: Any) -> None:
+    """Raises UserError for a whole number among the flags that is too large to count with."""
+    for name, value in config.flat(options).items():
+        if isinstance(value, int) and abs(value) > config.LARGEST:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {value}: must be at most {config.LARGEST:,} in size")
 
 
 def _without_frame(box: str) -> str:

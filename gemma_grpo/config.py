@@ -136,17 +136,15 @@ class RunConfig:
         return sizes
 
 
-def check_sizes(settings: Any, *, are_flags: bool = False) -> None:
+def check_sizes(settings: Any) -> None:
     """Raises UserError for a number among a dataclass's settings, or theirs, that is NaN or too
-    large in size; it is named as a field, or as a flag. Of what is no dataclass nothing is
-    checked."""
-    for name, value in _flat(settings).items() if dataclasses.is_dataclass(settings) else ():
+    large in size."""
+    for name, value in flat(settings).items():
         most = LARGEST_FLOAT if isinstance(value, float) else LARGEST
         if name.endswith("max_grad_norm") and value == math.inf:
             continue
         if isinstance(value, int | float) and not abs(value) <= most:  # true for NaN too
-            said = f"--{name.replace('_', '-')} {value}" if are_flags else f"{name}={value}"
-            raise UserError(f"{said}: must be a number of at most {most:,} in size")
+            raise UserError(f"{name}={value}: must be a number of at most {most:,} in size")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -195,19 +193,18 @@ def teacher_model(run: RunConfig) -> ModelConfig:
 def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
     """The fields in which two configurations differ, as "grpo.num_steps 60 -> 200"."""
 
-    old, new = _flat(before), _flat(after)
+    old, new = flat(before), flat(after)
     return [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
-def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    """A configuration's values by their fields' dotted names."""
+def flat(value: Any, where: str = "") -> dict[str, Any]:
+    """The values of a dataclass, and of those within it, by their fields' dotted names."""
     if not dataclasses.is_dataclass(value):
         return {where: value}
-    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    flat: dict[str, Any] = {}
-    for name, inner in named.items():
-        flat |= _flat(inner, f"{where}.{name}".lstrip("."))
-    return flat
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        values |= flat(getattr(value, field.name), f"{where}.{field.name}".lstrip("."))
+    return values
 
 
 class _Loader(yaml.SafeLoader):
