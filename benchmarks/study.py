@@ -136,7 +136,7 @@ def in_child(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict
 
 
 def one(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict:
-    """GRPO from the seed's SFT by the settings, in WORK/NAME-SEED, which is removed again."""
+    """GRPO by the settings from the SFT of that seed, in WORK/NAME-SEED, which is removed again."""
     from gemma_grpo import pipeline
     from gemma_grpo.records.metrics import MetricsWriter
 
@@ -174,7 +174,7 @@ def one(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict:
 
 
 def sft_model(work: Path, seed: int) -> Path:
-    """The folder of the seed's model after SFT, made if it is not there; beside it, in `measured`,
+    """The folder of that seed's model after SFT, made if it is not there; beside it, in `measured`,
     its evaluation, as that of the base of a run from it."""
     from gemma_grpo import api, pipeline
 

@@ -19,6 +19,7 @@ from gemma_grpo.generation.generator import make_generator
 from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
 from gemma_grpo.records import files, lock, model_card, read, report
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records import summary as summaries
 from gemma_grpo.runtime import load_model, write_adapters, write_model
 from gemma_grpo.view import page
 
@@ -298,8 +299,8 @@ def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()
         raise
     unfinished = summary["unfinished"]
     if unfinished is not None and "collapse" in unfinished:
-        print(f"stopped by the guard: {pipeline.collapsed(unfinished)}", file=sys.stderr)
+        print(f"stopped by the guard: {summaries.collapsed(unfinished)}", file=sys.stderr)
     elif unfinished is not None:
-        where = pipeline.unfinished_at(unfinished)
+        where = summaries.unfinished_at(unfinished)
         print(f"stopped for the deadline: {where}; gemma_grpo.resume goes on", file=sys.stderr)
     return result

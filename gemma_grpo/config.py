@@ -202,8 +202,8 @@ def flat(value: Any, where: str = "") -> dict[str, Any]:
     if not dataclasses.is_dataclass(value):
         return {where: value}
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        values |= flat(getattr(value, field.name), f"{where}.{field.name}".lstrip("."))
+    for each in dataclasses.fields(value):
+        values |= flat(getattr(value, each.name), f"{where}.{each.name}".lstrip("."))
     return values
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from gemma_grpo import cli
+from gemma_grpo.cli import UserError
 from gemma_grpo.data import jsonl
-from gemma_grpo.errors import UserError
 from gemma_grpo.generation import chat
 from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.records import files

@@ -36,6 +36,7 @@ from gemma_grpo.records import (
     trackers,
 )
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records import summary as summaries
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
 from gemma_grpo.training import demonstrations, extra_rewards, grpo, saving, sft
@@ -234,7 +235,7 @@ def execute(
                 unfinished["collapse"] = stop.why
             if stop.step:
                 stages.append(_partial_name(stop.stage, stop.step))
-    processes.run_on_primary(lambda: _record_seconds(run_dir, "compile", clock.seconds))
+    processes.run_on_primary(lambda: summaries.add_seconds(run_dir, "compile", clock.seconds))
     return processes.broadcast_from_primary(lambda: _summarize(run, stages, run_dir, unfinished))
 
 
@@ -316,7 +317,7 @@ class _Session:
             demonstrations.require_enough(own, config.batch_size)
             self._say("own demonstrations: " + demonstrations.in_words(own.figures))
             seconds = time.monotonic() - started
-            record = partial(_record_seconds, run_dir, "demonstrations", seconds)
+            record = partial(summaries.add_seconds, run_dir, "demonstrations", seconds)
             processes.run_on_primary(record)
             processes.run_on_primary(partial(demonstrations.write, run_dir, own))
             # Read back even when just written, as the weights of a stage.
@@ -363,7 +364,7 @@ class _Session:
             finally:
                 if writer is not None:
                     writer.close()
-                    _record_seconds(self.run_dir, stage, time.monotonic() - started)
+                    summaries.add_seconds(self.run_dir, stage, time.monotonic() - started)
 
     def _leave_partial(
         self, stop: OutOfTimeError | CollapsedError, evaluate: Callable[[str, PyTree], bool]
@@ -407,7 +408,7 @@ class _Session:
         self.deadline.note("evaluate", seconds)
 
         def write() -> None:
-            _record_seconds(self.run_dir, f"evaluate_{name}", seconds)
+            summaries.add_seconds(self.run_dir, f"evaluate_{name}", seconds)
             metrics.write_evaluation(self.run_dir, name, result, self.run.tracker)
             evaluations.write(folder, name, result, rows, drawn)
 
@@ -545,15 +546,6 @@ def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> Non
         saving.claim_folder(run_dir, run.checkpoint)
 
 
-def _record_seconds(run_dir: Path, name: str, seconds: float) -> None:
-    """Adds wall-clock seconds to seconds.json; a stage that was resumed counts all its parts.
-    `compile` is in the others."""
-    path = run_dir / "seconds.json"
-    spent = report.seconds_of(run_dir)
-    spent[name] = round(spent.get(name, 0.0) + seconds, 2)
-    files.write_text(path, json.dumps(spent) + "\n")
-
-
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
     """Writes summary.json and curves.png from what the stages have left so far."""
     folder = run_dir / "evaluations"
@@ -574,31 +566,10 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)
         },
-        "seconds": report.seconds_of(run_dir),
+        "seconds": summaries.seconds_of(run_dir),
     }
     files.write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if (run_dir / "metrics.jsonl").exists():
-        report.plot_curves(run_dir, note=_unfinished_note(unfinished))
+        note = "" if unfinished is None else f"unfinished: {summaries.unfinished_at(unfinished)}"
+        report.plot_curves(run_dir, note=note)
     return summary
-
-
-def _unfinished_note(unfinished: dict | None) -> str:
-    """For the title of the curves."""
-    if unfinished is None:
-        return ""
-    return f"unfinished: {unfinished_at(unfinished)}"
-
-
-def unfinished_at(unfinished: dict) -> str:
-    """Where a run stopped, from summary.json's "unfinished"; for messages."""
-    stage, step = unfinished["stage"], unfinished["step"]
-    if step is None:
-        return f"before the evaluation of {stage}"
-    return f"{stage} step {step} of {unfinished['num_steps']}"
-
-
-def collapsed(unfinished: dict) -> str:
-    """That the guard stopped the run, and why, from summary.json's "unfinished"; for messages."""
-    what, stage = unfinished["collapse"], unfinished["stage"]
-    kept = f"{unfinished_at(unfinished)} is kept" if unfinished["step"] else "no step of it is good"
-    return f"{stage} has collapsed: {what}; {kept}"

@@ -18,6 +18,7 @@ from typing import Any, get_args
 import yaml
 
 from gemma_grpo.errors import FlagParser, UserError, guarded, one_line, start
+from gemma_grpo.records import read
 from gemma_grpo.rewards import custom, rescoring
 from gemma_grpo.rewards.components import TRACES
 from gemma_grpo.rewards.rescoring import TOTAL, Change, Part, Rescored, RunSettings
@@ -34,7 +35,6 @@ NUMBERS = ("group", "problem")  # of a row, if they are there
 MOVED = 10
 SHOWN_CHARS = 600  # of a completion
 SHOWN_ROWS = 10  # of the steps
-STAGES = ("base", "sft", "grpo")  # evaluations are of them, or of a step within one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,8 +137,8 @@ def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
     for path in sorted((run_dir / "rollouts").glob("*.jsonl")):
         if match := re.fullmatch(r"(\w+)-(\d+)", path.stem):
             found.append((path, match[1], int(match[2])))
-    evaluations = sorted((run_dir / "evaluations").glob("*.jsonl"), key=_order)
-    found += [(path, path.stem, None) for path in evaluations]
+    for name in read.evaluated(run_dir):
+        found.append((run_dir / "evaluations" / f"{name}.jsonl", name, None))
     parts, torn = [], []
     for path, stage, step in found:
         if not path.is_file():
@@ -153,12 +153,6 @@ def _read(run_dir: Path) -> tuple[list[Part], list[str]]:
     if not parts:
         raise UserError(f"{run_dir} holds no completions yet (rollouts/, evaluations/)")
     return parts, torn
-
-
-def _order(path: Path) -> tuple[int, str]:
-    """Of evaluations: by stage, those of a stage's steps before that of its end."""
-    stage, is_step, _ = path.stem.partition("-step-")
-    return STAGES.index(stage) if stage in STAGES else len(STAGES), path.stem if is_step else "~"
 
 
 def _row(line: bytes, where: str) -> dict:

@@ -25,6 +25,7 @@ from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.records import files, lock, report, trace
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records import summary as summaries
 
 if TYPE_CHECKING:  # --help does not wait for JAX
     from gemma_grpo.pipeline import Deadline, Task
@@ -215,9 +216,9 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
         return 0
     if "collapse" in unfinished:
         another = f"--resume-from {run_dir} --run-dir NEW goes on with another --grpo.guard"
-        say(f"stopped by the guard: {pipeline.collapsed(unfinished)}; {another}", file=sys.stderr)
+        say(f"stopped by the guard: {summaries.collapsed(unfinished)}; {another}", file=sys.stderr)
         return COLLAPSED
-    where = pipeline.unfinished_at(unfinished)
+    where = summaries.unfinished_at(unfinished)
     say(f"stopped for --hours {options.hours}: {where}; --resume goes on", file=sys.stderr)
     return OUT_OF_TIME
 

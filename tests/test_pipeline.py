@@ -929,14 +929,6 @@ def test_a_damaged_evaluation_is_said_and_made_again_and_a_whole_one_is_read(tmp
     assert evaluations.read_back(tmp_path, "base") is None and "base" not in capsys.readouterr().err
 
 
-def test_an_empty_seconds_file_does_not_stop_a_stage_from_being_saved(tmp_path, capsys):
-    (tmp_path / "seconds.json").write_text("")
-    pipeline._record_seconds(tmp_path, "sft", 2.0)
-    pipeline._record_seconds(tmp_path, "sft", 1.5)
-    assert json.loads((tmp_path / "seconds.json").read_text()) == {"sft": 3.5}
-    assert "damaged" in capsys.readouterr().err
-
-
 def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--resume"]) == 2

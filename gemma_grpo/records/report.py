@@ -16,7 +16,6 @@ from gemma_grpo.records import files
 from gemma_grpo.records.read import is_number
 
 PHASES = ("easy", "medium", "hard")
-LONGEST = 1e9  # seconds; more are none
 WEIGHTS = ("correctness", "trace", "confidence", "verbosity")
 BLUE, GREEN, PURPLE, ORANGE, GREY = "#2458a6", "#2e8b57", "#7d55b0", "#d0742a", "#777777"
 WEIGHT_COLORS = (GREEN, PURPLE, BLUE, GREY)  # as in the panels of accuracy and trace
@@ -101,14 +100,6 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
         rate = f"with {each['rate_factor']:g} times the learning rate"
         lines += ["", f"went back from step {each['at']} to {each['to']}, {rate}: {each['why']}"]
     return "\n".join(lines)
-
-
-def seconds_of(run_dir: Path) -> dict[str, float]:
-    """A run's seconds.json: what each part took, by its name. What is no such number is left out;
-    of a damaged file a line on stderr says so."""
-    spent = files.read_json(run_dir / "seconds.json") or {}
-    is_time = lambda value: is_number(value) and 0 <= value < LONGEST
-    return {name: seconds for name, seconds in spent.items() if is_time(seconds)}
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import report
+from gemma_grpo.records import summary
 
 SAFETY = 1.2  # times the longest of each kind so far
 REPORT_SECONDS = 10.0  # summary.json and curves.png, and the end of the process
@@ -62,7 +62,7 @@ class Deadline:
 
     def note_earlier_sessions(self, run_dir: Path) -> None:
         """Takes the longest evaluation that the run's seconds.json knows."""
-        for name, seconds in report.seconds_of(run_dir).items():
+        for name, seconds in summary.seconds_of(run_dir).items():
             if name.startswith("evaluate_"):
                 self.note("evaluate", seconds)
 

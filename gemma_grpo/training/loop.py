@@ -78,11 +78,6 @@ class RunFiles:
         """The checkpoints of one stage."""
         return stage_checkpoints(self.run_dir, stage, self.saving)
 
-    def go_back(self, stage: str, step: int) -> None:
-        """Cuts what the primary process has written back to a step that the stage goes on from.
-        Raises UserError if that cannot be written."""
-        self.writer.go_back(stage, step)
-
     def guard_of(self, stage: str, checkpoint_every: int) -> Guard | None:
         """The guard of one stage, which knows the steps on record."""
         if self.guard is None:

@@ -75,7 +75,7 @@ def _go_back(
     at = metrics.last_step(files.run_dir, stage)
     past = [*past, Rollback(collapse.why, at, to, factor)]
     rollbacks.write(files.run_dir, past)
-    files.go_back(stage, to)
+    files.writer.go_back(stage, to)
     print(
         f"warning: {stage} has collapsed: {collapse.why}; back to step {to}, on with {factor:g} "
         f"times the learning rate (rollback {len(past)} of {guard.rollbacks})",

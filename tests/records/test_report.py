@@ -235,12 +235,6 @@ def test_what_is_no_number_shows_as_not_measured(damaged):
     assert len(table.splitlines()) == 2 + pairs
 
 
-def test_times_that_are_none_are_left_out(tmp_path):
-    path = tmp_path / "seconds.json"
-    path.write_text('{"sft": 3.5, "grpo": 7, "a": "x", "b": null, "c": NaN, "d": -1, "e": 1e30}')
-    assert report.seconds_of(tmp_path) == {"sft": 3.5, "grpo": 7}
-
-
 def test_a_summary_without_stages_yet_is_a_header():
     assert len(report.before_after_table({"stages": {}}).splitlines()) == 2
 

@@ -18,6 +18,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.model import NO_LORA
 from gemma_grpo.records import run_dir as run_dirs
+from gemma_grpo.records import summary
 from gemma_grpo.rewards import Sample
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text.tokenizer import Tokenizer
@@ -326,7 +327,7 @@ def test_sampling_that_does_not_come_to_its_end_leaves_nothing(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
     if end == "deadline":
         unfinished = {"stage": stop.value.stage, "step": stop.value.step, "num_steps": 100}
-        assert pipeline.unfinished_at(unfinished) == "sft step 0 of 100"
+        assert summary.unfinished_at(unfinished) == "sft step 0 of 100"
 
 
 def test_what_is_on_file_is_imitated_without_being_sampled_again(tmp_path, monkeypatch, capsys):
