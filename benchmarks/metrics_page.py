@@ -14,8 +14,8 @@ HEAD = f"""# Metrics: what each one says
 Written by `python -m benchmarks.metrics_page` from `gemma_grpo/records/metric_notes.py`: change
 that, not this page.
 
-`metrics.jsonl` has a line a step, TensorBoard the same names. `train` says a line, at most once in
-{watch.QUIET} steps for each metric,
+`metrics.jsonl` has a line a step, TensorBoard the same names. `train` says a line, at most one in
+{watch.QUIET} steps, which names what else is not healthy,
 
 - when the mean of {watch.WINDOW} steps has left a range that has numbers below,
 - when the learning rate has been 0 for {watch.WINDOW} steps,

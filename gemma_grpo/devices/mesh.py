@@ -11,7 +11,7 @@ own devices.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from gemma_grpo.errors import UserError
 
 DATA = "data"
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 FSDP_FROM = 1 << 20  # elements; smaller arrays are replicated: sharding them saves little memory
 
 
@@ -31,6 +32,25 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     ordered = sorted(given, key=lambda device: device.process_index)
     # Not jax.make_mesh: its axes are Explicit by default, and shard_map then refuses other layouts.
     return Mesh(np.array(ordered), (DATA,))
+
+
+def training_options(platform: str) -> dict[str, str] | None:
+    """XLA's options for a program that trains on such devices, `jax.jit`'s `compiler_options`.
+
+    On a CPU the many small sums of a backward pass are XLA's own: its library for them, YNNPACK,
+    takes several times as long where rows are short. Its matmuls stay.
+    """
+    return _known_cpu_options() if platform == "cpu" else None
+
+
+@cache
+def _known_cpu_options() -> dict[str, str] | None:
+    """`CPU_OPTIONS`, or None where this XLA does not know them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return CPU_OPTIONS
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gemma_grpo.records.metric_notes import NOTES
 
 WINDOW = 30  # steps that a range must be left for, in the mean
-QUIET = 100  # steps in which a line is not said again
+QUIET = 100  # steps from one line to the next
 REWARD_RISE, ACCURACY_RISE = 0.1, 0.02  # over `APART` steps; a hack earns the one without the other
 APART = 100
 ACCURATE = 0.9  # from here on accuracy has little room to rise
@@ -53,17 +53,24 @@ class Watch:
     def __init__(self, stage: str):
         self._stage = stage
         self._history = History()
-        self._said: dict[str, int] = {}
+        self._said: dict[str, int] = {}  # step in which a line was last about that metric
 
-    def see(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
-        """The lines to say after a step, each at most once in `QUIET` steps."""
+    def see(self, step: int, metrics: Mapping[str, Any]) -> str | None:
+        """The line to say after a step, if any: at most one in `QUIET` steps.
+
+        It is about the metric that no line was about for longest, and names the others.
+        """
         self._history.add(metrics)
-        lines = []
-        for metric, seen in findings(self._history):
-            if step - self._said.get(metric, -QUIET) >= QUIET:
-                self._said[metric] = step
-                lines.append(f"{self._stage} step {step}: {seen}. {NOTES[metric].fix}")
-        return lines
+        if step - max(self._said.values(), default=-QUIET) < QUIET:
+            return None
+        found = {each.metric: each.seen for each in findings(self._history)}
+        if not found:
+            return None
+        metric = min(found, key=lambda name: self._said.get(name, -QUIET))
+        self._said[metric] = step
+        others = ", ".join(name for name in found if name != metric)
+        also = f" Not healthy either: {others}." if others else ""
+        return f"{self._stage} step {step}: {found[metric]}. {NOTES[metric].fix}{also}"
 
 
 def findings(history: History) -> Iterator[Finding]:

@@ -325,7 +325,7 @@ class _Keeper:
             if not self.seen_collapse():
                 raise
         self.progress.update(result.metrics, result.rollouts)
-        for line in self.watch.see(step, result.metrics):
+        if line := self.watch.see(step, result.metrics):
             self.progress.say(f"warning: {line}")
 
     def _keep_good(self) -> None:

@@ -124,7 +124,8 @@ def make_update(
         state = jax.lax.with_sharding_constraint(state, meshes.fsdp_shardings(mesh, state))
         return state, jax.lax.with_sharding_constraint(metrics, meshes.replicated(mesh))
 
-    return jax.jit(update, donate_argnums=0)
+    options = meshes.training_options(mesh.devices.flat[0].platform)
+    return jax.jit(update, donate_argnums=0, compiler_options=options)
 
 
 def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:

@@ -117,3 +117,15 @@ def test_resharding_moves_nothing_through_the_host(dtype):
         assert leaf.sharding.is_equivalent_to(wanted[name], 2) and leaf.dtype == dtype
         np.testing.assert_array_equal(np.asarray(leaf), array.astype(dtype))
     assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
+
+
+def test_only_a_cpu_is_given_options_of_a_cpu():
+    assert mesh.training_options("cpu") == mesh.CPU_OPTIONS
+    assert mesh.training_options("tpu") is mesh.training_options("gpu") is None
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
+    mesh._known_cpu_options.cache_clear()
+    monkeypatch.setattr(mesh, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
+    assert mesh.training_options("cpu") is None
+    mesh._known_cpu_options.cache_clear()

@@ -36,7 +36,8 @@ def said(series, steps=80):
     watching, lines = Watch("grpo"), []
     for step in range(1, steps + 1):
         changed = {name: of(step) if callable(of) else of for name, of in series.items()}
-        lines += [(step, line) for line in watching.see(step, HEALTHY | changed)]
+        if line := watching.see(step, HEALTHY | changed):
+            lines.append((step, line))
     return lines
 
 
@@ -49,12 +50,8 @@ def test_the_default_run_says_nothing(stage):
     series = DEFAULT_RUN[stage]
     watching = Watch(stage)
     steps = zip(*series.values(), strict=True)
-    lines = [
-        line
-        for step, values in enumerate(steps, start=1)
-        for line in watching.see(step, dict(zip(series, values, strict=True)))
-    ]
-    assert lines == []
+    for step, values in enumerate(steps, start=1):
+        assert watching.see(step, dict(zip(series, values, strict=True))) is None
 
 
 @pytest.mark.parametrize(
@@ -95,9 +92,18 @@ def test_a_line_is_said_once_in_a_hundred_steps():
     assert steps == [30, 130, 230, 330]
 
 
-def test_lines_of_two_metrics_do_not_hold_each_other_back():
-    lines = said({"truncated": 0.9, "all_wrong_groups": 1.0}, steps=40)
-    assert len(lines) == 2
+def test_two_metrics_share_the_lines_and_each_line_names_both():
+    lines = said({"truncated": 0.9, "all_wrong_groups": 1.0}, steps=330)
+    assert [step for step, _ in lines] == [30, 130, 230, 330]
+    about = [line.split()[3] for _, line in lines]
+    assert sorted(about[:2]) == ["all_wrong_groups", "truncated"] and about[2:] == about[:2]
+    for (_, line), other in zip(lines, about[1:], strict=False):
+        assert line.endswith(f"Not healthy either: {other}.")
+
+
+def test_what_breaks_after_a_line_waits_for_the_next():
+    lines = said({"truncated": 0.9, "kl": lambda step: 2.0 if step > 60 else 0.0}, steps=140)
+    assert [(step, line.split()[3]) for step, line in lines] == [(30, "truncated"), (130, "kl")]
 
 
 def test_reward_that_rises_without_accuracy_is_suspected():
@@ -128,8 +134,9 @@ def test_numbers_of_numpy_are_seen_and_what_was_not_measured_is_not():
     lines = []
     for step in range(1, 61):
         metrics = {"truncated": np.array(0.9, np.float32), "kl": None, "phase": "easy"}
-        lines += watching.see(step, metrics)
-    assert len(lines) == 1 and "truncated is 0.9 " in lines[0]
+        lines.append(watching.see(step, metrics))
+    (line,) = filter(None, lines)
+    assert "truncated is 0.9 " in line
 
 
 def test_rewards_and_weights_of_a_users_own_have_a_note():
