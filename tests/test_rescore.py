@@ -388,14 +388,29 @@ def test_it_starts_without_jax_within_a_second_and_a_half():
     assert child.stdout == "set()\n", child.stderr
 
 
+def different(n):
+    """A row whose texts no other has: right, false in its step, or loose, of two to five steps."""
+    steps = [f"{n + k} + {k} = {n + 2 * k}" for k in range(2, 3 + n % 4)]
+    answer = steps[-1].rpartition(" ")[2]
+    if n % 3 == 1:
+        steps[0] += "0"
+    trace = "".join(f"{step}\n" for step in steps)
+    completion = f"<reasoning>\n{trace}</reasoning>\n<answer>\n{answer}\n</answer>"
+    if n % 3 == 2:
+        completion = f"{trace}The answer is {answer}."
+    prompt = f"Ann has {n} apples and is given more, step by step. How many?"
+    return row(completion, group=n // 8) | {"prompt": prompt, "answer": answer}
+
+
 @pytest.mark.slow
-def test_a_hundred_thousand_completions_take_less_than_thirty_seconds(tmp_path):
+@pytest.mark.parametrize("reader", ["strict", "lenient"])
+def test_a_hundred_thousand_different_completions_take_less_than_thirty_seconds(tmp_path, reader):
     """Of CPU time, in a process without the type checks of the tests."""
-    kinds = [right(), row(WRONG, trace=1 / 3), row(LOOSE, num_tokens=20)]
-    rows = [kinds[n * n % 7 % 3] | {"group": n // 8} for n in range(512)]
-    run = make_run(tmp_path / "run", [rows] * 196)
+    steps = [[different(512 * step + n) for n in range(512)] for step in range(196)]
+    run = make_run(tmp_path / "run", steps)
     spec = reward_file(tmp_path, "return 1 - sample.num_tokens / sample.max_tokens")
     arguments = ["-m", "gemma_grpo.rescore", str(run), "--reward", spec, "--json"]
+    arguments += ["--reader", reader]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     child = subprocess.run([sys.executable, *arguments], capture_output=True, check=True, cwd=ROOT)
     assert json.loads(child.stdout)["n"] >= 100_000

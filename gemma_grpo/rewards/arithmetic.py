@@ -15,6 +15,7 @@ import hashlib
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_CHARS = 200
 MAX_DEPTH = 30
@@ -26,6 +27,7 @@ _TOKEN = re.compile(
     r"|(\*\*|[-+*/^()%]))"
 )
 
+_PI = re.compile(r"(?<![^\W\d_])pi(?![^\W\d_])")
 _LETTERS_AFTER_NUMBER = re.compile(r"(?<=[\d)])[^\W\d_]{2,3}(?![^\W\d_(])")  # 2ab is 2a*b
 
 
@@ -37,6 +39,8 @@ def evaluate(text: str) -> tuple[Fraction, bool] | None:
     """The value of `text`, and whether it holds symbols; None where it is no expression."""
     if len(text) > MAX_CHARS:
         return None
+    if text.isdecimal():
+        return number(text), False
     try:
         reader = _Reader(_tokens(text))
         value = reader.expression(0)
@@ -45,9 +49,16 @@ def evaluate(text: str) -> tuple[Fraction, bool] | None:
         return None
 
 
+@lru_cache(maxsize=4096)  # the completions of a group share most of theirs
+def number(digits: str) -> Fraction:
+    """The value of digits as they are written, such as "1,250" or ".5"."""
+    digits = digits.replace(",", "")
+    return Fraction(int(digits) if digits.isdecimal() else digits)
+
+
 def _tokens(text: str) -> list[str]:
     tokens, place = [], 0
-    text = re.sub(r"(?<![^\W\d_])pi(?![^\W\d_])", "π", text.rstrip())
+    text = _PI.sub("π", text.rstrip())
     text = _LETTERS_AFTER_NUMBER.sub(lambda match: "*".join(match[0]), text)
     while place < len(text):
         match = _TOKEN.match(text, place)
@@ -132,7 +143,7 @@ class _Reader:
         if token[0].isalpha():
             return self._symbol(token)
         if token[0].isdecimal() or token[0] == ".":
-            value = _small(Fraction(token))
+            value = _small(number(token))
             return value / 100 if self._take("%") else value
         raise _NoExpressionError
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 from gemma_grpo.rewards import number_words
-from gemma_grpo.rewards.arithmetic import evaluate
+from gemma_grpo.rewards.arithmetic import evaluate, number
 from gemma_grpo.rewards.typography import plain
 
 MAX_LINE_CHARS = 500  # this much of a line is looked at: enough to see a step
@@ -38,6 +38,7 @@ _IMPLIED = {
     **dict.fromkeys("average equally".split(), (2,)),
     **dict.fromkeys("kilometer kilometers km kilogram kilograms kg grams meters".split(), (1000,)),
 }
+_FILLER = re.compile(r"[\d.,]+\s*(?:[*/]\s*1|[-+]\s*0)|(?:1\s*\*|0\s*\+)\s*[\d.,]+")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 _LABEL = re.compile(r"^(?:[-*•]\s+|\(?\d{1,3}[.)]\s+|step\b\s*\d*\s*[:.)–-]*\s*)+", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -150,7 +151,7 @@ def question_numbers(prompt: str) -> set[Fraction]:
     """The numbers that a question says: digits, words ("five", "twice"), percentages both ways."""
     numbers = line_numbers(prompt)
     for percent in re.findall(rf"({_NUMBER})\s*(?:%|percent)", prompt):
-        part = Fraction(percent.replace(",", "")) / 100
+        part = number(percent) / 100
         numbers |= {part, 1 - part, 1 + part, Fraction(100), 100 - 100 * part, 100 + 100 * part}
     for top, bottom in re.findall(r"(\d{1,9})/(\d{1,9})", prompt):
         if int(bottom):
@@ -165,7 +166,7 @@ def question_numbers(prompt: str) -> set[Fraction]:
 def line_numbers(text: str) -> set[Fraction]:
     """The numbers of a text, in digits and in words."""
     text = number_words.to_digits(text[:20_000])
-    return {Fraction(number.replace(",", "")) for number in re.findall(_NUMBER, text)}
+    return set(map(number, re.findall(_NUMBER, text)))
 
 
 def num_numbers(prompt: str) -> int:
@@ -202,16 +203,14 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
         if left_value[0] != right_value[0]:
             return [], True
         if is_formula and not _is_filler(formula):
-            numbers = [number.replace(",", "") for number in re.findall(_NUMBER, formula)]
-            found.append(Equation(tuple(sorted(map(Fraction, numbers))), right_value[0]))
+            operands = sorted(map(number, re.findall(_NUMBER, formula)))
+            found.append(Equation(tuple(operands), right_value[0]))
     return found, False
 
 
 def _is_filler(formula: str) -> bool:
     """ "5 * 1", "5 + 0": true, and nothing is found out by it."""
-    number = r"[\d.,]+"
-    idle = rf"{number}\s*(?:[*/]\s*1|[-+]\s*0)|(?:1\s*\*|0\s*\+)\s*{number}"
-    return re.fullmatch(idle, formula.strip()) is not None
+    return _FILLER.fullmatch(formula.strip()) is not None
 
 
 def _content_words(text: str) -> set[str]:
