@@ -6,13 +6,14 @@ Does not import jax.
 import json
 import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files
+from gemma_grpo.records import files, rollbacks
 from gemma_grpo.records.read import is_number
 
 PHASES = ("easy", "medium", "hard")
@@ -81,7 +82,8 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
             "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
             {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
-            absent or no number shows as "-". "rollbacks": those of `records.rollbacks`.
+            absent or no number shows as "-". "rollbacks": those of `records.rollbacks`; anything
+            else there is left out.
     """
     names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
     rows = [names]
@@ -96,9 +98,10 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
     if isinstance(pairs := summary.get("paired"), Mapping) and pairs:
         lines += ["", "accuracy, same problems before and after:"]
         lines += [f"  {name}: {_describe_pair(pair)}" for name, pair in pairs.items()]
-    for each in summary.get("rollbacks", []):
-        rate = f"with {each['rate_factor']:g} times the learning rate"
-        lines += ["", f"went back from step {each['at']} to {each['to']}, {rate}: {each['why']}"]
+    with suppress(ValueError):
+        for each in rollbacks.of_rows(summary.get("rollbacks", [])):
+            rate = f"with {each.rate_factor:g} times the learning rate"
+            lines += ["", f"went back from step {each.at} to {each.to}, {rate}: {each.why}"]
     return "\n".join(lines)
 
 

@@ -32,14 +32,31 @@ class Rollback:
     rate_factor: float
 
 
+def of_rows(rows: object) -> list[Rollback]:
+    """From JSON's rows, in order. Raises ValueError if they are no rollbacks."""
+    match rows:
+        case list():
+            return [_of_row(row) for row in rows]
+    raise ValueError("no list of rollbacks")
+
+
+def _of_row(row: object) -> Rollback:
+    match row:
+        case {"why": str(why), "at": int(at), "to": int(to), "rate_factor": float(factor)} if (
+            0 <= to <= at and 0 < factor < 1
+        ):
+            return Rollback(why, at, to, factor)
+    raise ValueError("no rollback")
+
+
 def read(run_dir: Path) -> list[Rollback]:
     """A run's rollbacks, in order. Raises UserError if the file is damaged."""
     path = run_dir / NAME
     if not path.exists():
         return []
     try:
-        return [Rollback(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        return of_rows(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged; put back a copy: it says at which learning rate the run goes on"
         ) from error

@@ -235,6 +235,15 @@ def test_what_is_no_number_shows_as_not_measured(damaged):
     assert len(table.splitlines()) == 2 + pairs
 
 
+def test_rollbacks_are_lines_below_and_what_is_none_is_left_out():
+    noted = {"why": "kl was 9", "at": 7, "to": 4, "rate_factor": 0.5}
+    table = lambda rows: report.before_after_table({"stages": {}, "rollbacks": rows}).splitlines()
+    last = "went back from step 7 to 4, with 0.5 times the learning rate: kl was 9"
+    assert table([noted])[2:] == ["", last]
+    for damaged in (True, 3, [1], {"a": 1}, None, [noted | {"at": "7"}]):
+        assert len(table(damaged)) == 2
+
+
 def test_a_summary_without_stages_yet_is_a_header():
     assert len(report.before_after_table({"stages": {}}).splitlines()) == 2
 

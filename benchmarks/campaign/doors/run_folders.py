@@ -139,7 +139,7 @@ def _checkpoints(material: Path) -> Iterator[Case]:
         "another step": lambda r: (r / newest).rename((r / newest).with_name("000009")),
         "no number": lambda r: (r / newest).rename((r / newest).with_name("x")),
         "a copy of a later step": lambda r: __import__("shutil").copytree(
-            r / newest, (r / newest).with_name("000003")
+            r / newest, (r / newest).with_name("000007")
         ),
         "all gone": lambda r: __import__("shutil").rmtree(r / "checkpoints"),
         "one gone": lambda r: __import__("shutil").rmtree(r / newest),
