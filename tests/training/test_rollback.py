@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import threading
-from dataclasses import asdict
 
 import jax.numpy as jnp
 import numpy as np
@@ -329,7 +328,8 @@ def test_with_the_checkpoint_gone_back_to_lost_the_time_before_it_is_taken_again
 def test_a_damaged_record_stops_the_run_in_one_line(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, before=killed_before(8))
-    of = lambda at, to, factor: json.dumps([asdict(Rollback("why", at, to, factor))])
+    names = "why", "at", "to", "rate_factor"
+    of = lambda *values: json.dumps([dict(zip(names, ("why", *values), strict=True))])
     wrong = of(2, 4, 0.5), of(4, -1, 0.5), of("4", 2, 0.5), of(4, 2, "half"), of(4, 2, None)
     for text in ("[{", "[1]", '[{"at": 1}]', "3", "true", '{"a": 1}', *wrong):
         (tmp_path / rollbacks.NAME).write_text(text)
