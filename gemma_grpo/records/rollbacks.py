@@ -55,7 +55,7 @@ def read(run_dir: Path) -> list[Rollback]:
     if not path.exists():
         return []
     try:
-        return of_rows(json.loads(path.read_text(encoding="utf-8")))
+        return of_rows(json.loads(files.read_bytes(path).decode()))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged; put back a copy: it says at which learning rate the run goes on"

@@ -12,6 +12,7 @@ A file holds those of all rows, one row's behind another's, in NumPy's own compr
 Does not import jax.
 """
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def write(path: Path, tokens: Tokens, *, durable: bool = True) -> None:
 def read(path: Path) -> list[Tokens] | None:
     """The arrays of each row; None where there is no whole file, as in runs of older versions."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         ends = np.cumsum(arrays.pop("num_tokens"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -36,7 +36,7 @@ class Verdicts:
         with _errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             for other in sorted(path.parent.glob("*.jsonl")):
-                self._known |= _read(other)
+                self._known |= _read(other) if other.is_file() else {}
             if path.exists():  # without what a killed process left of a line
                 whole = path.read_bytes().rpartition(b"\n")
                 with path.open("r+b") as file:

@@ -1,5 +1,7 @@
 """Token ids and log-probs beside the rows: what goes in comes out, and what is torn is none."""
 
+import os
+
 import numpy as np
 
 from gemma_grpo.records import tokens
@@ -42,6 +44,11 @@ def test_a_file_that_is_absent_torn_or_another_is_none(tmp_path):
     assert tokens.read(path) is None
     np.savez(path, other=np.arange(3))
     assert tokens.read(path) is None
+
+
+def test_a_fifo_is_none_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    assert tokens.read(tmp_path / "a.npz") is None
 
 
 def test_a_resumed_run_removes_the_tokens_beyond_its_checkpoint(tmp_path):

@@ -6,6 +6,7 @@ Steps 1 to 5 have the KL 0, 4, 8, 12, 16. The limit is 10, the patience 2: step 
 
 import json
 import math
+import os
 import shutil
 import threading
 
@@ -336,6 +337,10 @@ def test_a_damaged_record_stops_the_run_in_one_line(tmp_path):
         with pytest.raises(UserError, match="rollbacks.json is damaged; put back a copy") as caught:
             train(tmp_path)
         assert "\n" not in str(caught.value)
+    (tmp_path / rollbacks.NAME).unlink()
+    os.mkfifo(tmp_path / rollbacks.NAME)
+    with pytest.raises(UserError, match="rollbacks.json is damaged"):
+        train(tmp_path)
 
 
 def test_rollbacks_to_later_steps_than_the_one_gone_on_from_do_not_lie_behind():
