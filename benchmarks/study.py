@@ -53,6 +53,8 @@ def adapters(rank: int, rate: float) -> Level:
 
 LEVELS = {
     "default": Level({}),
+    "rate 2e-4": Level({"grpo.optimizer.learning_rate": 2e-4}),
+    "rate 4e-4": Level({"grpo.optimizer.learning_rate": 4e-4}),
     "scale batch": Level({"grpo.scale": "batch"}),
     "scale none": Level({"grpo.scale": "none"}),
     "right alone, scale group": Level(RIGHT_ALONE),
