@@ -274,8 +274,10 @@ def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
     (run / "metrics.jsonl").write_text(
         '{"stage": "grpo", "step": 1, "loss": NaN, "kl": 1%s}\n[1]\n' % ("0" * 400)
     )
+    (run / "summary.json").write_text('{"weights": NaN, "device": 1e999}')
     data = in_page(page.html([run], 8))
     (row,) = at_stage(data, "training")
+    assert data["runs"][0]["weights"] is data["runs"][0]["device"] is None
     assert (row["reward"], row["advantage"], row["components"][1], row["group"]) == (0, 0, 0, 0)
     curves = data["runs"][0]["curves"]["grpo"]
     assert curves["loss"] == curves["kl"] == [None]
