@@ -66,6 +66,8 @@ def load_rubric(path: Path, domains: Collection[str]) -> Rubric:
 
 def _read(path: Path) -> Any:
     """What is in the YAML file. Raises UserError if it cannot be read, or has a domain twice."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"rubric {path}: not a file")
     try:
         text = path.read_text(encoding="utf-8")
         values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)

@@ -91,8 +91,10 @@ def _check(fields: dict[str, Any], path: Path) -> None:
             raise UserError(
                 f"tokenizer in {path}: {key} is {fields[key]}, but there are {lengths[0]} tokens"
             )
-    if fields.get("tokenizer.ggml.add_space_prefix"):
-        raise UserError(f"tokenizer in {path}: puts a space before every text; not Gemma's")
+    if fields.get("tokenizer.ggml.add_space_prefix", False) is not False:
+        raise UserError(
+            f"tokenizer in {path}: add_space_prefix is not false, as Gemma's is: no space before a text"
+        )
 
 
 def _is_typed(key: str, value: Any) -> bool:

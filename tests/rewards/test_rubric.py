@@ -1,6 +1,7 @@
 """Rubrics: what a file may say, what verdicts earn, and what a missing one pays."""
 
 import math
+import os
 import random
 from dataclasses import replace
 
@@ -76,6 +77,12 @@ def test_a_bad_rubric_is_one_line_that_names_file_domain_and_criterion(tmp_path,
 def test_a_rubric_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml: No such file"):
         load_rubric(tmp_path / "nowhere.yaml", ["x"])
+
+
+def test_a_fifo_is_no_rubric_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="pipe.yaml: not a file"):
+        load_rubric(tmp_path / "pipe.yaml", ["x"])
 
 
 def test_the_value_is_the_weighted_mean_of_the_verdicts_by_hand():

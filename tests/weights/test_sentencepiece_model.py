@@ -163,8 +163,9 @@ def test_a_table_or_an_id_of_a_wrong_type_is_refused_by_name(tmp_path, key, valu
 def test_tables_of_another_kind_of_tokenizer_are_refused(tmp_path):
     refusal(write(tmp_path / "a", tokenizer=TOKENIZER | {"model": "gpt2"}), "'gpt2'")
     refusal(write(tmp_path / "b", tokenizer={}), "None")
-    spaced = TOKENIZER | {"add_space_prefix": True}
-    refusal(write(tmp_path / "c", tokenizer=spaced), "space before")
+    for spaced in (True, [1, 2], "no"):
+        path = write(tmp_path / "c", tokenizer=TOKENIZER | {"add_space_prefix": spaced})
+        refusal(path, "no space before")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
