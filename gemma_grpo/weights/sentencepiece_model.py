@@ -93,7 +93,7 @@ def _check(fields: dict[str, Any], path: Path) -> None:
             )
     if fields.get("tokenizer.ggml.add_space_prefix", False) is not False:
         raise UserError(
-            f"tokenizer in {path}: add_space_prefix is not false, as Gemma's is: no space before a text"
+            f"tokenizer in {path}: add_space_prefix is not false; Gemma puts no space before text"
         )
 
 
