@@ -184,6 +184,8 @@ def parse(
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(f"{argument!r}: not UTF-8; write it in UTF-8") from None
+        if argument.startswith("--="):  # tyro takes it for a positional argument
+            raise UserError(f"{argument}: names no flag; {prog} --help lists all")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

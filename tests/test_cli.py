@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tyro
 
 from gemma_grpo import (
     ablation,
@@ -198,6 +199,14 @@ def test_a_command_without_jax_says_a_wrong_flag_in_one_line(command, capsys):
     assert command.main(["--no-such-flag"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "--help lists all" in said and said.count("\n") == 1
+
+
+def test_a_flag_without_a_name_is_no_folder():
+    def command(out: tyro.conf.Positional[Path]) -> int:
+        return 0
+
+    with pytest.raises(UserError, match="--=x: names no flag"):
+        cli.parse(command, ["--=x"], command="x", description=None)
 
 
 def test_a_flag_that_is_not_utf_8_is_one_line():

@@ -243,8 +243,9 @@ def _short(value: Any) -> Any:
 
 
 def _whole(row: dict, name: str) -> int:
+    """A count or a number of the row; 0 for what is none, or what a page cannot count with."""
     value = row.get(name)
-    return value if isinstance(value, int) else 0
+    return value if type(value) is int and abs(value) < 2**53 else 0
 
 
 def _component_names(run_dirs: Sequence[Path]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ def test_another_process_is_refused_by_name_until_the_holder_is_killed(tmp_path)
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
+    (tmp_path / lock.NAME).write_text("12345678901234\n")  # of a machine with larger numbers
     with lock.hold(tmp_path):
         assert (tmp_path / lock.NAME).read_text() == f"{os.getpid()}\n"
 

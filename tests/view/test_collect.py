@@ -274,6 +274,9 @@ def test_what_is_no_number_is_left_out_of_the_page(tmp_path):
     (run / "metrics.jsonl").write_text(
         '{"stage": "grpo", "step": 1, "loss": NaN, "kl": 1%s}\n[1]\n' % ("0" * 400)
     )
+    evaluated = run / "evaluations" / "grpo.jsonl"
+    rows = [json.loads(line) for line in evaluated.read_text().splitlines()]
+    write_rows(evaluated, [rows[0] | {"problem": 10**400}, *rows[1:]])
     (run / "summary.json").write_text('{"weights": NaN, "device": 1e999}')
     data = in_page(page.html([run], 8))
     (row,) = at_stage(data, "training")
