@@ -55,6 +55,7 @@ LEVELS = {
     "default": Level({}),
     "rate 2e-4": Level({"grpo.optimizer.learning_rate": 2e-4}),
     "rate 4e-4": Level({"grpo.optimizer.learning_rate": 4e-4}),
+    "rate 1e-3": Level({"grpo.optimizer.learning_rate": 1e-3}),
     "scale batch": Level({"grpo.scale": "batch"}),
     "scale none": Level({"grpo.scale": "none"}),
     "right alone, scale group": Level(RIGHT_ALONE),
