@@ -150,6 +150,8 @@ class GuardConfig:
     """A run goes back this often; the next collapse stops it."""
     min_format: float = NOTES["reward/format"].low or 0.0
     """Least share of completions that are well formed."""
+    min_correctness: float = 0.5
+    """Least share of right completions, as a multiple of the best mean of `patience` steps."""
     min_entropy: float = NOTES["entropy"].low or 0.0
     """Least entropy of the sampler, nats per token."""
     max_entropy: float = NOTES["entropy"].high or 0.0
@@ -171,6 +173,7 @@ class GuardConfig:
                 raise UserError(f"grpo.guard: {name}={number} must be at least 1")
         for name, value, low, high, wanted in (
             ("min_format", self.min_format, 0, 1, "in [0, 1]"),
+            ("min_correctness", self.min_correctness, 0, 1, "in [0, 1]"),
             ("max_truncated", self.max_truncated, 0, 1, "in [0, 1]"),
             ("min_length", self.min_length, 0, 1, "in [0, 1]"),
             ("max_length", self.max_length or 1, 1, LARGE, "0, or 1 and more"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gemma_grpo.training.config import GuardConfig
 
-LENGTH = "completion_length/mean"
+LENGTH, CORRECT = "completion_length/mean", "reward/correctness"
 
 
 class Limit(NamedTuple):
@@ -63,6 +63,8 @@ class Guard:
         # compared with those of the first steps, which keep it.
         self._streaks = {LENGTH: 0}
         self._lengths: list[float] = []  # of the first steps
+        self._correct: list[float] = []  # shares of the last steps
+        self._most_correct = 0.0  # the best mean of as many steps
         self._was_healthy = False  # the last step
         self._good: set[int] = set()
 
@@ -84,9 +86,7 @@ class Guard:
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:
                     self.collapse = self._in_words(limit.metric, broken, step, value)
-        length = _number(metrics, LENGTH)
-        if length is not None and len(self._lengths) < self._config.patience:
-            self._lengths.append(length)
+        self._compare_with(_number(metrics, LENGTH), _number(metrics, CORRECT))
         if is_healthy and self._was_healthy:
             self._good.add(step - 1)
         self._was_healthy = is_healthy
@@ -101,10 +101,21 @@ class Guard:
         good = [step for step in steps if step in self._good]
         return max(good, key=lambda step: (self.needs_checkpoint(step), step), default=0)
 
+    def _compare_with(self, length: float | None, correct: float | None) -> None:
+        """What limits of later steps are multiples of."""
+        patience = self._config.patience
+        if length is not None and len(self._lengths) < patience:
+            self._lengths.append(length)
+        if correct is not None:
+            self._correct = [*self._correct, correct][-patience:]
+            if len(self._correct) == patience:
+                self._most_correct = max(self._most_correct, sum(self._correct) / patience)
+
     def _limits(self) -> Iterator[Limit]:
         """Those that are looked at now."""
         config = self._config
         yield Limit("reward/format", low=config.min_format)
+        yield Limit(CORRECT, low=config.min_correctness * self._most_correct)
         yield Limit("entropy", config.min_entropy, config.max_entropy or None)
         yield Limit("truncated", high=config.max_truncated or None)
         yield Limit("kl", high=config.max_kl or None)

@@ -15,6 +15,7 @@ HEALTHY = {
     "loss": 0.0,
     "grad_norm": 0.3,
     "reward/format": 0.9,
+    "reward/correctness": 0.6,
     "entropy": 0.3,
     "truncated": 0.05,
     "kl": 0.1,
@@ -38,6 +39,7 @@ def watched(*steps, every=2, **settings):
     "metric, value",
     [
         ("reward/format", 0.49),
+        ("reward/correctness", 0.29),  # half of 0.6
         ("entropy", 0.004),
         ("entropy", 3.1),
         ("truncated", 0.51),
@@ -62,6 +64,7 @@ def test_a_figure_out_of_its_range_for_as_many_steps_as_the_patience_is_a_collap
     "metric, value",
     [
         ("reward/format", 0.5),
+        ("reward/correctness", 0.3),
         ("entropy", 0.005),
         ("entropy", 3.0),
         ("truncated", 0.5),
@@ -81,6 +84,15 @@ def test_limits_that_the_metrics_have_healthy_ranges_for_are_those():
     assert config.min_format == NOTES["reward/format"].low
     assert (config.min_entropy, config.max_entropy) == (NOTES["entropy"].low, NOTES["entropy"].high)
     assert config.max_logp_gap == NOTES["logp_gap/mean"].high
+
+
+def test_what_was_right_is_compared_with_the_best_steps_so_far():
+    right = lambda *values: [{"reward/correctness": value} for value in values]
+    # Means of two: 0.3, 0.6 (the best), 0.5; half of 0.6 is 0.3.
+    rising = right(0.2, 0.4, 0.8, 0.2, 0.4)
+    assert watched(*rising, *right(0.29, 0.28), patience=2)[1] == 7
+    assert watched(*rising, *right(0.29, 0.31, 0.29), patience=2)[1] is None
+    assert watched(*right(*[0.0] * 30), patience=2)[1] is None
 
 
 def test_a_step_within_the_range_ends_the_row():
@@ -112,6 +124,7 @@ def test_what_was_not_measured_neither_breaks_a_limit_nor_ends_a_row():
     "setting, metric, value",
     [
         ("min_format", "reward/format", 0.0),
+        ("min_correctness", "reward/correctness", 0.0),
         ("min_entropy", "entropy", 0.0),
         ("max_entropy", "entropy", 9.0),
         ("max_truncated", "truncated", 1.0),
@@ -224,6 +237,7 @@ def test_a_resumed_run_s_guard_knows_what_the_run_s_own_knew(tmp_path):
         ({"rollbacks": 0}, "rollbacks=0 must be at least 1"),
         ({"min_format": 1.5}, "min_format=1.5"),
         ({"min_format": NAN}, "min_format=nan"),
+        ({"min_correctness": 2.0}, "min_correctness=2.0"),
         ({"max_truncated": -0.1}, "max_truncated=-0.1"),
         ({"min_length": 2.0}, "min_length=2.0"),
         ({"max_length": 0.5}, "max_length=0.5"),
