@@ -1,5 +1,8 @@
 """Run folders are made and copied whole; what a kill has left is begun again."""
 
+import errno
+import shutil
+
 import pytest
 
 from gemma_grpo.errors import UserError
@@ -48,6 +51,26 @@ def test_a_copy_cut_short_is_begun_again_and_a_whole_one_is_not(tmp_path):
     (new / run_dir.COPYING).touch()
     with pytest.raises(UserError, match="is there already"):
         run_dir.copy(source, new, "seed: 1", {})
+
+
+def test_a_checkpoint_in_another_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    source, elsewhere = a_run(tmp_path / "old"), tmp_path / "disk" / "grpo" / "000002"
+    checkpoints = {elsewhere: source / "checkpoints/grpo/000002"}
+
+    def full(path, target):
+        if "000002" in str(target):
+            target.write_text("half")
+            raise OSError(errno.ENOSPC, "no space")
+        return copyfile(path, target)
+
+    with monkeypatch.context() as patch:
+        copyfile = shutil.copyfile
+        patch.setattr(run_dir.shutil, "copyfile", full)
+        with pytest.raises(UserError):
+            run_dir.copy(source, tmp_path / "new", "seed: 1", checkpoints)
+    assert not elsewhere.exists()
+    run_dir.copy(source, tmp_path / "new", "seed: 1", checkpoints)
+    assert names(elsewhere) == ["index"]
 
 
 def test_a_folder_with_a_lock_alone_is_free_and_one_with_a_file_is_not(tmp_path):
