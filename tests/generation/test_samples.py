@@ -5,6 +5,8 @@ import pytest
 
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.generation import samples as scoring
+from gemma_grpo.generation.collect import token_arrays
+from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
 
@@ -49,3 +51,21 @@ def test_a_sample_carries_its_text_its_length_and_its_answers_log_probs():
     answer_at = [i for i in range(len(ids) - 8, len(ids)) if pieces[i] in ("1", "9")]
     assert first.answer_logps == tuple(-float(i) for i in answer_at)
     assert second.answer_logps == () and not second.stopped and second.num_tokens == width
+
+
+def test_rows_are_kept_one_behind_another_with_the_trainers_log_probs_less_the_samplers():
+    drawn = Rollout(
+        completion_ids=np.array([[5, 6, 1], [7, 0, 0]]),
+        completion_mask=np.array([[True, True, True], [True, False, False]]),
+        sampler_logps=np.array([[-1.0, -2.0, -0.5], [-4.0, 0.0, 0.0]]),
+        stopped=np.array([True, False]),
+    )
+    trainer_logps = np.array([[-1.25, -2.0, -0.25], [-3.0, 9.0, 9.0]])
+    kept = token_arrays(drawn, np.array([[1, 2, 0], [3, 0, 0]]), trainer_logps)
+    assert {name: array.tolist() for name, array in kept.items()} == {
+        "num_tokens": [3, 1],
+        "token_ids": [5, 6, 1, 7],
+        "characters": [1, 2, 0, 3],
+        "logps": [-1.0, -2.0, -0.5, -4.0],
+        "gaps": [-0.25, 0.0, 0.25, 1.0],
+    }
