@@ -26,7 +26,7 @@ GEMMA3_NANO = RunConfig(
         num_steps=200,
         prompts_per_step=4,
         num_generations=8,
-        optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear"),
+        optimizer=OptimizerConfig(learning_rate=3e-4, decay="linear"),
     ),
 )
 """`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. README.md has its
