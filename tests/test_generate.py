@@ -119,18 +119,19 @@ def test_a_prompt_that_is_too_long_is_found_before_any_is_answered(monkeypatch, 
     assert "prompt 2 takes 6 tokens, max_prompt_length is 3" in capsys.readouterr().err
 
 
-def test_the_same_prompt_in_another_batch_is_drawn_from_another_key(monkeypatch, tmp_path):
-    keys = []
+def test_batches_have_keys_of_their_own_and_one_shape(monkeypatch, tmp_path):
+    keys, sizes = [], []
 
     def complete(self, prompts, key):
         keys.append(tuple(jax.random.key_data(key).tolist()))
+        sizes.append(len(prompts))
         return [[generator.Completion("", 0.0, 1, True)] for _ in prompts]
 
     monkeypatch.setattr(generator.Generator, "complete", complete)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("the same\n" * 6)
+    prompts.write_text("the same\n" * 5)
     assert generate.main(["gemma3-nano", "--prompts", str(prompts), "--batch-size", "2"]) == 0
-    assert len(keys) == len(set(keys)) == 3
+    assert len(set(keys)) == 3 and sizes == [2, 2, 2]
 
 
 def test_raw_text_is_gone_on_from_and_an_instruction_stands_before_the_question(monkeypatch):
