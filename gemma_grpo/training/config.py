@@ -151,7 +151,8 @@ class GuardConfig:
     min_format: float = NOTES["reward/format"].low or 0.0
     """Least share of completions that are well formed."""
     min_correctness: float = 0.5
-    """Least share of right completions, as a multiple of the best mean of `patience` steps."""
+    """Least share of right completions in the mean of `patience` steps, as a multiple of the best
+    such mean."""
     min_entropy: float = NOTES["entropy"].low or 0.0
     """Least entropy of the sampler, nats per token."""
     max_entropy: float = NOTES["entropy"].high or 0.0

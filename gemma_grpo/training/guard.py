@@ -86,7 +86,11 @@ class Guard:
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:
                     self.collapse = self._in_words(limit.metric, broken, step, value)
-        self._compare_with(_number(metrics, LENGTH), _number(metrics, CORRECT))
+        if why := self._fewer_right(step, _number(metrics, CORRECT)):
+            is_healthy, self.collapse = False, why
+        length = _number(metrics, LENGTH)
+        if length is not None and len(self._lengths) < self._config.patience:
+            self._lengths.append(length)
         if is_healthy and self._was_healthy:
             self._good.add(step - 1)
         self._was_healthy = is_healthy
@@ -101,21 +105,28 @@ class Guard:
         good = [step for step in steps if step in self._good]
         return max(good, key=lambda step: (self.needs_checkpoint(step), step), default=0)
 
-    def _compare_with(self, length: float | None, correct: float | None) -> None:
-        """What limits of later steps are multiples of."""
-        patience = self._config.patience
-        if length is not None and len(self._lengths) < patience:
-            self._lengths.append(length)
-        if correct is not None:
-            self._correct = [*self._correct, correct][-patience:]
-            if len(self._correct) == patience:
-                self._most_correct = max(self._most_correct, sum(self._correct) / patience)
+    def _fewer_right(self, step: int, share: float | None) -> str:
+        """In words, if too few completions of the last steps were right; "" otherwise. Steps are
+        too small to be looked at one by one."""
+        patience, least = self._config.patience, self._config.min_correctness
+        if share is None:
+            return ""
+        self._correct = [*self._correct, share][-patience:]
+        if len(self._correct) < patience:
+            return ""
+        mean = sum(self._correct) / patience
+        self._most_correct = max(self._most_correct, mean)
+        if mean >= least * self._most_correct:
+            return ""
+        return (
+            f"{CORRECT} was {mean:.3g} in the mean of steps {step - patience + 1} to {step}, "
+            f"at its best {self._most_correct:.3g}"
+        )
 
     def _limits(self) -> Iterator[Limit]:
         """Those that are looked at now."""
         config = self._config
         yield Limit("reward/format", low=config.min_format)
-        yield Limit(CORRECT, low=config.min_correctness * self._most_correct)
         yield Limit("entropy", config.min_entropy, config.max_entropy or None)
         yield Limit("truncated", high=config.max_truncated or None)
         yield Limit("kl", high=config.max_kl or None)

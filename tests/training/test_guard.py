@@ -39,7 +39,6 @@ def watched(*steps, every=2, **settings):
     "metric, value",
     [
         ("reward/format", 0.49),
-        ("reward/correctness", 0.29),  # half of 0.6
         ("entropy", 0.004),
         ("entropy", 3.1),
         ("truncated", 0.51),
@@ -64,7 +63,6 @@ def test_a_figure_out_of_its_range_for_as_many_steps_as_the_patience_is_a_collap
     "metric, value",
     [
         ("reward/format", 0.5),
-        ("reward/correctness", 0.3),
         ("entropy", 0.005),
         ("entropy", 3.0),
         ("truncated", 0.5),
@@ -86,12 +84,17 @@ def test_limits_that_the_metrics_have_healthy_ranges_for_are_those():
     assert config.max_logp_gap == NOTES["logp_gap/mean"].high
 
 
-def test_what_was_right_is_compared_with_the_best_steps_so_far():
+def test_the_last_steps_share_of_right_completions_is_compared_with_the_best_so_far():
     right = lambda *values: [{"reward/correctness": value} for value in values]
-    # Means of two: 0.3, 0.6 (the best), 0.5; half of 0.6 is 0.3.
-    rising = right(0.2, 0.4, 0.8, 0.2, 0.4)
-    assert watched(*rising, *right(0.29, 0.28), patience=2)[1] == 7
-    assert watched(*rising, *right(0.29, 0.31, 0.29), patience=2)[1] is None
+    # Means of two: 0.3, 0.6 (the best), 0.5, 0.35, 0.29; half of 0.6 is 0.3.
+    falling = right(0.2, 0.4, 0.8, 0.2, 0.5, 0.08)
+    guard, at = watched(*falling, patience=2)
+    assert at == 6 and guard.collapse == (
+        "reward/correctness was 0.29 in the mean of steps 5 to 6, at its best 0.6"
+    )
+    assert guard.best([2, 4]) == 4
+    assert watched(*falling[:5], *right(0.11), patience=2)[1] is None
+    assert watched(*falling, patience=2, min_correctness=0.0)[1] is None
     assert watched(*right(*[0.0] * 30), patience=2)[1] is None
 
 
@@ -124,7 +127,6 @@ def test_what_was_not_measured_neither_breaks_a_limit_nor_ends_a_row():
     "setting, metric, value",
     [
         ("min_format", "reward/format", 0.0),
-        ("min_correctness", "reward/correctness", 0.0),
         ("min_entropy", "entropy", 0.0),
         ("max_entropy", "entropy", 9.0),
         ("max_truncated", "truncated", 1.0),
