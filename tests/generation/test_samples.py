@@ -22,6 +22,7 @@ TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
         (["<answer>", " 1", " 1", "/", "2 ", "</answer>"], [" 1", " 1", "/", "2 "]),
         (["7", "<answer>", "8", "</answer>", "<answer>", "9", "</answer>"], ["8"]),
         (["</answer>", "<answer>", "5"], []),
+        (["</answer>", "<answer>", "5", "</answer>"], ["5"]),
         (["<answer>", " ", "\n", "</answer>"], []),
         (["no", " tags"], []),
         ([], []),
