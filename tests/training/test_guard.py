@@ -204,10 +204,13 @@ def test_at_the_multiples_a_checkpoint_is_needed():
 # --- the default run -----------------------------------------------------------------------------
 
 
-def test_a_guard_is_silent_on_the_default_run():
+@pytest.mark.parametrize(
+    "config", [GuardConfig(), GuardConfig(patience=2, min_correctness=0.0)], ids=["10", "2"]
+)
+def test_a_guard_is_silent_on_the_default_run(config):
     file = Path(__file__).parents[1] / "records" / "default_run.json"
     series = json.loads(file.read_text())["grpo"]
-    guard = Guard(GuardConfig(patience=2), 50)
+    guard = Guard(config, 50)
     for step, values in enumerate(zip(*series.values(), strict=True), start=1):
         guard.see(step, dict(zip(series, values, strict=True)))
         assert not guard.collapse

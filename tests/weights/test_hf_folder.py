@@ -299,6 +299,16 @@ def test_a_missing_file_of_several_is_named_and_counted(text):
     assert words in refusal(text)
 
 
+def test_an_index_alone_is_refused_by_the_name_of_what_it_lacks(text):
+    """Of a download that was cut short before the weights."""
+    names = [file.name for file in text.glob("*.safetensors")]
+    for name in names:
+        (text / name).unlink()
+    with pytest.raises(UserError) as caught:
+        open_folder(text)
+    assert any(name in str(caught.value) for name in names), caught.value
+
+
 def test_an_index_that_does_not_fit_its_files_is_refused(text):
     index = text / "model.safetensors.index.json"
     placed = json.loads(index.read_text())["weight_map"]
