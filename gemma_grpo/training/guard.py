@@ -86,8 +86,14 @@ class Guard:
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:
                     self.collapse = self._in_words(limit.metric, broken, step, value)
-        if why := self._fewer_right(step, _number(metrics, CORRECT)):
-            is_healthy, self.collapse = False, why
+        share = self._share_right(_number(metrics, CORRECT))
+        if share < (1 + self._config.min_correctness) / 2:  # half-way down is not good either
+            is_healthy = False
+        if share < self._config.min_correctness:
+            self.collapse = (
+                f"{CORRECT} was {share:.3g} of its best {self._most_correct:.3g} in the mean of "
+                f"steps {step - self._config.patience + 1} to {step}"
+            )
         length = _number(metrics, LENGTH)
         if length is not None and len(self._lengths) < self._config.patience:
             self._lengths.append(length)
@@ -105,23 +111,18 @@ class Guard:
         good = [step for step in steps if step in self._good]
         return max(good, key=lambda step: (self.needs_checkpoint(step), step), default=0)
 
-    def _fewer_right(self, step: int, share: float | None) -> str:
-        """In words, if too few completions of the last steps were right; "" otherwise. Steps are
-        too small to be looked at one by one."""
-        patience, least = self._config.patience, self._config.min_correctness
-        if share is None:
-            return ""
-        self._correct = [*self._correct, share][-patience:]
+    def _share_right(self, correct: float | None) -> float:
+        """The mean of the last steps' right completions, as a share of the best such mean; 1 where
+        nothing is known. Steps are too small to be looked at one by one."""
+        patience = self._config.patience
+        if correct is None or not self._config.min_correctness:
+            return 1.0
+        self._correct = [*self._correct, correct][-patience:]
         if len(self._correct) < patience:
-            return ""
+            return 1.0
         mean = sum(self._correct) / patience
         self._most_correct = max(self._most_correct, mean)
-        if mean >= least * self._most_correct:
-            return ""
-        return (
-            f"{CORRECT} was {mean:.3g} in the mean of steps {step - patience + 1} to {step}, "
-            f"at its best {self._most_correct:.3g}"
-        )
+        return mean / self._most_correct if self._most_correct else 1.0
 
     def _limits(self) -> Iterator[Limit]:
         """Those that are looked at now."""

@@ -86,15 +86,15 @@ def test_limits_that_the_metrics_have_healthy_ranges_for_are_those():
 
 def test_the_last_steps_share_of_right_completions_is_compared_with_the_best_so_far():
     right = lambda *values: [{"reward/correctness": value} for value in values]
-    # Means of two: 0.3, 0.6 (the best), 0.5, 0.35, 0.29; half of 0.6 is 0.3.
-    falling = right(0.2, 0.4, 0.8, 0.2, 0.5, 0.08)
-    guard, at = watched(*falling, patience=2)
-    assert at == 6 and guard.collapse == (
-        "reward/correctness was 0.29 in the mean of steps 5 to 6, at its best 0.6"
+    # Means of two: 0.4, 0.3, 0.6 (the best), 0.5, 0.44, 0.38, 0.29.
+    falling = right(0.2, 0.4, 0.8, 0.2, 0.68, 0.08, 0.5)
+    guard, at = watched({}, *falling, patience=2, every=1)
+    assert at == 8 and guard.collapse == (
+        "reward/correctness was 0.483 of its best 0.6 in the mean of steps 7 to 8"
     )
-    assert guard.best([2, 4]) == 4
-    assert watched(*falling[:5], *right(0.11), patience=2)[1] is None
-    assert watched(*falling, patience=2, min_correctness=0.0)[1] is None
+    assert guard.best(range(9)) == 4  # 0.44, the mean at step 6, is less than three quarters
+    assert watched({}, *falling[:6], *right(0.53), patience=2)[1] is None
+    assert watched({}, *falling, patience=2, min_correctness=0.0)[1] is None
     assert watched(*right(*[0.0] * 30), patience=2)[1] is None
 
 
