@@ -11,6 +11,7 @@ import children
 import pytest
 
 from gemma_grpo import cli, train
+from gemma_grpo.rewards.custom import split_weight
 from gemma_grpo.rewards.judge import Question, load_judge
 from gemma_grpo.rewards.rubric import load_rubric
 
@@ -239,3 +240,8 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
     )
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in ends] == before
+
+
+def test_a_rewards_path_may_hold_the_signs_that_stand_behind_it():
+    assert split_weight("a=1:b/c.py:f=0.5", "--reward") == ("a=1:b/c.py:f", 0.5)
+    assert split_weight("a=1/c.py:f", "--reward") == ("a=1/c.py:f", 1.0)

@@ -84,14 +84,14 @@ def load_extra_rewards(
 
 
 def split_weight(spec: str, flag: str) -> tuple[str, float]:
-    """The location and the weight of "location:name=weight", 1 if unsaid; the location may hold
-    equals signs.
+    """The location and the weight of "location:name=weight", 1 if unsaid; the path may hold
+    both signs.
 
     Raises:
         UserError: a weight that is no finite number; `flag` is what it was given to.
     """
     head, colon, tail = spec.rpartition(":")
-    name, equals, weight = tail.rpartition("=") if "=" in tail else (tail, "", "")
+    name, equals, weight = tail.partition("=")
     try:
         value = float(weight) if equals else 1.0
     except ValueError as error:
