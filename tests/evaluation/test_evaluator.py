@@ -268,6 +268,17 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out(fake_evaluator):
     assert tokens["logps"].tolist() == logps and "gaps" not in tokens
 
 
+def test_a_reward_of_the_users_own_is_in_every_row_of_an_evaluation(fake_evaluator):
+    own, _ = fake_evaluator
+    ones = {"ones": lambda sample: 1.0}
+    paying = evaluator.pay_of(rewards.RewardConfig(extra=("session:ones=0.5",)), ones)
+    _, plain, _ = own.run({}, PROBLEMS[:3])
+    result, rows, _ = replace(own, pay=paying).run({}, PROBLEMS[:3])
+    assert [row["ones"] for row in rows] == [1.0] * 9
+    more = [row["reward"] - less["reward"] for row, less in zip(rows, plain, strict=True)]
+    assert more == pytest.approx([0.5] * 9)
+
+
 def test_a_snapshot_is_the_greedy_part_of_the_first_problems_in_a_batch_of_all(fake_evaluator):
     own, seen = fake_evaluator
     result, rows, tokens = own.run_first(2, {}, PROBLEMS)
