@@ -153,7 +153,7 @@ class GuardConfig:
     """Least share of completions that are well formed."""
     min_correctness: float = 0.5
     """Least share of right completions in the mean of `patience` steps, as a multiple of the best
-    such mean."""
+    such mean in the same phase of the curriculum."""
     min_entropy: float = NOTES["entropy"].low or 0.0
     """Least entropy of the sampler, nats per token."""
     max_entropy: float = NOTES["entropy"].high or 0.0

@@ -63,7 +63,8 @@ class Guard:
         # compared with those of the first steps, which keep it.
         self._streaks = {LENGTH: 0}
         self._lengths: list[float] = []  # of the first steps
-        self._correct: list[float] = []  # shares of the last steps
+        self._phase: str | None = None  # of the curriculum
+        self._correct: list[float] = []  # shares of its last steps
         self._most_correct = 0.0  # the best mean of as many steps
         self._was_healthy = False  # the last step
         self._good: set[int] = set()
@@ -86,7 +87,7 @@ class Guard:
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:
                     self.collapse = self._in_words(limit.metric, broken, step, value)
-        share = self._share_right(_number(metrics, CORRECT))
+        share = self._share_right(_number(metrics, CORRECT), metrics.get("phase"))
         if share < (1 + self._config.min_correctness) / 2:  # half-way down is not good either
             is_healthy = False
         if share < self._config.min_correctness:
@@ -111,10 +112,13 @@ class Guard:
         good = [step for step in steps if step in self._good]
         return max(good, key=lambda step: (self.needs_checkpoint(step), step), default=0)
 
-    def _share_right(self, correct: float | None) -> float:
+    def _share_right(self, correct: float | None, phase: str | None) -> float:
         """The mean of the last steps' right completions, as a share of the best such mean; 1 where
-        nothing is known. Steps are too small to be looked at one by one."""
+        nothing is known. Steps are too small to be looked at one by one, and those of another phase
+        of the curriculum are no measure: its problems are easier."""
         patience = self._config.patience
+        if phase != self._phase:
+            self._phase, self._correct, self._most_correct = phase, [], 0.0
         if correct is None or not self._config.min_correctness:
             return 1.0
         self._correct = [*self._correct, correct][-patience:]

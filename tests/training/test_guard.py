@@ -98,6 +98,14 @@ def test_the_last_steps_share_of_right_completions_is_compared_with_the_best_so_
     assert watched(*right(*[0.0] * 30), patience=2)[1] is None
 
 
+def test_fewer_are_right_of_the_problems_of_a_harder_phase_which_is_no_collapse():
+    easy = [{"reward/correctness": 0.9, "phase": "easy"}] * 5
+    hard = [{"reward/correctness": 0.3, "phase": "hard"}] * 5
+    assert watched(*easy, *hard, patience=2)[1] is None
+    fewer = [{"reward/correctness": 0.1, "phase": "hard"}] * 2
+    assert watched(*easy, *hard, *fewer, patience=2)[1] == 12
+
+
 def test_a_step_within_the_range_ends_the_row():
     broken, steps = {"kl": 5.0}, []
     for _ in range(5):
