@@ -54,8 +54,8 @@ def test_a_copy_cut_short_is_begun_again_and_a_whole_one_is_not(tmp_path):
 
 
 def test_a_checkpoint_in_another_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    source, elsewhere = a_run(tmp_path / "old"), tmp_path / "disk" / "grpo" / "000002"
-    checkpoints = {elsewhere: source / "checkpoints/grpo/000002"}
+    source, another_disk = a_run(tmp_path / "old"), tmp_path / "disk" / "grpo" / "000002"
+    checkpoints = {another_disk: source / "checkpoints/grpo/000002"}
 
     def full(path, target):
         if "000002" in str(target):
@@ -68,9 +68,9 @@ def test_a_checkpoint_in_another_folder_is_there_whole_or_not_at_all(tmp_path, m
         patch.setattr(run_dir.shutil, "copyfile", full)
         with pytest.raises(UserError):
             run_dir.copy(source, tmp_path / "new", "seed: 1", checkpoints)
-    assert not elsewhere.exists()
+    assert not another_disk.exists()
     run_dir.copy(source, tmp_path / "new", "seed: 1", checkpoints)
-    assert names(elsewhere) == ["index"]
+    assert names(another_disk) == ["index"]
 
 
 def test_a_folder_with_a_lock_alone_is_free_and_one_with_a_file_is_not(tmp_path):
