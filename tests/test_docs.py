@@ -85,7 +85,18 @@ def parse_only(function, *args, **kwargs):
     raise Parsed
 
 
+def parse_subcommand_only(functions, *args, **kwargs):
+    """As `parse_only`, of `tyro.extras.subcommand_cli_from_dict`."""
+    REAL_SUBCOMMANDS(
+        {name: functools.wraps(f)(lambda *_, **__: None) for name, f in functions.items()},
+        *args,
+        **kwargs,
+    )
+    raise Parsed
+
+
 REAL_TYRO = tyro.cli
+REAL_SUBCOMMANDS = tyro.extras.subcommand_cli_from_dict
 REAL_ARGPARSE = argparse.ArgumentParser.parse_args
 
 
@@ -102,6 +113,7 @@ def only_parsing(tmp_path, monkeypatch):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(config.to_yaml(RunConfig()))
     monkeypatch.setattr(tyro, "cli", parse_only)
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", parse_subcommand_only)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
 
