@@ -64,6 +64,25 @@ def test_false_arithmetic_is_marked_on_its_line():
     assert completions.line_kinds(text, run_folders.PROMPT) == "ef.is"
 
 
+def test_one_question_with_two_answers_is_two_problems(tmp_path):
+    run = write_run(tmp_path / "run", problems=1)
+    path = run / "evaluations" / "grpo.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_rows(path, [*rows, *[row | {"answer": "8", "problem": 1} for row in rows]])
+    data = collect.collect([run])
+    first, second, *_ = data["problems"]
+    assert first["question"] == second["question"]
+    assert (first["answer"], second["answer"]) == ("7", "8")
+
+
+def test_what_is_right_for_a_lenient_reader_alone_is_flagged_as_that_alone():
+    row = run_folders.row(PROSE) | {"correctness": 0.0, "stopped": False}
+    strict = completions.flags(row)
+    lenient = completions.flags(row | {"lenient_correctness": 1.0})
+    right = completions.flags(row | {"correctness": 1.0})
+    assert (strict, lenient, right) == (0, 1 << 5, 1 << 4)
+
+
 def test_the_reward_of_an_evaluation_is_the_total_at_the_end_weights():
     row = {"correctness": 1.0, "trace": 0.5, "confidence": 0.8, "verbosity": 1.0, "format": 1.0}
     assert completions.reward(row) == pytest.approx(0.6 + 0.125 + 0.12 - 0.05 + 0.1)
