@@ -244,4 +244,4 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
 
 def test_a_rewards_path_may_hold_the_signs_that_stand_behind_it():
     assert split_weight("a=1:b/c.py:f=0.5", "--reward") == ("a=1:b/c.py:f", 0.5)
-    assert split_weight("a=1/c.py:f", "--reward") == ("a=1/c.py:f", 1.0)
+    assert split_weight("a:b=1/c.py:f", "--reward") == ("a:b=1/c.py:f", 1.0)
