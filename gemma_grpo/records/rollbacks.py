@@ -34,10 +34,9 @@ class Rollback:
 
 def of_rows(rows: object) -> list[Rollback]:
     """From JSON's rows, in order. Raises ValueError if they are no rollbacks."""
-    match rows:
-        case list():
-            return [_of_row(row) for row in rows]
-    raise ValueError("no list of rollbacks")
+    if not isinstance(rows, list):
+        raise ValueError("no list of rollbacks")
+    return [_of_row(row) for row in rows]
 
 
 def _of_row(row: object) -> Rollback:
@@ -56,7 +55,7 @@ def read(run_dir: Path) -> list[Rollback]:
         return []
     try:
         return of_rows(json.loads(files.read_bytes(path).decode()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged; put back a copy: it says at which learning rate the run goes on"
         ) from error

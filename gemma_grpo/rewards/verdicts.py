@@ -35,6 +35,8 @@ class Verdicts:
             return
         with _errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise UserError(f"verdicts {path}: not a file; move it away")
             for other in sorted(path.parent.glob("*.jsonl")):
                 self._known |= _read(other) if other.is_file() else {}
             if path.exists():  # without what a killed process left of a line

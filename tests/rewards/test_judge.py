@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -96,6 +97,14 @@ def test_the_same_question_is_asked_once_in_a_batch_in_a_run_and_after_a_resume(
     for field in ("prompt", "completion", "answer", "criterion"):
         verdicts(ask, path).of([replace(QUESTIONS[0], **{field: "other 3"})])
     assert len(asked) == 18
+
+
+def test_a_fifo_among_the_verdicts_is_not_waited_for(tmp_path):
+    judge = Judge("judge", "1", lambda questions: [1.0] * len(questions))
+    os.mkfifo(tmp_path / "other.jsonl")
+    Verdicts(judge, LIMITS, tmp_path / "own.jsonl")
+    with pytest.raises(UserError, match="other.jsonl: not a file"):
+        Verdicts(judge, LIMITS, tmp_path / "other.jsonl")
 
 
 def test_a_verdict_comes_back_from_the_file_to_the_bit(tmp_path):

@@ -332,7 +332,7 @@ def test_a_damaged_record_stops_the_run_in_one_line(tmp_path):
     names = "why", "at", "to", "rate_factor"
     of = lambda *values: json.dumps([dict(zip(names, ("why", *values), strict=True))])
     wrong = of(2, 4, 0.5), of(4, -1, 0.5), of("4", 2, 0.5), of(4, 2, "half"), of(4, 2, None)
-    for text in ("[{", "[1]", '[{"at": 1}]', "3", "true", '{"a": 1}', *wrong):
+    for text in ("[{", "[1]", '[{"at": 1}]', "3", "true", "[" * 10**5, '{"a": 1}', *wrong):
         (tmp_path / rollbacks.NAME).write_text(text)
         with pytest.raises(UserError, match="rollbacks.json is damaged; put back a copy") as caught:
             train(tmp_path)
