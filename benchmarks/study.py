@@ -53,8 +53,8 @@ def adapters(rank: int, rate: float) -> Level:
 
 LEVELS = {
     "default": Level({}),
-    "rate 2e-4": Level({"grpo.optimizer.learning_rate": 2e-4}),
     "rate 1e-4": Level({"grpo.optimizer.learning_rate": 1e-4}),
+    "rate 2e-4": Level({"grpo.optimizer.learning_rate": 2e-4}),
     "rate 4e-4": Level({"grpo.optimizer.learning_rate": 4e-4}),
     "rate 1e-3": Level({"grpo.optimizer.learning_rate": 1e-3}),
     "scale batch": Level({"grpo.scale": "batch"}),

@@ -143,8 +143,8 @@ class GuardConfig:
 
     action: Literal["none", "stop", "rollback"] = "none"
     """After a collapse: nothing; stop with the last good checkpoint; or go back to it, with half
-    the learning rate. A checkpoint is good if its step and the next keep all limits, that of right
-    completions by half its distance."""
+    the learning rate. A checkpoint is good if its step and the next keep all limits, and
+    right completions are above the middle between their limit and their best."""
     patience: int = 10
     """Steps in a row that leave one limit, which are a collapse."""
     rollbacks: int = 3
