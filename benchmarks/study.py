@@ -34,6 +34,7 @@ WEIGHTS = [
     for end in ("start", "end")
     for name in ("trace", "confidence", "verbosity", "format")
 ]
+FEW = {"data.num_train": 60, "grpo.curriculum": "none"}  # each is drawn often
 RIGHT_ALONE = dict.fromkeys(WEIGHTS, 0.0)
 
 
@@ -64,7 +65,10 @@ LEVELS = {
         RIGHT_ALONE | {"grpo.scale": "mean"}, "right alone, scale group"
     ),
     "beta 0.04": Level({"grpo.loss.beta": 0.04}),
-    "no curriculum": Level({"grpo.curriculum": False}),
+    "no curriculum": Level({"grpo.curriculum": "none"}),
+    "by pass rate": Level({"grpo.curriculum": "pass_rate"}),
+    "60 problems": Level(FEW),
+    "60 problems, skip 0.5": Level(FEW | {"grpo.skip_uniform": 0.5}, "60 problems"),
     "8 prompts x 4": Level({"grpo.prompts_per_step": 8, "grpo.num_generations": 4}),
     "2 prompts x 16": Level({"grpo.prompts_per_step": 2, "grpo.num_generations": 16}),
     "rank 16, rate 1e-4": adapters(16, 1e-4),

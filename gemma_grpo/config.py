@@ -25,6 +25,7 @@ from gemma_grpo.training.config import OptimizerConfig as OptimizerConfig  # all
 OLD_VALUES: dict[str, dict[str | bool, str]] = {
     "model.rollout_layout": {"hybrid": "tensor_parallel"},
     "model.remat": {True: "full", False: "none"},
+    "grpo.curriculum": {True: "phases", False: "none"},
 }
 # Fields of earlier versions that are read over: how an update was cut, not what it computes.
 OLD_FIELDS = {

@@ -52,7 +52,7 @@ GEMMA3_270M = RunConfig(
         prompts_per_step=4,
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=5e-5, decay="linear"),
-        curriculum=False,
+        curriculum="none",
         # Most groups are all wrong at first. Divided by their own std, the little that tells their
         # rows apart (confidence, length) would count as much as a right answer does (LOG.md).
         scale="batch",
@@ -91,7 +91,7 @@ GEMMA3_1B = RunConfig(
         prompts_per_step=8,
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=1e-6),
-        curriculum=False,
+        curriculum="none",
         scale="batch",
         pack_tokens=3072,
     ),

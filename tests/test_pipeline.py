@@ -38,7 +38,8 @@ SMALL = [
     "--sft.num-steps", "4", "--sft.batch-size", "4", "--sft.checkpoint-every", "2",
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
-    "--data.num-train", "60", "--data.num-test", "8",
+    "--grpo.curriculum", "pass_rate", "--grpo.skip-uniform", "0.9",  # by what went before
+    "--data.num-train", "12", "--data.num-test", "8",
     "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
 ]  # fmt: skip
 TIMES = ("time/", "tokens_per_s")
@@ -289,11 +290,11 @@ def test_every_metric_that_is_logged_is_explained(full_run):
         assert not [name for name in line.keys() - {"stage", "step"} if not note(name)]
 
 
-def test_the_weights_anneal_and_the_phases_follow_each_other(full_run):
+def test_the_weights_anneal_and_problems_by_pass_rate_have_no_phases(full_run):
     steps = [line for line in metrics_without_times(full_run) if line["stage"] == "grpo"]
     assert (steps[0]["weight/trace"], steps[-1]["weight/trace"]) == (0.45, 0.25)
     assert (steps[0]["weight/correctness"], steps[-1]["weight/correctness"]) == (0.40, 0.60)
-    assert [line["phase"] for line in steps] == ["easy", "easy", "medium", "hard"]
+    assert [line["phase"] for line in steps] == ["all"] * 4
 
 
 @pytest.mark.parametrize(
@@ -379,6 +380,7 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     reward, run_dir = runs / "fussy.py", runs / "fussy"
     reward.write_text(FAILING_REWARD.format(calls=2 * 8))  # on all 8 completions of the third step
     arguments = [*small, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
+    arguments += ["--grpo.curriculum", "phases"]
     status, output = finish(
         "--run-dir", str(run_dir), *arguments, "--reward", f"{reward}:fussy=0.1"
     )
@@ -389,8 +391,10 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     reward.write_text(FAILING_REWARD.format(calls=10**9))
     status, output = finish("--run-dir", str(run_dir), "--resume")
     assert status == 0, output
-    assert [line["step"] for line in metrics_without_times(run_dir)] == [1, 2, 3, 4]
-    assert metrics_without_times(run_dir)[-1]["reward/fussy"] == 1.0
+    lines = metrics_without_times(run_dir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["reward/fussy"] == 1.0
+    assert [line["phase"] for line in lines] == ["easy", "easy", "medium", "hard"]
+    assert lines[0]["share/easy"] == 1 and lines[0]["skipped_problems"] == 0
 
 
 @pytest.mark.slow  # `test_rehearsal.py` has them on eight devices
@@ -991,15 +995,17 @@ def test_the_clip_widths_of_an_earlier_config_are_kept_and_none_is_the_objective
 @pytest.mark.parametrize(
     "old, now",
     [
-        ("rollout_layout: hybrid", {"rollout_layout": "tensor_parallel"}),
-        ("remat: true", {"remat": "full"}),
-        ("remat: false", {"remat": "none"}),
+        ("model: {rollout_layout: hybrid}", {"model.rollout_layout": "tensor_parallel"}),
+        ("model: {remat: true}", {"model.remat": "full"}),
+        ("model: {remat: false}", {"model.remat": "none"}),
+        ("grpo: {curriculum: true}", {"grpo.curriculum": "phases"}),
+        ("grpo: {curriculum: false}", {"grpo.curriculum": "none"}),
     ],
 )
 def test_a_config_of_an_earlier_version_means_what_it_meant(tmp_path, old, now):
     path = tmp_path / "config.yaml"
-    path.write_text(f"model:\n  {old}\n")
-    assert config.from_yaml(path) == config.RunConfig(model=ModelConfig(**now))
+    path.write_text(f"{old}\n")
+    assert config.from_yaml(path) == config.RunConfig().replace(now)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class Case:
             *("--sft.pack-tokens", packs, "--grpo.pack-tokens", packs),
             *("--grpo.num-steps", str(STEPS), "--grpo.prompts-per-step", "8"),
             *("--grpo.num-generations", "4", "--grpo.num-iterations", str(self.num_iterations)),
-            *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum"),
+            *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum", "phases"),
             *("--evaluation.batch-size", "16", "--evaluation.num-samples", "2"),
             *("--checkpoint.folder", str(tmp_path / "checkpoints") if has_folder else ""),
         ]

@@ -161,7 +161,7 @@ def comparable_run(
     """The nano preset with other settings, and with what Tunix cannot do, or does otherwise, taken
     out."""
     loss = LossConfig(aggregation="sequence_mean", epsilon=0.2, epsilon_high=0.2)
-    stage = replace(GEMMA3_NANO.grpo, curriculum=False, scale="group", loss=loss, **grpo)
+    stage = replace(GEMMA3_NANO.grpo, curriculum="none", scale="group", loss=loss, **grpo)
     settings = replace(GEMMA3_NANO.model, **(model or {}))
     return replace(GEMMA3_NANO, seed=seed, stages="sft", model=settings, grpo=stage)
 

@@ -2,7 +2,7 @@
 
 Nothing here keeps a position: a resumed run asks for step n and gets what it would have got.
 Two ways to choose: `batch_indices` walks through all problems epoch by epoch; `phase_batch` draws
-by difficulty, easy problems first.
+by difficulty, easy problems first. `pass_rates` has a third.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ PHASE_MIX = {
     "hard": (0.2, 0.3, 0.5),
 }
 
-_EPOCH_STREAM, _PHASE_STREAM = 0, 1  # one seed, independent randomness for each use
+# One seed, independent randomness for each use.
+EPOCH_STREAM, PHASE_STREAM, PASS_RATE_STREAM, SKIP_STREAM = range(4)
 
 
 def epoch_order(num_problems: int, seed: int, epoch: int) -> Int[np.ndarray, "num_problems"]:
@@ -32,7 +33,7 @@ def epoch_order(num_problems: int, seed: int, epoch: int) -> Int[np.ndarray, "nu
     Raises:
         UserError: a negative seed.
     """
-    return _generator(seed, _EPOCH_STREAM, epoch).permutation(num_problems)
+    return generator(seed, EPOCH_STREAM, epoch).permutation(num_problems)
 
 
 def batch_indices(
@@ -113,25 +114,30 @@ def phase_batch(
     if not present:
         raise UserError("no problems to take a batch from")
     weights = phase_weights(curriculum_phase(step / num_steps), present)
-    generator = _generator(seed, _PHASE_STREAM, step)
-    counts = generator.multinomial(batch_size, list(weights.values()))
+    rng = generator(seed, PHASE_STREAM, step)
+    counts = rng.multinomial(batch_size, list(weights.values()))
     drawn_P = [
         problems_by_difficulty[name][row]
         for name, count in zip(present, counts, strict=True)
-        for row in _rows(len(problems_by_difficulty[name]), int(count), generator)
+        for row in _rows(len(problems_by_difficulty[name]), int(count), rng)
     ]
     # Mixed, lest the devices that hold a batch's last rows always get the hard, long problems.
-    return [drawn_P[place] for place in generator.permutation(batch_size)]
+    return [drawn_P[place] for place in rng.permutation(batch_size)]
 
 
-def _rows(num_problems: int, count: int, generator: np.random.Generator) -> list[int]:
+def _rows(num_problems: int, count: int, rng: np.random.Generator) -> list[int]:
     """`count` rows from shuffles laid end to end: no repeat before all have come up."""
     num_shuffles = -(-count // num_problems)
-    shuffles = [generator.permutation(num_problems).tolist() for _ in range(num_shuffles)]
+    shuffles = [rng.permutation(num_problems).tolist() for _ in range(num_shuffles)]
     return sum(shuffles, [])[:count]
 
 
-def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
+def generator(seed: int, stream: int, index: int) -> np.random.Generator:
+    """Of step (or epoch) `index`, for one of the streams above.
+
+    Raises:
+        UserError: a negative seed.
+    """
     if seed < 0:
         raise UserError(f"seed {seed} is negative: give 0 or more")
     # spawn_key, not (seed, stream, index) as entropy: there trailing zeros are lost.

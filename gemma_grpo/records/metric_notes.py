@@ -185,13 +185,14 @@ NOTES = {
         "Share of groups without one right completion.",
         "at most 0.7",
         "The problems are too hard for this model: more SFT, easier problems, more "
-        "grpo.num-generations, or grpo.resample-rounds.",
+        "grpo.num-generations, grpo.curriculum pass_rate, or grpo.resample-rounds.",
         high=0.7,
     ),
     "all_right_groups": Note(
         "Share of groups without one wrong completion.",
         "at most 0.9",
-        "The problems are too easy to teach anything: harder ones, or grpo.resample-rounds.",
+        "The problems are too easy to teach anything: harder ones, grpo.skip-uniform, or "
+        "grpo.resample-rounds.",
         high=0.9,
     ),
     "resample_rounds": Note(
@@ -218,8 +219,16 @@ NOTES = {
         "If reward/correctness rises and it does not, the training problems are being remembered: "
         "more of them, or fewer steps.",
     ),
+    "share/*": Note(
+        "Share of the step's problems that are easy, medium, hard.",
+        "as the curriculum's phase has it; by pass_rate it goes where groups are mixed",
+    ),
+    "skipped_problems": Note(
+        "Problems of the first sampling round for which others stood in (grpo.skip-uniform).",
+        "grows as problems are solved; each is a group that would most likely have been uniform",
+    ),
     "phase": Note(
-        "Of the curriculum: which difficulty its prompts favour; all without one.",
+        "Of the curriculum by phases: which difficulty its problems favour; all otherwise.",
         "easy, medium, hard, a third of the steps each",
     ),
     "time/step_s": Note("Seconds of the whole step.", "steady after the second step"),

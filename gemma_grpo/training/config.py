@@ -10,6 +10,8 @@ from gemma_grpo.objective import checks
 from gemma_grpo.objective.config import Baseline, LossConfig, Scale
 from gemma_grpo.records.metric_notes import NOTES
 
+Curriculum = Literal["phases", "pass_rate", "none"]
+
 LARGE = 1e9  # more than any limit of a guard
 
 
@@ -226,8 +228,12 @@ class GRPOConfig:
     """How the weights are updated."""
     resample_rounds: int = 0
     """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
-    curriculum: bool = True
-    """Easy problems first, then medium, then hard ones; false draws from all of them."""
+    curriculum: Curriculum = "phases"
+    """phases: easy problems first, then medium, then hard ones; pass_rate: kinds of problems
+    (difficulty and domain) by how undecided their groups were lately; none: all, epoch by epoch."""
+    skip_uniform: float = 0.0
+    """Chance that another problem of its difficulty stands in for one whose last group was all
+    right or all wrong; after z such groups in a row 1 - (1 - skip_uniform)^z."""
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves none by steps."""
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -246,6 +252,10 @@ class GRPOConfig:
             )
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
+        if not 0 <= self.skip_uniform < 1:
+            raise UserError(
+                f"grpo: skip_uniform={self.skip_uniform} must be 0 or more, and below 1"
+            )
         if self.guard.is_on and not self.checkpoint_every:
             raise UserError(
                 f"grpo.guard: action={self.guard.action} needs checkpoints to go back to: set "

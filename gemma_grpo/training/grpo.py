@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from gemma_grpo import rewards
 from gemma_grpo.data import batches
-from gemma_grpo.data.problem import Problem
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.config import SamplingConfig
@@ -36,6 +36,7 @@ from gemma_grpo.rewards.rubric import JudgedReward
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.training import extra_rewards, grpo_update, packing, resample
 from gemma_grpo.training.config import GRPOConfig
+from gemma_grpo.training.draw import Draws, History
 from gemma_grpo.training.loop import RunFiles, StepResult
 from gemma_grpo.training.rollback import StepFn, run_guarded
 from gemma_grpo.training.state import (
@@ -106,12 +107,14 @@ class Collected:
         groups: P groups on the host.
         weights: of the rewards at this step.
         extra_rounds: rollouts beyond the first.
+        num_skipped: problems of the first one for which others stood in.
         seconds: that sampling and scoring took.
     """
 
     groups: collect.Groups
     weights: rewards.RewardWeights
     extra_rounds: int
+    num_skipped: int
     seconds: float
 
     @property
@@ -126,7 +129,7 @@ class Stage:
     """What the steps of the stage share.
 
     Attributes:
-        problems: by difficulty.
+        draws: of problems.
         extra: the user's rewards, judges' too.
         packing: how the updates' batches are cut.
         learning_rates: of each update.
@@ -136,7 +139,7 @@ class Stage:
     config: GRPOConfig
     reward: RewardConfig
     runtime: Runtime
-    problems: dict[str, list[Problem]]
+    draws: Draws
     extra: extra_rewards.Extra
     sampler: collect.Sampler
     packing: packing.Packing
@@ -145,7 +148,7 @@ class Stage:
     reference: Params | None
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepResult]:
-        """One step. A function of its arguments alone."""
+        """One step. A function of its arguments and of the groups on record."""
         started = time.monotonic()
         collected = self._collect(state.params, step)
         advantages_PG = self._advantages(collected.totals)
@@ -167,27 +170,14 @@ class Stage:
                 extra=self.extra,
                 trace=self.reward.trace,
             ),
-            partial(self._draw, step),
+            partial(self.draws.batch, step),
             jax.random.fold_in(self.runtime.key, step),
             resample_rounds=self.config.resample_rounds,
         )
-        return Collected(groups, weights, extra_rounds, time.monotonic() - started)
-
-    def _draw(self, step: int, sampling_round: int) -> list[Problem]:
-        """The problems of one sampling round: a function of (seed, step, round) alone."""
-        config = self.config
-        round_seed = self.runtime.seed + 1_000_003 * sampling_round
-        if config.curriculum:
-            return batches.phase_batch(
-                self.problems,
-                step=step,
-                num_steps=config.num_steps,
-                batch_size=config.prompts_per_step,
-                seed=round_seed,
-            )
-        problems = sum(self.problems.values(), [])
-        taken = batches.batch_indices(step, config.prompts_per_step, len(problems), round_seed)
-        return [problems[i] for i in taken]
+        num_skipped = self.draws.num_skipped(step)
+        self.draws.history.add(groups.problems, groups.scores.components["correctness"])
+        seconds = time.monotonic() - started
+        return Collected(groups, weights, extra_rounds, num_skipped, seconds)
 
     def _advantages(self, rewards_PG: np.ndarray) -> np.ndarray:
         """Computed on the devices, returned on the host: advantages_PG."""
@@ -259,7 +249,8 @@ class Stage:
         progress = step / config.num_steps
         last_update = (step + 1) * config.num_iterations - 1
         metrics["learning_rate"] = float(self.learning_rates[last_update])
-        metrics["phase"] = batches.curriculum_phase(progress) if config.curriculum else "all"
+        is_phased = config.curriculum == "phases"
+        metrics["phase"] = batches.curriculum_phase(progress) if is_phased else "all"
         seconds = time.monotonic() - started
         metrics |= {
             "time/step_s": seconds,
@@ -285,19 +276,19 @@ def train(
         InterruptedRunError: a signal came; everything is saved.
         CollapsedError: the guard has stopped it.
     """
+    by_difficulty = batches.by_difficulty(problems)
     make_stage = partial(
         Stage,
         config,
         reward.config,
         runtime,
-        batches.by_difficulty(problems),
-        extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
-        collect.make_sampler(
+        extra=extra_rewards.load_rewards(reward, runtime, problems, files.run_dir),
+        sampler=collect.make_sampler(
             runtime,
             num_generations=config.num_generations,
             sampling=SamplingConfig(temperature=config.temperature),
         ),
-        make_packing(config, runtime.lengths, runtime.mesh.size),
+        packing=make_packing(config, runtime.lengths, runtime.mesh.size),
         reference=in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
     )
 
@@ -313,7 +304,8 @@ def train(
             teacher=None if runtime.teacher is None else runtime.teacher.graphdef,
         )
         rates = learning_rates(slower.optimizer, config.num_steps * config.num_iterations)
-        stage = make_stage(trainer=trainer, learning_rates=rates)
+        draws = Draws(config, by_difficulty, runtime.seed, History(files.run_dir))
+        stage = make_stage(draws=draws, trainer=trainer, learning_rates=rates)
         return stage.step, partial(init_train_state, params, trainer.optimizer, runtime.mesh)
 
     state = run_guarded(
@@ -348,9 +340,17 @@ def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[s
         "all_right_groups": float((correct_PG > 0).all(axis=1).mean()),
         "all_wrong_groups": float((correct_PG == 0).all(axis=1).mean()),
         "resample_rounds": collected.extra_rounds,
+        "skipped_problems": collected.num_skipped,
         "completion_length/mean": float(groups.rollout.completion_mask.sum(axis=1).mean()),
         "truncated": float(1 - groups.rollout.stopped.mean()),
+        **_difficulties(groups.problems),
     }
+
+
+def _difficulties(problems_P: Sequence[Problem]) -> dict[str, float]:
+    """The share of each difficulty."""
+    drawn = [problem.difficulty for problem in problems_P]
+    return {f"share/{name}": drawn.count(name) / len(drawn) for name in DIFFICULTIES}
 
 
 def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dict]:

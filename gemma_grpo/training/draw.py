@@ -1,0 +1,130 @@
+"""Which problems each step of GRPO takes: by seed and step, and by the groups on record."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gemma_grpo.data import batches, pass_rates
+from gemma_grpo.data.pass_rates import Group, Kind, PassRates
+from gemma_grpo.data.problem import Problem
+from gemma_grpo.devices import processes
+from gemma_grpo.records import read
+from gemma_grpo.training.config import GRPOConfig
+
+_ROUND = 1_000_003  # from the seed of one sampling round to the next's
+
+
+@dataclass
+class History:
+    """The groups of all steps so far: of this process's own, and before them of rollouts/.
+
+    So what is drawn is a function of what is on record, and a resumed run draws the same.
+    """
+
+    run_dir: Path
+    rates: PassRates = field(default_factory=PassRates)
+    num_steps: int = 0
+
+    def until(self, step: int) -> PassRates:
+        """The pass rates by the groups of the first `step` steps."""
+        if self.num_steps != step:
+            record = processes.broadcast_from_primary(lambda: on_record(self.run_dir, step))
+            self.rates, self.num_steps = PassRates(), step
+            for groups in record:
+                self.rates.add(groups)
+        return self.rates
+
+    def add(self, problems_P: Sequence[Problem], correctness_B: Sequence[float]) -> None:
+        """Takes in the groups of the step after those that it knows, from their completions."""
+        right_PG = np.reshape(correctness_B, (len(problems_P), -1)) > 0
+        self.rates.add(
+            Group(problem.prompt, pass_rates.kind_of(problem), int(row.sum()), len(row))
+            for problem, row in zip(problems_P, right_PG, strict=True)
+        )
+        self.num_steps += 1
+
+
+def on_record(run_dir: Path, num_steps: int) -> list[list[Group]]:
+    """The groups of each of the first steps, from rollouts/. A step whose file is gone has none,
+    which a warning says."""
+    files = read.rollout_steps(run_dir)
+    rows_of = lambda step: read.json_lines(files[step])[0] if step in files else []
+    record = [_from_rows(rows_of(step)) for step in range(1, num_steps + 1)]
+    if missing := sum(not groups for groups in record):
+        print(
+            f"warning: {run_dir}/rollouts lacks {missing} of {num_steps} steps: their pass rates "
+            "are not known, and other problems may be drawn than before",
+            file=sys.stderr,
+        )
+    return record
+
+
+def _from_rows(rows: list[dict]) -> list[Group]:
+    """The groups of one step's rows of rollouts/."""
+    groups: dict[int, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row.get("group", 0), []).append(row)
+    return [
+        Group(
+            str(of_group[0].get("prompt")),
+            Kind(str(of_group[0].get("difficulty")), str(of_group[0].get("domain"))),
+            sum(map(read.is_right, of_group)),
+            len(of_group),
+        )
+        for of_group in groups.values()
+    ]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws the problems of a step's sampling rounds.
+
+    Attributes:
+        problems: by difficulty.
+        history: of groups; read only where the settings ask for it.
+    """
+
+    config: GRPOConfig
+    problems: dict[str, list[Problem]]
+    seed: int
+    history: History
+
+    def batch(self, step: int, sampling_round: int = 0) -> list[Problem]:
+        """problems_P of one sampling round: a function of (seed, step, round) and history."""
+        drawn_P = self._before_skipping(step, sampling_round)
+        if not self.config.skip_uniform:
+            return drawn_P
+        return pass_rates.pass_over(
+            drawn_P,
+            self.problems,
+            self.history.until(step),
+            self.config.skip_uniform,
+            batches.generator(self._seed(sampling_round), batches.SKIP_STREAM, step),
+        )
+
+    def num_skipped(self, step: int) -> int:
+        """The problems of the first round for which others stand in."""
+        if not self.config.skip_uniform:
+            return 0
+        pairs = zip(self._before_skipping(step, 0), self.batch(step), strict=True)
+        return sum(drawn is not taken for drawn, taken in pairs)
+
+    def _before_skipping(self, step: int, sampling_round: int) -> list[Problem]:
+        config, seed = self.config, self._seed(sampling_round)
+        size = config.prompts_per_step
+        if config.curriculum == "phases":
+            return batches.phase_batch(
+                self.problems, step=step, num_steps=config.num_steps, batch_size=size, seed=seed
+            )
+        every = sum(self.problems.values(), [])
+        if config.curriculum == "pass_rate":
+            weights_N = self.history.until(step).weights(every)
+            rng = batches.generator(seed, batches.PASS_RATE_STREAM, step)
+            return pass_rates.weighted_batch(every, weights_N, size, rng)
+        return [every[i] for i in batches.batch_indices(step, size, len(every), seed)]
+
+    def _seed(self, sampling_round: int) -> int:
+        return self.seed + _ROUND * sampling_round
