@@ -251,7 +251,7 @@ def test_adapters_are_not_used_over_a_base_that_has_changed(tmp_path):
 
 def test_help_waits_for_no_device_library_and_for_nothing_that_a_run_alone_needs():
     """In one process, so that whatever a command imports before it has read its flags is seen."""
-    commands = "train generate evaluate export plan view rescore ablation"
+    commands = "train generate evaluate export plan view rescore ablation verify_kernels pretrain"
     script = f"""import contextlib, importlib, io, sys
 for name in {commands.split()!r}:
     command = importlib.import_module("gemma_grpo." + name)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from gemma_grpo import verify_kernels
+from gemma_grpo.model import kernel_checks
 
 
 def test_all_ops_pass_here(capsys):
@@ -15,14 +16,14 @@ def test_all_ops_pass_here(capsys):
 
 def test_an_op_that_is_off_is_named_and_the_status_is_1(capsys, monkeypatch):
     for others in ("compare_truncated", "compare_logps", "compare_attention"):
-        monkeypatch.setattr(verify_kernels, others, lambda *_: [])
-    honest = verify_kernels.fused_sampling
+        monkeypatch.setattr(kernel_checks, others, lambda *_: [])
+    honest = kernel_checks.fused_sampling
 
     def off(*arguments, **settings):
         drawn = honest(*arguments, **settings)
         return drawn._replace(logps=drawn.logps + 0.01)
 
-    monkeypatch.setattr(verify_kernels, "fused_sampling", off)
+    monkeypatch.setattr(kernel_checks, "fused_sampling", off)
     assert verify_kernels.main(["--rows", "8"]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("OFF")]
     assert len(lines) == 3 and all("fused_sampling" in line for line in lines)
@@ -40,4 +41,4 @@ def test_no_rows_and_no_seed_of_jaxs_are_refused(capsys):
 
 
 def test_an_error_that_is_no_number_does_not_pass():
-    assert not verify_kernels.Finding("op", "", "", float(jnp.nan), 1.0).passes
+    assert not kernel_checks.Finding("op", "", "", float(jnp.nan), 1.0).passes

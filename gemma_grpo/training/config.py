@@ -300,3 +300,25 @@ class CheckpointConfig:
             raise UserError(f"checkpoint: keep={self.keep}: keep at least 1, better 2")
         if self.folder and not Path(self.folder).is_absolute():
             raise UserError(f"checkpoint: folder={self.folder!r} must be an absolute path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The making of gemma3-nano."""
+
+    steps: int = 5000
+    """Updates; the learning rate falls to zero over them."""
+    batch_size: int = 32
+    """Rows a step."""
+    length: int = 96
+    """Tokens a row."""
+    learning_rate: float = 3e-3
+    """Its peak, reached after 2 % of the steps."""
+    seed: int = 0
+    """Of the text and of the initial weights."""
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.length < 2:
+            raise UserError("--steps and --batch-size must be at least 1, --length at least 2")
+        if not 0 < self.learning_rate <= 1:  # false for NaN too
+            raise UserError(f"--learning-rate {self.learning_rate}: must be above 0, and 1 at most")

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from gemma_grpo import pretrain, rewards
+from gemma_grpo import rewards
 from gemma_grpo.data import curriculum
 from gemma_grpo.rewards import blocks
+from gemma_grpo.training import pretraining
 
 EQUATION = re.compile(r"(\d+)(%?) (\+|-|\*|/|of) (\d+) = (\d+)")
 
@@ -104,7 +105,7 @@ def test_about_half_of_the_demonstrations_skip_their_steps():
 
 def test_the_pretraining_text_is_true_and_never_in_the_answer_format():
     rng, drafts = random.Random(0), curriculum.drafts("train", 0)
-    texts = [pretrain.document(rng, drafts) for _ in range(3000)]
+    texts = [pretraining.document(rng, drafts) for _ in range(3000)]
     assert sum(equations_hold(text) for text in texts) > 3000
     assert not any("reasoning" in text or "<answer" in text for text in texts)
     assert all(blocks.parse(text).answer is None for text in texts)
@@ -113,7 +114,7 @@ def test_the_pretraining_text_is_true_and_never_in_the_answer_format():
 def test_the_pretraining_text_asks_no_held_out_question():
     held_out = {draft.question for _, _, draft in first_drafts("test", 2000)}
     rng, drafts = random.Random(1), curriculum.drafts("train", 1)
-    for text in (pretrain.document(rng, drafts) for _ in range(3000)):
+    for text in (pretraining.document(rng, drafts) for _ in range(3000)):
         asked = re.search(r"(?:user\n|Question: )(.*?)(?:<end_of_turn>|\nAnswer)", text)
         assert asked is None or asked[1] not in held_out
 
