@@ -39,7 +39,7 @@ from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary as summaries
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
 from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
-from gemma_grpo.training import demonstrations, extra_rewards, grpo, saving, sft
+from gemma_grpo.training import demonstrations, draw, extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.guard import CollapsedError, guard_of
 from gemma_grpo.training.interrupt import Interrupt, can_catch_signals
@@ -179,7 +179,10 @@ def _check(run: RunConfig, task: Task) -> None:
     runtime, train, test = task.runtime, task.train, task.test
     extra_rewards.check_rewards(task.rewards, runtime, train)
     trackers.require(run.tracker)
-    if (line := golds.warning(train + test)) and processes.is_primary():
+    lines = [line] if (line := golds.warning(train + test)) else []
+    if "grpo" in run.stage_list:
+        lines += draw.warnings(run.grpo, train)
+    for line in lines if processes.is_primary() else []:
         print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)

@@ -8,6 +8,7 @@ import pytest
 
 from gemma_grpo.data import batches
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
+from gemma_grpo.training import draw
 from gemma_grpo.training.config import GRPOConfig
 from gemma_grpo.training.draw import Draws, History
 
@@ -123,3 +124,12 @@ def test_history_reads_the_record_only_for_steps_that_it_did_not_see(tmp_path, c
     draws.history.add(draws.batch(9), correctness_of(draws.batch(9)))
     shutil.rmtree(tmp_path / "rollouts")
     assert draws.batch(10) and capsys.readouterr().err == ""
+
+
+def test_settings_that_do_little_with_the_problems_are_said():
+    assert draw.warnings(CONFIG, PROBLEMS) == []
+    assert draw.warnings(BY_RATE, PROBLEMS) == []  # 120 draws of 36 problems
+    (line,) = draw.warnings(replace(BY_RATE, skip_uniform=0.0), PROBLEMS[:1] * 9)
+    assert "of one difficulty and domain" in line
+    (line,) = draw.warnings(BY_RATE, PROBLEMS * 4)
+    assert "30 steps draw 120 of 144 problems" in line
