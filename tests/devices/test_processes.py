@@ -33,6 +33,7 @@ SMALL = [
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "4", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.scale", "batch",
     "--grpo.curriculum", "pass_rate", "--grpo.skip-uniform", "0.9",  # all must draw the same
+    "--grpo.teacher", "gemma3-nano",
     "--data.num-train", "24", "--data.num-test", "6",
     "--evaluation.batch-size", "4", "--evaluation.num-samples", "0",
     "--evaluation.every", "2", "--evaluation.snapshot-problems", "3",
