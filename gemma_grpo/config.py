@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from gemma_grpo.data.problem import DIFFICULTIES
 from gemma_grpo.errors import UserError, expanded, one_line
 from gemma_grpo.evaluation.config import RunEvaluationConfig, evaluation_prompts
 from gemma_grpo.model import ModelConfig, check_seed
@@ -47,6 +48,24 @@ class DataConfig:
     """Problems to learn from; 0 for all of a source that ends."""
     num_test: int = 400
     """Held-out problems; 0 for all of a source that ends."""
+    difficulties: str = ",".join(DIFFICULTIES)
+    """Problems of other difficulties are left out, to learn from and held out."""
+
+    def __post_init__(self) -> None:
+        if not set(self._named) <= set(DIFFICULTIES):
+            raise UserError(
+                f"data: difficulties={self.difficulties!r}: name some of "
+                f"{','.join(DIFFICULTIES)}, with commas between"
+            )
+
+    @property
+    def difficulty_list(self) -> tuple[str, ...]:
+        """The difficulties, the easiest first."""
+        return tuple(name for name in DIFFICULTIES if name in self._named)
+
+    @property
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.difficulties.split(",")]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from gemma_grpo import config, weights
 from gemma_grpo.config import RunConfig
-from gemma_grpo.data import jsonl, sources, splits
+from gemma_grpo.data import curriculum, jsonl, sources, splits
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError, expanded
@@ -65,17 +65,19 @@ class Given:
         """Those to learn from and those to be tested on; they share none. Raises UserError."""
         data = run.data
         # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
-        test_seed = 0
-        if self.problems is None:
-            train = sources.load(data.source, split="train", num=data.num_train, seed=run.seed)
-            test = sources.load(data.source, split="test", num=data.num_test, seed=test_seed)
-            return train, test
-        train = sources.of_session(self.problems, self.held_out, "train")
-        test = sources.of_session(self.problems, self.held_out, "test")
         return (
-            splits.pick(train, data.num_train, run.seed),
-            splits.pick(test, data.num_test, test_seed),
+            self._side(data, "train", num=data.num_train, seed=run.seed),
+            self._side(data, "test", num=data.num_test, seed=0),
         )
+
+    def _side(
+        self, data: config.DataConfig, split: curriculum.Split, *, num: int, seed: int
+    ) -> list[Problem]:
+        wanted = data.difficulty_list
+        if self.problems is None:
+            return sources.load(data.source, split=split, num=num, seed=seed, difficulties=wanted)
+        given = sources.of_session(self.problems, self.held_out, split)
+        return splits.pick(splits.of_difficulties(given, wanted, "problems"), num, seed)
 
 
 NOTHING_GIVEN = Given()

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from gemma_grpo import cli, config, pipeline, train, weights
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, programs
 from gemma_grpo.records import evaluations, lock, tokens
@@ -1126,3 +1127,19 @@ def test_a_disk_too_small_for_the_run_is_one_line_before_anything_is_made(
     for arguments in ([], ["--dry-run"]):
         line = says(capsys, "--run-dir", str(tmp_path / "run"), *arguments)
         assert "too small for the run" in line and not (tmp_path / "run").exists()
+
+
+def test_problems_of_named_difficulties_alone_are_learnt_from_and_held_out():
+    run = config.RunConfig().replace({"data.difficulties": "hard, easy", "data.num_train": 6})
+    rows = [Problem(f"q {n}", "1", None, DIFFICULTIES[n % 3]) for n in range(90)]
+    for given in (pipeline.NOTHING_GIVEN, pipeline.Given(problems=rows)):
+        train, test = given.load_problems(run)
+        for side in (train, test):
+            assert {problem.difficulty for problem in side} == {"easy", "hard"}
+        assert len(train) == 6
+
+
+@pytest.mark.parametrize("wrong", ["", "easy,", "easy medium", "Easy"])
+def test_difficulties_that_are_none_are_refused(wrong):
+    with pytest.raises(UserError, match="data: difficulties=.*easy,medium,hard"):
+        config.RunConfig().replace({"data.difficulties": wrong})

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gemma_grpo.data.problem import Problem
+from gemma_grpo.errors import UserError
 
 Split = Literal["train", "test"]
 
 TEST_SHARE = 10  # one problem in this many is held out
+MOST_REPEATS = 1000  # drafts in a row that are known: hardly any other is left then
 BRIEF_SHARE = 0.5  # of the demonstrations that name the result and skip the steps
 
 NAMES = ("Tom", "Ann", "Sam", "Mia", "Ben", "Eva", "Max", "Lea")
@@ -239,17 +241,29 @@ def in_format(lines: list[str], answer: int) -> str:
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
 
 
-def problems(split: Split, num: int, seed: int) -> list[Problem]:
+def problems(
+    split: Split, num: int, seed: int, difficulties: tuple[str, ...] = tuple(FAMILIES)
+) -> list[Problem]:
     """`num` problems with demonstrations, difficulties in equal parts, no two alike.
 
     `BRIEF_SHARE` of the demonstrations skip the steps, as demonstrations written by people do. SFT
     imitates the mixture; that the steps pay is for GRPO to find out.
+
+    Raises:
+        UserError: some difficulties alone have fewer different ones.
     """
     rng = random.Random(f"style-{split}-{seed}")
     found: dict[str, Problem] = {}
-    for difficulty, family, draft in drafts(split, seed):
+    repeats = 0
+    for difficulty, family, draft in drafts(split, seed, difficulties):
         if len(found) >= num:
             break
+        repeats = repeats + 1 if draft.question in found else 0
+        if repeats > MOST_REPEATS:
+            raise UserError(
+                f"curriculum: {', '.join(difficulties)} problems alone give hardly more than "
+                f"{len(found):,} different {split} problems: ask for fewer than {num:,}"
+            )
         style = brief if rng.random() < BRIEF_SHARE else worked
         found.setdefault(
             draft.question,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
-from gemma_grpo.data.problem import Problem
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError, expanded
 
 HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
@@ -52,7 +52,14 @@ def of_session(
     return list(problems if split == "train" else held_out)
 
 
-def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -> list[Problem]:
+def load(
+    source: str,
+    *,
+    split: Literal["train", "test"],
+    num: int,
+    seed: int,
+    difficulties: tuple[str, ...] = DIFFICULTIES,
+) -> list[Problem]:
     """The problems of one side of a source; never empty.
 
     Args:
@@ -60,6 +67,7 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
         num: at most how many. 0 means all; a source that is generated has no end and wants a
             number, and then gives exactly this many.
         seed: what is generated, or which `num` of a stored source are picked (their order stays).
+        difficulties: no problems of others are taken.
 
     Raises:
         UserError: an unknown source, a negative number, or what the source itself refuses.
@@ -73,11 +81,13 @@ def load(source: str, *, split: Literal["train", "test"], num: int, seed: int) -
         raise UserError(f"cannot load {num} problems: give 0 for all, or how many")
     kind, _, detail = source.partition(":")
     if source == "curriculum":
-        return curriculum.problems(split, _finite(num, source), seed)
+        return curriculum.problems(split, _finite(num, source), seed, difficulties)
     if kind == "reasoning_gym":
         num = _finite(num, source)
-        return reasoning_gym.reasoning_gym_problems(detail, split=split, num=num, seed=seed)
-    return splits.pick(_stored(source, split), num, seed)
+        made = reasoning_gym.reasoning_gym_problems(detail, split=split, num=num, seed=seed)
+        return splits.of_difficulties(made, difficulties, source)
+    stored = splits.of_difficulties(_stored(source, split), difficulties, source)
+    return splits.pick(stored, num, seed)
 
 
 def _finite(num: int, source: str) -> int:

@@ -1,7 +1,7 @@
 """Which problems are held out, and which few are picked."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
@@ -72,6 +72,25 @@ def pick(problems: list[Problem], num: int, seed: int) -> list[Problem]:
         range(len(problems)), key=lambda row: (_place(problems[row].prompt, salt), row)
     )[:num]
     return [problems[row] for row in sorted(chosen)]
+
+
+def of_difficulties(
+    problems: list[Problem], difficulties: Sequence[str], origin: str
+) -> list[Problem]:
+    """Those of the given difficulties, in the given order.
+
+    Args:
+        origin: what the problems came from, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [problem for problem in problems if problem.difficulty in difficulties]
+    if problems and not found:
+        there = ", ".join(sorted({problem.difficulty for problem in problems}))
+        wanted = " or ".join(difficulties)
+        raise UserError(f"{origin} has no {wanted} problems (data.difficulties), only {there}")
+    return found
 
 
 def shared_prompts(first: Iterable[Problem], second: Iterable[Problem]) -> list[str]:

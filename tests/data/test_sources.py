@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from gemma_grpo.data import gsm8k, reasoning_gym, sources
-from gemma_grpo.data.problem import Problem
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 
 
@@ -97,7 +97,7 @@ def test_generated_sources_get_split_number_and_seed(monkeypatch):
     load("curriculum", "test", num=7, seed=3)
     load("reasoning_gym:chain_sum", "test", num=8, seed=4)
     assert asked == [
-        ("test", 7, 3, {}),
+        ("test", 7, 3, DIFFICULTIES, {}),
         ("chain_sum", {"split": "test", "num": 8, "seed": 4}),
     ]
 
@@ -229,3 +229,33 @@ def test_numbers_in_a_parquet_file_are_answers(tmp_path):
 def test_a_folder_is_refused_with_what_to_name_instead(tmp_path):
     with pytest.raises(UserError, match="is a folder: name a file in it"):
         sources.load(str(tmp_path), split="train", num=0, seed=0)
+
+
+def test_problems_of_other_difficulties_are_left_out_before_any_are_picked(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [
+        {"prompt": f"question {n}", "answer": "1", "difficulty": DIFFICULTIES[n % 3]}
+        for n in range(300)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = load(str(file))
+    hard = sources.load(str(file), split="train", num=0, seed=1, difficulties=("hard",))
+    assert hard == [problem for problem in every if problem.difficulty == "hard"]
+    both = ("easy", "hard")
+    picked = sources.load(str(file), split="train", num=50, seed=1, difficulties=both)
+    assert len(picked) == 50 and {problem.difficulty for problem in picked} == set(both)
+    drawn = sources.load("curriculum", split="test", num=40, seed=1, difficulties=both)
+    assert [problem.difficulty for problem in drawn[:4]] == ["easy", "hard"] * 2
+    assert len(drawn) == 40
+
+
+def test_a_difficulty_without_problems_is_named_and_so_is_what_is_there(tmp_path):
+    file = write(tmp_path / "mine.jsonl", [f"question {n}" for n in range(20)])
+    with pytest.raises(UserError, match=r"no easy or hard problems .*, only medium"):
+        sources.load(file, split="train", num=0, seed=1, difficulties=("easy", "hard"))
+
+
+def test_more_problems_than_there_are_end_in_a_line_and_not_in_a_search(monkeypatch):
+    monkeypatch.setitem(sources.curriculum.FAMILIES, "hard", (sources.curriculum.work,))
+    with pytest.raises(UserError, match="hard problems alone give hardly more than .* different"):
+        sources.load("curriculum", split="test", num=20_000, seed=1, difficulties=("hard",))
