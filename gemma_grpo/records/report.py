@@ -43,9 +43,9 @@ def curves_figure(lines: list[dict]) -> Any:
     """The matplotlib Figure of metrics lines, in six panels over the GRPO step.
 
     Loss (below the SFT loss, if there was SFT), reward, accuracy and trace score (with the
-    snapshots of held-out problems, if any), reward weights, curriculum phase. Points are steps as
-    measured, lines their running mean, and the legend says so. A panel whose metric is in no line
-    says "not measured".
+    snapshots of held-out problems, if any), reward weights, problems by difficulty (of earlier
+    versions' runs the curriculum's phase). Points are steps as measured, lines their running mean,
+    and the legend says so. A panel whose metric is in no line says "not measured".
     """
     # Figure by itself: no pyplot, so no global state and no display to look for.
     from matplotlib.figure import Figure
@@ -71,7 +71,8 @@ def curves_figure(lines: list[dict]) -> Any:
         _draw_snapshots(axes, grpo, held_out)
         _draw_metric(axes, grpo, name, title, color)
     _draw_weights(figure.add_subplot(grid[1, 1]), grpo)
-    _draw_phase(figure.add_subplot(grid[1, 2]), grpo)
+    draw = _draw_difficulties if any("share/easy" in line for line in grpo) else _draw_phase
+    draw(figure.add_subplot(grid[1, 2]), grpo)
     return figure
 
 
@@ -166,6 +167,19 @@ def _draw_weights(axes: Any, lines: list[dict]) -> None:
         if steps:
             axes.plot(steps, values, color=color, linewidth=2, marker=_marker(steps), label=name)
     _finish(axes, measured=any(steps for steps, _ in series.values()))
+
+
+def _draw_difficulties(axes: Any, lines: list[dict]) -> None:
+    """Where a curriculum goes. A step has few problems, so that single steps would say little."""
+    series = {name: _series(lines, f"share/{name}") for name in PHASES}
+    window = max(1, max(len(steps) for steps, _ in series.values()) // 20)
+    of_steps = f", mean of the last {window} steps" if window > 1 else ""
+    axes.set(title="Problems by difficulty", xlabel=_step_label(lines), ylabel=f"share{of_steps}")
+    for (name, (steps, values)), color in zip(series.items(), (GREEN, BLUE, PURPLE), strict=True):
+        style = {"color": color, "linewidth": 2, "marker": _marker(steps)}
+        axes.plot(steps, _running_mean(values, window), label=name, **style)
+    axes.set_ylim(-0.05, 1.05)
+    _finish(axes, measured=True)
 
 
 def _draw_phase(axes: Any, lines: list[dict]) -> None:

@@ -75,6 +75,19 @@ def test_the_weights_and_the_phase_are_drawn_by_name():
     assert phase.lines[0].get_drawstyle() == "steps-post"  # a phase changes at once
 
 
+def test_shares_of_difficulties_are_drawn_as_means_over_a_twentieth_of_the_steps():
+    lines = grpo_lines(40)
+    for number, line in enumerate(lines):
+        line |= {"share/easy": number % 2, "share/medium": 0.25, "share/hard": None}
+    shown = panels(lines)
+    assert list(shown) == [*PANELS[:-1], "Problems by difficulty"]
+    axes = shown["Problems by difficulty"]
+    assert axes.get_ylabel() == "share, mean of the last 2 steps"
+    curves = drawn(axes)
+    assert curves["easy"] == (list(range(1, 41)), [0.0] + [0.5] * 39)
+    assert curves["medium"][1] == [0.25] * 40 and curves["hard"] == ([], [])
+
+
 def test_a_weight_has_the_color_of_its_own_panel():
     shown = panels(grpo_lines(9))
     weights = {line.get_label(): line.get_color() for line in shown["Reward weights"].lines}
