@@ -6,7 +6,8 @@
 A row is GRPO at one level of one factor, from the SFT of its seed, which all levels share: it is
 trained once, in WORK/sft-SEED. Rows that WORK/rows.jsonl has already are not run again. In a row
 `right` says of each held-out problem whether the greedy answer is right; `cpu` is the seconds of a
-step, of all threads, the median; `curve` is the share of right samples in training, over each tenth
+step, of all threads, the median; `mixed` and `skipped` are the shares of groups with right and with
+wrong completions, and of problems passed over; `curve` is the share of right samples in training, over each tenth
 of the steps; `snapshots` has pairs of a step and the greedy accuracy after it, if any were taken.
 """
 
@@ -66,7 +67,7 @@ LEVELS = {
     ),
     "beta 0.04": Level({"grpo.loss.beta": 0.04}),
     "no curriculum": Level({"grpo.curriculum": "none"}),
-    "by pass rate": Level({"grpo.curriculum": "pass_rate"}),
+    "by phases": Level({"grpo.curriculum": "phases"}),
     "60 problems": Level(FEW),
     "60 problems, skip 0.5": Level(FEW | {"grpo.skip_uniform": 0.5}, "60 problems"),
     "8 prompts x 4": Level({"grpo.prompts_per_step": 8, "grpo.num_generations": 4}),
@@ -174,11 +175,18 @@ def one(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict:
         "over_sft": summary["paired"]["grpo_vs_base"],
         "right": right(run_dir / "evaluations" / "grpo.jsonl"),
         "cpu": round(clock.seconds_a_step(), 3),
+        "mixed": mean_of(clock.steps, "mixed_groups") / run.grpo.prompts_per_step,
+        "skipped": mean_of(clock.steps, "skipped_problems") / run.grpo.prompts_per_step,
         "curve": [round(float(np.mean(part)), 3) for part in np.array_split(correct, 10)],
         "snapshots": clock.snapshots(),
     }
     shutil.rmtree(run_dir)
     return row
+
+
+def mean_of(steps: list[dict], metric: str) -> float:
+    """Over all steps."""
+    return float(np.mean([metrics[metric] for metrics in steps]))
 
 
 def sft_model(work: Path, seed: int) -> Path:
