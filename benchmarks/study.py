@@ -7,8 +7,9 @@ A row is GRPO at one level of one factor, from the SFT of its seed, which all le
 trained once, in WORK/sft-SEED. Rows that WORK/rows.jsonl has already are not run again. In a row
 `right` says of each held-out problem whether the greedy answer is right; `cpu` is the seconds of a
 step, of all threads, the median; `mixed` and `skipped` are the shares of groups with right and with
-wrong completions, and of problems passed over; `curve` is the share of right samples in training, over each tenth
-of the steps; `snapshots` has pairs of a step and the greedy accuracy after it, if any were taken.
+wrong completions, and of problems passed over; `curve` is the share of right samples in training,
+over each tenth of the steps; `snapshots` has pairs of a step and the greedy accuracy after it, if
+any were taken.
 """
 
 import json
