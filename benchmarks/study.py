@@ -169,6 +169,7 @@ def one(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict:
     correct = [metrics["reward/correctness"] for metrics in clock.steps]
     row = {
         **about(run),
+        "model": "gemma3-nano",
         "settings": settings,
         "versions": summary["versions"],
         "sft": rounded(summary["stages"]["base"]),

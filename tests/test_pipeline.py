@@ -40,7 +40,7 @@ SMALL = [
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "2", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.num-iterations", "2",
     "--grpo.curriculum", "pass_rate", "--grpo.skip-uniform", "0.9",  # by what went before
-    "--data.num-train", "12", "--data.num-test", "8",
+    "--data.num-train", "8", "--data.num-test", "8",
     "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
 ]  # fmt: skip
 TIMES = ("time/", "tokens_per_s")
