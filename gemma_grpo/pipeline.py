@@ -181,11 +181,10 @@ def _check(run: RunConfig, task: Task) -> None:
     runtime, train, test = task.runtime, task.train, task.test
     extra_rewards.check_rewards(task.rewards, runtime, train)
     trackers.require(run.tracker)
-    lines = [line] if (line := golds.warning(train + test)) else []
-    if "grpo" in run.stage_list:
-        lines += draw.warnings(run.grpo, train)
-    for line in lines if processes.is_primary() else []:
-        print(f"warning: {line}", file=sys.stderr)
+    of_draws = draw.warning(run.grpo, train) if "grpo" in run.stage_list else None
+    for line in (golds.warning(train + test), of_draws):
+        if line and processes.is_primary():
+            print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)
     if run.samples_demonstrations:

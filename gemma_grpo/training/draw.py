@@ -130,17 +130,12 @@ class Draws:
         return self.seed + _ROUND * sampling_round
 
 
-def warnings(config: GRPOConfig, problems: Sequence[Problem]) -> list[str]:
-    """A line on each setting that does little with these problems."""
-    lines, drawn = [], config.num_steps * config.prompts_per_step
-    if config.curriculum == "pass_rate" and len({pass_rates.kind_of(p) for p in problems}) == 1:
-        lines.append(
-            "grpo.curriculum pass_rate: all problems are of one difficulty and domain, so that all "
-            "are drawn alike"
-        )
-    if config.skip_uniform and drawn < len(problems):
-        lines.append(
-            f"grpo.skip_uniform: {config.num_steps} steps draw {drawn} of {len(problems)} "
-            "problems: few come up twice, and only those can be passed over"
-        )
-    return lines
+def warning(config: GRPOConfig, problems: Sequence[Problem]) -> str | None:
+    """A line if `skip_uniform` can do little: most problems come up once."""
+    drawn = config.num_steps * config.prompts_per_step
+    if not config.skip_uniform or drawn >= len(problems):
+        return None
+    return (
+        f"grpo.skip_uniform: {config.num_steps} steps draw {drawn} of {len(problems)} problems: "
+        "few come up twice, and only those can be passed over"
+    )

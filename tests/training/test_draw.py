@@ -126,10 +126,7 @@ def test_history_reads_the_record_only_for_steps_that_it_did_not_see(tmp_path, c
     assert draws.batch(10) and capsys.readouterr().err == ""
 
 
-def test_settings_that_do_little_with_the_problems_are_said():
-    assert draw.warnings(CONFIG, PROBLEMS) == []
-    assert draw.warnings(BY_RATE, PROBLEMS) == []  # 120 draws of 36 problems
-    (line,) = draw.warnings(replace(BY_RATE, skip_uniform=0.0), PROBLEMS[:1] * 9)
-    assert "of one difficulty and domain" in line
-    (line,) = draw.warnings(BY_RATE, PROBLEMS * 4)
-    assert "30 steps draw 120 of 144 problems" in line
+def test_skipping_that_can_do_little_is_said():
+    assert draw.warning(BY_RATE, PROBLEMS) is None  # 120 draws of 36 problems
+    assert draw.warning(CONFIG, PROBLEMS * 4) is None
+    assert "30 steps draw 120 of 144 problems" in draw.warning(BY_RATE, PROBLEMS * 4)
