@@ -107,7 +107,8 @@ class MetricsWriter:
             UserError: the disk is full.
         """
         path = self._run_dir / "rollouts" / f"{stage}-{step:06d}.jsonl"
-        # Not durable: a sync every step costs milliseconds, and no resumed run reads rollouts.
+        # Not durable: a sync every step costs milliseconds. After a power cut the last ones may be
+        # gone; a resumed run that draws by them says so (`training.draw`).
         if drawn:
             tokens.write(tokens.path_beside(path), drawn, durable=False)
         with files.atomic_write(path, durable=False) as unfinished:
