@@ -116,7 +116,7 @@ def run_steps(
     files back to the checkpoint and write the same again.
 
     Args:
-        step_fn: (state, step) -> (state, result); depends on these and the record alone, step from 0.
+        step_fn: (state, step) -> (state, result), of these and the record alone; step from 0.
 
     Raises:
         UserError: from a step, after the steps before it were saved.
