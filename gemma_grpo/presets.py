@@ -27,7 +27,7 @@ GEMMA3_NANO = RunConfig(
         prompts_per_step=4,
         num_generations=8,
         optimizer=OptimizerConfig(learning_rate=3e-4, decay="linear"),
-        curriculum="pass_rate",  # better than phases on each of three seeds (docs/recipes.md)
+        curriculum="pass_rate",  # more samples are right than by phases (docs/recipes.md)
     ),
 )
 """`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. README.md has its

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +120,17 @@ class Draws:
             return batches.phase_batch(
                 self.problems, step=step, num_steps=config.num_steps, batch_size=size, seed=seed
             )
-        every = sum(self.problems.values(), [])
         if config.curriculum == "pass_rate":
-            weights_N = self.history.until(step).weights(every)
+            weights_N = self.history.until(step).weights(self._every)
             rng = batches.generator(seed, batches.PASS_RATE_STREAM, step)
-            return pass_rates.weighted_batch(every, weights_N, size, rng)
-        return [every[i] for i in batches.batch_indices(step, size, len(every), seed)]
+            return pass_rates.weighted_batch(self._every, weights_N, size, rng)
+        rows = batches.batch_indices(step, size, len(self._every), seed)
+        return [self._every[row] for row in rows]
+
+    @cached_property
+    def _every(self) -> list[Problem]:
+        """All problems, in one list that is made once."""
+        return sum(self.problems.values(), [])
 
     def _seed(self, sampling_round: int) -> int:
         return self.seed + _ROUND * sampling_round
