@@ -15,12 +15,14 @@ nothing goes to the host before the end. There are two layouts of the weights (`
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -113,17 +115,31 @@ def make_stream(graphdef: nnx.GraphDef, config: RolloutConfig) -> Callable[..., 
 
     Each is on the host and holds all that was drawn so far, up to `chunk` tokens a row more than
     the one before; the last has the tokens that `make_rollout` draws. Runs on one device, where
-    its parameters are. Compiled once, whatever the chunks.
+    its parameters are. Compiled once for a shape of the prompts, whatever the chunks; the two
+    programs at the same time, since the first token waits for both.
     """
     T = config.max_completion_length
     decoder = _Decoder(graphdef, gemma3.REPLICATED, config)
-    prefill = jax.jit(decoder.prefill)
-    decode = jax.jit(decoder.decode, donate_argnames="state")
+    compiled = {}
+
+    def programs(*arguments) -> list[jax.stages.Compiled]:
+        """Prefill and decode."""
+        params, prompt_ids_PS, *_ = arguments
+        if prompt_ids_PS.shape not in compiled:
+            prefill = jax.jit(decoder.prefill).trace(*arguments)
+            decode = jax.jit(decoder.decode, donate_argnames="state")
+            lowered = prefill.lower(), decode.lower(params, *prefill.out_info, np.int32(T))
+            with ThreadPoolExecutor() as pool:  # compilation runs outside Python's lock
+                built = list(pool.map(lambda program: program.compile(), lowered))
+            compiled[prompt_ids_PS.shape] = built
+        return compiled[prompt_ids_PS.shape]
 
     def stream(params, prompt_ids_PS, prompt_mask_PS, key, chunk):
-        given, state = prefill(params, prompt_ids_PS, prompt_mask_PS, key, 0)
+        arguments = params, prompt_ids_PS, prompt_mask_PS, key, np.int32(0)
+        prefill, decode = programs(*arguments)
+        given, state = prefill(*arguments)
         for end in range(chunk, T + chunk, chunk):
-            state = decode(params, given, state, min(end, T))
+            state = decode(params, given, state, np.int32(min(end, T)))
             drawn = jax.device_get(state.drawn)
             yield drawn
             if drawn.stopped.all():
