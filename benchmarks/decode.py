@@ -21,23 +21,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from benchmarks.timing import cpus
+
 BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
-DTYPES = {
-    "ours": "float32",
-    "transformers": "float32",
-    "llama.cpp": "float32",
-    "llama.cpp-q4": "Q4_K_M",
+SIDES = {  # dtype of the weights, and the packages that compute
+    "ours": ("float32", "jax"),
+    "transformers": ("float32", "transformers", "torch"),
+    "llama.cpp": ("float32", "xllamacpp"),
+    "llama.cpp-q4": ("Q4_K_M", "xllamacpp"),
 }
 
 
 def main(
-    rounds: int = 3, new_tokens: int = 64, sides: tuple[str, ...] = tuple(DTYPES), side: str = ""
+    rounds: int = 3, new_tokens: int = 64, sides: tuple[str, ...] = tuple(SIDES), side: str = ""
 ) -> None:
     """Time the sides in turn.
 
@@ -207,11 +210,14 @@ def _report(turns: dict[str, list[dict]], new_tokens: int) -> None:
     cpu = {name: statistics.median(s[1] for s in timed) for name, timed in seconds.items()}
     texts = {name: timed[0]["texts"] for name, timed in turns.items()}
     for name in turns:
+        dtype, *packages = SIDES[name]
         row = {
             "benchmark": "decode",
             "side": name,
+            "device": cpus(),
+            "versions": {package: version(package) for package in packages},
             "model": WEIGHTS,
-            "dtype": DTYPES[name],
+            "dtype": dtype,
             "batch": BATCH,
             "prompt_length": PROMPT_LENGTH,
             "new_tokens": new_tokens,

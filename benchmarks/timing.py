@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,13 @@ def median_seconds(run: Callable[[], Any], *, repeats: int) -> tuple[float, floa
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def cpus() -> str:
+    """How many cores of which CPU, as Linux has it: "2 x AMD EPYC"."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}"
 
 
 def print_row(**values: Any) -> None:

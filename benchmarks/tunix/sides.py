@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.timing import cpus
 from benchmarks.tunix import convert, install
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS, Params
@@ -175,10 +176,8 @@ def padded_rows(vocab_size: int, *, length: int) -> dict[str, np.ndarray]:
 
 def about(run: RunConfig) -> dict:
     """What every row says: the sizes of the run, the machine, and this repository's commit."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "device": f"{len(names)} x {names[0]}",
+        "device": cpus(),
         "commit": commit(),
         "model": run.model.weights,
         "dtype": run.model.dtype,
