@@ -72,6 +72,21 @@ def test_a_run_on_disk_is_viewed_inline(tmp_path):
         gemma_grpo.load(run).view(megabytes=0)
 
 
+def test_what_a_run_has_not_written_yet_is_named_in_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text(config.to_yaml(gemma_grpo.preset("gemma3-nano")))
+    result = gemma_grpo.load(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} has no summary yet: gemma_grpo.resume"):
+        print(result)
+    for name, ask in (
+        ("metrics.jsonl", result.metrics),
+        ("rollouts/grpo-000007.jsonl", lambda: result.rollouts(7)),
+        ("evaluations/sft.jsonl", lambda: result.evaluations("sft")),
+    ):
+        with pytest.raises(UserError, match=f"{name} is not there"):
+            ask()
+    assert result.generate([]) == []  # nothing is loaded for no prompt
+
+
 def test_the_commands_keep_their_names():
     assert train.__name__ == "gemma_grpo.train" and callable(train.main)
 

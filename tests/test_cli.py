@@ -45,6 +45,22 @@ def test_pretraining_refuses_a_folder_that_is_there_before_it_begins(capsys, tmp
     assert "there already" in capsys.readouterr().err
 
 
+def test_a_bare_resume_takes_the_run_that_was_begun_last(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run in runs/; name one with --run-dir"):
+        train._run_dir(train.Options(resume=True))
+    for began, name in enumerate(["b", "c", "a"]):
+        path = train.RUNS / name / "config.yaml"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (began, began))
+    assert train._run_dir(train.Options(resume=True)) == train.RUNS / "a"
+    given = Path("elsewhere")
+    assert train._run_dir(train.Options(resume=True, run_dir=given)) == given
+    copy = train.Options(resume_from=tmp_path / "input" / "first")
+    assert train._run_dir(copy) == train.RUNS / "first"
+
+
 def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():
     body = "print('ready', flush=True)\nwhile True:\n    try:\n        time.sleep(60)\n"
     body += "    except BaseException:\n        pass"

@@ -317,6 +317,7 @@ def test_a_run_killed_in_mid_line_holds(tmp_path, capsys):
 def test_other_folders_and_other_versions_are_one_line(tmp_path, capsys):
     assert "not a run directory" in error(capsys, tmp_path)
     run = make_run(tmp_path / "run", [])
+    settings = (run / "config.yaml").read_text()
     assert "holds no completions yet" in error(capsys, run)
     path = run / "rollouts" / "grpo-000001.jsonl"
     path.write_text('{"completion": "old"}\n')
@@ -341,6 +342,12 @@ def test_other_folders_and_other_versions_are_one_line(tmp_path, capsys):
     assert "config.yaml is of another version" in error(capsys, run)
     (run / "config.yaml").write_text("a: [")
     assert "config.yaml: not YAML" in error(capsys, run)
+    (run / "config.yaml").write_text("[a]")
+    assert "config.yaml: must be a mapping" in error(capsys, run)
+    path.unlink()
+    path.mkdir()
+    (run / "config.yaml").write_text(settings)
+    assert f"{path}: not a file; move it away" in error(capsys, run)
 
 
 def test_wrong_flags_are_one_line(tmp_path, capsys):

@@ -27,6 +27,7 @@ from gemma_grpo.rewards import (
 from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
+from gemma_grpo.rewards.number_words import to_digits
 from gemma_grpo.rewards.quantities import quantity
 from gemma_grpo.rewards.steps import true_lines
 
@@ -598,6 +599,22 @@ def test_percentages_fractions_and_number_words_of_the_question_are_its_numbers(
         ("12 * 7 = 84", "84"),
     ):
         assert traced(line, answer, prompt=prompt, answer=answer, difficulty="easy") == 1, line
+
+
+@pytest.mark.parametrize(
+    "text, digits",
+    [
+        ("twenty-one eggs, two hundred and five pens", "21 eggs, 205 pens"),
+        ("three thousand four hundred", "3400"),
+        ("one two people", "one two people"),
+        ("five hundred hundred", "five hundred hundred"),
+        ("two thousand three thousand", "two thousand three thousand"),
+        ("zero thousand", "zero thousand"),
+        ("a hundred", "a hundred"),
+    ],
+)
+def test_words_become_one_number_or_stay_words(text, digits):
+    assert to_digits(text) == digits
 
 
 def test_explanations_without_numbers_are_traced_by_sentences_about_the_problem():
