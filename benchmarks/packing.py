@@ -3,8 +3,8 @@
 python -m benchmarks.packing [places | flops | 270m | nano]
 
 On the trace of `benchmarks.lengths`, scaled to each row's budget. FLOPs: Gemma 3 1B's update
-(preset gemma3-1b) as traced, of one device; "cpu" stands for all devices that unpack the rows for
-attention, "tpu" for the kernel, by the pairs of blocks that it goes through. Seconds: whole updates
+(preset gemma3-1b) as traced, of one device; "cpu" stands for all devices without the attention
+kernel, "tpu" for those with it, by the pairs of blocks that it goes through. Seconds: whole updates
 on random weights, padded and in packs in turn, of the clock and of the CPU (all threads: on a busy
 machine the steadier of the two). The baseline of all ratios is the update of padded rows.
 """
@@ -52,7 +52,7 @@ def main() -> None:
         "places": print_places,
         "flops": print_flops,
         "270m": lambda: print_seconds("gemma3-270m", M270, pack_tokens=512, repeats=3),
-        "nano": lambda: print_seconds("gemma3-nano", NANO, pack_tokens=512, repeats=20),
+        "nano": lambda: print_seconds("gemma3-nano", NANO, pack_tokens=192, repeats=20),
     }
     for name in sys.argv[1:] or parts:
         parts[name]()

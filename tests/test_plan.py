@@ -331,8 +331,6 @@ def test_times_of_a_chip_of_unknown_speed_are_unknown_and_null():
         (["--hours", "0"], "--hours 0.0: give the session's hours, a number above 0"),
         (["--hours", "nan"], "--hours nan: give the session's hours"),
         (["--topology", "v5e-8"], "topology 'v5e-8': write it like v5e:2x4"),
-        (["--grpo.pack-tokens", "1000"], "pack_tokens=1000 holds no prompt of 512"),
-        (["--sft.pack-tokens", "1000"], "pack_tokens=1000 holds no prompt of 512"),
         (["--evaluation.batch-size", "20"], "evaluation.batch_size / num_samples=5 does not split"),
     ],
 )

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import attention
-from gemma_grpo.model.packed import Rows, positions
+from gemma_grpo.model.packed import Packed, Rows, positions
 from gemma_grpo.model.stack import (
     Gather,
     Remat,
@@ -18,6 +18,8 @@ from gemma_grpo.model.stack import (
     token_keys,
 )
 from gemma_grpo.model.transformer import Attend, Gemma3
+
+QUERIES = 256  # of a block, without the kernel
 
 
 def forward_groups(
@@ -92,7 +94,8 @@ def _masks(
 
 
 def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
-    """Attention within the row: by the kernel, or on the padded arrays."""
+    """Attention within the row: by the kernel, else a block of queries at a time, or on the padded
+    arrays where the row has every slot."""
     block_mask, prompt_mask, of_prompts_mask, own_mask = seen
 
     def padded(*qkv_1N):
@@ -103,6 +106,17 @@ def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
         )
         return rows.pack(of_prompts, of_completions)
 
+    def within_row(q_1N, k_1N, v_1N):
+        blocks = []  # of queries, which see no key behind their end
+        for start in range(0, q_1N.shape[1], QUERIES):
+            queries = slice(start, min(start + QUERIES, q_1N.shape[1]))
+            k, v = k_1N[:, : queries.stop], v_1N[:, : queries.stop]
+            mask = packed_attention.dense_mask(block_mask, queries)
+            blocks.append(attention.attend(q_1N[:, queries], k, v, mask, scale=scale))
+        return jnp.concatenate(blocks, axis=1)
+
+    # Rows of every slot are long, and their padded arrays hold far fewer pairs than the row does.
+    fallback = within_row if isinstance(rows, Packed) else padded
     return lambda *qkv_1N: packed_attention.packed_attention(
-        *qkv_1N, block_mask, scale=scale, fallback=padded
+        *qkv_1N, block_mask, scale=scale, fallback=fallback
     )

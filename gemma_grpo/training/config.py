@@ -117,8 +117,9 @@ class SFTConfig:
     batch_size: int = 32
     """Demonstrations an update."""
     pack_tokens: int = 0
-    """Tokens that a device computes at a time: prompts and completions in rows of this length, as
-    many as they need. Less needs less memory. 0 computes its whole share at once, padding too."""
+    """Tokens that a device computes at a time: prompts and completions in rows of this length, or
+    of the longest prompt and completion, as many as they need. Less needs less memory. 0 computes
+    its whole share at once, padding too."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
     )
@@ -211,8 +212,8 @@ class GRPOConfig:
     """Updates on each rollout (mu)."""
     pack_tokens: int = 0
     """Tokens that a device computes at a time in an update: prompts and completions in rows of this
-    length, as many as they need. Less needs less memory. 0 computes its whole share at once,
-    padding too."""
+    length, or of the longest prompt and completion, as many as they need. Less needs less memory.
+    0 computes its whole share at once, padding too."""
     scale: Scale = "group"
     """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
     where right is all that is paid), or nothing."""

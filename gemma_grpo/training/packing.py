@@ -64,14 +64,13 @@ def make_packing(
     """The packing of batches of `num_prompts` (P) groups of `num_generations` (G).
 
     Args:
-        pack_tokens: N of the large packs; 0 gives each device its share of the groups as one pack
-            of all slots.
+        pack_tokens: N of the large packs, which are longer where a prompt with its completion may
+            be; 0 gives each device its share of the groups as one pack of all slots.
         lengths: (S, T), the most tokens of a prompt and of a completion.
         devices: how many share a batch.
 
     Raises:
-        UserError: the groups do not divide over the devices, or a prompt with its completion does
-            not fit into a pack.
+        UserError: without packs the groups do not divide over the devices.
     """
     P, G, (S, T) = num_prompts, num_generations, lengths
     if not pack_tokens:
@@ -81,11 +80,7 @@ def make_packing(
                 f"{devices}, or set pack_tokens"
             )
         return Packing(devices, S, T, (PackShape(0, P // devices, G, 1),))
-    if pack_tokens < S + T:
-        raise UserError(
-            f"pack_tokens={pack_tokens} holds no prompt of {S} with its completion of {T} tokens; "
-            f"use at least {S + T}"
-        )
+    pack_tokens = max(pack_tokens, S + T)
     # Rows for completions a quarter as long as they may be; prompts for twice as many groups.
     prompts_in = lambda tokens: min(P, -(-8 * tokens // (S + G * T)))
     whole = _completions_in(pack_tokens, G, lengths)

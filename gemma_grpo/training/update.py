@@ -161,7 +161,7 @@ def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:
 
 def _summed(of_pack: Callable[[Batch], Any], packs: Packs) -> Any:
     """The sum of `of_pack` over a device's packs of all shapes."""
-    total = None
+    of_pack, total = jax.jit(of_pack), None  # jitted, a shape's is traced once
     for of_shape in packs:
         if "count" not in of_shape:
             return of_pack(of_shape)  # the only pack
@@ -183,6 +183,7 @@ def _each(of_pack: Callable[[Batch], jax.Array], of_shape: Batch) -> jax.Array:
     if "count" not in of_shape:
         return of_pack(of_shape)
     count, stacked = _stacked(of_shape)
+    of_pack = jax.jit(of_pack)  # traced once
     out = jax.eval_shape(of_pack, _one(stacked, 0))
     most = jax.tree.leaves(stacked)[0].shape[0]
     zeros = jnp.zeros((most, *out.shape), out.dtype)

@@ -1,6 +1,11 @@
 """Attention within a packed row of prompts and completions. The api and nothing else."""
 
 from gemma_grpo.kernels.packed_attention.api import packed_attention
-from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, Segments, make_block_mask
+from gemma_grpo.kernels.packed_attention.block_masks import (
+    BlockMask,
+    Segments,
+    dense_mask,
+    make_block_mask,
+)
 
-__all__ = ["BlockMask", "Segments", "make_block_mask", "packed_attention"]
+__all__ = ["BlockMask", "Segments", "dense_mask", "make_block_mask", "packed_attention"]

@@ -81,3 +81,11 @@ def make_block_mask(segments: Segments, *, window: int | None) -> BlockMask:
         by_key.astype(jnp.int32),
         is_pair.sum(dtype=jnp.int32),
     )
+
+
+def dense_mask(block_mask: BlockMask, queries: slice) -> Bool[Array, "1 Q C"]:
+    """Which of the C places up to their own end these queries see; nobody sees a later one."""
+    (prompt_low, prompt_high), (low, high) = block_mask.bounds[:, :, queries, None]
+    place_1C = jnp.arange(queries.stop)[None]
+    in_prompt = (prompt_low <= place_1C) & (place_1C < prompt_high)
+    return (in_prompt | (low <= place_1C) & (place_1C < high))[None]

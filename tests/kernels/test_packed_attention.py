@@ -270,6 +270,17 @@ def test_a_models_rows_tell_the_kernel_where_each_place_belongs(is_packed):
     np.testing.assert_array_equal(actual.prompt_start[after], expected.prompt_start[after])
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", ROWS)
+def test_the_dense_mask_of_a_block_of_queries_is_its_rows_of_the_whole_mask(name, window):
+    row = ROWS[name]
+    expected = mask_of(row, window)
+    for start, stop in ((0, 3), (3, 11), (11, len(row.tokens))):
+        actual = op.dense_mask(block_mask_of(row, window), slice(start, stop))
+        np.testing.assert_array_equal(actual, expected[None, start:stop, :stop])
+        assert not expected[start:stop, stop:].any()
+
+
 # --- in the model ---
 
 
@@ -308,6 +319,14 @@ def run_model(*, is_packed=False, is_whole=False):
     return np.asarray(hidden)[mask], gradients
 
 
+def assert_runs_alike(actual, expected):
+    """Two results of `run_model`."""
+    np.testing.assert_allclose(actual[0], expected[0], atol=tolerances.HIDDEN_F32)
+    for one, other in zip(*(jax.tree.leaves(each[1]) for each in (actual, expected)), strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, atol=scale * tolerances.HIDDEN_GRAD_F32)
+
+
 PACKED_OR_PADDED = pytest.mark.parametrize(
     "is_packed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "padded"]
 )
@@ -315,19 +334,11 @@ PACKED_OR_PADDED = pytest.mark.parametrize(
 
 @PACKED_OR_PADDED
 def test_a_model_by_the_kernel_is_what_it_is_on_whole_sequences(is_packed, monkeypatch):
-    expected, expected_gradients = run_model(is_whole=True)
-
     def by_kernel(q, k, v, block_mask, *, scale, fallback):
         return pallas_tpu.attend(q[0], k[0], v[0], block_mask, scale=scale, interpret=True)[None]
 
     monkeypatch.setattr(groups.packed_attention, "packed_attention", by_kernel)
-    hidden, gradients = run_model(is_packed=is_packed)
-    np.testing.assert_allclose(hidden, expected, atol=tolerances.HIDDEN_F32)
-    for one, other in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
-    ):
-        scale = np.abs(other).max()
-        np.testing.assert_allclose(one, other, atol=scale * tolerances.HIDDEN_GRAD_F32)
+    assert_runs_alike(run_model(is_packed=is_packed), run_model(is_whole=True))
 
 
 def call(*, H=8, implementation=None):
@@ -340,6 +351,12 @@ def call(*, H=8, implementation=None):
         fallback=lambda q, k, v: v,
         implementation=implementation,
     ), v[None]
+
+
+@pytest.mark.parametrize("queries", [8, 32, 256], ids="{} queries a block".format)
+def test_a_model_without_the_kernel_is_what_it_is_on_whole_sequences(queries, monkeypatch):
+    monkeypatch.setattr(groups, "QUERIES", queries)
+    assert_runs_alike(run_model(is_packed=True), run_model(is_whole=True))
 
 
 def test_other_devices_take_the_fallback():

@@ -423,7 +423,10 @@ def test_a_batch_of_sft_is_packed_likewise():
 def test_senseless_packs_are_refused_by_name(config):
     with pytest.raises(UserError, match="pack_tokens=-1"):
         config(pack_tokens=-1)
-    with pytest.raises(UserError, match="pack_tokens=13 holds no prompt of 8.*at least 14"):
-        how(13)
     with pytest.raises(UserError, match="8 prompts.*multiple of 3, or set pack_tokens"):
         how(0, 3)
+
+
+def test_a_pack_has_room_for_the_longest_prompt_and_completion_whatever_is_asked():
+    assert [how(tokens).shapes[0].tokens for tokens in (1, 13, 14, 15)] == [S + T, S + T, S + T, 15]
+    assert how(1) == how(S + T)
