@@ -19,7 +19,7 @@ from gemma_grpo.model.stack import (
 )
 from gemma_grpo.model.transformer import Attend, Gemma3
 
-QUERIES = 256  # of a block, without the kernel
+QUERIES, BLOCKS = 256, 8  # without the kernel: of a block at least, and of a row at most
 
 
 def forward_groups(
@@ -107,9 +107,10 @@ def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
         return rows.pack(of_prompts, of_completions)
 
     def within_row(q_1N, k_1N, v_1N):
-        blocks = []  # of queries, which see no key behind their end
-        for start in range(0, q_1N.shape[1], QUERIES):
-            queries = slice(start, min(start + QUERIES, q_1N.shape[1]))
+        N, blocks = q_1N.shape[1], []  # of queries, which see no key behind their end
+        size = max(QUERIES, -(-N // BLOCKS))
+        for start in range(0, N, size):
+            queries = slice(start, min(start + size, N))
             k, v = k_1N[:, : queries.stop], v_1N[:, : queries.stop]
             mask = packed_attention.dense_mask(block_mask, queries)
             blocks.append(attention.attend(q_1N[:, queries], k, v, mask, scale=scale))
