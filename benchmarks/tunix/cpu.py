@@ -2,18 +2,16 @@
 
 python -m benchmarks.tunix.cpu [--model gemma3-nano | gemma3-270m] [--rounds 3]
 
-For the 270M, of which there is no room for two in 24 GB:
---model gemma3-270m --remat dots --apart
+For the 270M, of which there is no room for two in 24 GB: --model gemma3-270m --remat dots --apart
 
-docs/tunix.md says what is the same on both sides, and what is measured. One row a side and part;
-`first_` is of the first step, which compiles. `wall` and `cpu` (of all threads) are seconds,
-medians over the rounds (`_all` has each); `peak` is the most bytes resident in the part, its
-weights and optimizer included, and `device_peak` the most that a GPU has held until its end.
+docs/tunix.md says what is measured. One row a side and part; `first_` is of the first step, which
+compiles. `wall` and `cpu` (of all threads) are seconds, medians over the rounds (`_all` has each);
+`peak` is the most bytes resident in the part, its weights and optimizer included, and `device_peak`
+the most that a GPU has held until its end.
 """
 
 import itertools
 import statistics
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,19 +106,17 @@ def frozen_batch(run: RunConfig) -> dict[str, Any]:
 def take_turns(
     opener: Opener, batch: dict[str, Any], rounds: int, *, apart: bool
 ) -> dict[str, list[Reading]]:
-    """Each side's first step, which compiles, and then those that count.
-
-    Both sides are in memory, take one more step to warm up, and then A B A B ...; or, `apart`, one
-    side is at a time: in each round each starts anew, compiles (after the first round from a
-    cache), and takes one step that counts.
-    """
-    sessions, steps = ([(name,) for name in SIDES] * rounds, 2) if apart else ([SIDES], rounds + 2)
+    """Each side's first step, which compiles, and then those that count. Both sides are in memory,
+    take one more step to warm up, and then A B A B ...; or, `apart`, one side is at a time: each
+    starts anew in each round, compiles (later from a cache), and takes one step that counts."""
+    sessions, steps = ([(name,) for name in SIDES * rounds], 2) if apart else ([SIDES], rounds + 2)
     taken: dict[str, list[Reading]] = {name: [] for name in SIDES}
     for session in sessions:
-        with ExitStack() as stack:
-            sides = [stack.enter_context(closing(opener.open(name))) for name in session]
-            for number, side in itertools.product(range(steps), sides):
-                taken[side.name].append(step(side, batch, number))
+        sides = [opener.open(name) for name in session]
+        for number, side in itertools.product(range(steps), sides):
+            taken[side.name].append(step(side, batch, number))
+        for side in sides:
+            side.close()
     counted = slice(1, None, 2) if apart else slice(2, None)
     return {name: [each[0], *each[counted]] for name, each in taken.items()}
 

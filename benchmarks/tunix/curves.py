@@ -10,11 +10,11 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 BLOCK = 10  # steps
 SHARES = (0.5, 0.75, 0.9)  # of the rise
@@ -40,9 +40,7 @@ def figures(row: dict) -> dict[str, float]:
     }
 
 
-def main(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional], chart: Path | None = None
-) -> None:
+def main(files: Positional[tuple[Path, ...]], chart: Path | None = None) -> None:
     """Print the summary of JSON lines of `learn`; draw it into a PNG `chart`."""
     sides = read([json.loads(line) for file in files for line in file.read_text().splitlines()])
     for row in [*summaries(sides), *reached(sides)]:
@@ -52,15 +50,9 @@ def main(
 
 
 def read(rows: Sequence[dict]) -> Sides:
-    """The rows of each side, by seed.
-
-    Raises:
-        SystemExit: fewer than two seeds, or a side that lacks one.
-    """
-    sides: Sides = {}
-    for row in sorted(rows, key=lambda row: row.get("seed", 0)):
-        if row["benchmark"] == "tunix/learn":
-            sides.setdefault(row["side"], []).append(row)
+    """The rows of each side, by seed. Exits where there are fewer than two, or a side lacks one."""
+    rows = sorted((r for r in rows if r["benchmark"] == "tunix/learn"), key=lambda r: r["seed"])
+    sides = {row["side"]: [own for own in rows if own["side"] == row["side"]] for row in rows}
     seeds = {tuple(row["seed"] for row in own) for own in sides.values()}
     if len(seeds) != 1 or len(*seeds) < 2:
         raise SystemExit("curves are compared over the same two seeds or more on each side")

@@ -19,11 +19,7 @@ PYTHON = FOLDER / "bin" / "python"
 
 
 def main(cuda: bool = False) -> None:
-    """Make it, or bring it up to date.
-
-    Args:
-        cuda: with what jax needs on a GPU.
-    """
+    """Make it, or bring it up to date; `cuda` with what jax needs on a GPU."""
     subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
     packages = ["google-tunix", "libtpu", *(["jax[cuda12]"] if cuda else [])]
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--upgrade"]

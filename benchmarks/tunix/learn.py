@@ -36,11 +36,7 @@ PAID = rewards.RewardWeights(correctness=0.6, trace=0.3, confidence=0.0, verbosi
 
 
 def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = GEMMA3_NANO.grpo.num_steps) -> None:
-    """A row for each seed (of our SFT, the problems and the sampling) and side.
-
-    Args:
-        steps: of GRPO.
-    """
+    """A row for each side and seed (of our SFT, the problems and the sampling)."""
     install.check()
     for seed in seeds:
         for row in learn(comparable_run({"seed": seed, "grpo.num_steps": steps})):

@@ -62,11 +62,8 @@ class SideProcess:
         its_end.close()
 
     def call(self, request: str, **arguments: object) -> dict:
-        """The side's answer, which is also told on the standard error.
-
-        Raises:
-            SystemExit: with the end of the side's log, where it has failed.
-        """
+        """The side's answer, which is also told on the standard error. Exits with the end of the
+        side's log where it has failed."""
         try:
             self.connection.send((request, arguments))
             answer = self.connection.recv()
@@ -78,9 +75,10 @@ class SideProcess:
         return answer
 
     def learned(self, like: Params) -> Params:
-        """Its weights now, as parameters of ours."""
+        """Its weights in the end, as parameters of ours; it is closed then."""
         path = self.log.with_suffix(".safetensors")
         self.call("save", out=str(path))
+        self.close()
         return weights.load(path, like)
 
     def close(self) -> None:
@@ -96,11 +94,8 @@ def start_tunix(folder: Path, platform: str = "cpu") -> SideProcess:
 
 
 class Opener:
-    """Opens the sides of one GRPO run, all with the same weights.
-
-    Attributes:
-        opened: of each side by name its `versions`, `device`, and the `logits` of two padded rows.
-    """
+    """Opens the sides of one GRPO run, all with the same weights. `opened` has of each side by name
+    its `versions`, its `device`, and the `logits` of two padded rows."""
 
     def __init__(
         self,
@@ -139,11 +134,8 @@ class Opener:
 
     def apart(self, moments: dict[str, np.ndarray] | None = None) -> dict[str, float]:
         """How far apart ours and Tunix are: in logits, as a share of their spread, and in Adam's
-        first moments after a step, if given, as a share of the largest.
-
-        Raises:
-            SystemExit: it is not the same model, or not the same update.
-        """
+        first moments after a step, if given, as a share of the largest. Exits where it is not the
+        same model or update."""
         ours, theirs = (self.opened[name]["logits"][self.rows["mask"]] for name in SIDES)
         far = {"logits_apart": float(np.abs(ours - theirs).max() / theirs.std())}
         if moments:

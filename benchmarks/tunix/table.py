@@ -11,10 +11,11 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import tyro
 from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 SCALES = {"s": 1, "GB": 1e9, "TFLOP": 1e12}
 MARKERS = "<!-- table -->", "<!-- /table -->"
@@ -52,17 +53,18 @@ COMPARED = {
     ),
 }
 UPDATE = "update (ours packed to the trace, remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
-PICTURED = {  # model -> lines of the table
-    "gemma3-nano": ("step, CPU time", "first step, compilation included, CPU time"),
-    "gemma3-270m": ("rollout, CPU time", "update, CPU time", "update, peak memory"),
-    "gemma3-1b": (
-        "decode (ours tensor_parallel, Tunix weights replicated): HBM of a step",
-        f"{UPDATE}: peak",
-        f"{UPDATE}: CPU time to compile",
-        FIT.format(remat="full", theirs={"remat": "DECODER"}),
-        "matmuls of the step, on 8 chips, short prompts, remat",
-    ),
-}
+PICTURED = (  # lines of the table, each after its model
+    "gemma3-nano, step, CPU time",
+    "gemma3-nano, first step, compilation included, CPU time",
+    "gemma3-270m, rollout, CPU time",
+    "gemma3-270m, update, CPU time",
+    "gemma3-270m, update, peak memory",
+    "gemma3-1b, decode (ours tensor_parallel, Tunix weights replicated): HBM of a step",
+    f"gemma3-1b, {UPDATE}: peak",
+    f"gemma3-1b, {UPDATE}: CPU time to compile",
+    "gemma3-1b, " + FIT.format(remat="full", theirs={"remat": "DECODER"}),
+    "gemma3-1b, matmuls of the step, on 8 chips, short prompts, remat",
+)
 
 
 class Line(NamedTuple):
@@ -76,9 +78,7 @@ class Line(NamedTuple):
 
 
 def main(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    chart: Path | None = None,
-    page: Path | None = None,
+    files: Positional[tuple[Path, ...]], chart: Path | None = None, page: Path | None = None
 ) -> None:
     """Print the table of JSON lines; draw the lines of PICTURED into a PNG `chart`; write the table
     into a Markdown `page` that has it between <!-- table --> and <!-- /table -->."""
@@ -98,10 +98,9 @@ def lines_of(rows: list[dict]) -> list[Line]:
     """The table's lines: each row of ours against each row of Tunix's that is of the same."""
     ours, lines = [], []
     for row in (row for row in rows if row["side"] == "ours"):
-        has_prefill = (
-            row.get("program") == "decode"
-        )  # beside which Tunix's has a program of its own
-        ours += [row, row | {"program": "prefill"}] if has_prefill else [row]
+        ours.append(row)
+        if row.get("program") == "decode":  # with us the prefill too
+            ours.append(row | {"program": "prefill"})
     for own, other in itertools.product(ours, (row for row in rows if row["side"] == "tunix")):
         same, group, figures = COMPARED[own["benchmark"]]
         if any(own[key] != other.get(key) for key in ("benchmark", *same.split())):
@@ -159,14 +158,11 @@ def markdown(lines: list[Line]) -> list[str]:
 
 def draw(lines: list[Line], path: Path) -> None:
     """Bars of the ratios of PICTURED, on a log scale; red where Tunix's figure is the better."""
-    found = {(line.group.split(",")[0], line.what): line for line in lines}
-    pictured = [(model, what) for model, of_model in PICTURED.items() for what in of_model]
-    bars = {
-        re.sub(r" \(.*?\)", "", f"{at[0]}, {at[1]}"): found[at] for at in pictured if at in found
-    }
+    found = {f"{line.group.split(',')[0]}, {line.what}": line for line in lines}
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
-    for label, line in bars.items():
+    for name in (name for name in PICTURED if name in found):
+        label, line = re.sub(r" \(.*?\)", "", name), found[name]
         colour = "tab:blue" if line.ratio >= 1 else "tab:red"
         axes.barh(label, line.ratio - 1, left=1, color=colour, height=0.7)
         figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"

@@ -24,8 +24,7 @@ import turns
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tunix.generate import sampler
-from tunix.generate import utils as generate_utils
+from tunix.generate import sampler, utils
 from tunix.models.gemma3 import model as gemma3
 from tunix.models.gemma3 import params_safetensors
 from tunix.rl import algo_core, common, rl_cluster, trainer
@@ -71,8 +70,8 @@ def config_of(shape: dict, *, remat: str, dtype: str) -> gemma3.ModelConfig:
 def logits(model: nnx.Module, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Of padded rows, in float32."""
     run = nnx.jit(lambda model, *given: model(*given)[0])
-    positions = generate_utils.build_positions_from_mask(mask)
-    attention = generate_utils.make_causal_attn_mask(mask, mask.shape[1])
+    positions = utils.build_positions_from_mask(mask)
+    attention = utils.make_causal_attn_mask(mask, mask.shape[1])
     return np.asarray(run(model, ids, positions, None, attention), np.float32)
 
 
@@ -92,9 +91,9 @@ class Side:
         return {"flops": matmul_flops(Programs(**settings).trace())}
 
     def open(self, folder: str, rows: dict, **settings: object) -> None:
-        """Train the model of a Hugging Face folder by the settings of `sides.Opener`; what is asked
-        from then on is answered within. The answer to this call, when Tunix asks for its first
-        batch, has the logits of padded rows."""
+        """Train the model of a Hugging Face folder by the settings of `sides.Opener`, one update a
+        batch by our optimizer; what is asked from then on is answered within. The answer to this
+        call, when Tunix asks for its first batch, has the logits of padded rows."""
         given = self.given = SimpleNamespace(**settings)
         mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         config = config_of(given.shape, remat="NONE", dtype=given.dtype)
@@ -109,13 +108,23 @@ class Side:
             kv_cache_size=given.prompt_length + given.budget,
             eos_tokens=given.stop_ids or None,
         )
-        cluster_config = rl_cluster.ClusterConfig(
+        rates = jnp.array(given.learning_rates)
+        adam = optax.adamw(lambda count: rates[count], b1=0.9, b2=0.95, weight_decay=0.0)
+        training = rl_cluster.RLTrainingConfig(
+            actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
+            eval_every_n_steps=NEVER,
+            max_steps=NEVER,
+            mini_batch_size=given.prompts,
+            train_micro_batch_size=given.micro_batch if given.micro_batch < given.prompts else None,
+            rollout_micro_batch_size=given.prompts,
+        )
+        cluster = rl_cluster.ClusterConfig(
             role_to_mesh={rl_cluster.Role.ACTOR: mesh, rl_cluster.Role.ROLLOUT: mesh},
-            training_config=training_config(given),
+            training_config=training,
             rollout_config=self.rollout,
         )
         self.cluster = rl_cluster.RLCluster(
-            actor=model, tokenizer=Numbers(), cluster_config=cluster_config
+            actor=model, tokenizer=Numbers(), cluster_config=cluster
         )
         generate = self.cluster.generate
         self.cluster.generate = lambda *args, **kwargs: self._drawn(generate(*args, **kwargs))
@@ -163,20 +172,6 @@ class Side:
         texts = [Numbers.decode(ids) for ids in self.instead]
         tokens = [np.array(ids, np.int32) for ids in self.instead]
         return dataclasses.replace(output, tokens=tokens, text=texts)
-
-
-def training_config(given: SimpleNamespace) -> rl_cluster.RLTrainingConfig:
-    """One update a batch, by the optimizer of ours and the learning rate given for each step."""
-    rates = jnp.array(given.learning_rates)
-    adam = optax.adamw(lambda count: rates[count], b1=0.9, b2=0.95, weight_decay=0.0)
-    return rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
-        eval_every_n_steps=NEVER,
-        max_steps=NEVER,
-        mini_batch_size=given.prompts,
-        train_micro_batch_size=given.micro_batch if given.micro_batch < given.prompts else None,
-        rollout_micro_batch_size=given.prompts,
-    )
 
 
 class Programs:

@@ -73,12 +73,9 @@ def first_moment(optimizer: Any) -> np.ndarray:
 
 
 def compiled(traced: jax.stages.Traced) -> dict:
-    """Compile a traced program, for its devices.
-
-    Returns:
-        `fits`; where it does not `why`; else bytes a device (`arguments`, `temporaries`, `peak`),
-        the `compile_cpu` seconds of all threads, and the optimised program's text (`hlo`).
-    """
+    """What the compiler says of a program, for its devices: whether it `fits`; where it does not
+    `why`; else bytes a device (`arguments`, `temporaries`, `peak`), the `compile_cpu` seconds of
+    all threads, and the optimised program's text (`hlo`)."""
     lowered = traced.lower()
     cpu = time.process_time()
     try:
