@@ -22,7 +22,7 @@ from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches, fit, programs
 from gemma_grpo.planning.traced import matmul_flops
 
-B = len(lengths.LENGTHS)
+B = len(lengths.LENGTHS)  # sequences
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,11 @@ def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) 
     turns = longest(step, step.chips)
     if step.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * step.chips
-    prompts = lengths.PROMPT_LENGTHS if step.short_prompts else ()
-    packs = (
-        batches.packs(run, "grpo", step.chips)
-        if step.full
-        else packing.packed_trace(run, num_devices=step.chips, prompt_lengths=prompts)
-    )
+    if step.full:
+        packs = batches.packs(run, "grpo", step.chips)
+    else:
+        prompts = lengths.PROMPT_LENGTHS if step.short_prompts else ()
+        packs = packing.packed_trace(run, num_devices=step.chips, prompt_lengths=prompts)
     count = functools.partial(matmul_flops, platform="tpu")
     return {
         "rollout": sum(count(rollout, turns=chip) for chip in turns),
