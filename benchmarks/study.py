@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.tunix.sides import about
+from benchmarks.timing import about
 from gemma_grpo.evaluation.statistics import paired_difference
 from gemma_grpo.presets import GEMMA3_NANO
 

@@ -1,13 +1,16 @@
-"""Warm-up, waiting for the device, medians, and one JSON line for each result."""
+"""Warm-up, waiting for the device, medians, and one JSON line for each result: what is in it."""
 
 import json
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from gemma_grpo.config import RunConfig
 
 
 def median_seconds(run: Callable[[], Any], *, repeats: int) -> tuple[float, float, float]:
@@ -26,6 +29,23 @@ def cpus() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}"
+
+
+def about(run: RunConfig) -> dict:
+    """What rows of a run say: the machine, this repository's commit, and the run's sizes."""
+    git = ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"]
+    return {
+        "device": cpus(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "model": run.model.weights,
+        "dtype": run.model.dtype,
+        "prompts": run.grpo.prompts_per_step,
+        "generations": run.grpo.num_generations,
+        "prompt_length": run.model.max_prompt_length,
+        "budget": run.model.max_completion_length,
+        "learning_rate": run.grpo.optimizer.learning_rate,
+        "seed": run.seed,
+    }
 
 
 def print_row(**values: Any) -> None:

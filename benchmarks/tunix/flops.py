@@ -1,74 +1,85 @@
 """Matmul FLOPs of one GRPO step, both sides, counted in the programs as traced.
 
 python -m benchmarks.tunix.flops [--cases "full lengths"]
-needs the environment of `python -m benchmarks.tunix.install`
 
 A row for each case, side and part: the rollout (prefill and decode loop), the update, and their
 sum. Sums over all chips, ours as written for TPUs; docs/tunix.md says how loops are counted.
 """
 
 import functools
-import itertools
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import jax
+import numpy as np
 import tyro
 
 from benchmarks import lengths, packing
 from benchmarks.timing import print_row
-from benchmarks.tunix.cases import COUNTED, MODEL, Program, Step, T
-from benchmarks.tunix.sides import SIDES
-from benchmarks.tunix.v5e import SIZES, Compiler, run_of
-from gemma_grpo import model
+from benchmarks.tunix.v5e import CHIPS, CONFIG, MODEL, SIZES, Compiler, Program, T, run_of
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches, fit, programs
 from gemma_grpo.planning.traced import matmul_flops
 
-SEQUENCES = len(lengths.LENGTHS)
+B = len(lengths.LENGTHS)  # sequences
 
 
-def main(cases: tuple[str, ...] = tuple(COUNTED)) -> None:
-    """Count, and print.
+@dataclass(frozen=True)
+class Step:
+    """A GRPO step of each side, whose lengths are those of `benchmarks.lengths`."""
 
-    Args:
-        cases: which, by name.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        compiler = Compiler(Path(folder))
-        ask = functools.cache(compiler.flops)
-        count = {
-            "ours": lambda step: count_ours(step, model.CONFIGS[MODEL], compiler.devices),
-            "tunix": lambda step: count_theirs(step, ask),
-        }
-        for name, side in itertools.product(cases, SIDES):
-            parts = count[side](COUNTED[name])
-            about = {"model": MODEL, "case": name, "side": side, "sequences": SEQUENCES}
-            about |= SIZES | asdict(COUNTED[name])
+    full: bool = False  # every completion takes its whole budget instead
+    short_prompts: bool = False  # as long as GSM8K's; else prompts take their whole budget
+    chips: int = CHIPS  # of ours, as are layout and remat
+    layout: str = "data"
+    remat: str = "none"
+    tunix_remat: str = "NONE"  # or DECODER
+    tunix_prompts: int = lengths.PROMPTS  # that a rollout of Tunix's takes at a time
+
+
+SHORT, TP = {"short_prompts": True}, {"layout": "tensor_parallel"}
+REMAT = {"remat": "dots", "tunix_remat": "DECODER"}  # recomputes least of what fits
+CASES = {
+    "full lengths": Step(full=True, chips=1),
+    "on one chip": Step(chips=1),
+    "on 8 chips": Step(),
+    "on 8 chips, tensor_parallel": Step(**TP),
+    "on 8 chips, Tunix a prompt a rollout": Step(tunix_prompts=1),
+    "on 8 chips, remat": Step(**REMAT),
+    "on 8 chips, tensor_parallel, remat": Step(**TP, **REMAT),
+    "on 8 chips, short prompts": Step(**SHORT),
+    "on 8 chips, short prompts, tensor_parallel": Step(**SHORT, **TP),
+    "on 8 chips, short prompts, remat": Step(**SHORT, **REMAT),
+    "on 8 chips, short prompts, tensor_parallel, remat": Step(**SHORT, **TP, **REMAT),
+}
+
+
+def main(cases: tuple[str, ...] = tuple(CASES)) -> None:
+    """Count cases, by name, and print."""
+    compiler = Compiler()
+    ask = functools.cache(compiler.flops)
+    for name in cases:
+        step = CASES[name]
+        ours = count_ours(step, CONFIG, compiler.devices)
+        for side, parts in {"ours": ours, "tunix": count_theirs(step, ask)}.items():
+            about = {"model": MODEL, "case": name, "side": side, "sequences": B, **SIZES}
             for part, flops in (parts | {"step": sum(parts.values())}).items():
-                print_row(benchmark="tunix/flops", part=part, flops=flops, **about)
+                print_row(benchmark="tunix/flops", part=part, flops=flops, **about, **asdict(step))
 
 
-def lengths_of(step: Step) -> tuple[int, ...]:
-    """Tokens of each completion, groups one after another."""
-    return (T,) * SEQUENCES if step.full else lengths.scaled(T)
-
-
-def longest(each: tuple[int, ...], loops: int) -> list[int]:
-    """The longest of each loop's completions, neighbours in one loop."""
-    rows = len(each) // loops
-    return [max(each[loop * rows : (loop + 1) * rows]) for loop in range(loops)]
+def longest(step: Step, loops: int) -> list[int]:
+    """Tokens of each loop's longest completion, neighbours in one loop."""
+    lengths_B = [T] * B if step.full else lengths.scaled(T)
+    return np.reshape(lengths_B, (loops, -1)).max(axis=1).tolist()
 
 
 def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) -> dict[str, int]:
     """FLOPs of our rollout and update on all chips."""
-    case = Program("ours", "update", step.remat, SEQUENCES, step.layout)
-    run, mesh = run_of(case), meshes.data_mesh(devices[: step.chips])
+    run = run_of(Program("ours", "update", step.remat, B, step.layout))
+    mesh = meshes.data_mesh(devices[: step.chips])
     rollout, update = (each.trace() for each in programs.of_step(run, config, mesh))
-    turns = longest(lengths_of(step), step.chips)
+    turns = longest(step, step.chips)
     if step.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * step.chips
     if step.full:
@@ -86,21 +97,15 @@ def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) 
 def count_theirs(step: Step, ask: Callable[[Program], int]) -> dict[str, int]:
     """FLOPs of Tunix's rollout and update, whatever the chips. `ask` counts a program, a decode
     loop for one turn."""
-    each, loops = lengths_of(step), lengths.PROMPTS // step.tunix_prompts
-    prefill, turn = (
-        ask(Program("tunix", program, "NONE", len(each) // loops))
-        for program in ("prefill", "decode")
-    )
+    loops = lengths.PROMPTS // step.tunix_prompts
+    prefill = ask(Program("tunix", "prefill", "NONE", B // loops))
+    turn = ask(Program("tunix", "decode", "NONE", B // loops))
+    # The prefill draws the first token; a loop that runs into the budget draws one nobody sees.
+    turns = [most - (most < T) for most in longest(step, loops)]
     return {
-        "rollout": sum(prefill + decode_turns(most) * turn for most in longest(each, loops)),
-        "update": ask(Program("tunix", "update", step.tunix_remat, len(each))),
+        "rollout": loops * prefill + sum(turns) * turn,
+        "update": ask(Program("tunix", "update", step.tunix_remat, B)),
     }
-
-
-def decode_turns(most: int) -> int:
-    """Turns of Tunix's decode loop: its prefill draws the first token, and a loop that runs into
-    the budget draws one that nobody sees."""
-    return most - 1 if most < T else most
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ python -m benchmarks.tunix.gpu [--rounds 5]
 needs the extra [cuda], and the environment of `python -m benchmarks.tunix.install --cuda`
 
 One side at a time is on the GPU, which it has to itself; compiled programs are kept between turns.
+Without a GPU, --platform cpu tries it at small sizes.
 """
-
-from typing import Annotated
 
 import tyro
 
@@ -20,19 +19,8 @@ SIZES = cpu.Options(
     budget=800,
     pack_tokens=3072,
     apart=True,
+    platform="cuda",
 )
 
-
-def main(
-    options: Annotated[cpu.Options, tyro.conf.arg(name="")] = SIZES, platform: str = "cuda"
-) -> None:
-    """Take both sides through whole GRPO steps in turn.
-
-    Args:
-        platform: of JAX; cpu is to try this without a GPU, at small sizes.
-    """
-    cpu.run(options, platform=platform)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    cpu.main(tyro.cli(cpu.Options, default=SIZES))

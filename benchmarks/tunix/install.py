@@ -16,26 +16,21 @@ import tyro
 
 FOLDER = Path(os.environ.get("TUNIX_ENV") or ".tunix-env")
 PYTHON = FOLDER / "bin" / "python"
-PACKAGES = ("google-tunix", "libtpu")
-CUDA = "jax[cuda12]"  # as our own extra has it
 
 
 def main(cuda: bool = False) -> None:
-    """Make it, or bring it up to date.
-
-    Args:
-        cuda: with what jax needs on a GPU.
-    """
-    subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
-    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--upgrade"]
-    subprocess.run([*command, *PACKAGES, *([CUDA] if cuda else [])], check=True)
+    """Make it, or bring it up to date; `cuda` with what jax needs on a GPU."""
+    subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
+    packages = ["google-tunix", "libtpu", *(["jax[cuda12]"] if cuda else [])]
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--upgrade"]
+    subprocess.run([*pip, *packages], check=True)
 
 
 def check() -> Path:
     """The environment's interpreter, or exit with the command that makes it."""
     if not PYTHON.exists():
         raise SystemExit(f"no Tunix in {FOLDER}: run python -m benchmarks.tunix.install")
-    return PYTHON
+    return PYTHON.absolute()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,20 @@
-"""Our side: the functions that our own training calls, in a process that answers `sides`.
-
-python -m benchmarks.tunix.ours, started by the benchmarks.
-"""
+"""Our side: the functions that our own training calls, in a process that answers `sides`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.tunix import convert
 from benchmarks.tunix.theirs import turns
-from gemma_grpo import model
+from gemma_grpo import model, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
-from gemma_grpo.objective import advantages
 from gemma_grpo.text import padding
-from gemma_grpo.training import grpo, grpo_update, packing
-from gemma_grpo.training import state as train_state
+from gemma_grpo.training import grpo, grpo_update, packing, state
 
 PAD = 0  # Gemma's
 
@@ -28,36 +23,25 @@ class Side:
     """The calls that the benchmarks make."""
 
     def open(
-        self,
-        weights: str,
-        rows: dict[str, np.ndarray],
-        run: RunConfig,
-        stop_ids: list[int],
-        trained_stop: bool,
+        self, folder: str, rows: dict, stop_ids: list[int], run: RunConfig, trained_stop: bool
     ) -> dict:
-        """The GRPO stage of `run` on weights of a file, ready for its first step. Without
+        """The GRPO stage of `run` on the weights of a folder, ready for its first step. Without
         `trained_stop` completions go into the update without the token that ended them, as Tunix's
         do. The answer has the logits of padded rows."""
-        self.run, self.stop_ids, self.trained_stop = run, stop_ids, trained_stop
-        self.mesh = meshes.data_mesh()
-        settings, stage = run.model, run.grpo
-        graphdef, shapes = model.abstract(model.CONFIGS[settings.weights])
-        with np.load(weights) as file:
-            params = convert.from_tunix(file)
-        params = jax.tree.map(meshes.place, params, meshes.fsdp_shardings(self.mesh, shapes))
-        self.trainer = grpo.make_trainer(
-            stage, graphdef, self.mesh, dtype=settings.dtype, remat=settings.remat
-        )
+        self.run, self.stop_ids, self.mesh = run, stop_ids, meshes.data_mesh()
+        self.untrained = [] if trained_stop else stop_ids
+        how = {"dtype": run.model.dtype, "remat": run.model.remat}
+        self.lengths = run.model.max_prompt_length, run.model.max_completion_length
+        graphdef, like = model.abstract(model.CONFIGS[run.model.weights])
+        source, places = weights.open_source(folder), meshes.fsdp_shardings(self.mesh, like)
+        params = weights.assemble(source, like, dtype="float32", sharding=places)
+        self.trainer = grpo.make_trainer(run.grpo, graphdef, self.mesh, **how)
+        self.packing = grpo.make_packing(run.grpo, self.lengths, self.mesh.size)
+        sampling = SamplingConfig(temperature=run.grpo.temperature)
         rollout = RolloutConfig(
-            num_generations=stage.num_generations,
-            max_completion_length=settings.max_completion_length,
-            stop_ids=tuple(stop_ids),
-            pad_id=PAD,
-            sampling=SamplingConfig(temperature=stage.temperature),
+            run.grpo.num_generations, self.lengths[1], tuple(stop_ids), PAD, sampling
         )
         self.rollout = make_rollout(graphdef, self.mesh, rollout)
-        lengths = settings.max_prompt_length, settings.max_completion_length
-        self.packing = grpo.make_packing(stage, lengths, self.mesh.size)
 
         @jax.jit
         def logits(params):
@@ -69,7 +53,7 @@ class Side:
             "device": jax.devices()[0].device_kind,
             "logits": np.asarray(logits(params)),
         }
-        self.state = train_state.init_train_state(params, self.trainer.optimizer, self.mesh)
+        self.state = state.init_train_state(params, self.trainer.optimizer, self.mesh)
         return answer
 
     def draw(
@@ -78,18 +62,19 @@ class Side:
         """Step `number`'s rollout, by the key of our own training: completions without their stop
         token, whether each had one, and how many tokens were drawn; `instead` is trained on in
         place of what was drawn."""
-        read = turns.start()
-        settings = self.run.model
-        self.prompts = padding.pad_left(prompts, length=settings.max_prompt_length, pad_id=PAD)
-        params = self.state.params
+        read, params, (S, T) = turns.start(), self.state.params, self.lengths
         layout = meshes.named_shardings(self.mesh, model.REPLICATED.specs(params))
-        params = meshes.reshard(params, layout, settings.dtype)
-        step_key = jax.random.fold_in(jax.random.key(self.run.seed), number)
+        params = meshes.reshard(params, layout, self.run.model.dtype)
+        self.prompts = padding.pad_left(prompts, length=S, pad_id=PAD)
         placed = meshes.place_rows(self.mesh, self.prompts)
+        step_key = jax.random.fold_in(model.random_key(self.run.seed), number)
         drawn = jax.device_get(self.rollout(params, *placed, jax.random.fold_in(step_key, 0)))
+        self.drawn = drawn
+        if instead:
+            ids_BT, mask_BT = padding.pad_right(instead, length=T, pad_id=PAD)
+            self.drawn = Rollout(ids_BT, mask_BT, drawn.sampler_logps, ~mask_BT.all(axis=1))
         kept = without_tokens(drawn, self.stop_ids).completion_mask
         rows = zip(drawn.completion_ids, kept, strict=True)
-        self.drawn = replaced(drawn, instead) if instead else drawn
         return {
             "completions": [ids[mask].tolist() for ids, mask in rows],
             "stopped": drawn.stopped.tolist(),
@@ -99,17 +84,13 @@ class Side:
 
     def learn(self, rewards: list[float]) -> dict:
         """The same step's update, from rewards to updated weights."""
-        read = turns.start()
-        stage, stop_ids = self.run.grpo, [] if self.trained_stop else self.stop_ids
+        read, stage = turns.start(), self.run.grpo
         rewards_PG = np.array(rewards, np.float32).reshape(-1, stage.num_generations)
-        advantages_PG = advantages.sharded_group_advantages(
-            meshes.place_rows(self.mesh, rewards_PG),
-            self.mesh,
-            scale=stage.scale,
-            baseline=stage.baseline,
-        )
-        drawn, advantages_B = without_tokens(self.drawn, stop_ids), meshes.to_host(advantages_PG)
-        batch = grpo_update.make_batch(*self.prompts, drawn, advantages_B.reshape(-1), stage.loss)
+        rewards_PG = meshes.place_rows(self.mesh, rewards_PG)
+        how = {"scale": stage.scale, "baseline": stage.baseline}
+        advantages_PG = meshes.to_host(self.trainer.advantages(rewards_PG, self.mesh, **how))
+        drawn = without_tokens(self.drawn, self.untrained)
+        batch = grpo_update.make_batch(*self.prompts, drawn, advantages_PG.reshape(-1), stage.loss)
         packs = meshes.place_rows(self.mesh, packing.pack(batch, self.packing))
         self.state, metrics = self.trainer.update(self.state, {}, packs)
         jax.device_get(metrics)
@@ -119,7 +100,7 @@ class Side:
 
     def save(self, out: str) -> dict:
         """The weights, to a file."""
-        np.savez(out, **convert.to_tunix(self.state.params))
+        weights.save(Path(out), self.state.params)
         return {}
 
 
@@ -127,15 +108,6 @@ def without_tokens(drawn: Rollout, ids: Sequence[int]) -> Rollout:
     """The completions with these tokens masked out."""
     is_out_BT = np.isin(drawn.completion_ids, ids)
     return drawn._replace(completion_mask=drawn.completion_mask & ~is_out_BT)
-
-
-def replaced(drawn: Rollout, completions: Sequence[Sequence[int]]) -> Rollout:
-    """These completions in place of those drawn."""
-    length = drawn.completion_ids.shape[1]
-    ids_BT, mask_BT = padding.pad_right(completions, length=length, pad_id=PAD)
-    return drawn._replace(
-        completion_ids=ids_BT, completion_mask=mask_BT, stopped=~mask_BT.all(axis=1)
-    )
 
 
 if __name__ == "__main__":

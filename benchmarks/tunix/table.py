@@ -9,46 +9,65 @@ more is better and the line says so; every row given is in it, those that Tunix 
 import itertools
 import json
 import math
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import tyro
-
-from benchmarks.tunix.cases import FIGURES
+from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 SCALES = {"s": 1, "GB": 1e9, "TFLOP": 1e12}
 MARKERS = "<!-- table -->", "<!-- /table -->"
-
-_DECODE = "decode (ours tensor_parallel, Tunix weights replicated)"
-_UPDATE = "update (ours packed to the trace, remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
-_FIT = "sequences that fit an update (remat full, DECODER), ours / Tunix"
-_COUNTED = "matmuls of the step, on 8 chips, short prompts, remat"
-# What the picture shows, of the table's lines: (model and where) -> label -> line.
-PICTURED = {
-    ("gemma3-nano", "on CPU"): {
-        "step, CPU time": "step, CPU time",
-        "first step, with compilation": "first step, compilation included, CPU time",
-    },
-    ("gemma3-270m", "on CPU"): {
-        line: line for line in ("rollout, CPU time", "update, CPU time", "update, peak memory")
-    },
-    ("gemma3-1b", "for v5e-8, by the compiler"): {
-        "HBM bytes of a decode step": f"{_DECODE}: HBM of a step",
-        "update, peak memory of a chip": f"{_UPDATE}: peak",
-        "update, CPU time to compile": f"{_UPDATE}: CPU time to compile",
-        "sequences that fit an update": _FIT,
-        "matmuls of a step, short prompts": _COUNTED,
-    },
+STEP_SAME = "model prompts generations prompt_length budget part"
+STEP_GROUP = "{model}, {prompts} x {generations}, {prompt_length}+{budget}, "
+STEP_LINES = {
+    "{part}, wall": ("wall", "s"),
+    "{part}, CPU time": ("cpu", "s"),
+    "first {part}, compilation included, CPU time": ("first_cpu", "s"),
+    "{part}, peak memory": ("peak", "GB"),
+    "{part}, peak memory of the device": ("device_peak", "GB"),
 }
+FIT = "sequences that fit an update (remat {remat}, {theirs[remat]}), ours / Tunix"
+# Benchmark -> in which its rows agree that stand against each other; the group of its lines; line
+# -> key in a row and unit. Words in braces are of a row of ours, `theirs` is the one against it and
+# `name` a program with its settings. Less is better, but where a line ends in "ours / Tunix".
+COMPARED = {
+    "tunix/cpu": (STEP_SAME, STEP_GROUP + "CPU", STEP_LINES),
+    "tunix/cuda": (STEP_SAME, STEP_GROUP + "{device}", STEP_LINES),
+    "tunix/v5e": (
+        "model program sequences",
+        "{model}, v5e compiler, a chip's share of {sequences} sequences",
+        {
+            "{name}: HBM of a step": ("step_bytes", "GB"),
+            "{name}: collectives of a step": ("step_collectives", ""),
+            "{name}: peak": ("peak", "GB"),
+            "{name}: CPU time to compile": ("compile_cpu", "s"),
+        },
+    ),
+    "tunix/largest": ("model", "{model}, v5e compiler, eight chips", {FIT: ("sequences", "")}),
+    "tunix/flops": (
+        "model case part",
+        "{model}, a step of {sequences} sequences, counted",
+        {"matmuls of the {part}, {case}": ("flops", "TFLOP")},
+    ),
+}
+UPDATE = "update (ours packed to the trace, remat full; Tunix fsdp 8 x tp 1, remat DECODER)"
+PICTURED = (  # lines of the table, each after its model
+    "gemma3-nano, step, CPU time",
+    "gemma3-nano, first step, compilation included, CPU time",
+    "gemma3-270m, rollout, CPU time",
+    "gemma3-270m, update, CPU time",
+    "gemma3-270m, update, peak memory",
+    "gemma3-1b, decode (ours tensor_parallel, Tunix weights replicated): HBM of a step",
+    f"gemma3-1b, {UPDATE}: peak",
+    f"gemma3-1b, {UPDATE}: CPU time to compile",
+    "gemma3-1b, " + FIT.format(remat="full", theirs={"remat": "DECODER"}),
+    "gemma3-1b, matmuls of the step, on 8 chips, short prompts, remat",
+)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One figure of both sides; `ratio` is above 1 where ours is the better."""
 
     group: str
@@ -59,53 +78,41 @@ class Line:
 
 
 def main(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    chart: Path | None = None,
-    page: Path | None = None,
+    files: Positional[tuple[Path, ...]], chart: Path | None = None, page: Path | None = None
 ) -> None:
-    """Print the table; draw the chart; write the table into a page.
-
-    Args:
-        files: JSON lines of the benchmarks.
-        chart: PNG to write: the rows of PICTURED.
-        page: Markdown file that has the table between <!-- table --> and <!-- /table -->.
-    """
+    """Print the table of JSON lines; draw the lines of PICTURED into a PNG `chart`; write the table
+    into a Markdown `page` that has it between <!-- table --> and <!-- /table -->."""
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = lines_of(rows)
     said = "\n".join([*markdown(lines), "", *settings(rows)])
     print(said)
     if page:
         start, end = MARKERS
-        text = page.read_text()
-        before, after = text.split(start)[0], text.split(end)[1]
-        page.write_text(f"{before}{start}\n{said}\n{end}{after}")
+        before, _, rest = page.read_text().partition(start)
+        page.write_text(f"{before}{start}\n{said}\n{end}{rest.partition(end)[2]}")
     if chart:
         draw(lines, chart)
 
 
 def lines_of(rows: list[dict]) -> list[Line]:
     """The table's lines: each row of ours against each row of Tunix's that is of the same."""
-    ours = [row for row in rows if row["side"] == "ours"]
-    lines = []
-    for own in itertools.chain.from_iterable(map(standing_for, ours)):
-        compared = FIGURES[own["benchmark"]]
-        for other in (row for row in rows if row["side"] == "tunix"):
-            if any(own[key] != other.get(key) for key in ("benchmark", *compared.same)):
-                continue
-            words = {"own": own, "other": other}
-            if own["benchmark"] == "tunix/v5e":
-                words["name"] = f"{own['program']} ({setting(own)}{setting(other)})"
-            for what, (key, unit) in compared.figures.items():
-                if key in own and key in other:
-                    named = compared.group.format(**words), what.format(**words)
-                    lines.append(line_of(*named, own[key], other[key], unit))
+    ours, lines = [], []
+    for row in (row for row in rows if row["side"] == "ours"):
+        ours.append(row)
+        if row.get("program") == "decode":  # with us the prefill too
+            ours.append(row | {"program": "prefill"})
+    for own, other in itertools.product(ours, (row for row in rows if row["side"] == "tunix")):
+        same, group, figures = COMPARED[own["benchmark"]]
+        if any(own[key] != other.get(key) for key in ("benchmark", *same.split())):
+            continue
+        words = own | {"theirs": other, "name": ""}
+        if "program" in own:
+            words["name"] = f"{own['program']} ({setting(own)}{setting(other)})"
+        for what, (key, unit) in figures.items():
+            if key in own and key in other:
+                named = group.format(**words), what.format(**words)
+                lines.append(line_of(*named, own[key], other[key], unit))
     return lines
-
-
-def standing_for(own: dict) -> list[dict]:
-    """A row of ours, twice where it is of our decoding: that has its prefill in it."""
-    is_both = own["benchmark"] == "tunix/v5e" and own["program"] == "decode"
-    return [own, own | {"program": "prefill"}] if is_both else [own]
 
 
 def setting(row: dict) -> str:
@@ -122,20 +129,20 @@ def setting(row: dict) -> str:
 def line_of(group: str, what: str, ours: float, theirs: float, unit: str) -> Line:
     """The figures with their unit, and their ratio."""
     show = lambda value: f"{value / SCALES[unit]:.3g} {unit}" if unit else str(value)
-    better, worse = (theirs, ours) if not what.endswith("ours / Tunix") else (ours, theirs)
+    better, worse = (ours, theirs) if what.endswith("ours / Tunix") else (theirs, ours)
     return Line(group, what, show(ours), show(theirs), better / worse if worse else math.inf)
 
 
 def settings(rows: list[dict]) -> list[str]:
     """A table of each side's versions and settings, each once."""
-    said = {}
+    said = ["| side | versions and settings |", "|---|---|"]
     for row in rows:
         about = row.get("versions", {}) | row.get("settings", {})
         if about and "commit" in row and row["side"] == "ours":
             about |= {"commit": row["commit"]}
         if about:
-            said[f"| {row['side']} | {', '.join(f'{k} {v}' for k, v in about.items())} |"] = None
-    return ["| side | versions and settings |", "|---|---|", *said]
+            said.append(f"| {row['side']} | {', '.join(f'{k} {v}' for k, v in about.items())} |")
+    return list(dict.fromkeys(said))
 
 
 def markdown(lines: list[Line]) -> list[str]:
@@ -151,33 +158,24 @@ def markdown(lines: list[Line]) -> list[str]:
 
 def draw(lines: list[Line], path: Path) -> None:
     """Bars of the ratios of PICTURED, on a log scale; red where Tunix's figure is the better."""
-    found = {(line.group.split(",")[0], line.what): line for line in lines}
-    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    names, places, place = [], [], 0.0
-    for (model, where), rows in PICTURED.items():
-        names.append(rf"$\bf{{{model}}}$ {where}")
-        places.append(place)
-        for label, what in rows.items():
-            if not (line := found.get((model, what))):
-                continue
-            place += 1
-            names.append(label)
-            places.append(place)
-            colour = "tab:blue" if line.ratio >= 1 else "tab:red"
-            axes.barh(place, line.ratio - 1, left=1, color=colour, height=0.7)
-            figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"
-            axes.text(max(line.ratio, 1) * 1.05, place, figures, va="center", fontsize=9)
-        place += 1.4
-    axes.set_yticks(places, names, fontsize=9)
-    axes.set_ylim(place - 0.6, -0.6)
-    axes.set_xscale("log")
-    axes.set_xlim(0.8, 24)
-    axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    axes.set_xticks([], minor=True)
+    found = {f"{line.group.split(',')[0]}, {line.what}": line for line in lines}
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in (name for name in PICTURED if name in found):
+        label, line = re.sub(r" \(.*?\)", "", name), found[name]
+        colour = "tab:blue" if line.ratio >= 1 else "tab:red"
+        axes.barh(label, line.ratio - 1, left=1, color=colour, height=0.7)
+        figures = f"{line.ratio:.2f}×   {line.ours} / {line.tunix}"
+        axes.text(max(line.ratio, 1) * 1.05, label, figures, va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xscale("log", base=2)
+    axes.set(xlim=(0.7, 36), xlabel="times better (log scale)")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times better (log scale); labels: ours / Tunix; red: Tunix is better")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Beside Google's Tunix: how many times better ours is, with both figures")
+    figure.suptitle(
+        "Beside Google's Tunix, with both figures, ours / Tunix; red where Tunix is better\n"
+        "nano and 270M on CPU; 1B for a v5e-8, as its compiler says"
+    )
     figure.savefig(path, dpi=100)
 
 

@@ -1,7 +1,6 @@
 """Both sides' programs through the TPU compiler: memory, HBM bytes, collectives, compile time.
 
 python -m benchmarks.tunix.v5e [--cases ours-decode tunix-decode-default]
-needs the environment of `python -m benchmarks.tunix.install` for Tunix's cases
 
 Nothing is run, and nothing here is a time on a TPU; docs/tunix.md says what is compiled. A decode
 row counts the body of the loop alone, by the same instrument on both sides; its peak and compile
@@ -10,69 +9,92 @@ time are of the whole program. A case takes minutes, Tunix's updates the most.
 
 import functools
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
 import tyro
 
 from benchmarks.timing import print_row
-from benchmarks.tunix.cases import COMPILED, MODEL, RUN, TOPOLOGY, Program, S, T
 from benchmarks.tunix.sides import SideProcess, start_tunix
 from benchmarks.tunix.theirs import turns
-from gemma_grpo import model
+from gemma_grpo import model, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.planning import hlo, programs, topology
 
-OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
+MODEL, TOPOLOGY, CHIPS = "gemma3-1b", "v5e:2x4", 8
+RUN, CONFIG = presets.preset(MODEL), model.CONFIGS[MODEL]
+S, T = RUN.model.max_prompt_length, RUN.model.max_completion_length
 SIZES = {"dtype": RUN.model.dtype, "prompt_length": S, "budget": T}
+OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
 
 
-def main(cases: tuple[str, ...] = tuple(COMPILED)) -> None:
-    """Compile the cases, one after another, and print a row for each.
+@dataclass(frozen=True)
+class Program:
+    """A program of one side."""
 
-    Args:
-        cases: which, by name.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        compiler = Compiler(Path(folder))
-        for name in cases:
-            about = {"case": name, "topology": TOPOLOGY, "model": MODEL, **SIZES}
-            about |= asdict(COMPILED[name])
-            print_row(benchmark="tunix/v5e", **about, **compiler.compiled(COMPILED[name]))
+    side: str
+    program: str  # decode (with us the prefill too), Tunix's prefill, logps (no gradient), update
+    remat: str  # of ours none, dots or full; of Tunix NONE, BLOCK or DECODER
+    sequences: int = 64  # all rows, on all chips
+    layout: str = "data"  # of ours
+    pack_tokens: int = RUN.grpo.pack_tokens  # of ours; 0 takes all padded rows at once, as Tunix
+    fsdp: int = CHIPS  # of Tunix's mesh, as tp
+    tp: int = 1
+    replicated: bool = False  # Tunix's weights are on all chips
+
+
+CASES = {
+    "ours-decode": Program("ours", "decode", "none", layout="tensor_parallel"),
+    "ours-decode-data": Program("ours", "decode", "none"),
+    "ours-logps": Program("ours", "logps", "none"),
+    "ours-update": Program("ours", "update", "full", pack_tokens=0),
+    "ours-update-dots": Program("ours", "update", "dots"),
+    "ours-update-packed": Program("ours", "update", "full"),  # as the preset has it
+    "ours-update-packed-kept": Program("ours", "update", "none"),
+    "tunix-decode-default": Program("tunix", "decode", "NONE", fsdp=2, tp=4),  # its 1B recipe's
+    "tunix-decode-best": Program("tunix", "decode", "NONE", replicated=True),
+    "tunix-prefill-best": Program("tunix", "prefill", "NONE", replicated=True),
+    "tunix-logps-best": Program("tunix", "logps", "NONE"),
+    "tunix-update-best": Program("tunix", "update", "DECODER"),
+}
+
+
+def main(cases: tuple[str, ...] = tuple(CASES)) -> None:
+    """Compile cases, by name, one after another, and print a row for each."""
+    compiler = Compiler()
+    for name in cases:
+        about = {"case": name, "topology": TOPOLOGY, "model": MODEL, **SIZES, **asdict(CASES[name])}
+        print_row(benchmark="tunix/v5e", **about, **compiler.compiled(CASES[name]))
 
 
 class Compiler:
     """Compiles and counts programs of either side for `devices`, which are not there."""
 
-    def __init__(self, folder: Path):
+    def __init__(self):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed
         # Also sets what libtpu wants of the environment, which Tunix's process inherits.
-        self.devices, self.folder = topology.devices(TOPOLOGY), folder
+        self.devices, self.folder = topology.devices(TOPOLOGY), tempfile.TemporaryDirectory()
 
     @functools.cached_property
     def tunix(self) -> SideProcess:
         """Its process, started when it is first needed."""
-        return start_tunix("programs.py", folder=self.folder)
+        return start_tunix(Path(self.folder.name))
 
     def compiled(self, case: Program) -> dict:
         """What the compiler says of a case."""
-        text = self.folder / "program.hlo"
         if case.side == "tunix":
-            read = self.tunix.call("compile", hlo=str(text), settings=settings(case))
+            read = self.tunix.call("compile", settings=settings(case))
         else:
-            mesh = meshes.data_mesh(self.devices)
-            (program,) = (
-                each
-                for each in programs.of_step(run_of(case), model.CONFIGS[MODEL], mesh)
-                if each.name == OURS[case.program]
-            )
-            read = turns.compiled(program.trace(), str(text))
+            step = programs.of_step(run_of(case), CONFIG, meshes.data_mesh(self.devices))
+            (program,) = (each for each in step if each.name == OURS[case.program])
+            read = turns.compiled(program.trace())
             read["versions"] = turns.versions("gemma_grpo", "jax", "libtpu")
-        if case.program == "decode" and read["fits"]:
-            body = hlo.loop_body(hlo.parse(text.read_text()))
+        text = read.pop("hlo", "")
+        if case.program == "decode" and text:
+            body = hlo.loop_body(hlo.parse(text))
             read["step_bytes"] = round(body.bytes)
             read["step_collectives"] = sum(body.collectives.values())
         return read
@@ -84,22 +106,21 @@ class Compiler:
 
 def run_of(case: Program) -> RunConfig:
     """The preset with the settings of a case of ours."""
-    beta = 0.04 if case.program == "logps" else 0.0  # a step has log-probs of its own only then
-    stage = replace(
-        RUN.grpo,
-        prompts_per_step=case.sequences // RUN.grpo.num_generations,
-        pack_tokens=case.pack_tokens,
-        loss=replace(RUN.grpo.loss, beta=beta),
+    return RUN.replace(
+        {
+            "model.rollout_layout": case.layout,
+            "model.remat": case.remat,
+            "grpo.prompts_per_step": case.sequences // RUN.grpo.num_generations,
+            "grpo.pack_tokens": case.pack_tokens,
+            # A step has log-probs of its own only with a beta.
+            "grpo.loss.beta": 0.04 if case.program == "logps" else 0.0,
+        }
     )
-    layout = replace(RUN.model, rollout_layout=case.layout, remat=case.remat)
-    return replace(RUN, grpo=stage, model=layout)
 
 
 def settings(case: Program) -> dict:
     """What Tunix's process is told of a case."""
-    its = ("program", "sequences", "remat", "fsdp", "tp", "replicated")
-    about = {"topology": TOPOLOGY, "shape": asdict(model.CONFIGS[MODEL]), **SIZES}
-    return about | {name: getattr(case, name) for name in its}
+    return {"topology": TOPOLOGY, "shape": asdict(CONFIG), **SIZES, **asdict(case)}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Learning curves beside Tunix's: what is paid, what is compared, what is cut."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from stubs import drawn_model
+from safetensors.numpy import save_file
 
-from benchmarks.tunix import convert, curves, learn, ours, replay
+from benchmarks.tunix import curves, learn, ours, replay
+from benchmarks.tunix.theirs import convert
 from gemma_grpo import model, weights
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.generation.rollout import Rollout
@@ -21,29 +23,64 @@ PROBLEMS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(weights.tokenizer_path(weights.open_source("gemma3-nano")))
+def runtime():
+    tokenizer = Tokenizer(weights.tokenizer_path(weights.open_source("gemma3-nano")))
+    return SimpleNamespace(tokenizer=tokenizer, max_completion_length=60)
 
 
-def test_parameters_come_back_from_tunix_as_they_went():
+def test_every_parameter_of_tunix_is_one_of_ours(tmp_path):
     config = model.CONFIGS["gemma3-nano"]
-    _, params = drawn_model(config)
-    back = convert.from_tunix(convert.to_tunix(params))
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), back, params))
+    N, D, F = config.num_layers, config.embed_dim, config.hidden_dim
+    H, K, C = config.num_heads, config.num_kv_heads, config.head_dim
+    of_a_layer = {
+        "attn/q_einsum/w": (H, D, C),
+        "attn/kv_einsum/w": (2, K, D, C),
+        "attn/attn_vec_einsum/w": (H, C, D),
+        "mlp/gate_proj/kernel": (D, F),
+        "mlp/up_proj/kernel": (D, F),
+        "mlp/down_proj/kernel": (F, D),
+        **{f"attn/_{name}_norm/scale": (C,) for name in ("query", "key")},
+        **{
+            f"{when}_{of}_norm/scale": (D,)
+            for when in ("pre", "post")
+            for of in ("attention", "ffw")
+        },
+    }
+    shapes = {f"layers/{n}/{name}": shape for n in range(N) for name, shape in of_a_layer.items()}
+    shapes |= {"embedder/input_embedding": (config.vocab_size, D), "final_norm/scale": (D,)}
+    rng = np.random.default_rng(0)
+    theirs = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    tensors = convert.to_ours(theirs)
+    save_file(tensors, tmp_path / "ours.safetensors")
+    params = weights.load(tmp_path / "ours.safetensors", model.abstract(config)[1])
+    drawn = lambda leaves: np.sort(np.concatenate([np.ravel(leaf) for leaf in leaves]))
+    assert (drawn(jax.tree.leaves(params)) == drawn(theirs.values())).all()
+    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
+    for n in range(N):
+        at = lambda name, n=n: theirs[f"layers/{n}/{name}"]
+        assert (attention["q_proj"][n, 5, 1] == at("attn/q_einsum/w")[1, 5]).all()
+        assert (attention["k_proj"][n, 5, 0] == at("attn/kv_einsum/w")[0, 0, 5]).all()
+        assert (attention["v_proj"][n, 5, 0] == at("attn/kv_einsum/w")[1, 0, 5]).all()
+        assert (attention["o_proj"][n] == at("attn/attn_vec_einsum/w")).all()
+        assert (attention["q_norm"]["scale"][n] == at("attn/_query_norm/scale")).all()
+        assert (mlp["gate"][n] == at("mlp/gate_proj/kernel")).all()
+        assert (mlp["up"][n] == at("mlp/up_proj/kernel")).all()
+        pre_mlp = params["layers"]["pre_mlp_norm"]["scale"][n]
+        assert (pre_mlp == at("pre_ffw_norm/scale")).all()
+    assert (params["embedding"] == theirs["embedder/input_embedding"]).all()
 
 
-def test_a_completion_is_paid_for_the_problem_of_its_own_group(tokenizer):
-    ids = tokenizer.encode(RIGHT)
-    scores = learn.score(PROBLEMS, [ids] * 4, [True] * 4, budget=60, tokenizer=tokenizer)
+def test_a_completion_is_paid_for_the_problem_of_its_own_group(runtime):
+    ids = runtime.tokenizer.encode(RIGHT)
+    scores = learn.score(PROBLEMS, {"completions": [ids] * 4, "stopped": [True] * 4}, runtime)
     assert scores.totals == pytest.approx(
         [1.0, 1.0, 0.2, 0.2]
     )  # a wrong answer pays a third of its trace
 
 
-def test_one_that_did_not_end_by_itself_is_not_paid_for_its_form(tokenizer):
-    ids = tokenizer.encode(RIGHT)
-    scores = learn.score(PROBLEMS, [ids, ids], [True, False], budget=60, tokenizer=tokenizer)
+def test_one_that_did_not_end_by_itself_is_not_paid_for_its_form(runtime):
+    ids = runtime.tokenizer.encode(RIGHT)
+    scores = learn.score(PROBLEMS, {"completions": [ids] * 2, "stopped": [True, False]}, runtime)
     assert scores.totals == pytest.approx([1.0, 0.1])  # a wrong trace is worth a third
 
 
@@ -157,5 +194,5 @@ def test_the_chart_is_drawn_of_the_rows(tmp_path, capsys):
     path.write_text("\n".join(json.dumps(r) for r in ROWS))
     curves.main((path,), chart=chart)
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(printed) == len(curves.FIGURES) + len(curves.SHARES)
+    assert len(printed) == len(curves.figures(ROWS[0])) + len(curves.SHARES)
     assert chart.stat().st_size > 1000

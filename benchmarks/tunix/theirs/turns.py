@@ -1,11 +1,12 @@
 """What the sides' processes share: requests, the clock, and what a compiler says.
 
 Imports nothing of ours, because Tunix's process imports this file too. A request is (name,
-arguments), an answer ("answer", dictionary) or ("error", text), pickled with its arrays.
+arguments), its answer a dictionary, both pickled with their arrays.
 """
 
 import importlib.metadata
 import os
+import re
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 
 class Server:
@@ -25,27 +27,21 @@ class Server:
         self.side, self.connection = side, Connection(int(sys.argv[1]))
         Path("/proc/self/oom_score_adj").write_text("800")  # if memory runs out, this process ends
 
-    def serve(self, until: str = "") -> dict:
-        """Answer, up to the first request named `until`: its arguments, which the caller answers by
-        `exchange`. When requests end, so does the process."""
-        while True:
-            try:
+    def serve(self, until: str = "", answer: dict | None = None) -> dict:
+        """Give the answer that is due, if any, and answer up to the first request named `until`:
+        its arguments, whose answer is due then. Where a request fails, or none can come any more,
+        the process ends."""
+        try:
+            if answer is not None:
+                self.connection.send(answer)
+            while True:
                 name, arguments = self.connection.recv()
-            except EOFError:
-                os._exit(0)  # a library's threads may still be waiting
-            if name == until:
-                return arguments
-            try:
-                answer = "answer", getattr(self.side, name)(**arguments)
-            except Exception as error:
-                traceback.print_exc()
-                answer = "error", f"{type(error).__name__}: {str(error)[:2000]}"
-            self.connection.send(answer)
-
-    def exchange(self, answer: dict, *, until: str) -> dict:
-        """Answer the request at hand, then serve."""
-        self.connection.send(("answer", answer))
-        return self.serve(until)
+                if name == until:
+                    return arguments
+                self.connection.send(getattr(self.side, name)(**arguments))
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # a library's threads may still be waiting
 
 
 def start() -> Callable[[], dict[str, float]]:
@@ -57,8 +53,8 @@ def start() -> Callable[[], dict[str, float]]:
 
     def read() -> dict[str, float]:
         reading = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        lines = Path("/proc/self/status").read_text().splitlines()
-        reading["peak"] = next(1024 * int(s.split()[1]) for s in lines if s.startswith("VmHWM:"))
+        status = Path("/proc/self/status").read_text()
+        reading["peak"] = 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
         of_device = jax.devices()[0].memory_stats()
         return reading | ({"device_peak": of_device["peak_bytes_in_use"]} if of_device else {})
 
@@ -73,19 +69,13 @@ def versions(*packages: str) -> dict[str, str]:
 def first_moment(optimizer: Any) -> np.ndarray:
     """Adam's first moment of the final norm: the gradient that an optimizer saw, if it was its
     first."""
-    names = lambda path: {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
-    leaves = jax.tree.leaves_with_path(optimizer)
-    (found,) = [leaf for path, leaf in leaves if {"mu", "final_norm"} <= names(path)]
-    return np.asarray(found, np.float32)
+    return np.asarray(optax.tree.get(optimizer, "mu")["final_norm"]["scale"], np.float32)
 
 
-def compiled(traced: jax.stages.Traced, text: str) -> dict:
-    """Compile a traced program, for its devices. The optimised HLO goes to the file `text`.
-
-    Returns:
-        `fits`; where it does not `why`; else bytes a device (`arguments`, `temporaries`, `peak`),
-        and the `compile_cpu` seconds of all threads.
-    """
+def compiled(traced: jax.stages.Traced) -> dict:
+    """What the compiler says of a program, for its devices: whether it `fits`; where it does not
+    `why`; else bytes a device (`arguments`, `temporaries`, `peak`), the `compile_cpu` seconds of
+    all threads, and the optimised program's text (`hlo`)."""
     lowered = traced.lower()
     cpu = time.process_time()
     try:
@@ -95,10 +85,10 @@ def compiled(traced: jax.stages.Traced, text: str) -> dict:
             raise
         return {"fits": False, "why": " ".join(str(error).split())[:300]}
     figures = {"fits": True, "compile_cpu": time.process_time() - cpu}
-    Path(text).write_text(executable.as_text())
     memory = executable.memory_analysis()
     return figures | {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
+        "hlo": executable.as_text(),
     }
