@@ -40,7 +40,7 @@ class Options:
     rows: int = 32  # B, eight for each prompt, at most 64
     prompt_length: int = 128  # S, tokens
     budget: int = 128  # T, tokens
-    pack_tokens: int = 2048  # of our update (grpo.pack_tokens); 0 computes all padded rows at once
+    pack_tokens: int = 320  # of our update (grpo.pack_tokens); 0 computes all padded rows at once
     remat: Remat = "none"  # of ours (model.remat)
     tunix_micro_batch: int = 1  # prompts of a pass of Tunix's update (train_micro_batch_size)
     apart: bool = False  # hold one side in memory at a time, where there is no room for two

@@ -86,9 +86,15 @@ def decode(
     # Written when all were read, which the barrier holds the compiler to: a cache updated before,
     # or while the TPU has it on chip, is written back whole.
     x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
+    # XLA drops the barrier on a CPU, and would copy every cache. There the place depends on x.
+    nothing = jax.lax.platform_dependent(
+        x_B1D[0, 0, 0],
+        cpu=lambda x: (x < -jnp.inf).astype(slot.dtype),  # never; XLA does not see that
+        default=lambda _: jnp.zeros_like(slot),
+    )
 
     def write(old: jax.Array, token: jax.Array) -> jax.Array:
-        at = slot % old.shape[1]
+        at = slot % old.shape[1] + nothing
         return jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), at, axis=1)
 
     cache = jax.tree.map(write, cache, tokens)

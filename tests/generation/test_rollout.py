@@ -1,6 +1,7 @@
 """The rollout: what is drawn, from which distribution, and that nothing else affects it."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -192,3 +193,15 @@ def test_a_rollout_never_asks_the_host_and_its_loop_has_no_collective():
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     assert "while" in compiled
     assert not any(word in compiled for word in asks_host + collectives)
+
+
+def test_a_decode_step_on_a_cpu_copies_no_cache():
+    """A whole cache copied in each step would cost more than what the step reads of it."""
+    lowered = program().lower(PARAMS, *tiny_prompts(4), jax.random.key(0))
+    text = lowered.compile().as_text()
+    loops = re.findall(r" while\(.*?body=%?([\w.\-]+)", text)
+    bodies = [re.search(rf"^%?{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in loops]
+    window, *heads = TINY.sliding_window, TINY.num_kv_heads, TINY.head_dim
+    caches = ["f32[{},{},{},{}]".format(4 * G, slots, *heads) for slots in (window, T)]
+    (decoding,) = (body for body in bodies if all(shape in body for shape in caches))
+    assert not re.findall(rf"({'|'.join(map(re.escape, caches))})\S* copy\(", decoding)
