@@ -356,6 +356,7 @@ def call(*, H=8, implementation=None):
 @pytest.mark.parametrize("queries", [8, 32, 256], ids="{} queries a block".format)
 def test_a_model_without_the_kernel_is_what_it_is_on_whole_sequences(queries, monkeypatch):
     monkeypatch.setattr(groups, "QUERIES", queries)
+    monkeypatch.setattr(attention, "attend_with_prompt", None)  # what padded rows would take
     assert_runs_alike(run_model(is_packed=True), run_model(is_whole=True))
 
 
