@@ -108,7 +108,7 @@ def ours(kind, slots_X, *operands):
 
 
 def unpacked(kind, slots_X, *operands):
-    """As the model does on other devices."""
+    """On the padded arrays."""
     rows, (prompt_mask, completion_mask) = rows_of(slots_X)
     window, scale = WINDOWS[kind], CASE.head_dim**-0.5
     (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = (rows.unpack(x[None]) for x in operands)

@@ -62,8 +62,8 @@ class Options:
     weights: str = ""
     """A base model instead: gemma3-nano, gemma3-270m, a folder or a file."""
     task: str = ""
-    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl or .parquet
-    file, of which the tenth is taken that training holds out. The run's own, else the
+    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl, .csv or
+    .parquet file, of which the tenth is taken that training holds out. The run's own, else the
     curriculum."""
     num: int | None = None
     """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else

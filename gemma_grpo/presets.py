@@ -32,8 +32,8 @@ GEMMA3_NANO = RunConfig(
         curriculum="pass_rate",  # more samples are right than by phases (docs/recipes.md)
     ),
 )
-"""`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. README.md has its
-measured results and times."""
+"""`python -m gemma_grpo.train`: the embedded model on the built-in curriculum. docs/results.md has
+its measured results, docs/speed.md its times."""
 
 GEMMA3_270M = RunConfig(
     model=ModelConfig(
@@ -69,8 +69,8 @@ GEMMA3_270M = RunConfig(
     evaluation=RunEvaluationConfig(batch_size=100, num_samples=0),
 )
 """`python -m gemma_grpo.train --preset gemma3-270m` (extra `[gemma3-270m]`): the real Gemma 3 270M,
-base, with adapters, on the built-in curriculum. Sized for two CPU cores; README.md has its measured
-results and times."""
+base, with adapters, on the built-in curriculum. Sized for two CPU cores; docs/results.md has its
+measured results and times."""
 
 GEMMA3_1B = RunConfig(
     model=ModelConfig(

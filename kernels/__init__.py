@@ -1,8 +1,8 @@
 """The ops whose cost grows with the vocabulary or with attention, one folder each.
 
 Every op has `api.py` (what the pipeline calls), `reference.py` (plain float32 JAX, which the others
-are tested against), `xla.py` and `pallas_tpu.py` (the implementations), and `cases.py` (shapes that
-tests and benchmarks share). `implementation=None` takes the best on this device and always works; a
-named one raises where it cannot run. Import it as `gemma_grpo.kernels`: the bare name belongs to
-another package.
+are tested against), the implementations that it needs (`xla.py`, `pallas_tpu.py`), and `cases.py`
+(shapes that tests and benchmarks share). `implementation=None` takes the best on this device and
+always works; a named one raises where it cannot run. Import it as `gemma_grpo.kernels`: the bare
+name belongs to another package.
 """

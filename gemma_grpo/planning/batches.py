@@ -65,7 +65,8 @@ def prompt_lengths(num: int, budget: int) -> Int[np.ndarray, " P"]:
 def packs(
     run: RunConfig, stage: Stage, num_devices: int, lengths: Lengths = "full"
 ) -> tuple[dict[str, np.ndarray], ...]:
-    """The packs of an update of `stage`. Raises UserError where its settings hold no packs."""
+    """The packs of an update of `stage`. Raises UserError where, without packs, prompts do not
+    divide over the devices."""
     budgets = run.model.max_prompt_length, run.model.max_completion_length
     how = (
         sft.make_packing(run.sft, budgets, num_devices)

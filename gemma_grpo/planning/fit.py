@@ -74,8 +74,8 @@ def plan(
     stages: Sequence[str] | None = None,
 ) -> list[Row]:
     """Compile each program of a run, or of the `stages` that are left of it, and say on stderr
-    which. Raises UserError where its settings do not divide over the devices, a pack holds no
-    prompt with its completion, or XLA itself finds no room."""
+    which. Raises UserError where its settings do not divide over the devices, or XLA itself finds
+    no room."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)

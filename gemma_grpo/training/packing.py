@@ -3,8 +3,8 @@
 A *pack* is what a device computes in one pass: a row of N tokens that holds prompts and some of
 their completions. A group's completions may lie in different packs, and on different devices; each
 pack runs the prompts that its completions continue. However long the completions are, a step takes
-as many packs as they need, and the devices take equally many. Two sizes of pack, the small one a
-quarter of the large, leave few places empty.
+as many packs as they need, and the devices take equally many. Where large packs have 1024 tokens or
+more, small ones of a quarter of that leave few places empty.
 
 The arrays of a pack are padded: p prompt rows [p, S], g completion rows for each, [p*g, T], and
 `slots` [N]: which of their P*S + B*T slots stands at each place of the row (`model.packed`).
