@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gemma_grpo.kernels import packed_attention
 from gemma_grpo.model import attention
-from gemma_grpo.model.packed import Packed, Rows, positions
+from gemma_grpo.model.packed import Rows, positions
 from gemma_grpo.model.stack import (
     Gather,
     Remat,
@@ -94,9 +94,11 @@ def _masks(
 
 
 def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
-    """Attention within the row: by the kernel, else a block of queries at a time, or on the padded
-    arrays where the row has every slot."""
+    """Attention within the row by the kernel; without it a block of queries at a time, or on the
+    padded arrays, whichever scores fewer pairs."""
     block_mask, prompt_mask, of_prompts_mask, own_mask = seen
+    (P, S), (B, T) = rows.prompts, rows.completions
+    padded_pairs = P * S**2 + B * T * (S + T)
 
     def padded(*qkv_1N):
         (q_PS, q_BT), (k_PS, k_BT), (v_PS, v_BT) = map(rows.unpack, qkv_1N)
@@ -106,18 +108,22 @@ def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
         )
         return rows.pack(of_prompts, of_completions)
 
-    def within_row(q_1N, k_1N, v_1N):
-        N, blocks = q_1N.shape[1], []  # of queries, which see no key behind their end
-        size = max(QUERIES, -(-N // BLOCKS))
-        for start in range(0, N, size):
-            queries = slice(start, min(start + size, N))
+    def by_blocks(q_1N, k_1N, v_1N):
+        blocks = _query_blocks(q_1N.shape[1])
+        if sum((each.stop - each.start) * each.stop for each in blocks) > padded_pairs:
+            return padded(q_1N, k_1N, v_1N)
+        mixed = []  # no query sees a key behind its block's end
+        for queries in blocks:
             k, v = k_1N[:, : queries.stop], v_1N[:, : queries.stop]
             mask = packed_attention.dense_mask(block_mask, queries)
-            blocks.append(attention.attend(q_1N[:, queries], k, v, mask, scale=scale))
-        return jnp.concatenate(blocks, axis=1)
+            mixed.append(attention.attend(q_1N[:, queries], k, v, mask, scale=scale))
+        return jnp.concatenate(mixed, axis=1)
 
-    # Rows of every slot are long, and their padded arrays hold far fewer pairs than the row does.
-    fallback = within_row if isinstance(rows, Packed) else padded
     return lambda *qkv_1N: packed_attention.packed_attention(
-        *qkv_1N, block_mask, scale=scale, fallback=fallback
+        *qkv_1N, block_mask, scale=scale, fallback=by_blocks
     )
+
+
+def _query_blocks(length: int) -> list[slice]:
+    size = max(QUERIES, -(-length // BLOCKS))
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -4,9 +4,9 @@
     Packed  the slots that hold tokens, as `slots` lists them
 
 All that is done to each token alone (projections, MLP, norms, the head) is done to the row.
-Attention is within the row too, on TPU by a kernel (`kernels/packed_attention`); without one, rows
-of every slot take the padded arrays. The idea is that of "unpadding": Zeng et al., "Boosting
-Distributed Training Performance of the Unpadded BERT Model", arXiv 2208.08124.
+Attention is within the row too, on TPU by a kernel (`kernels/packed_attention`); without one it is,
+or takes the padded arrays where these hold fewer pairs. The idea is that of "unpadding": Zeng et
+al., "Boosting Distributed Training Performance of the Unpadded BERT Model", arXiv 2208.08124.
 """
 
 from dataclasses import dataclass

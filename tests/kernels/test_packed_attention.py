@@ -284,12 +284,12 @@ def test_the_dense_mask_of_a_block_of_queries_is_its_rows_of_the_whole_mask(name
 # --- in the model ---
 
 
-def run_model(*, is_packed=False, is_whole=False):
+def run_model(*, is_packed=False, is_whole=False, T=9):
     """Hidden states of the completions' tokens, and the parameters' gradient of their weighted sum,
     of two groups of three in a tiny model with local and global layers: in groups, or as whole
     sequences."""
     graphdef, params = tiny_model()
-    lengths, T, empty = np.array([6, 2, 9, 1, 4, 9]), 9, 5
+    lengths, empty = np.array([6, 2, 9, 1, 4, 9]), 5
     rng = np.random.default_rng(5)
     ids = jnp.asarray(rng.integers(8, TINY.vocab_size, (len(lengths), T)), jnp.int32)
     mask = np.arange(T) < lengths[:, None]
@@ -353,11 +353,22 @@ def call(*, H=8, implementation=None):
     ), v[None]
 
 
-@pytest.mark.parametrize("queries", [8, 32, 256], ids="{} queries a block".format)
-def test_a_model_without_the_kernel_is_what_it_is_on_whole_sequences(queries, monkeypatch):
+@pytest.mark.parametrize(
+    "T, queries, other",
+    [
+        *((40, queries, (attention, "attend_with_prompt")) for queries in (8, 32, 256)),
+        (9, 8, (op, "dense_mask")),
+    ],
+    ids=["blocks of 8", "blocks of 32", "one block", "padded rows"],
+)
+def test_a_model_without_the_kernel_takes_the_fewer_pairs_and_is_what_it_is_on_whole_sequences(
+    T, queries, other, monkeypatch
+):
+    """Completions of 9 tokens at most, in rows of T."""
+    expected = run_model(is_whole=True, T=T)
     monkeypatch.setattr(groups, "QUERIES", queries)
-    monkeypatch.setattr(attention, "attend_with_prompt", None)  # what padded rows would take
-    assert_runs_alike(run_model(is_packed=True), run_model(is_whole=True))
+    monkeypatch.setattr(*other, None)  # what the other form calls
+    assert_runs_alike(run_model(is_packed=True, T=T), expected)
 
 
 def test_other_devices_take_the_fallback():
