@@ -125,5 +125,6 @@ def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
 
 
 def _query_blocks(length: int) -> list[slice]:
+    """The places of a row, cut into blocks of queries."""
     size = max(QUERIES, -(-length // BLOCKS))
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
