@@ -4,6 +4,7 @@ The text is generated: arithmetic facts, statements, and chat turns in which que
 answers, never the answer format. Its problems come from the train side of the curriculum's split.
 """
 
+import functools
 import io
 import json
 import random
@@ -22,6 +23,7 @@ from flax import nnx
 
 from gemma_grpo import model, weights
 from gemma_grpo.data import curriculum
+from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from gemma_grpo.training.config import PretrainConfig
 
@@ -183,7 +185,9 @@ def _make_update(
 ) -> Callable[..., tuple[model.Params, optax.OptState, jax.Array]]:
     """The compiled step: (params, opt_state, ids_BL, rate) -> (params, opt_state, loss)."""
 
-    @jax.jit
+    options = meshes.training_options(jax.devices()[0].platform)
+
+    @functools.partial(jax.jit, compiler_options=options)
     def update(params, opt_state, ids_BL, rate):
         def loss_fn(params):
             gemma = nnx.merge(graphdef, params)
