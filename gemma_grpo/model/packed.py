@@ -79,6 +79,10 @@ class Rows:
         before_BTD = jnp.concatenate([last_BD[:, None], hidden_BTD[:, :-1]], axis=1)
         return before_BTD.reshape(1, -1, before_BTD.shape[-1])
 
+    def are_predicted(self) -> Bool[Array, "1 M"] | None:
+        """Whether each place that the head is applied at is a completion's; None where all are."""
+        return None
+
     def head_places(self, x_BT: Shaped[Array, "B T"]) -> Shaped[Array, "1 M"]:
         """Values of completion slots at the places of `predictors`."""
         return x_BT.reshape(1, -1)
@@ -128,6 +132,10 @@ class Packed(Rows):
         before_1ND = jnp.roll(hidden_1ND, 1, axis=1)
         last_BD = jnp.take(hidden_1ND[0], last_B, axis=0, mode="clip")
         return before_1ND.at[0, first_B].set(last_BD, mode="drop")
+
+    def are_predicted(self):
+        (P, S), (B, T) = self.prompts, self.completions
+        return ((self.slots >= P * S) & (self.slots < P * S + B * T))[None]
 
     def head_places(self, x_BT):
         return self.pack(jnp.zeros(self.prompts, x_BT.dtype), x_BT)

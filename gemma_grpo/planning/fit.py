@@ -20,7 +20,7 @@ from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
-from gemma_grpo.kernels import packed_attention
+from gemma_grpo.kernels import lm_head_logps, packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches, compiled, programs, roofline, traced
 from gemma_grpo.planning.chips import Chip
@@ -185,8 +185,8 @@ def packs_of(
     lengths: batches.Lengths = "full",
 ) -> dict:
     """What the trace of an update or a score does not know: how many packs of each shape a device
-    computes, and the pairs of blocks that attention goes through in one (arguments of
-    `traced.matmul_flops`)."""
+    computes, the pairs of blocks that attention goes through in one, and how many rows the head
+    takes of each (arguments of `traced.matmul_flops`)."""
     packs = batches.packs(run, program.stage, num_devices, lengths)
     return pack_loops(packs, architecture, num_devices)
 
@@ -198,22 +198,25 @@ def pack_loops(
     if "count" not in packs[0]:
         one = {name: array[: len(array) // num_devices] for name, array in packs[0].items()}
         return {"steps": mean_pairs(architecture, one)}
-    turns, steps = [], []
+    turns, steps, branches = [], [], []
     for of_shape in packs:
         count, most = int(of_shape["count"][0]), len(of_shape["slots"]) // num_devices
+        sizes = lm_head_logps.sizes_of(of_shape["slots"].shape[1], architecture.vocab_size)
         packs_of_shape = {
             name: array.reshape(most * num_devices, -1, *array.shape[1:])
             for name, array in of_shape.items()
             if name != "count"
         }
+        used = [n for n in range(most * num_devices) if n % most < count]
         pairs = [
             mean_pairs(architecture, {name: each[n] for name, each in packs_of_shape.items()})
-            for n in range(most * num_devices)
-            if n % most < count
+            for n in used
         ]
+        completions = packs_of_shape["completion_mask"].sum(axis=(1, 2))[used]
         turns.append(count)
         steps.append(float(np.mean(pairs)) if pairs else 0.0)
-    return {"turns": turns, "steps": steps}
+        branches.append(np.searchsorted(sizes, completions).tolist())
+    return {"turns": turns, "steps": steps, "branches": branches}
 
 
 def mean_pairs(architecture: Gemma3Config, pack: dict[str, np.ndarray]) -> float:

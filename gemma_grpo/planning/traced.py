@@ -18,6 +18,7 @@ def matmul_flops(
     turns: int | Sequence[int] = 1,
     platform: str | None = None,
     steps: float | Sequence[float] | None = None,
+    branches: Sequence[Sequence[int]] | None = None,
 ) -> int:
     """Of one device: 2 * (elements of the result) * (elements summed over), for each `dot_general`.
 
@@ -30,14 +31,16 @@ def matmul_flops(
             own is counted; without one, the most expensive.
         steps: of the side of a Pallas kernel's grid whose length no trace knows; or, with several
             `turns`, those in each of the loops.
+        branches: which one of a `switch` each turn takes, for each of those loops; the mean counts.
 
     Raises:
         ValueError: there is such a side, and no `steps`.
     """
     if isinstance(turns, int):
         return round(_flops(traced.jaxpr.jaxpr, _Unknown(turns, platform, steps)))
-    loops = iter(zip(turns, steps or [None] * len(turns), strict=True))
-    return round(_flops(traced.jaxpr.jaxpr, _Unknown(1, platform, None, loops)))
+    none = [None] * len(turns)
+    loops = iter(zip(turns, steps or none, branches or none, strict=True))
+    return round(_flops(traced.jaxpr.jaxpr, _Unknown(1, platform, None, None, loops)))
 
 
 class _Unknown(NamedTuple):
@@ -46,7 +49,8 @@ class _Unknown(NamedTuple):
     turns: int
     platform: str | None
     steps: float | None
-    loops: Iterator[tuple[int, float | None]] | None = None  # of the outermost loops
+    taken: Sequence[int] | None = None
+    loops: Iterator[tuple] | None = None  # of the outermost loops: turns, steps, taken
 
 
 def _flops(jaxpr: core.Jaxpr, unknown: _Unknown) -> int | float:
@@ -60,14 +64,18 @@ def _of_equation(equation: core.JaxprEqn, unknown: _Unknown) -> int | float:
         lhs, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(result) * math.prod(lhs[axis] for axis in summed)
     if name == "cond":
-        return max(_flops(branch.jaxpr, unknown) for branch in _branches(params, unknown.platform))
+        branches = _branches(params, unknown.platform)
+        flops = [_flops(branch.jaxpr, unknown) for branch in branches]
+        if unknown.taken and not params.get("branches_platforms"):
+            return sum(flops[one] for one in unknown.taken) / len(unknown.taken)
+        return max(flops)
     times = 1
     if name == "scan":
         times = params["length"]
     elif name == "while":
         if unknown.loops is not None:
-            turns, steps = next(unknown.loops)
-            unknown = _Unknown(turns, unknown.platform, steps)
+            turns, steps, taken = next(unknown.loops)
+            unknown = _Unknown(turns, unknown.platform, steps, taken)
         times = unknown.turns
     elif name == "pallas_call":
         times = math.prod(_steps(side, unknown) for side in params["grid_mapping"].grid)

@@ -4,7 +4,7 @@ The head is applied only where a completion token is predicted.
 """
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma_grpo import model as gemma3
 from gemma_grpo.kernels.lm_head_logps import lm_head_logps
@@ -49,6 +49,7 @@ def batch_logps(
         rows.predictors(hidden_1ND),
         rows.head_places(batch["completion_ids"]),
         temperature=temperature,
+        wanted_BT=rows.are_predicted(),
     )
     return rows.head_slots(logps_1M), rows.head_slots(entropy_1M)
 
@@ -59,15 +60,18 @@ def token_logps(
     ids_BT: Int[Array, "B T"],
     *,
     temperature: float,
+    wanted_BT: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of `ids` under softmax(head(hidden) / temperature), and its entropy, in float32.
 
-    The entropy carries no gradient. The full logits are never stored.
+    The entropy carries no gradient. The full logits are never stored. Where a token is not
+    `wanted`, the values mean nothing.
     """
     tokens = lm_head_logps(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
         model.embedding[...],
         ids_BT.reshape(-1),
         temperature=temperature,
+        wanted_X=None if wanted_BT is None else wanted_BT.reshape(-1),
     )
     return tokens.logps.reshape(ids_BT.shape), tokens.entropy.reshape(ids_BT.shape)

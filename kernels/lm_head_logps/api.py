@@ -4,7 +4,7 @@ import math
 from typing import Literal, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.lm_head_logps import xla
@@ -30,6 +30,7 @@ def lm_head_logps(
     ids_X: Int[Array, " X"],
     *,
     temperature: float = 1.0,
+    wanted_X: Bool[Array, " X"] | None = None,
     implementation: Literal["xla", "pallas"] | None = None,
 ) -> TokenLogps:
     """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), by chunks.
@@ -43,6 +44,8 @@ def lm_head_logps(
 
     Args:
         temperature: of the distribution; the sampler's, for log-probs of what was sampled from.
+        wanted_X: the rows that are asked for; None for all. Most of the others' work is not done.
+            Their values mean nothing, and their cotangents must be 0.
         implementation: only "xla" exists: on TPU XLA by itself fuses the head with its reduction.
 
     Raises:
@@ -52,5 +55,7 @@ def lm_head_logps(
         raise UserError(f"temperature={temperature}: must be above 0 and finite")
     if implementation not in (None, "xla"):
         raise UserError(f'implementation="{implementation}": lm_head_logps has "xla" only')
-    logps_X, *others = xla.logps(temperature, xla.CHUNK_SIZE, hidden_XD, embedding_VD, ids_X)
+    logps_X, *others = xla.logps(
+        temperature, xla.CHUNK_SIZE, hidden_XD, embedding_VD, ids_X, wanted_X
+    )
     return TokenLogps(logps_X, *map(jax.lax.stop_gradient, others))

@@ -12,10 +12,15 @@ Gradient: d logp / d logit = (onehot - softmax) / temperature. Matmuls of size X
 With a frozen embedding, softmax @ embedding in the forward pass saves computing the logits twice. A
 trained one needs them twice in any case (its gradient takes the finished softmax and the
 cotangent), and its forward pass is kept plain, since that fuses best.
+
+Where only some rows are wanted, X is the least of a few sizes that holds them: each is a program,
+of which one runs. A vocabulary of one chunk is worth only one, for all rows.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,9 @@ import jax.numpy as jnp
 # smaller one gains 10 %. It does not depend on X: under jit that is of all devices together.
 CHUNK_SIZE = 4096
 LOWEST = float(jnp.finfo(jnp.float32).min)
+# Sizes of X: shares of all rows, rounded up to whole tiles. Packs are two thirds to four fifths
+# completions; five sizes in place of three would save next to nothing more (LOG.md).
+SHARES, MULTIPLE = (11 / 16, 27 / 32, 1), 32
 
 
 class Sums(NamedTuple):
@@ -59,70 +67,123 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X):
+def logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X=None):
     """Log-prob, logsumexp and entropy, [X] each; `api.lm_head_logps` says what they are.
 
     `chunk_size` is in tokens of the vocabulary.
     """
 
-    def add(sums, start, chunk_WD):
-        logits_XW = _logits(hidden_XD, chunk_WD, temperature)
-        return merge(sums, _reduce(logits_XW, ids_X - start))
+    def of_some(take):
+        hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
 
-    return _finish(_over_chunks(add, _empty(ids_X), embedding_VD, chunk_size))
+        def add(sums, start, chunk_WD):
+            logits_YW = _logits(hidden_YD, chunk_WD, temperature)
+            return merge(sums, _reduce(logits_YW, ids_Y - start))
+
+        return _finish(_over_chunks(add, _empty(ids_Y), embedding_VD, chunk_size)), None
+
+    results, _ = _of_wanted(wanted_X, sizes_of(len(ids_X), len(embedding_VD), chunk_size), of_some)
+    return results
 
 
-def _forward(temperature, chunk_size, hidden_XD, embedding_VD, ids_X):
+def _forward(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X):
     embedding_is_trained = embedding_VD.perturbed
     hidden_XD, embedding_VD, ids_X = hidden_XD.value, embedding_VD.value, ids_X.value
+    wanted_X = None if wanted_X is None else wanted_X.value
     if embedding_is_trained:
-        results = logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X)
-        return results, (None, (hidden_XD, embedding_VD, ids_X, results[1]))
+        results = logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X)
+        return results, (None, (hidden_XD, embedding_VD, ids_X, results[1], wanted_X))
 
-    def add(carry, start, chunk_WD):
-        sums, expected_XD = carry
-        part, weights_XW = _reduce_plainly(_logits(hidden_XD, chunk_WD, temperature), ids_X - start)
-        part_XD = _matmul("xw,wd->xd", weights_XW.astype(chunk_WD.dtype), chunk_WD)
-        merged = merge(sums, part)
-        kept_X, new_X = jnp.exp(sums.top - merged.top), jnp.exp(part.top - merged.top)
-        return merged, expected_XD * kept_X[:, None] + part_XD * new_X[:, None]
+    def of_some(take):
+        hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
 
-    zeros_XD = jnp.zeros(hidden_XD.shape, jnp.float32)
-    sums, expected_XD = _over_chunks(add, (_empty(ids_X), zeros_XD), embedding_VD, chunk_size)
-    expected_XD *= (1 / sums.mass)[:, None]
-    own_XD = embedding_VD.at[ids_X].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    towards_XD = (own_XD - expected_XD) / temperature
-    return _finish(sums), (towards_XD.astype(hidden_XD.dtype), None)
+        def add(carry, start, chunk_WD):
+            sums, expected_YD = carry
+            logits_YW = _logits(hidden_YD, chunk_WD, temperature)
+            part, weights_YW = _reduce_plainly(logits_YW, ids_Y - start)
+            part_YD = _matmul("yw,wd->yd", weights_YW.astype(chunk_WD.dtype), chunk_WD)
+            merged = merge(sums, part)
+            kept_Y, new_Y = jnp.exp(sums.top - merged.top), jnp.exp(part.top - merged.top)
+            return merged, expected_YD * kept_Y[:, None] + part_YD * new_Y[:, None]
+
+        zeros_YD = jnp.zeros(hidden_YD.shape, jnp.float32)
+        sums, expected_YD = _over_chunks(add, (_empty(ids_Y), zeros_YD), embedding_VD, chunk_size)
+        expected_YD *= (1 / sums.mass)[:, None]
+        own_YD = embedding_VD.at[ids_Y].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        towards_YD = (own_YD - expected_YD) / temperature
+        return (_finish(sums), towards_YD.astype(hidden_XD.dtype)), None
+
+    sizes = sizes_of(len(ids_X), len(embedding_VD), chunk_size)
+    (results, towards_XD), _ = _of_wanted(wanted_X, sizes, of_some)
+    return results, (towards_XD, None)
 
 
 def _backward(temperature, chunk_size, kept, cotangents):
     towards_XD, again = kept
     cotangent_X = cotangents[0]  # the other results carry no gradient
     if again is None:
-        return (cotangent_X[:, None] * towards_XD).astype(towards_XD.dtype), None, None
-    hidden_XD, embedding_VD, ids_X, logsumexp_X = again
+        return (cotangent_X[:, None] * towards_XD).astype(towards_XD.dtype), None, None, None
+    hidden_XD, embedding_VD, ids_X, logsumexp_X, wanted_X = again
 
-    def add(carry, start, chunk_WD):
-        hidden_cotangent_XD, embedding_cotangent_VD = carry
-        logits_XW = _logits(hidden_XD, chunk_WD, temperature)
-        residual_XW = _is_own(logits_XW, ids_X - start) - jnp.exp(logits_XW - logsumexp_X[:, None])
-        residual_XW = (residual_XW * (cotangent_X / temperature)[:, None]).astype(chunk_WD.dtype)
-        rows_WD = _matmul("xw,xd->wd", residual_XW, hidden_XD).astype(chunk_WD.dtype)
-        return (
-            hidden_cotangent_XD + _matmul("xw,wd->xd", residual_XW, chunk_WD),
-            jax.lax.dynamic_update_slice_in_dim(embedding_cotangent_VD, rows_WD, start, axis=0),
+    def of_some(take):
+        hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
+        logsumexp_Y, cotangent_Y = take(logsumexp_X), take(cotangent_X)
+
+        def add(carry, start, chunk_WD):
+            hidden_cotangent_YD, embedding_cotangent_VD = carry
+            logits_YW = _logits(hidden_YD, chunk_WD, temperature)
+            softmax_YW = jnp.exp(logits_YW - logsumexp_Y[:, None])
+            residual_YW = _is_own(logits_YW, ids_Y - start) - softmax_YW
+            residual_YW = residual_YW * (cotangent_Y / temperature)[:, None]
+            residual_YW = residual_YW.astype(chunk_WD.dtype)
+            rows_WD = _matmul("yw,yd->wd", residual_YW, hidden_YD).astype(chunk_WD.dtype)
+            return (
+                hidden_cotangent_YD + _matmul("yw,wd->yd", residual_YW, chunk_WD),
+                jax.lax.dynamic_update_slice_in_dim(embedding_cotangent_VD, rows_WD, start, axis=0),
+            )
+
+        # Every row is written, once: zeros would cost a pass over HBM.
+        blank_VD = jax.lax.empty(embedding_VD.shape, embedding_VD.dtype)
+        zeros_YD = jnp.zeros(hidden_YD.shape, jnp.float32)
+        hidden_cotangent_YD, embedding_cotangent_VD = _over_chunks(
+            add, (zeros_YD, blank_VD), embedding_VD, chunk_size
         )
+        return hidden_cotangent_YD.astype(hidden_XD.dtype), embedding_cotangent_VD
 
-    # Every row is written, once: zeros would cost a pass over HBM.
-    blank_VD = jax.lax.empty(embedding_VD.shape, embedding_VD.dtype)
-    zeros_XD = jnp.zeros(hidden_XD.shape, jnp.float32)
-    hidden_cotangent_XD, embedding_cotangent_VD = _over_chunks(
-        add, (zeros_XD, blank_VD), embedding_VD, chunk_size
-    )
-    return hidden_cotangent_XD.astype(hidden_XD.dtype), embedding_cotangent_VD, None
+    sizes = sizes_of(len(ids_X), len(embedding_VD), chunk_size)
+    return *_of_wanted(wanted_X, sizes, of_some), None, None
 
 
 logps.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def sizes_of(num_rows: int, vocab_size: int, chunk_size: int = CHUNK_SIZE) -> list[int]:
+    """Numbers of rows for which there is a program, the last of them all."""
+    if vocab_size <= chunk_size:
+        return [num_rows]
+    rounded = lambda share: math.ceil(num_rows * share / MULTIPLE) * MULTIPLE
+    return sorted({min(num_rows, rounded(share)) for share in SHARES})
+
+
+def _of_wanted(
+    wanted_X: jax.Array | None, sizes: list[int], of_some: Callable[[Callable], tuple[Any, Any]]
+) -> tuple[Any, Any]:
+    """`of_some(take)`, where `take` picks the rows of an array that are computed: all, or as many
+    as the least size that holds the wanted ones, these first. It returns arrays with a row for
+    each, which are put back in their places, 0 in the others, and what has no rows."""
+    if wanted_X is None or len(sizes) == 1:
+        return of_some(lambda x_X: x_X)
+    num = wanted_X.sum()
+    place_X = jnp.where(wanted_X, jnp.cumsum(wanted_X), num + jnp.cumsum(~wanted_X)) - 1
+    order_X = jnp.zeros_like(place_X).at[place_X].set(jnp.arange(len(place_X)))
+
+    def of_first(size):
+        put = lambda x_Y: jnp.take(x_Y, place_X, axis=0, mode="fill", fill_value=0)
+        of_rows, others = of_some(lambda x_X: x_X[order_X[:size]])
+        return jax.tree.map(put, of_rows), others
+
+    which = jnp.searchsorted(jnp.array(sizes), num)
+    return jax.lax.switch(which, [partial(of_first, size) for size in sizes])
 
 
 def _over_chunks(add, carry, embedding_VD, chunk_size):

@@ -225,6 +225,32 @@ def test_the_reference_is_numpys():
     )
 
 
+@pytest.mark.parametrize("num, rows", [(0, 224), (1, 224), (224, 224), (225, 256), (300, 300)])
+def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows):
+    """The others, as many as fill the least size that holds the wanted ones (224, 256 or all 300
+    rows): all but those stay 0."""
+    hidden, embedding, ids, weights = inputs(cases.Case("many rows", 1300, 16, 300))
+    wanted = np.random.default_rng(1).permutation(300) < num
+    weights = weights * wanted
+    expected = by_numpy(hidden, embedding, ids, weights, 0.7)
+    form = lambda *sides: xla.logps(0.7, 400, *sides, jnp.asarray(ids), jnp.asarray(wanted))
+    results = jax.jit(form)(hidden, embedding)
+    for value, its in zip(results, vars(expected).values(), strict=False):
+        computed = np.asarray(value != 0)
+        assert computed.sum() == rows and computed[wanted].all()
+        chex.assert_trees_all_close(
+            np.float64(value[computed]), its[computed], atol=tolerances.LM_HEAD_LOGPS
+        )
+    loss = lambda *sides: jnp.sum(form(*sides)[0] * weights)
+    (frozen,) = jax.jit(jax.grad(loss, (0,)))(hidden, embedding)
+    trained = jax.jit(jax.grad(loss, (0, 1)))(hidden, embedding)
+    chex.assert_trees_all_close(
+        [np.float64(gradient) for gradient in (frozen, *trained)],
+        [expected.gradients[0], *expected.gradients],
+        atol=tolerances.LM_HEAD_GRAD,
+    )
+
+
 @pytest.mark.parametrize(
     "sides, matmuls", [((), 1), ((0,), 2), ((0, 1), 4)], ids=["forward", "frozen", "trained"]
 )

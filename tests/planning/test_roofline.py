@@ -106,8 +106,10 @@ def test_an_unpacked_update_does_no_more_than_the_formulas_say(preset):
 
 
 def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
-    """Three packs of 3072 places at full lengths. A TPU's kernel computes full blocks of pairs, and
-    makes the scores once more in its backward pass: five matmuls for four."""
+    """Three packs of 3072 places a device at full lengths: of all 24, 16 hold a prompt and three
+    completions of 800, which the head takes as 2592 rows, 8 two, as 2112. A TPU's kernel computes
+    full blocks of pairs, and makes the scores once more in its backward pass: five matmuls for
+    four."""
     run, devices = presets.preset("gemma3-1b"), mesh.data_mesh()
     update = programs.of_step(run, ONE_B, devices)[-1]
     loops = fit.packs_of(update, run, ONE_B, devices.size)
@@ -117,7 +119,7 @@ def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
     places = roofline.update(
         ONE_B,
         block_tokens=3 * 3072,
-        head_tokens=3 * 3072,
+        head_tokens=(16 * 2592 + 8 * 2112) / 8,
         attended=0,
         adapter_parameters=0,
         remat="full",
@@ -144,6 +146,21 @@ def test_matmuls_are_counted_through_loops_branches_and_gradients():
     assert of(loop, x, square, turns=4) == 4 * 36
     grad = jax.grad(lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w))(x).sum(), argnums=(0, 1))
     assert of(grad, x, w) == 60 + 60 + 2 * 60  # forward, again, and for either argument
+
+
+def test_of_a_switch_in_a_loop_the_branches_that_turns_take_are_counted():
+    """Three turns of one loop take 36, 36 and 72 FLOPs; two of another 72 each."""
+    square = jnp.eye(3)
+    once, twice = (lambda c: c @ square), (lambda c: c @ square @ square)
+
+    def loops(x, n):
+        turn = lambda i, c: jax.lax.switch(i % 2, [once, twice], c)
+        return jax.lax.fori_loop(0, n, turn, jax.lax.fori_loop(0, n, turn, x))
+
+    trace = jax.jit(loops).trace(jnp.zeros((2, 3)), 5)
+    taken = [[0, 0, 1], [1, 1]]
+    assert traced.matmul_flops(trace, turns=[3, 2], branches=taken) == 36 + 36 + 72 + 2 * 72
+    assert traced.matmul_flops(trace, turns=[3, 2]) == 5 * 72
 
 
 def test_matmuls_of_a_kernel_are_counted_at_every_step_of_its_grid():

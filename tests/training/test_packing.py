@@ -17,6 +17,7 @@ from gemma_grpo import model
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.kernels.lm_head_logps import xla
 from gemma_grpo.model import LoRAConfig, Packed
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, logps, packing, sft
@@ -103,6 +104,7 @@ def test_a_tokens_predictor_is_the_token_before_it_and_of_the_first_its_prompts_
     hidden = jnp.asarray(slots, jnp.float32)[None, :, None]
     before = rows.head_slots(rows.predictors(hidden)[..., 0])
     np.testing.assert_array_equal(before, [[2, 6], [2, 0], [5, 0], [5, 0]])
+    np.testing.assert_array_equal(rows.are_predicted(), [[0, 0, 1, 1, 1, 0, 0, 1, 1]])
 
 
 # --- log-probs ---
@@ -198,6 +200,17 @@ def test_packs_have_the_gradient_and_the_metrics_of_the_padded_batch(lengths, to
     """On any number of devices, three of which do not divide eight prompts; groups are split."""
     batch = padded(lengths)
     assert_updates_alike(updated(batch, tokens=tokens, num_devices=num_devices), updated(batch))
+
+
+@pytest.mark.parametrize("lengths", [MIXED, ONE_EACH, FULL], ids=["mixed", "one token", "full"])
+def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(lengths, monkeypatch):
+    """With a vocabulary of several chunks; a pack of 20 tokens has three sizes of the head."""
+    batch = padded(lengths)
+    expected = updated(batch)
+    monkeypatch.setattr(xla, "CHUNK_SIZE", 13)
+    monkeypatch.setattr(xla, "MULTIPLE", 1)
+    monkeypatch.setitem(globals(), "update_program", update_program.__wrapped__)
+    assert_updates_alike(updated(batch, tokens=20), expected)
 
 
 def test_nothing_in_rows_and_slots_without_a_token_reaches_the_gradient():
