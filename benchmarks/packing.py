@@ -26,6 +26,7 @@ from gemma_grpo import model, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.generation.rollout import Rollout
+from gemma_grpo.kernels import lm_head_logps
 from gemma_grpo.model import CONFIGS, Gemma3Config
 from gemma_grpo.planning import fit, programs
 from gemma_grpo.planning.traced import matmul_flops
@@ -107,7 +108,7 @@ def print_places_of(
     P, B = num_prompts, 8 * num_prompts
     S, T = ONE_B.model.max_prompt_length, ONE_B.model.max_completion_length
     plan = packing.make_packing(P, 8, pack_tokens, (S, T), DEVICES)
-    places = held = seconds = 0
+    places = head_rows = held = seconds = 0
     for _ in range(steps):
         drawn = rng.lognormal(np.log(269), 0.58, B)
         lengths_B = np.minimum(np.rint(drawn), min(T, pack_tokens - S)).astype(int)
@@ -122,6 +123,7 @@ def print_places_of(
         packs = packing.pack(batch, plan)
         seconds += time.process_time() - started
         places += num_places(packs)
+        head_rows += num_head_rows(packs, CONFIGS["gemma3-1b"].vocab_size)
         held += int(lengths_B.sum() + lengths_P.sum())
     print_row(
         benchmark="packing/places",
@@ -130,6 +132,7 @@ def print_places_of(
         pack_tokens=[shape.tokens for shape in plan.shapes],
         steps=steps,
         places_per_token=round(places / held, 3),
+        head_rows_per_place=round(head_rows / places, 3),
         cpu_seconds_a_step=round(seconds / steps, 4),
     )
 
@@ -139,6 +142,16 @@ def num_places(packs: Sequence[dict[str, np.ndarray]]) -> int:
     if "count" not in packs[0]:
         return packs[0]["prompt_mask"].size + packs[0]["completion_mask"].size
     return sum(int(each["count"].sum()) * each["slots"].shape[1] for each in packs)
+
+
+def num_head_rows(packs: Sequence[dict[str, np.ndarray]], vocab_size: int) -> int:
+    """Rows that the head computes in all packs that are used, which hold completions."""
+    rows = 0
+    for each in packs:
+        completions = each["completion_mask"].reshape(len(each["slots"]), -1).sum(axis=1)
+        sizes = lm_head_logps.sizes_of(each["slots"].shape[1], vocab_size)
+        rows += np.take(sizes, np.searchsorted(sizes, completions[completions > 0])).sum()
+    return int(rows)
 
 
 def num_tokens(packs: Sequence[dict[str, np.ndarray]]) -> int:

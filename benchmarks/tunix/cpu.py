@@ -3,7 +3,7 @@
 python -m benchmarks.tunix.cpu [--model gemma3-nano | gemma3-270m] [--rounds 3]
 
 For the 270M, of which there is no room for two in 24 GB:
---model gemma3-270m --pack-tokens 2048 --remat dots --apart
+--model gemma3-270m --pack-tokens 512 --apart
 
 docs/tunix.md says what is measured. One row a side and part; `first_` is of the first step, which
 compiles. `wall` and `cpu` (of all threads) are seconds, medians over the rounds (`_all` has each);

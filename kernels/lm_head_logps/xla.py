@@ -30,9 +30,9 @@ import jax.numpy as jnp
 # smaller one gains 10 %. It does not depend on X: under jit that is of all devices together.
 CHUNK_SIZE = 4096
 LOWEST = float(jnp.finfo(jnp.float32).min)
-# Sizes of X: shares of all rows, rounded up to whole tiles. Packs are two thirds to four fifths
-# completions; five sizes in place of three would save next to nothing more (LOG.md).
-SHARES, MULTIPLE = (11 / 16, 27 / 32, 1), 32
+# Sizes of X: shares of all rows, rounded up to whole tiles. Completions fill two thirds of a small
+# pack, four fifths of a step's packs on eight chips, and nine tenths in large batches (LOG.md).
+SHARES, MULTIPLE = (11 / 16, 13 / 16, 29 / 32, 1), 32
 
 
 class Sums(NamedTuple):

@@ -225,10 +225,10 @@ def test_the_reference_is_numpys():
     )
 
 
-@pytest.mark.parametrize("num, rows", [(0, 224), (1, 224), (224, 224), (225, 256), (300, 300)])
+@pytest.mark.parametrize("num, rows", [(0, 224), (224, 224), (225, 256), (288, 288), (289, 300)])
 def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows):
-    """The others, as many as fill the least size that holds the wanted ones (224, 256 or all 300
-    rows): all but those stay 0."""
+    """The others, as many as fill the least size that holds the wanted ones (224, 256, 288 or all
+    300 rows): all but those stay 0."""
     hidden, embedding, ids, weights = inputs(cases.Case("many rows", 1300, 16, 300))
     wanted = np.random.default_rng(1).permutation(300) < num
     weights = weights * wanted

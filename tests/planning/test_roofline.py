@@ -107,7 +107,7 @@ def test_an_unpacked_update_does_no_more_than_the_formulas_say(preset):
 
 def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
     """Three packs of 3072 places a device at full lengths: of all 24, 16 hold a prompt and three
-    completions of 800, which the head takes as 2592 rows, 8 two, as 2112. A TPU's kernel computes
+    completions of 800, which the head takes as 2496 rows, 8 two, as 2112. A TPU's kernel computes
     full blocks of pairs, and makes the scores once more in its backward pass: five matmuls for
     four."""
     run, devices = presets.preset("gemma3-1b"), mesh.data_mesh()
@@ -119,7 +119,7 @@ def test_a_packed_update_does_that_work_for_every_place_and_pair_of_blocks():
     places = roofline.update(
         ONE_B,
         block_tokens=3 * 3072,
-        head_tokens=(16 * 2592 + 8 * 2112) / 8,
+        head_tokens=(16 * 2496 + 8 * 2112) / 8,
         attended=0,
         adapter_parameters=0,
         remat="full",

@@ -204,7 +204,7 @@ def test_packs_have_the_gradient_and_the_metrics_of_the_padded_batch(lengths, to
 
 @pytest.mark.parametrize("lengths", [MIXED, ONE_EACH, FULL], ids=["mixed", "one token", "full"])
 def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(lengths, monkeypatch):
-    """With a vocabulary of several chunks; a pack of 20 tokens has three sizes of the head."""
+    """With a vocabulary of several chunks; a pack of 20 tokens has four sizes of the head."""
     batch = padded(lengths)
     expected = updated(batch)
     monkeypatch.setattr(xla, "CHUNK_SIZE", 13)
