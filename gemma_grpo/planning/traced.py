@@ -79,6 +79,7 @@ def _of_equation(equation: core.JaxprEqn, unknown: _Unknown) -> int | float:
         times = unknown.turns
     elif name == "pallas_call":
         times = math.prod(_steps(side, unknown) for side in params["grid_mapping"].grid)
+        unknown = unknown._replace(taken=None)  # `pl.when` is a branch too
     inner = [value for value in params.values() if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
     return times * sum(_flops(getattr(one, "jaxpr", one), unknown) for one in inner)
 

@@ -163,6 +163,22 @@ def test_of_a_switch_in_a_loop_the_branches_that_turns_take_are_counted():
     assert traced.matmul_flops(trace, turns=[3, 2]) == 5 * 72
 
 
+def test_a_branch_in_a_kernel_is_none_of_a_switch_in_the_loop_around_it():
+    """The kernel's matmul of 8x8 and 8x8, 1024 FLOPs, is behind a condition of its own."""
+
+    def kernel(x_ref, out_ref):
+        @pl.when(pl.program_id(0) == 0)
+        def _():
+            out_ref[...] = x_ref[...] @ x_ref[...]
+
+    def turn(i, x):
+        x = pl.pallas_call(kernel, grid=(1,), out_shape=jax.ShapeDtypeStruct((8, 8), x.dtype))(x)
+        return jax.lax.switch(i, [lambda x: x, lambda x: x, lambda x: x @ x], x)
+
+    trace = jax.jit(lambda x, n: jax.lax.fori_loop(0, n, turn, x)).trace(jnp.zeros((8, 8)), 3)
+    assert traced.matmul_flops(trace, turns=[3], branches=[[0, 0, 2]]) == 3 * 1024 + 1024
+
+
 def test_matmuls_of_a_kernel_are_counted_at_every_step_of_its_grid():
     """Four matmuls of 8x16 and 16x32, each 8192 FLOPs."""
 
