@@ -168,9 +168,9 @@ def sizes_of(num_rows: int, vocab_size: int, chunk_size: int = CHUNK_SIZE) -> li
 def _of_wanted(
     wanted_X: jax.Array | None, sizes: list[int], of_some: Callable[[Callable], tuple[Any, Any]]
 ) -> tuple[Any, Any]:
-    """`of_some(take)`, where `take` picks the rows of an array that are computed: all, or as many
-    as the least size that holds the wanted ones, these first. It returns arrays with a row for
-    each, which are put back in their places, 0 in the others, and what has no rows."""
+    """`of_some(take)`, where `take` picks the Y rows of an array that are computed: all X, or as
+    many as the least size that holds the wanted ones, these first. It returns arrays of Y rows,
+    which are put back in their places, 0 in the others, and what has no rows."""
     if wanted_X is None or len(sizes) == 1:
         return of_some(lambda x_X: x_X)
     num = wanted_X.sum()
