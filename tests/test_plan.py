@@ -235,8 +235,10 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
     for found in update.collectives:
         assert found.largest <= embedding, found
         assert found.kind != "all-gather" or is_of_weights(found, config), found
-    if preset == "gemma3-1b-lora":
-        assert {found.kind for found in update.collectives} == {"all-reduce"}
+    if preset == "gemma3-1b-lora":  # at full depth a stack of adapters is sharded
+        others = [found for found in update.collectives if found.kind != "all-reduce"]
+        layer = presets.preset(preset).model.lora.rank * config.hidden_dim * 2
+        assert all(found.kind == "all-gather" and found.largest <= layer for found in others)
 
 
 @pytest.mark.slow
