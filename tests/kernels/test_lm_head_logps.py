@@ -295,15 +295,18 @@ def test_a_senseless_setting_is_refused_by_name(settings, named):
 
 
 @pytest.mark.parametrize(
-    "num_chips, embedding_spec, sides",
+    "num_chips, embedding_spec, sides, is_some",
     [
-        (1, PartitionSpec(), (0,)),
-        (1, PartitionSpec(), (0, 1)),
-        pytest.param(8, PartitionSpec(None, "data"), (0, 1), marks=pytest.mark.slow),
+        (1, PartitionSpec(), (0,), False),
+        (1, PartitionSpec(), (0, 1), False),
+        (1, PartitionSpec(), (0, 1), True),
+        pytest.param(8, PartitionSpec(None, "data"), (0, 1), False, marks=pytest.mark.slow),
     ],
-    ids=["frozen", "trained", "trained, FSDP over eight chips"],
+    ids=["frozen", "trained", "trained, some rows wanted", "trained, FSDP over eight chips"],
 )
-def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(v5e, num_chips, embedding_spec, sides):
+def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(
+    v5e, num_chips, embedding_spec, sides, is_some
+):
     """3200 tokens of Gemma 3 1B on each chip, bfloat16; the plain form takes 3.2 GB."""
     mesh, case = Mesh(np.array(v5e[:num_chips]), ("data",)), cases.GEMMA3_1B
     V, D, X = case.vocab_size, case.embed_dim, case.num_tokens * num_chips
@@ -312,7 +315,8 @@ def test_compiled_for_a_v5e_the_update_takes_at_most_120_mb(v5e, num_chips, embe
     shape = jax.ShapeDtypeStruct
 
     def update(hidden, embedding, ids, weights):
-        return jax.grad(weighted(lm_head_logps, ids, weights), sides)(hidden, embedding)
+        form = partial(lm_head_logps, wanted_X=(weights != 0) if is_some else None)
+        return jax.grad(weighted(form, ids, weights), sides)(hidden, embedding)
 
     compiled = (
         jax.jit(update, out_shardings=(tokens, embedding_sharding)[: len(sides)])
