@@ -235,10 +235,13 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset
     for found in update.collectives:
         assert found.largest <= embedding, found
         assert found.kind != "all-gather" or is_of_weights(found, config), found
-    if preset == "gemma3-1b-lora":  # at full depth a stack of adapters is sharded
+    if preset == "gemma3-1b-lora":
         others = [found for found in update.collectives if found.kind != "all-reduce"]
-        layer = presets.preset(preset).model.lora.rank * config.hidden_dim * 2
-        assert all(found.kind == "all-gather" and found.largest <= layer for found in others)
+        if config is ONE_B:  # so deep a stack of adapters is sharded: a layer's is gathered
+            layer = presets.preset(preset).model.lora.rank * config.hidden_dim * 2
+            assert {(found.kind, found.largest) for found in others} == {("all-gather", layer)}
+        else:
+            assert others == []
 
 
 @pytest.mark.slow

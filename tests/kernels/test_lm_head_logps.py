@@ -55,6 +55,17 @@ def weighted(form, ids, weights):
     return lambda hidden, embedding: jnp.sum(form(hidden, embedding, ids)[0] * weights)
 
 
+def assert_gradients(loss, sides, expected):
+    """Those of a frozen and of a trained embedding."""
+    (frozen,) = jax.jit(jax.grad(loss, (0,)))(*sides)
+    trained = jax.jit(jax.grad(loss, (0, 1)))(*sides)
+    chex.assert_trees_all_close(
+        [np.float64(gradient) for gradient in (frozen, *trained)],
+        [expected.gradients[0], *expected.gradients],
+        atol=tolerances.LM_HEAD_GRAD,
+    )
+
+
 def chunked(chunk_size, temperature=1.0):
     """The XLA form with chunks of this many tokens, of NumPy's arrays."""
     return lambda *arrays: xla.logps(temperature, chunk_size, *map(jnp.asarray, arrays))
@@ -101,13 +112,7 @@ def test_nothing_depends_on_where_the_chunks_end(chunk_size):
         atol=tolerances.LM_HEAD_LOGPS,
     )
     loss = weighted(chunked(chunk_size, 0.7), ids, weights)
-    (frozen,) = jax.jit(jax.grad(loss, (0,)))(hidden, embedding)
-    trained = jax.jit(jax.grad(loss, (0, 1)))(hidden, embedding)
-    chex.assert_trees_all_close(
-        [np.float64(gradient) for gradient in (frozen, *trained)],
-        [expected.gradients[0], *expected.gradients],
-        atol=tolerances.LM_HEAD_GRAD,
-    )
+    assert_gradients(loss, (hidden, embedding), expected)
 
 
 def test_log_probs_alone_carry_a_gradient():
@@ -242,13 +247,7 @@ def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows):
             np.float64(value[computed]), its[computed], atol=tolerances.LM_HEAD_LOGPS
         )
     loss = lambda *sides: jnp.sum(form(*sides)[0] * weights)
-    (frozen,) = jax.jit(jax.grad(loss, (0,)))(hidden, embedding)
-    trained = jax.jit(jax.grad(loss, (0, 1)))(hidden, embedding)
-    chex.assert_trees_all_close(
-        [np.float64(gradient) for gradient in (frozen, *trained)],
-        [expected.gradients[0], *expected.gradients],
-        atol=tolerances.LM_HEAD_GRAD,
-    )
+    assert_gradients(loss, (hidden, embedding), expected)
 
 
 @pytest.mark.parametrize(

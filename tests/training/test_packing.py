@@ -202,15 +202,22 @@ def test_packs_have_the_gradient_and_the_metrics_of_the_padded_batch(lengths, to
     assert_updates_alike(updated(batch, tokens=tokens, num_devices=num_devices), updated(batch))
 
 
-@pytest.mark.parametrize("lengths", [MIXED, ONE_EACH, FULL], ids=["mixed", "one token", "full"])
-def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(lengths, monkeypatch):
-    """With a vocabulary of several chunks; a pack of 20 tokens has four sizes of the head."""
+@pytest.mark.parametrize(
+    "lengths, num_devices",
+    [(MIXED, 1), (ONE_EACH, 1), (FULL, 1), (MIXED, 3)],
+    ids=["mixed", "one token", "full", "three devices"],
+)
+def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(
+    lengths, num_devices, monkeypatch
+):
+    """With a vocabulary of several chunks; a pack of 20 tokens has four sizes of the head, and
+    devices may take different ones."""
     batch = padded(lengths)
     expected = updated(batch)
     monkeypatch.setattr(xla, "CHUNK_SIZE", 13)
     monkeypatch.setattr(xla, "MULTIPLE", 1)
     monkeypatch.setitem(globals(), "update_program", update_program.__wrapped__)
-    assert_updates_alike(updated(batch, tokens=20), expected)
+    assert_updates_alike(updated(batch, tokens=20, num_devices=num_devices), expected)
 
 
 def test_nothing_in_rows_and_slots_without_a_token_reaches_the_gradient():
