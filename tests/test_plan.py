@@ -15,6 +15,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.generation.sampling import SamplingConfig
+from gemma_grpo.kernels.lm_head_logps import xla as lm_head
 from gemma_grpo.model import CONFIGS
 from gemma_grpo.planning import chips, compiled, fit, hlo, ledger, programs, topology
 from gemma_grpo.records import files
@@ -114,13 +115,14 @@ def test_a_teacher_stays_in_memory_beside_every_program_but_its_own():
     assert not any("teacher_logps" in of_shape for of_shape in teacher.arguments[-1])
 
 
-def read(name, preset, config, devices, *, beta=0.0):
+def read(name, preset, config, devices, monkeypatch, *, beta=0.0):
     run = presets.preset(preset)
     run = replace(run, grpo=replace(run.grpo, loss=replace(run.grpo.loss, beta=beta)))
     run = replace(run, model=replace(run.model, rollout_layout="data"))
     if config is NARROW:
         run = replace(run, model=replace(run.model, **SHORT))
         run = replace(run, grpo=replace(run.grpo, pack_tokens=SHORT_PACK))
+        monkeypatch.setattr(lm_head, "SHARES", (1,))  # one program; others in test_lm_head_logps
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]
@@ -130,8 +132,8 @@ def read(name, preset, config, devices, *, beta=0.0):
 @pytest.mark.parametrize(
     "config", [TWO_LAYERS, pytest.param(ONE_B, marks=pytest.mark.slow)], ids=["2 layers", "1B"]
 )
-def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config):
-    rollout, resident = read("rollout", "gemma3-1b", config, v5e)
+def test_on_v5e_the_rollout_has_no_collective_and_fits(v5e, config, monkeypatch):
+    rollout, resident = read("rollout", "gemma3-1b", config, v5e, monkeypatch)
     assert rollout.collectives == []
     assert rollout.peak + resident < 12e9  # of 16
 
@@ -190,8 +192,8 @@ def test_on_v5e_a_truncated_rollout_draws_by_its_kernel_and_keeps_logits_in_vmem
     ],
     ids=["narrow", "2 layers", "1B"],
 )
-def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config):
-    scoring, resident = read("reference", "gemma3-1b", config, v5e, beta=0.1)
+def test_on_v5e_scoring_gathers_weights_and_never_logits_and_fits(v5e, config, monkeypatch):
+    scoring, resident = read("reference", "gemma3-1b", config, v5e, monkeypatch, beta=0.1)
     assert scoring.peak + resident < 12e9  # of 16
     assert {found.kind for found in scoring.collectives} == {"all-gather"}
     assert all(is_of_weights(found, config) for found in scoring.collectives)
@@ -226,8 +228,10 @@ def is_of_weights(found, config):
         pytest.param("gemma3-1b", ONE_B, marks=pytest.mark.slow),
     ],
 )
-def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(v5e, preset, config):
-    update, resident = read("update", preset, config, v5e)
+def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(
+    v5e, preset, config, monkeypatch
+):
+    update, resident = read("update", preset, config, v5e, monkeypatch)
     assert update.peak + resident < 12e9  # of 16
     pack = SHORT_PACK if config is NARROW else presets.preset(preset).grpo.pack_tokens
     embedding, logits = config.vocab_size * config.embed_dim * 2, config.vocab_size * pack * 2

@@ -31,6 +31,7 @@ from benchmarks.campaign.doors import (
     weight_files,
 )
 from benchmarks.campaign.doors.case import Case
+from gemma_grpo.records import run_dir
 
 DOORS = (settings, problems, weight_files, run_folders, rewards, commands)
 SLOW = 30.0  # CPU seconds; longer is a hang
@@ -228,8 +229,8 @@ def contents(folder: Path) -> dict[str, str]:
 def changes(case: Case, before: dict, after: dict, what: str) -> list[str]:
     """Files that were changed or removed, or left by a command that refused, though they are not
     among what the case may write."""
-    may = lambda path: (
-        "__pycache__" in path
+    may = lambda path: (  # compiled programs are kept, whatever comes of the command
+        {"__pycache__", run_dir.CACHE} & set(Path(path).parts)
         or any(
             path == place.rstrip("/") or path.startswith(f"{place.rstrip('/')}/")
             for place in case.writes
