@@ -16,8 +16,8 @@ TARGETS = (
     "mlp.up",
     "mlp.down",
 )
-# none: all is kept. dots: matmuls with weights are, and the rest (norms, attention, the MLP's
-# gate) computed again. full: a block's input is, and all of it computed again.
+# none: all is kept, logits too. dots: matmuls with weights are, and the rest (norms, attention, the
+# MLP's gate) computed again. full: a block's input is, and all of it computed again.
 Remat = Literal["none", "dots", "full"]
 _MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
 _SEEDS = 2**31 - 1  # one below what a signed integer of 32 bits holds: seed + 1 is used too
@@ -96,7 +96,8 @@ class ModelConfig:
     """Tokens a completion may take, stop token included."""
     remat: Remat = "none"
     """What the backward pass computes again, to need less memory: none; dots, all but the matmuls
-    with weights; full, each block."""
+    with weights; full, each block. none keeps the logits too, where the embedding is trained: a GB
+    for a thousand tokens of a pack."""
     rollout_layout: Literal["data", "tensor_parallel"] = "data"
     """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
     sharded over the devices, faster where few rows are decoded on each of several chips."""

@@ -135,8 +135,8 @@ def update(
     remat: Remat,
 ) -> Work:
     """Forward and backward: 2 and 4 per weight and token, or 2 backward where weights are frozen
-    under adapters, and a trained head forward again. Remat "full" runs the blocks forward again,
-    "dots" attention's matmuls.
+    under adapters. Remat "full" runs the blocks forward again, "dots" attention's matmuls, and both
+    a trained head.
 
     Args:
         block_tokens, head_tokens: that pass the blocks and the head.
@@ -149,7 +149,7 @@ def update(
     frozen, again = adapter_parameters > 0, 1 if remat == "full" else 0
     weights = (2 * (1 + again) + (2 if frozen else 4)) * N
     adapters = (2 * (1 + again) + 4) * adapter_parameters
-    head = (2 + 2 if frozen else 2 + 4 + 2) * E
+    head = (2 + 2 if frozen else 2 + 4 + (0 if remat == "none" else 2)) * E
     flops = (
         (weights + adapters) * block_tokens
         + (3 if remat == "none" else 4) * attention(config, attended)

@@ -29,7 +29,8 @@ def batch_logps(
             which adapters drop inputs: `dropout_keys`, a row for each prompt, and
             `completion_dropout_keys`, a row for each completion.
         temperature: of the distribution; the sampler's, so that both are of the same one.
-        remat, gather: see `model.forward_groups`.
+        remat, gather: see `model.forward_groups`. Without remat the head's logits are kept too, if
+            the embedding is trained.
     """
     of_prompts = batch["prompt_ids"], batch["prompt_mask"]
     tokens = *of_prompts, batch["completion_ids"], batch["completion_mask"]
@@ -50,6 +51,7 @@ def batch_logps(
         rows.head_places(batch["completion_ids"]),
         temperature=temperature,
         wanted_BT=rows.are_predicted(),
+        keep_logits=remat == "none",
     )
     return rows.head_slots(logps_1M), rows.head_slots(entropy_1M)
 
@@ -61,11 +63,12 @@ def token_logps(
     *,
     temperature: float,
     wanted_BT: Bool[Array, "B T"] | None = None,
+    keep_logits: bool = False,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-prob of `ids` under softmax(head(hidden) / temperature), and its entropy, in float32.
 
-    The entropy carries no gradient. The full logits are never stored. Where a token is not
-    `wanted`, the values mean nothing.
+    The entropy carries no gradient. Where a token is not `wanted`, the values mean nothing. The
+    full logits are not stored, unless the backward pass is to find them (`keep_logits`).
     """
     tokens = lm_head_logps(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
@@ -73,5 +76,6 @@ def token_logps(
         ids_BT.reshape(-1),
         temperature=temperature,
         wanted_X=None if wanted_BT is None else wanted_BT.reshape(-1),
+        keep_logits=keep_logits,
     )
     return tokens.logps.reshape(ids_BT.shape), tokens.entropy.reshape(ids_BT.shape)

@@ -31,13 +31,14 @@ def lm_head_logps(
     *,
     temperature: float = 1.0,
     wanted_X: Bool[Array, " X"] | None = None,
+    keep_logits: bool = False,
     implementation: Literal["xla", "pallas"] | None = None,
 ) -> TokenLogps:
     """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), by chunks.
 
     Memory beyond arguments and results is that of the logits for `xla.CHUNK_SIZE` tokens of the
-    vocabulary and of float32 hidden states. Gradients go to the hidden states and, if it is
-    differentiated, to the embedding; a frozen embedding costs less (see `xla`).
+    vocabulary and of float32 hidden states, unless all logits are kept. Gradients go to the hidden
+    states and, if it is differentiated, to the embedding; a frozen one costs less (see `xla`).
 
     A logit of -inf is a token of probability 0. A row with a logit of +inf or NaN, or without a
     finite one, is NaN. An id outside the vocabulary has log-prob -inf.
@@ -46,6 +47,8 @@ def lm_head_logps(
         temperature: of the distribution; the sampler's, for log-probs of what was sampled from.
         wanted_X: the rows that are asked for; None for all. Most of the others' work is not done.
             Their values mean nothing, and their cotangents must be 0.
+        keep_logits: the backward pass of a trained embedding reads the logits, X * V floats, and
+            does not compute them again.
         implementation: only "xla" exists: on TPU XLA by itself fuses the head with its reduction.
 
     Raises:
@@ -56,6 +59,6 @@ def lm_head_logps(
     if implementation not in (None, "xla"):
         raise UserError(f'implementation="{implementation}": lm_head_logps has "xla" only')
     logps_X, *others = xla.logps(
-        temperature, xla.CHUNK_SIZE, hidden_XD, embedding_VD, ids_X, wanted_X
+        temperature, xla.CHUNK_SIZE, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X
     )
     return TokenLogps(logps_X, *map(jax.lax.stop_gradient, others))

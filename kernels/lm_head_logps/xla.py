@@ -8,10 +8,11 @@ Gradient: d logp / d logit = (onehot - softmax) / temperature. Matmuls of size X
     nothing differentiated    1    logits
     frozen embedding          2    logits; softmax @ embedding, in the forward pass
     trained embedding         4    logits; again in the backward pass, then one for each gradient
+    the same, logits kept     3    logits; one for each gradient
 
 With a frozen embedding, softmax @ embedding in the forward pass saves computing the logits twice. A
-trained one needs them twice in any case (its gradient takes the finished softmax and the
-cotangent), and its forward pass is kept plain, since that fuses best.
+trained one needs them twice (its gradient takes the finished softmax and the cotangent), or kept,
+X V floats. Its forward pass is otherwise plain, since that fuses best.
 
 Where only some rows are wanted, X is the least of a few sizes that holds them: each is a program,
 of which one runs. A vocabulary of one chunk is worth only one, for all rows.
@@ -66,33 +67,47 @@ def merge(a: Sums, b: Sums) -> Sums:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X=None):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def logps(temperature, chunk_size, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X=None):
     """Log-prob, logsumexp and entropy, [X] each; `api.lm_head_logps` says what they are.
 
-    `chunk_size` is in tokens of the vocabulary.
+    `chunk_size` is in tokens of the vocabulary. `keep_logits` is about the backward pass.
     """
+    results, _ = _results(temperature, chunk_size, False, hidden_XD, embedding_VD, ids_X, wanted_X)
+    return results
+
+
+def _results(temperature, chunk_size, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X):
+    """The results, and the logits of the rows that are computed, these first."""
+    X, V = len(ids_X), len(embedding_VD)
 
     def of_some(take):
         hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
 
-        def add(sums, start, chunk_WD):
+        def add(carry, start, chunk_WD):
+            sums, kept_XV = carry
             logits_YW = _logits(hidden_YD, chunk_WD, temperature)
-            return merge(sums, _reduce(logits_YW, ids_Y - start))
+            if keep_logits:
+                kept_XV = jax.lax.dynamic_update_slice(kept_XV, logits_YW, (0, start))
+            return merge(sums, _reduce(logits_YW, ids_Y - start)), kept_XV
 
-        return _finish(_over_chunks(add, _empty(ids_Y), embedding_VD, chunk_size)), None
+        blank_XV = jax.lax.empty((X, V), jnp.float32) if keep_logits else None
+        carry = _empty(ids_Y), blank_XV
+        sums, kept_XV = _over_chunks(add, carry, embedding_VD, chunk_size)
+        return _finish(sums), kept_XV
 
-    results, _ = _of_wanted(wanted_X, sizes_of(len(ids_X), len(embedding_VD), chunk_size), of_some)
-    return results
+    return _of_wanted(wanted_X, sizes_of(X, V, chunk_size), of_some)
 
 
-def _forward(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X):
+def _forward(temperature, chunk_size, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X):
     embedding_is_trained = embedding_VD.perturbed
     hidden_XD, embedding_VD, ids_X = hidden_XD.value, embedding_VD.value, ids_X.value
     wanted_X = None if wanted_X is None else wanted_X.value
     if embedding_is_trained:
-        results = logps(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X)
-        return results, (None, (hidden_XD, embedding_VD, ids_X, results[1], wanted_X))
+        results, kept_XV = _results(
+            temperature, chunk_size, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X
+        )
+        return results, (None, (hidden_XD, embedding_VD, ids_X, results[1], wanted_X, kept_XV))
 
     def of_some(take):
         hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
@@ -118,12 +133,12 @@ def _forward(temperature, chunk_size, hidden_XD, embedding_VD, ids_X, wanted_X):
     return results, (towards_XD, None)
 
 
-def _backward(temperature, chunk_size, kept, cotangents):
+def _backward(temperature, chunk_size, keep_logits, kept, cotangents):
     towards_XD, again = kept
     cotangent_X = cotangents[0]  # the other results carry no gradient
     if again is None:
         return (cotangent_X[:, None] * towards_XD).astype(towards_XD.dtype), None, None, None
-    hidden_XD, embedding_VD, ids_X, logsumexp_X, wanted_X = again
+    hidden_XD, embedding_VD, ids_X, logsumexp_X, wanted_X, kept_XV = again
 
     def of_some(take):
         hidden_YD, ids_Y = take(hidden_XD), take(ids_X)
@@ -131,7 +146,11 @@ def _backward(temperature, chunk_size, kept, cotangents):
 
         def add(carry, start, chunk_WD):
             hidden_cotangent_YD, embedding_cotangent_VD = carry
-            logits_YW = _logits(hidden_YD, chunk_WD, temperature)
+            if keep_logits:
+                shape = len(ids_Y), len(chunk_WD)
+                logits_YW = jax.lax.dynamic_slice(kept_XV, (0, start), shape)
+            else:
+                logits_YW = _logits(hidden_YD, chunk_WD, temperature)
             softmax_YW = jnp.exp(logits_YW - logsumexp_Y[:, None])
             residual_YW = _is_own(logits_YW, ids_Y - start) - softmax_YW
             residual_YW = residual_YW * (cotangent_Y / temperature)[:, None]

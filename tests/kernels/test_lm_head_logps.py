@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.lm_head_logps import cases, lm_head_logps, reference, xla
 
+KEEP = pytest.mark.parametrize("keep_logits", [False, True], ids=["computed again", "kept"])
 SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
 
 
@@ -66,9 +67,11 @@ def assert_gradients(loss, sides, expected):
     )
 
 
-def chunked(chunk_size, temperature=1.0):
+def chunked(chunk_size, temperature=1.0, keep_logits=False):
     """The XLA form with chunks of this many tokens, of NumPy's arrays."""
-    return lambda *arrays: xla.logps(temperature, chunk_size, *map(jnp.asarray, arrays))
+    return lambda *arrays: xla.logps(
+        temperature, chunk_size, keep_logits, *map(jnp.asarray, arrays)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -86,12 +89,16 @@ def test_results_are_numpys(case, temperature):
         )
 
 
+@KEEP
 @SIDES
 @pytest.mark.parametrize("temperature", [0.5, 1.5])
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
-def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature, sides):
+def test_gradients_are_numpys_for_each_side_alone_and_for_both(
+    case, temperature, sides, keep_logits
+):
     hidden, embedding, ids, weights = inputs(case)
-    loss = weighted(partial(op, temperature=temperature), ids, weights)
+    form = partial(op, temperature=temperature, keep_logits=keep_logits)
+    loss = weighted(form, ids, weights)
     gradients = jax.jit(jax.grad(loss, sides))(hidden, embedding)
     expected = by_numpy(hidden, embedding, ids, weights, temperature).gradients
     for side, gradient in zip(sides, gradients, strict=True):
@@ -100,8 +107,9 @@ def test_gradients_are_numpys_for_each_side_alone_and_for_both(case, temperature
         )
 
 
+@KEEP
 @pytest.mark.parametrize("chunk_size", [13, 100, 650, 1299, 4096])
-def test_nothing_depends_on_where_the_chunks_end(chunk_size):
+def test_nothing_depends_on_where_the_chunks_end(chunk_size, keep_logits):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     ids[1:5] = [0, 99, 100, 650]
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
@@ -111,7 +119,7 @@ def test_nothing_depends_on_where_the_chunks_end(chunk_size):
         (expected.logps, expected.logsumexp, expected.entropy),
         atol=tolerances.LM_HEAD_LOGPS,
     )
-    loss = weighted(chunked(chunk_size, 0.7), ids, weights)
+    loss = weighted(chunked(chunk_size, 0.7, keep_logits), ids, weights)
     assert_gradients(loss, (hidden, embedding), expected)
 
 
@@ -230,15 +238,16 @@ def test_the_reference_is_numpys():
     )
 
 
+@KEEP
 @pytest.mark.parametrize("num, rows", [(0, 224), (224, 224), (225, 256), (288, 288), (289, 300)])
-def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows):
+def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows, keep_logits):
     """The others, as many as fill the least size that holds the wanted ones (224, 256, 288 or all
     300 rows): all but those stay 0."""
     hidden, embedding, ids, weights = inputs(cases.Case("many rows", 1300, 16, 300))
     wanted = np.random.default_rng(1).permutation(300) < num
     weights = weights * wanted
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
-    form = lambda *sides: xla.logps(0.7, 400, *sides, jnp.asarray(ids), jnp.asarray(wanted))
+    form = lambda *sides: chunked(400, 0.7, keep_logits)(*sides, ids, wanted)
     results = jax.jit(form)(hidden, embedding)
     for value, its in zip(results, vars(expected).values(), strict=False):
         computed = np.asarray(value != 0)
@@ -251,11 +260,19 @@ def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows):
 
 
 @pytest.mark.parametrize(
-    "sides, matmuls", [((), 1), ((0,), 2), ((0, 1), 4)], ids=["forward", "frozen", "trained"]
+    "sides, keep_logits, matmuls",
+    [
+        ((), False, 1),
+        ((), True, 1),
+        ((0,), False, 2),
+        ((0,), True, 2),
+        ((0, 1), False, 4),
+        ((0, 1), True, 3),
+    ],
 )
-def test_no_more_matmuls_are_made_than_the_gradient_needs(sides, matmuls):
+def test_no_more_matmuls_are_made_than_the_gradient_needs(sides, keep_logits, matmuls):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
-    loss = weighted(chunked(650), ids, weights)
+    loss = weighted(chunked(650, keep_logits=keep_logits), ids, weights)
     program = jax.grad(loss, sides) if sides else loss
     assert str(jax.make_jaxpr(program)(hidden, embedding)).count("dot_general[") == matmuls
 
