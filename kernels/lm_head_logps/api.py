@@ -1,7 +1,8 @@
-"""Log-probs of given tokens: the interface."""
+"""Log-probs of given tokens: the interface. XLA alone: it fuses the head with its reduction, on TPU
+too."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -32,7 +33,6 @@ def lm_head_logps(
     temperature: float = 1.0,
     wanted_X: Bool[Array, " X"] | None = None,
     keep_logits: bool = False,
-    implementation: Literal["xla", "pallas"] | None = None,
 ) -> TokenLogps:
     """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), by chunks.
 
@@ -49,16 +49,12 @@ def lm_head_logps(
             Their values mean nothing, and their cotangents must be 0.
         keep_logits: the backward pass of a trained embedding reads the logits, X * V floats, and
             does not compute them again.
-        implementation: only "xla" exists: on TPU XLA by itself fuses the head with its reduction.
 
     Raises:
-        UserError: the temperature is not a positive finite number, or `implementation` is "pallas".
+        UserError: the temperature is not a positive finite number.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UserError(f"temperature={temperature}: must be above 0 and finite")
-    if implementation not in (None, "xla"):
-        raise UserError(f'implementation="{implementation}": lm_head_logps has "xla" only')
-    logps_X, *others = xla.logps(
-        temperature, xla.CHUNK_SIZE, keep_logits, hidden_XD, embedding_VD, ids_X, wanted_X
-    )
+    how = xla.How(temperature, xla.CHUNK_SIZE, keep_logits)
+    logps_X, *others = xla.logps(how, hidden_XD, embedding_VD, ids_X, wanted_X)
     return TokenLogps(logps_X, *map(jax.lax.stop_gradient, others))

@@ -69,9 +69,8 @@ def assert_gradients(loss, sides, expected):
 
 def chunked(chunk_size, temperature=1.0, keep_logits=False):
     """The XLA form with chunks of this many tokens, of NumPy's arrays."""
-    return lambda *arrays: xla.logps(
-        temperature, chunk_size, keep_logits, *map(jnp.asarray, arrays)
-    )
+    how = xla.How(temperature, chunk_size, keep_logits)
+    return lambda *arrays: xla.logps(how, *map(jnp.asarray, arrays))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -301,7 +300,6 @@ def test_memory_is_less_than_a_third_of_what_all_logits_take(sides):
         (dict(temperature=-1.0), "temperature"),
         (dict(temperature=float("nan")), "temperature"),
         (dict(temperature=float("inf")), "temperature"),
-        (dict(implementation="pallas"), "pallas"),
     ],
 )
 def test_a_senseless_setting_is_refused_by_name(settings, named):
