@@ -37,12 +37,13 @@ WEIGHTS = [
     for name in ("trace", "confidence", "verbosity", "format")
 ]
 FEW = {"data.num_train": 60, "grpo.curriculum": "none"}  # each is drawn often
+PLAIN = {"grpo.scale": "group", "grpo.temperature": 1.0}  # what levels change, not nano's own
 RIGHT_ALONE = dict.fromkeys(WEIGHTS, 0.0)
 
 
 @dataclass(frozen=True)
 class Level:
-    """Settings of a row beside nano's, and the level that it is compared with."""
+    """Settings of a row beside nano's and `PLAIN`, and the level that it is compared with."""
 
     settings: dict[str, Any]
     beside: str = "default"
@@ -61,6 +62,8 @@ LEVELS = {
     "rate 4e-4": Level({"grpo.optimizer.learning_rate": 4e-4}),
     "rate 1e-3": Level({"grpo.optimizer.learning_rate": 1e-3}),
     "scale batch": Level({"grpo.scale": "batch"}),
+    "temperature 1.3": Level({"grpo.temperature": 1.3}),
+    "temperature 1.3, scale batch": Level({"grpo.temperature": 1.3, "grpo.scale": "batch"}),
     "scale none": Level({"grpo.scale": "none"}),
     "right alone, scale group": Level(RIGHT_ALONE),
     "right alone, scale mean": Level(
@@ -152,7 +155,7 @@ def one(work: Path, seed: int, settings: dict[str, Any], name: str) -> dict:
 
     model = sft_model(work, seed)
     run = GEMMA3_NANO.replace({"seed": seed, "stages": "grpo", "model.weights": str(model)})
-    run, run_dir = run.replace(settings), work / f"{name}-{seed}"
+    run, run_dir = run.replace(PLAIN | settings), work / f"{name}-{seed}"
     shutil.rmtree(run_dir, ignore_errors=True)
     start(run, work)
     pipeline.new_run_dir(run_dir, run)

@@ -29,6 +29,7 @@ COMPARABLE = {
     "stages": "sft",
     "grpo.curriculum": "none",
     "grpo.scale": "group",
+    "grpo.temperature": 1.0,
     "grpo.loss.aggregation": "sequence_mean",
     "grpo.loss.epsilon": 0.2,
     "grpo.loss.epsilon_high": 0.2,
