@@ -62,8 +62,8 @@ LEVELS = {
     "rate 4e-4": Level({"grpo.optimizer.learning_rate": 4e-4}),
     "rate 1e-3": Level({"grpo.optimizer.learning_rate": 1e-3}),
     "scale batch": Level({"grpo.scale": "batch"}),
-    "temperature 1.25": Level({"grpo.temperature": 1.25}),
-    "temperature 1.25, scale batch": Level({"grpo.temperature": 1.25, "grpo.scale": "batch"}),
+    "temperature 1.2": Level({"grpo.temperature": 1.2}),
+    "temperature 1.2, scale batch": Level({"grpo.temperature": 1.2, "grpo.scale": "batch"}),
     "scale none": Level({"grpo.scale": "none"}),
     "right alone, scale group": Level(RIGHT_ALONE),
     "right alone, scale mean": Level(

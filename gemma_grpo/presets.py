@@ -31,7 +31,7 @@ GEMMA3_NANO = RunConfig(
         optimizer=OptimizerConfig(learning_rate=3e-4, decay="linear"),
         # Of temperatures, scales and curricula tried, most samples are right with these, and well
         # formed (docs/recipes.md): a hotter sampler shows the rare slips, which are then punished.
-        temperature=1.25,
+        temperature=1.2,
         scale="batch",
         curriculum="pass_rate",
     ),
