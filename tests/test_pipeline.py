@@ -508,6 +508,7 @@ DESTRUCTIVE = [
     "--grpo.num-iterations", "1", "--grpo.temperature", "4", "--grpo.optimizer.warmup", "0",
     "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.1",
     "--grpo.guard.max-kl", "1", "--grpo.guard.patience", "2",
+    "--grpo.scale", "group",  # with it the rate, halved twice, destroys no more
 ]  # fmt: skip
 
 
