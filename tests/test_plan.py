@@ -122,7 +122,7 @@ def read(name, preset, config, devices, monkeypatch, *, beta=0.0):
     if config is NARROW:
         run = replace(run, model=replace(run.model, **SHORT))
         run = replace(run, grpo=replace(run.grpo, pack_tokens=SHORT_PACK))
-        monkeypatch.setattr(lm_head, "SHARES", (1,))  # one program; others in test_lm_head_logps
+        monkeypatch.setattr(lm_head, "SHARES", (13 / 16, 1))  # two sizes show what four do
     program = {each.name: each for each in programs.of_step(run, config, mesh.data_mesh(devices))}[
         name
     ]

@@ -1,4 +1,4 @@
-"""Log-probs of given tokens under the tied head, whose logits are never all in memory."""
+"""Log-probs of given tokens under the tied head, by chunks of the vocabulary."""
 
 from gemma_grpo.kernels.lm_head_logps.api import TokenLogps, lm_head_logps
 from gemma_grpo.kernels.lm_head_logps.xla import sizes_of

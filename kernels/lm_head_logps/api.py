@@ -55,6 +55,6 @@ def lm_head_logps(
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UserError(f"temperature={temperature}: must be above 0 and finite")
-    how = xla.How(temperature, xla.CHUNK_SIZE, keep_logits)
-    logps_X, *others = xla.logps(how, hidden_XD, embedding_VD, ids_X, wanted_X)
+    settings = xla.Settings(temperature, xla.CHUNK_SIZE, keep_logits)
+    logps_X, *others = xla.logps(settings, hidden_XD, embedding_VD, ids_X, wanted_X)
     return TokenLogps(logps_X, *map(jax.lax.stop_gradient, others))

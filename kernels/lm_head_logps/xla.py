@@ -52,8 +52,8 @@ class Sums(NamedTuple):
     chosen: jax.Array | float
 
 
-class How(NamedTuple):
-    """Settings: `chunk_size` in tokens of the vocabulary; `keep_logits` for the backward pass."""
+class Settings(NamedTuple):
+    """`chunk_size` is in tokens of the vocabulary; `keep_logits` is for the backward pass."""
 
     temperature: float
     chunk_size: int
@@ -76,13 +76,13 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def logps(how, hidden_XD, embedding_VD, ids_X, wanted_X=None):
+def logps(settings, hidden_XD, embedding_VD, ids_X, wanted_X=None):
     """Log-prob, logsumexp and entropy, [X] each; `api.lm_head_logps` says what they are."""
-    how = how._replace(keep_logits=False)  # nothing is differentiated
-    return _results(how, hidden_XD, embedding_VD, ids_X, wanted_X)[0]
+    settings = settings._replace(keep_logits=False)  # nothing is differentiated
+    return _results(settings, hidden_XD, embedding_VD, ids_X, wanted_X)[0]
 
 
-def _results(how, hidden_XD, embedding_VD, ids_X, wanted_X):
+def _results(settings, hidden_XD, embedding_VD, ids_X, wanted_X):
     """The results, and the logits of the rows that are computed, these first, if they are kept."""
     X, V = len(ids_X), len(embedding_VD)
 
@@ -91,25 +91,25 @@ def _results(how, hidden_XD, embedding_VD, ids_X, wanted_X):
 
         def add(carry, start, chunk_WD):
             sums, kept_XV = carry
-            logits_YW = _logits(hidden_YD, chunk_WD, how.temperature)
-            if how.keep_logits:
+            logits_YW = _logits(hidden_YD, chunk_WD, settings.temperature)
+            if settings.keep_logits:
                 kept_XV = jax.lax.dynamic_update_slice(kept_XV, logits_YW, (0, start))
             return merge(sums, _reduce(logits_YW, ids_Y - start)), kept_XV
 
-        blank_XV = jax.lax.empty((X, V), jnp.float32) if how.keep_logits else None
+        blank_XV = jax.lax.empty((X, V), jnp.float32) if settings.keep_logits else None
         carry = _empty(ids_Y), blank_XV
-        sums, kept_XV = _over_chunks(add, carry, embedding_VD, how.chunk_size)
+        sums, kept_XV = _over_chunks(add, carry, embedding_VD, settings.chunk_size)
         return _finish(sums), kept_XV
 
-    return _of_wanted(wanted_X, sizes_of(X, V, how.chunk_size), of_some)
+    return _of_wanted(wanted_X, sizes_of(X, V, settings.chunk_size), of_some)
 
 
-def _forward(how, hidden_XD, embedding_VD, ids_X, wanted_X):
+def _forward(settings, hidden_XD, embedding_VD, ids_X, wanted_X):
     embedding_is_trained = embedding_VD.perturbed
     hidden_XD, embedding_VD, ids_X = hidden_XD.value, embedding_VD.value, ids_X.value
     wanted_X = None if wanted_X is None else wanted_X.value
     if embedding_is_trained:
-        results, kept_XV = _results(how, hidden_XD, embedding_VD, ids_X, wanted_X)
+        results, kept_XV = _results(settings, hidden_XD, embedding_VD, ids_X, wanted_X)
         return results, (None, (hidden_XD, embedding_VD, ids_X, results[1], wanted_X, kept_XV))
 
     def of_some(take):
@@ -117,7 +117,7 @@ def _forward(how, hidden_XD, embedding_VD, ids_X, wanted_X):
 
         def add(carry, start, chunk_WD):
             sums, expected_YD = carry
-            logits_YW = _logits(hidden_YD, chunk_WD, how.temperature)
+            logits_YW = _logits(hidden_YD, chunk_WD, settings.temperature)
             part, weights_YW = _reduce_plainly(logits_YW, ids_Y - start)
             part_YD = _matmul("yw,wd->yd", weights_YW.astype(chunk_WD.dtype), chunk_WD)
             merged = merge(sums, part)
@@ -126,19 +126,19 @@ def _forward(how, hidden_XD, embedding_VD, ids_X, wanted_X):
 
         zeros_YD = jnp.zeros(hidden_YD.shape, jnp.float32)
         sums, expected_YD = _over_chunks(
-            add, (_empty(ids_Y), zeros_YD), embedding_VD, how.chunk_size
+            add, (_empty(ids_Y), zeros_YD), embedding_VD, settings.chunk_size
         )
         expected_YD *= (1 / sums.mass)[:, None]
         own_YD = embedding_VD.at[ids_Y].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-        towards_YD = (own_YD - expected_YD) / how.temperature
+        towards_YD = (own_YD - expected_YD) / settings.temperature
         return (_finish(sums), towards_YD.astype(hidden_XD.dtype)), None
 
-    sizes = sizes_of(len(ids_X), len(embedding_VD), how.chunk_size)
+    sizes = sizes_of(len(ids_X), len(embedding_VD), settings.chunk_size)
     (results, towards_XD), _ = _of_wanted(wanted_X, sizes, of_some)
     return results, (towards_XD, None)
 
 
-def _backward(how, kept, cotangents):
+def _backward(settings, kept, cotangents):
     towards_XD, again = kept
     cotangent_X = cotangents[0]  # the other results carry no gradient
     if again is None:
@@ -151,14 +151,14 @@ def _backward(how, kept, cotangents):
 
         def add(carry, start, chunk_WD):
             hidden_cotangent_YD, embedding_cotangent_VD = carry
-            if how.keep_logits:
+            if settings.keep_logits:
                 shape = len(ids_Y), len(chunk_WD)
                 logits_YW = jax.lax.dynamic_slice(kept_XV, (0, start), shape)
             else:
-                logits_YW = _logits(hidden_YD, chunk_WD, how.temperature)
+                logits_YW = _logits(hidden_YD, chunk_WD, settings.temperature)
             softmax_YW = jnp.exp(logits_YW - logsumexp_Y[:, None])
             residual_YW = _is_own(logits_YW, ids_Y - start) - softmax_YW
-            residual_YW = residual_YW * (cotangent_Y / how.temperature)[:, None]
+            residual_YW = residual_YW * (cotangent_Y / settings.temperature)[:, None]
             residual_YW = residual_YW.astype(chunk_WD.dtype)
             rows_WD = _matmul("yw,yd->wd", residual_YW, hidden_YD).astype(chunk_WD.dtype)
             return (
@@ -170,11 +170,11 @@ def _backward(how, kept, cotangents):
         blank_VD = jax.lax.empty(embedding_VD.shape, embedding_VD.dtype)
         zeros_YD = jnp.zeros(hidden_YD.shape, jnp.float32)
         hidden_cotangent_YD, embedding_cotangent_VD = _over_chunks(
-            add, (zeros_YD, blank_VD), embedding_VD, how.chunk_size
+            add, (zeros_YD, blank_VD), embedding_VD, settings.chunk_size
         )
         return hidden_cotangent_YD.astype(hidden_XD.dtype), embedding_cotangent_VD
 
-    sizes = sizes_of(len(ids_X), len(embedding_VD), how.chunk_size)
+    sizes = sizes_of(len(ids_X), len(embedding_VD), settings.chunk_size)
     return *_of_wanted(wanted_X, sizes, of_some), None, None
 
 

@@ -55,6 +55,8 @@ def test_what_comes_of_an_input_is_judged_and_a_lost_worker_replaced(tmp_path, m
         ({"a": "1"}, {"a": "1", "b": "2"}, "accepted", []),
         ({"a": "1"}, {"a": "1", "b": "2"}, "one line", ["b"]),
         ({"a": "1"}, {"a": "1", "out/b": "2"}, "one line", []),
+        ({"a": "1"}, {"a": "1", "r/.jax_cache/b": "2"}, "one line", []),  # kept on purpose
+        ({"a": "1"}, {"a": "1", "b.jax_cache": "2"}, "one line", ["b.jax_cache"]),
         ({"a": "1"}, {"a": "3"}, "accepted", ["a"]),
         ({"a": "1"}, {}, "accepted", ["a"]),
         ({"out": "1"}, {}, "accepted", []),
