@@ -24,6 +24,7 @@ from gemma_grpo.runtime import load_model, write_adapters, write_model
 from gemma_grpo.view import page
 
 RUNS = Path("runs")
+EXPORTED = ("float32", "bfloat16", "float16")
 BATCH = 16  # prompts that `Result.generate` completes at a time
 
 Rewards = Sequence[Callable[..., Any]] | Mapping[Callable[..., Any], float]
@@ -168,6 +169,8 @@ class Result:
         """
         out = Path(out)
         files.require_new_folder(out)
+        if dtype not in EXPORTED:
+            raise UserError(f"dtype={dtype!r}: use one of {', '.join(EXPORTED)}")
         trained = self._trained()
         if stage:
             trained = trained.with_name(f"{stage}.safetensors")
@@ -239,7 +242,8 @@ def fit(
     with cli.user_errors():
         run_dirs.require_free(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        with lock.hold(run_dir):
+        folder = run.checkpoint.folder
+        with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
             pipeline.new_run_dir(run_dir, run)
             return _execute(Result(run_dir, run, given), hours)
 
@@ -272,7 +276,8 @@ def resume(
     pipeline.require_objects(run, given)
     with cli.user_errors(), lock.hold(run_dir):
         pipeline.resume_run_dir(run_dir, run, restart_stage=False)
-        return _execute(Result(run_dir, run, given), hours, may_change)
+        with run_dirs.hold_checkpoints(run.checkpoint.folder, is_new=False):
+            return _execute(Result(run_dir, run, given), hours, may_change)
 
 
 def load(run_dir: str | Path) -> Result:

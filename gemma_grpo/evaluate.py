@@ -19,7 +19,7 @@ import tyro
 
 from gemma_grpo import cli
 from gemma_grpo.data import sources
-from gemma_grpo.data.problem import Problem
+from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.config import EvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files, report, tokens
@@ -96,6 +96,7 @@ class Subject:
     Attributes:
         where: the run directory or the base model, as the user named it.
         task: the name of the problems' source.
+        difficulties: of its problems.
         model: how the model is run.
         trained: what a run's last finished stage has left; None for a base model.
         pay: what the run pays a completion in the end.
@@ -103,6 +104,7 @@ class Subject:
 
     where: str
     task: str
+    difficulties: tuple[str, ...]
     model: ModelConfig
     trained: Path | None
     pay: Pay
@@ -128,7 +130,7 @@ def _evaluate(options: Options) -> int:
     files.require_new_folder(folder, another="name another with --out")
     cli.split_cpu(subject.model.cpu_devices, evaluation_prompts(options.evaluation))
     cli.use_compilation_cache(cli.cache_for(subject.where))
-    problems = _problems(subject.task, options.num)
+    problems = _problems(subject, options.num)
     runtime, params = _load(subject, options, problems)
     protocol = _protocol(subject, len(problems), runtime, options.evaluation)
     for departure in protocol.get("departures", ()):
@@ -169,15 +171,17 @@ def _subject(options: Options) -> Subject:
     from gemma_grpo.evaluation.evaluator import pay_of
 
     warn = lambda line: print(f"warning: {line}", file=sys.stderr)
-    return Subject(where, task, model, trained, pay_of(run.reward, without=warn))
+    difficulties = DIFFICULTIES if options.task else run.data.difficulty_list
+    return Subject(where, task, difficulties, model, trained, pay_of(run.reward, without=warn))
 
 
-def _problems(task: str, num: int | None) -> list[Problem]:
+def _problems(subject: Subject, num: int | None) -> list[Problem]:
     """The held-out problems. Their seed is fixed, as in training: all models are measured on the
     same ones."""
     if num is None:
-        num = NUM_GENERATED if task.partition(":")[0] in GENERATED_TASKS else 0
-    return sources.load(task, split="test", num=num, seed=0)
+        num = NUM_GENERATED if subject.task.partition(":")[0] in GENERATED_TASKS else 0
+    difficulties = subject.difficulties
+    return sources.load(subject.task, split="test", num=num, seed=0, difficulties=difficulties)
 
 
 def _load(subject: Subject, options: Options, problems: Sequence[Problem]) -> tuple[Runtime, dict]:
@@ -226,6 +230,7 @@ def _protocol(
         "base": subject.model.weights,
         "stage": subject.stage,
         "task": subject.task,
+        "difficulties": list(subject.difficulties),
         "n": num_problems,
         "template": TEMPLATE,
         "instruction": runtime.instruction,

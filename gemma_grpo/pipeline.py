@@ -238,7 +238,7 @@ def execute(
             if isinstance(stop, CollapsedError):
                 unfinished["collapse"] = stop.why
             if stop.step:
-                stages.append(_partial_name(stop.stage, stop.step))
+                stages.append(run_dirs.partial_name(stop.stage, stop.step))
     processes.run_on_primary(lambda: summaries.add_seconds(run_dir, "compile", clock.seconds))
     return processes.broadcast_from_primary(lambda: _summarize(run, stages, run_dir, unfinished))
 
@@ -291,7 +291,7 @@ class _Session:
             params = weights.load(path, task.base)
             if not run.keep_checkpoints:  # also what a run killed before this line left
                 processes.run_on_primary(self._checkpoints(stage).remove)
-            processes.run_on_primary(partial(_remove_partial_weights, run_dir, stage))
+            processes.run_on_primary(partial(run_dirs.remove_partial_weights, run_dir, stage))
             is_compiled |= evaluate(stage, params)
 
     def _stage(
@@ -374,10 +374,13 @@ class _Session:
         self, stop: OutOfTimeError | CollapsedError, evaluate: Callable[[str, PyTree], bool]
     ) -> None:
         """Writes and measures the weights of a stage that was cut short, if there is time left."""
+        if isinstance(stop, CollapsedError):  # earlier sessions may have left what is no good
+            remove = partial(run_dirs.remove_partial_weights, self.run_dir, stop.stage, stop.step)
+            processes.run_on_primary(remove)
         if not stop.step or not self._allows("save", "evaluate"):
             return
-        name = _partial_name(stop.stage, stop.step)
-        processes.run_on_primary(partial(_remove_partial_weights, self.run_dir, stop.stage))
+        name = run_dirs.partial_name(stop.stage, stop.step)
+        processes.run_on_primary(partial(run_dirs.remove_partial_weights, self.run_dir, stop.stage))
         self._write_weights(name, stop.params)
         evaluate(name, stop.params)
 
@@ -427,7 +430,7 @@ class _Session:
         result, rows, drawn = evaluator.run_first(num, params, problems)
         seconds = time.monotonic() - started
         self.deadline.note("snapshot", seconds)
-        folder, name = self.run_dir / "evaluations", _partial_name("grpo", step)
+        folder, name = self.run_dir / "evaluations", run_dirs.partial_name("grpo", step)
         processes.run_on_primary(lambda: evaluations.write(folder, name, result, rows, drawn))
         return metrics.evaluation_numbers(result) | {"time/snapshot_s": seconds}
 
@@ -471,16 +474,6 @@ def _check_origin(
         for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
             path.unlink()
     origin.note(run_dir, digests)
-
-
-def _partial_name(stage: str, step: int) -> str:
-    """Of an evaluation between a stage's steps, and of the weights that a deadline has left."""
-    return f"{stage}-step-{step:06d}"
-
-
-def _remove_partial_weights(run_dir: Path, stage: str) -> None:
-    for path in (run_dir / "weights").glob(f"{stage}-step-*.safetensors"):
-        path.unlink()
 
 
 def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) -> dict:
@@ -545,6 +538,8 @@ def stages_left(run: RunConfig, run_dir: Path) -> list[str]:
 def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
     """Checks that the checkpoints of a run that goes on in its place are there. Raises UserError
     as `copy_run_dir`."""
+    if stages_left(run, run_dir):
+        run_dirs.require_readable(run_dir)
     saving.require_folder(run_dir, run.checkpoint, run.stage_list, restart_stage=restart_stage)
     if saving.as_found(run_dir, run.checkpoint) != run.checkpoint:
         saving.claim_folder(run_dir, run.checkpoint)
@@ -555,6 +550,9 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
     folder = run_dir / "evaluations"
     found = {stage: evaluations.read_back(folder, stage) for stage in stages}
     measured = {stage: both for stage, both in found.items() if both is not None}
+    # Where a stage was stopped there may be a snapshot alone, of fewer problems.
+    most = max((len(rows) for _, rows in measured.values()), default=0)
+    measured = {stage: both for stage, both in measured.items() if len(both[1]) == most}
     stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
     device = jax.devices()[0]
     summary = {

@@ -55,7 +55,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE:FUNCTION[=WEIGHT]",
-        help="a reward to add; one whose name the run knows replaces it; weight 1 if unsaid",
+        help="a reward to add, or in place of one of the run's own --reward; weight 1 if unsaid",
     )
     parser.add_argument(
         "--weights",

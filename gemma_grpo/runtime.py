@@ -127,7 +127,7 @@ class Runtime:
         for each completion. What a row drops does not depend on where it is computed."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
-        key = jax.random.fold_in(gemma3.random_key(self.seed + 1), step)
+        key = jax.random.fold_in(jax.random.key(self.seed + 1, impl=gemma3.PRNG), step)
         keys_P = jax.random.split(key, num_prompts)
         keys_B = jax.vmap(lambda key: jax.random.split(key, num_generations))(keys_P).reshape(-1)
         raw = lambda keys: np.asarray(jax.random.key_data(keys))

@@ -252,11 +252,13 @@ def _claim(options: Options, run: RunConfig, run_dir: Path, held: contextlib.Exi
             run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock.hold(run_dir))
     again = options.restart_stage
+    if options.resume:
+        pipeline.resume_run_dir(run_dir, run, restart_stage=again)
+    folder = run.checkpoint.folder
+    held.enter_context(run_dirs.hold_checkpoints(folder, is_new=not options.resume))
     if options.resume_from:
         pipeline.copy_run_dir(options.resume_from, run_dir, run, restart_stage=again)
-    elif options.resume:
-        pipeline.resume_run_dir(run_dir, run, restart_stage=again)
-    else:
+    elif not options.resume:
         pipeline.new_run_dir(run_dir, run)
     return run_dir
 

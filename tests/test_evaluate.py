@@ -117,6 +117,19 @@ def test_a_run_is_measured_with_its_own_settings_beside_its_evaluations(
     assert str(folder / "generations.jsonl") in capsys.readouterr().out
 
 
+def test_a_run_of_some_difficulties_is_measured_on_those_unless_a_task_is_named(tmp_path):
+    run = finished_run(tmp_path / "run")
+    path = run / "config.yaml"
+    path.write_text(
+        path.read_text().replace("difficulties: easy,medium,hard", "difficulties: easy")
+    )
+    of = lambda **flags: evaluate._problems(
+        evaluate._subject(evaluate.Options(str(run), **flags)), 40
+    )
+    assert {problem.difficulty for problem in of()} == {"easy"}
+    assert len({problem.difficulty for problem in of(task="curriculum")}) == 3
+
+
 def test_a_base_model_on_gsm8k_gets_the_protocol_and_another_count_is_warned_of(
     capsys, tmp_path, unmeasured
 ):

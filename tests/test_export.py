@@ -186,6 +186,11 @@ def test_bad_input_is_one_line(exported, tmp_path, capsys, monkeypatch, argument
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dtype_that_is_none_of_three_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UserError, match="dtype='fp16': use one of float32, bfloat16, float16"):
+        api.Result(tmp_path, RunConfig()).export(tmp_path / "out", dtype="fp16")
+
+
 def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys):
     write_run(tmp_path / "run", dataclasses.replace(LORA, rank=0))
     assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--adapter"]) == 2

@@ -1112,6 +1112,67 @@ def test_a_copy_without_its_checkpoints_is_refused_unless_the_stage_may_begin_ag
     assert run_dirs.owner(tmp_path / "ck") == tmp_path / "new"
 
 
+def test_a_copy_that_was_cut_short_begins_again_beside_its_own_checkpoints(tmp_path):
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="folder")
+    here = replace(run, checkpoint=CheckpointConfig(folder=str(tmp_path / "new-ck")))
+    pipeline.copy_run_dir(tmp_path / "run", tmp_path / "new", here, restart_stage=False)
+    (tmp_path / "new" / run_dirs.CONFIG).rename(tmp_path / "new" / run_dirs.COPYING)
+    pipeline.copy_run_dir(tmp_path / "run", tmp_path / "new", here, restart_stage=False)
+    assert Checkpoints(tmp_path / "new-ck" / "sft").latest() == 5
+
+
+@pytest.mark.parametrize("name", ["a[1]", "what?"])
+def test_checkpoints_go_to_no_folder_that_they_could_not_be_read_back_from(tmp_path, name):
+    with pytest.raises(UserError, match="its path holds"):
+        run_dirs.claim_checkpoints(tmp_path / name, tmp_path / "run")
+    run = stopped_run(tmp_path / "run", tmp_path / "ck", saved="run")
+    renamed = (tmp_path / "run").rename(tmp_path / name)
+    with pytest.raises(UserError, match="its path holds"):
+        pipeline.resume_run_dir(renamed, run, restart_stage=True)
+
+
+def test_files_of_another_kind_in_the_checkpoints_place_are_left_alone(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "train.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="sft is there already"):
+        run_dirs.claim_checkpoints(tmp_path, tmp_path / "run")
+    assert (tmp_path / "sft" / "train.jsonl").read_text() == "{}"
+
+
+def test_two_runs_at_a_time_do_not_share_a_folder_for_checkpoints(capsys, tmp_path):
+    folder = tmp_path / "ck"
+    with run_dirs.hold_checkpoints(str(folder), is_new=True):
+        run_dirs.claim_checkpoints(folder, tmp_path / "first")
+        line = says(
+            capsys, "--run-dir", str(tmp_path / "second"), "--checkpoint.folder", str(folder)
+        )
+    assert "ck is in use" in line and "name another --checkpoint.folder" in line
+    assert run_dirs.owner(folder) == tmp_path / "first"
+
+
+def test_a_snapshot_where_a_stage_was_stopped_is_not_paired_with_all_problems(tmp_path):
+    run, folder = config.RunConfig(), tmp_path / "evaluations"
+    none = {name: np.zeros(0, int) for name in ("num_tokens", "token_ids", "characters")}
+    none |= {name: np.zeros(0) for name in ("logps", "gaps")}
+    for name, n in (("base", 6), ("grpo-step-000001", 2)):
+        rows = [{"greedy": True}] * n
+        evaluations.write(folder, name, {"n": n, "accuracy": 0.5}, rows, none)
+    summary = pipeline._summarize(run, ["base", "grpo-step-000001"], tmp_path, None)
+    assert list(summary["stages"]) == ["base"] and summary["paired"] == {}
+
+
+def test_weights_of_steps_after_the_last_good_one_are_removed(tmp_path):
+    names = [run_dirs.partial_name("grpo", step) for step in (5, 20, 120)] + ["sft", "grpo"]
+    (tmp_path / "weights").mkdir()
+    left = lambda: sorted(path.stem for path in (tmp_path / "weights").iterdir())
+    for name in names:
+        (tmp_path / "weights" / f"{name}.safetensors").touch()
+    run_dirs.remove_partial_weights(tmp_path, "grpo", 20)
+    assert left() == sorted(set(names) - {"grpo-step-000120"})
+    run_dirs.remove_partial_weights(tmp_path, "grpo")
+    assert left() == ["grpo", "sft"]
+
+
 def test_a_file_in_the_place_of_the_checkpoints_folder_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     line = says(

@@ -8,8 +8,8 @@ import pytest
 
 from gemma_grpo import config, model, runtime
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import CONFIGS
-from gemma_grpo.runtime import ModelConfig
+from gemma_grpo.model import CONFIGS, LoRAConfig
+from gemma_grpo.runtime import ModelConfig, load_model
 from gemma_grpo.weights import Source, assets
 
 
@@ -38,6 +38,12 @@ def test_draws_are_the_same_whatever_generator_the_environment_names():
     assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(0, impl=model.PRNG))
     with jax.default_prng_impl("rbg"):
         assert jax.random.bits(model.random_key(2**31 - 2), 4).tolist() == expected
+
+
+def test_the_largest_seed_drops_inputs_of_adapters_too():
+    lora = LoRAConfig(rank=1, dropout=0.1)
+    runtime, _ = load_model(ModelConfig(lora=lora), seed=2**31 - 2)
+    assert len(runtime.dropout_keys(0, 2, 2)["completion_dropout_keys"]) == 4
 
 
 @pytest.mark.parametrize("number", [-1, 257, 100_000])

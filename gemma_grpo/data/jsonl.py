@@ -83,7 +83,10 @@ def problem_from_row(row: Mapping[str, Any], where: str) -> Problem:
     if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
         if isinstance(answer, float) and not math.isfinite(answer):
             raise UserError(f'{where}: field "answer" is {answer}: give a finite number or text')
-        row = {**row, "answer": str(answer)}
+        try:
+            row = {**row, "answer": str(answer)}
+        except ValueError as error:  # Python writes no integer of more than 4300 digits
+            raise UserError(f'{where}: field "answer" is a number of too many digits') from error
     if len(required_text(row, "answer", where)) > MAX_ANSWER_CHARS:
         raise UserError(
             f'{where}: field "answer" has {len(row["answer"]):,} characters; give the result '

@@ -3,7 +3,6 @@
 Does not import jax.
 """
 
-import glob
 import importlib.metadata
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from gemma_grpo.errors import UserError
 
+_GOOGLE = "0x1ae0"  # the vendor of TPUs on the PCI bus
 _ON_CPU = "JAX_PLATFORMS=cpu in the environment goes on without it"
 _RESTART = "then start the process again (in a notebook: restart the kernel)"
 LESS_MEMORY = (
@@ -50,10 +50,14 @@ def check(environment: Mapping[str, str] | None = None) -> None:
         check_holder(chips)
 
 
-def device_files() -> list[str]:
-    """Of this host's TPU chips."""
-    patterns = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-    return sorted(path for pattern in patterns for path in glob.glob(pattern))
+def device_files(root: Path = Path("/")) -> list[str]:
+    """Of this host's TPU chips. Files of VFIO are of whatever device is passed through, a TPU only
+    where Google has made one."""
+    patterns = ["dev/accel[0-9]*"]
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    if any(vendor.read_text().strip() == _GOOGLE for vendor in vendors):
+        patterns.append("dev/vfio/[0-9]*")
+    return sorted(str(path) for pattern in patterns for path in root.glob(pattern))
 
 
 def check_library(installed: str | None, wanted: str | None) -> None:
@@ -84,11 +88,11 @@ def check_holder(chips: Iterable[str], processes: Path = Path("/proc")) -> None:
             continue
         try:
             held = {os.readlink(file) for file in (folder / "fd").iterdir()}
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:  # another user's, or it has just ended
             continue
         if chips & held:
-            raise UserError(in_use_by(folder.name, command))
+            raise UserError(in_use_by(folder.name, command.decode(errors="replace").strip()))
 
 
 def check_backend(backend: str, environment: Mapping[str, str] | None = None) -> None:

@@ -114,8 +114,9 @@ def make_stream(graphdef: nnx.GraphDef, config: RolloutConfig) -> Callable[..., 
     """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
     Each is on the host and holds all that was drawn so far, up to `chunk` tokens a row more than
-    the one before; the last has the tokens that `make_rollout` draws. Runs on one device, where
-    its parameters are. Compiled once for a shape of the prompts, whatever the chunks; the two
+    the one before; the last has the tokens that `make_rollout` draws. Runs on the first of the
+    devices that its parameters are replicated over: the TPU's kernels run on one device, or under
+    `shard_map`. Compiled once for a shape of the prompts, whatever the chunks; the two
     programs at the same time, since the first token waits for both.
     """
     T = config.max_completion_length
@@ -135,6 +136,7 @@ def make_stream(graphdef: nnx.GraphDef, config: RolloutConfig) -> Callable[..., 
         return compiled[prompt_ids_PS.shape]
 
     def stream(params, prompt_ids_PS, prompt_mask_PS, key, chunk):
+        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
         arguments = params, prompt_ids_PS, prompt_mask_PS, key, np.int32(0)
         prefill, decode = programs(*arguments)
         given, state = prefill(*arguments)

@@ -70,7 +70,9 @@ def merge_adapter(adapter: dict[str, Any], base: dict[str, Any], *, scale: float
         if name.endswith(SUFFIX):
             weight = base[name.removesuffix(SUFFIX)]
             a, b = (value[side].astype(jnp.float32) for side in "ab")
-            delta = scale * jnp.einsum("lir,lro->lio", a, b).reshape(weight.shape)
+            # A TPU's default precision would round both factors to bfloat16.
+            product = jnp.einsum("lir,lro->lio", a, b, precision="highest")
+            delta = scale * product.reshape(weight.shape)
             merged[name.removesuffix(SUFFIX)] = (weight + delta).astype(weight.dtype)
         else:
             merged[name] = merge_adapter(value, base[name], scale=scale)

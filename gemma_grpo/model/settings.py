@@ -20,7 +20,7 @@ TARGETS = (
 # MLP's gate) computed again. full: a block's input is, and all of it computed again.
 Remat = Literal["none", "dots", "full"]
 _MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
-_SEEDS = 2**31 - 1  # one below what a signed integer of 32 bits holds: seed + 1 is used too
+_SEEDS = 2**31 - 1  # below what a signed integer of 32 bits holds
 
 
 def check_seed(seed: int) -> None:
@@ -43,7 +43,7 @@ class LoRAConfig:
     dropout: float = 0.0
     """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
     under the update's own dropout masks: so the ratio is 1 until the weights move, and the KL is 0
-    while they are the reference's. Sampling drops nothing; the metric logp_gap shows this."""
+    while they are the reference's. Sampling drops nothing, so that logp_gap is not measured."""
 
     def __post_init__(self):
         if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:

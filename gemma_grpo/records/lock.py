@@ -19,8 +19,8 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Holds the lock of a folder, which must exist, while the block runs.
+def hold(run_dir: Path, flag: str = "--run-dir") -> Iterator[None]:
+    """Holds the lock of a folder, which must exist, while the block runs. `flag` names folders.
 
     Raises:
         UserError: another process (or thread of this one) holds it, or the folder is read-only.
@@ -35,21 +35,20 @@ def hold(run_dir: Path) -> Iterator[None]:
             ) from error
         raise
     try:
-        _acquire(descriptor, run_dir)
+        _acquire(descriptor, run_dir, flag)
         yield
     finally:
         os.close(descriptor)  # drops the lock
 
 
-def _acquire(descriptor: int, run_dir: Path) -> None:
+def _acquire(descriptor: int, run_dir: Path, flag: str) -> None:
     """Takes the lock and writes this process's id into the file, for the message of the next."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
         raise UserError(
-            f"{run_dir} is in use by process {holder}; wait until it ends, or name another "
-            "--run-dir"
+            f"{run_dir} is in use by process {holder}; wait until it ends, or name another {flag}"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

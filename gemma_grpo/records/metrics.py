@@ -25,10 +25,9 @@ import numpy as np
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files, tokens
-from gemma_grpo.records.run_dir import CONFIG
+from gemma_grpo.records.run_dir import CONFIG, STAGES
 from gemma_grpo.records.trackers import Tracker, TrackerName
 
-STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 SAMPLE_CHARS = 2000  # of the completion that TensorBoard shows of a step
 
 

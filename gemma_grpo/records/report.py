@@ -82,7 +82,7 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
     Args:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
             "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
-            {name, such as "sft -> grpo": the fields of `statistics.PairedDifference`}. What is
+            {name, such as "grpo_vs_sft": the fields of `statistics.PairedDifference`}. What is
             absent or no number shows as "-". "rollbacks": those of `records.rollbacks`; anything
             else there is left out.
     """

@@ -3,13 +3,16 @@
 Both are called with the folder's lock held, and begin again what a killed process has left.
 """
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files, lock, origin, rollbacks
 
+STAGES = ("sft", "grpo")  # in the order in which a run goes through them
 CONFIG = "config.yaml"
 COPYING = "copying.tmp"  # there while a copy is under way
 DEMONSTRATIONS = ("demonstrations.jsonl", "demonstrations.json")  # the model's own; their figures
@@ -19,6 +22,7 @@ _COPIED = (
 )
 _COPIED_FOLDERS = ("rollouts", "evaluations", "weights", "tensorboard", "verdicts")
 _PATTERN_CHARACTERS = "[]*?\\"
+ANOTHER = "name another --checkpoint.folder"
 OWNER = "run.txt"  # in a folder for checkpoints alone: the run whose they are
 CACHE = ".jax_cache"  # compiled programs, beside the runs
 
@@ -41,17 +45,22 @@ def unused(path: Path) -> Path:
 def require_free(run_dir: Path) -> None:
     """Raises UserError if the folder holds anything but what a start or a copy that was cut short
     has left, or if no checkpoint could be read back from a folder of that name."""
-    if found := sorted(set(str(run_dir.absolute())) & set(_PATTERN_CHARACTERS)):
-        raise UserError(
-            f"{run_dir}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
-            "a pattern; name another folder"
-        )
+    require_readable(run_dir)
     if not run_dir.exists():
         return
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
         return
     if not all(_is_of_start(path.name) for path in run_dir.iterdir()):
         raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
+
+
+def require_readable(folder: Path) -> None:
+    """Raises UserError if no checkpoint that is written to this folder could be read back."""
+    if found := sorted(set(str(folder.absolute())) & set(_PATTERN_CHARACTERS)):
+        raise UserError(
+            f"{folder}: its path holds {found[0]}, which Orbax, that reads checkpoints, takes for "
+            "a pattern; name another folder"
+        )
 
 
 def write_config(run_dir: Path, text: str) -> None:
@@ -93,16 +102,50 @@ def claim_checkpoints(folder: Path, run_dir: Path) -> None:
     """Makes a folder for the checkpoints of a new run alone.
 
     Raises:
-        UserError: it holds checkpoints already, or cannot be written.
+        UserError: it holds checkpoints already, or something else where they are to be, or cannot
+            be written.
     """
-    another = "name another --checkpoint.folder"
-    if next(folder.glob("*/[0-9]*"), None):
+    require_readable(folder)
+    used = [path for stage in STAGES if (path := folder / stage).exists()]
+    is_own = owner(folder) == run_dir.absolute()
+    if is_own and (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
+        for path in used:  # a copy that was cut short
+            shutil.rmtree(path)
+    elif next(folder.glob("*/[0-9]*"), None):
         raise UserError(
-            f"{folder} holds the checkpoints of {owner(folder) or 'a run'}; {another}, or delete "
+            f"{folder} holds the checkpoints of {owner(folder) or 'a run'}; {ANOTHER}, or delete "
             "them if that run is not to go on"
         )
-    with files.atomic_write(folder / OWNER, another_place=another) as unfinished:
+    elif used:
+        raise UserError(f"{used[0]} is there already, where checkpoints are to be; {ANOTHER}")
+    with files.atomic_write(folder / OWNER, another_place=ANOTHER) as unfinished:
         unfinished.write_text(f"{run_dir.absolute()}\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def hold_checkpoints(folder: str, *, is_new: bool) -> Iterator[None]:
+    """Holds the lock of a folder for checkpoints alone, if there is one, while the block runs; a
+    new run's is made. Raises UserError if another run holds it, or it cannot be written."""
+    path = Path(folder)
+    if folder and is_new:
+        with files.write_errors(path, another_place=ANOTHER):
+            path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        if folder and path.is_dir():
+            held.enter_context(lock.hold(path, "--checkpoint.folder"))
+        yield
+
+
+def partial_name(stage: str, step: int) -> str:
+    """Of an evaluation between a stage's steps, and of the weights that a deadline has left."""
+    return f"{stage}-step-{step:06d}"
+
+
+def remove_partial_weights(run_dir: Path, stage: str, after: int = 0) -> None:
+    """Those that a deadline has left of a stage, or only those of steps after `after`."""
+    for path in (run_dir / "weights").glob(f"{stage}-step-*.safetensors"):
+        if path.stem > partial_name(stage, after):
+            path.unlink()
 
 
 def owner(folder: Path) -> Path | None:

@@ -104,11 +104,11 @@ def reading(text: str) -> Reading:
 
 
 def _unnamed(text: str) -> Reading:
+    if found := date(text):  # before numbers: "5 May" is not 5 of something
+        return Date(found)
     number = quantity(text) or quantity(_without_brackets(text))
     if number is not None:
         return number
-    if found := date(text):
-        return Date(found)
     return _sequence(text) or _expression(text) or _as_text(text)
 
 
@@ -155,9 +155,11 @@ def _sequence(text: str) -> Sequence | None:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas, semicolons and "and" outside brackets."""
+    """The parts between commas, semicolons and "and" outside brackets. Beside a semicolon or an
+    "and" a comma within "1,200" separates thousands."""
     parts, depth, start = [], 0, 0
-    for mark in re.finditer(r"[(\[{]|[)\]}]|[,;]\s*(?:and\s+)?|\s+and\s+", text):
+    comma = r",(?![0-9]{3}(?![0-9]))" if re.search(r";|\sand\s", text) else ","
+    for mark in re.finditer(rf"[(\[{{]|[)\]}}]|(?:{comma}|;)\s*(?:and\s+)?|\s+and\s+", text):
         if mark[0] in "([{":
             depth += 1
         elif mark[0] in ")]}":

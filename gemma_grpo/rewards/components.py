@@ -6,6 +6,7 @@ can be read in two ways pays nothing.
 
 import math
 import re
+from collections import Counter
 
 from gemma_grpo.rewards import answers, blocks
 from gemma_grpo.rewards.quantities import Quantity
@@ -59,15 +60,20 @@ def _of_needed(count: int, sample: Sample) -> float:
 
 
 def _steps_to(answer: str | None, found: Steps) -> int:
-    """The equations whose results the answer needs; 0 where it follows from none."""
+    """The equations whose results the answer needs, one for each use of a number; 0 where it
+    follows from none."""
     said = answers.reading(answer) if answer else None
     said = said.of if isinstance(said, answers.Equation) else said
     if not isinstance(said, Quantity):
         return 0
-    needed, count = {said.value}, 0
+    needed, results, count = Counter([said.value]), Counter(e.result for e in found.equations), 0
     for equation in reversed(found.equations):
-        if equation.result in needed:
-            needed.update(equation.operands)
+        operands, result = equation.operands, equation.result
+        # "3 + 4 - 4 = 3": nothing is found out by it where another equation gives the 3.
+        is_circular = len(operands) > 2 and result in operands and results[result] > 1
+        if needed[result] and not is_circular:
+            needed[result] -= 1
+            needed.update(operands)
             count += 1
     return count
 

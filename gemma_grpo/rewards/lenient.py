@@ -30,6 +30,12 @@ _NUMBER = re.compile(
 )
 
 
+# A Markdown heading of the fourth level is no answer.
+_HEADING = re.compile(
+    r"(?:step|part)\b.*|(?:the )?(?:final )?(?:answer|solution|result)\W*|.*:", re.IGNORECASE
+)
+
+
 class _Found(NamedTuple):
     text: str
     start: int
@@ -39,12 +45,17 @@ def lenient_answer(text: str) -> str | None:
     """The answer a generous reader would find, or None.
 
     In this order: the last answer block that has text (even unfinished, whatever stands around it);
-    the rest of the line after the last `####` (GSM8K); the last `\\boxed{...}` (MATH), braces
-    balanced; the last number within the last 300 characters. Of a marked text that is a sentence
-    or an equation the one number it says is taken. A number is read whole or not at all.
+    the rest of the line after the last `####` that is no heading (GSM8K); the last `\\boxed{...}`
+    (MATH), braces balanced; the last number within the last 300 characters. Of a marked text that
+    is a sentence or an equation the one number it says is taken. A number is read whole or not at
+    all.
     """
     blocks = re.findall(r"<answer>((?:(?!</?answer>).)*)", text, re.DOTALL)
-    lines_after_hashes = re.findall(r"####([^\n#]*)", text)
+    lines_after_hashes = [
+        line
+        for line in re.findall(r"####([^\n#]*)", text)
+        if not _HEADING.fullmatch(plain(line[:MAX_MARKED_CHARS]).strip("* "))
+    ]
     for found in reversed(blocks), reversed(lines_after_hashes), reversed(_boxed(text)):
         for candidate in found:
             if seen := visible(candidate):

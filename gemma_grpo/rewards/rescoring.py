@@ -108,7 +108,7 @@ class RunSettings:
                 _weights(judges),
                 int(settings["model"]["max_completion_length"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"config.yaml is of another version of gemma_grpo ({type(error).__name__}: {error})"
                 "; read the run with that one"

@@ -38,6 +38,7 @@ _IMPLIED = {
     **dict.fromkeys("average equally".split(), (2,)),
     **dict.fromkeys("kilometer kilometers km kilogram kilograms kg grams meters".split(), (1000,)),
 }
+_MAX_DIGITS = 100  # of a number; Python refuses to read very long ones
 _FILLER = re.compile(r"[\d.,]+\s*(?:[*/]\s*1|[-+]\s*0)|(?:1\s*\*|0\s*\+)\s*[\d.,]+")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 _LABEL = re.compile(r"^(?:[-*•]\s+|\(?\d{1,3}[.)]\s+|step\b\s*\d*\s*[:.)–-]*\s*)+", re.IGNORECASE)
@@ -151,6 +152,8 @@ def question_numbers(prompt: str) -> set[Fraction]:
     """The numbers that a question says: digits, words ("five", "twice"), percentages both ways."""
     numbers = line_numbers(prompt)
     for percent in re.findall(rf"({_NUMBER})\s*(?:%|percent)", prompt):
+        if len(percent) > _MAX_DIGITS:
+            continue
         part = number(percent) / 100
         numbers |= {part, 1 - part, 1 + part, Fraction(100), 100 - 100 * part, 100 + 100 * part}
     for top, bottom in re.findall(r"(\d{1,9})/(\d{1,9})", prompt):
@@ -166,7 +169,7 @@ def question_numbers(prompt: str) -> set[Fraction]:
 def line_numbers(text: str) -> set[Fraction]:
     """The numbers of a text, in digits and in words."""
     text = number_words.to_digits(text[:20_000])
-    return set(map(number, re.findall(_NUMBER, text)))
+    return {number(found) for found in re.findall(_NUMBER, text) if len(found) <= _MAX_DIGITS}
 
 
 def num_numbers(prompt: str) -> int:
@@ -186,26 +189,36 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
         return [], False
     line = re.sub(r"<<[^<>]*>>|[$€£¥₹]", "", plain(line).replace("$", " "))
     line = re.sub(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.])", " * ", line)
+    line = re.sub(r"(?<=[^\W\d_]{2})\s+[xX]\s+(?=[\d(.])", " * ", line)  # "5 vans x 28"
     line = re.sub(r"(?<=[\d%])\s+(?:of|times)\s+(?=[\d(])", " * ", line)
     line = _UNIT_BEFORE_SIGN.sub(" ", line)
     sides, found = line.split("="), []
     for i, (left, right) in enumerate(zip(sides, sides[1:], strict=False)):
         suffix, result = _SUFFIX.search(left), _PREFIX.match(right)
         assert suffix is not None  # it may be empty
-        formula = suffix[0].lstrip(" ,").rstrip(" ,.")
+        formula = _readable(suffix[0].lstrip(" ,").rstrip(" ,."), part=-1)
         is_formula = re.search(r"[\d)%]\s*[-+*/^]\s*[-(\d.]", formula)
         if result is None or not (is_formula or (i and formula == left.strip())):  # "3+4 = 7 = 8"
             continue
-        left_value = evaluate(formula)
-        right_value = evaluate(result[0].rstrip("-+*/^( ,."))
+        if re.match(r"[+*/^]|-\s", formula):  # behind a word: "M + 4 + 2 = 8"
+            continue
+        said = _readable(result[0].rstrip("-+*/^( ,."), part=0)
+        left_value, right_value = evaluate(formula), evaluate(said)
         if left_value is None or right_value is None:
             continue
-        if left_value[0] != right_value[0]:
+        as_percentage = "%" not in formula and said.endswith("%")  # "100 - 50 = 50%"
+        if left_value[0] not in (right_value[0], 100 * right_value[0] if as_percentage else None):
             return [], True
         if is_formula and not _is_filler(formula):
             operands = sorted(map(number, re.findall(_NUMBER, formula)))
-            found.append(Equation(tuple(operands), right_value[0]))
+            found.append(Equation(tuple(operands), left_value[0]))
     return found, False
+
+
+def _readable(text: str, *, part: int) -> str:
+    """The expression or, where it is none, its first (0) or last (-1) part: "15 (3 boxes", "15, 15
+    + 2"."""
+    return text if evaluate(text) else re.split(r"[,.]\s+|\s+\(", text)[part].strip()
 
 
 def _is_filler(formula: str) -> bool:

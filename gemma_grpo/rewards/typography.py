@@ -6,7 +6,7 @@ from functools import lru_cache
 
 _CHARS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"),
-    **dict.fromkeys("\u00d7\u22c5\u2219\u2217", "*"),
+    **dict.fromkeys("\u00d7\u00b7\u22c5\u2219\u2217", "*"),
     **dict.fromkeys("“”„«»", '"'),
     **dict.fromkeys("‘’`", "'"),
     **{"\u00f7": "/", "\u2044": "/", "\u2215": "/", "\u221a": "sqrt", "\u2264": "<="},

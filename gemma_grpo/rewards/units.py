@@ -124,6 +124,18 @@ _CANONICAL = {
 }
 _CANONICAL["foot"] = _CANONICAL["feet"] = "ft"
 _KNOWN = frozenset(_MEASURES) | frozenset(_OTHER_UNITS)
+# Of one of these a number has one unit: "3 hours days" would else be right for either.
+_DIMENSIONS = [
+    frozenset(f"{units} %".split())
+    for units in (
+        "s ms min h day week month year",
+        "mm cm m km inch ft yd mi",
+        "mg g kg oz lb",
+        "ml l gal cup tbsp tsp",
+        "dollar euro rupee cent yen lb",
+        "kb mb gb",
+    )
+]
 
 
 def unit_of(text: str, *, few: bool) -> Unit | None:
@@ -147,9 +159,16 @@ def unit_of(text: str, *, few: bool) -> Unit | None:
     tokens = tokens[num_multipliers:]
     if set(tokens) & _TAKES_BACK or {*map(_canonical, tokens)} & _MULTIPLIERS.keys():
         return None
+    words = _canonical_words(tokens)
+    if "of" not in tokens and any(_num_of(dimension, words) > 1 for dimension in _DIMENSIONS):
+        return None
     few = few and not num_multipliers
     doubtful = [token for i, token in enumerate(tokens) if _is_doubtful(tokens, i, few)]
-    return Unit(multiplier, _canonical_words(tokens), frozenset(map(_canonical, doubtful)))
+    return Unit(multiplier, words, frozenset(map(_canonical, doubtful)))
+
+
+def _num_of(dimension: frozenset[str], words: frozenset[str]) -> int:
+    return sum(word.partition("^")[0] in dimension for word in words)
 
 
 def _is_doubtful(tokens: list[str], i: int, few: bool) -> bool:

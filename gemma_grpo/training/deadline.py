@@ -51,6 +51,7 @@ class Deadline:
             raise UserError(f"--hours {hours}: give the session's hours, a number above 0")
         self.hours = hours
         self._longest: dict[str, float] = {}
+        self._expected: dict[str, float] = {}  # of what was not measured yet
 
     def left(self) -> float:
         """Seconds until the end; infinite without one."""
@@ -68,16 +69,17 @@ class Deadline:
 
     def expect_checkpoint(self, num_bytes: int) -> None:
         """Gives the first checkpoint's seconds an estimate, unless one was measured."""
-        self._longest.setdefault("save", num_bytes / DISK_BYTES_PER_SECOND)
+        self._expected["save"] = num_bytes / DISK_BYTES_PER_SECOND
 
     def expect_snapshot(self) -> None:
         """Gives the first snapshot the seconds of the longest evaluation, unless one was measured:
         that measures all held-out problems, where a snapshot measures a few."""
-        self._longest.setdefault("snapshot", self._longest.get("evaluate", 0.0))
+        self._expected["snapshot"] = self._longest.get("evaluate", 0.0)
 
     def allows(self, *kinds: str) -> bool:
         """Whether these, and the report, fit in what is left. What was never measured counts 0."""
-        needed = sum(self._longest.get(kind, 0.0) for kind in kinds)
+        seconds = self._expected | self._longest
+        needed = sum(seconds.get(kind, 0.0) for kind in kinds)
         return SAFETY * needed + REPORT_SECONDS <= self.left()
 
 

@@ -245,7 +245,9 @@ class Stage:
         tokens = collect.token_arrays(
             collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
         )
-        config = self.config
+        config, lora = self.config, self.runtime.lora
+        if lora.rank and lora.dropout:  # the gap would be the dropout's, which sampling has not
+            metrics |= dict.fromkeys(("logp_gap/mean", "logp_gap/rms"))
         progress = step / config.num_steps
         last_update = (step + 1) * config.num_iterations - 1
         metrics["learning_rate"] = float(self.learning_rates[last_update])

@@ -3,12 +3,12 @@
 Does not import jax.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gemma_grpo.records import read
 from gemma_grpo.training.config import GuardConfig
 
 LENGTH, CORRECT = "completion_length/mean", "reward/correctness"
@@ -151,9 +151,9 @@ class Guard:
 def guard_of(config: GuardConfig, checkpoint_every: int, run_dir: Path, stage: str) -> Guard:
     """The guard of a stage's steps that a run has recorded in its metrics.jsonl."""
     guard, path = Guard(config, checkpoint_every), run_dir / "metrics.jsonl"
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        metrics = json.loads(line)
-        if metrics["stage"] == stage:
+    steps, _ = read.json_lines(path)  # the last line may be torn
+    for metrics in steps:
+        if metrics.get("stage") == stage:
             guard.see(metrics["step"], metrics)
     return guard
 

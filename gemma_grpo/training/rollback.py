@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from gemma_grpo.devices import processes
-from gemma_grpo.records import metrics, rollbacks
+from gemma_grpo.records import metrics, rollbacks, run_dir
 from gemma_grpo.records.rollbacks import Rollback
 from gemma_grpo.training.config import GuardConfig
 from gemma_grpo.training.guard import CollapsedError
@@ -76,6 +76,7 @@ def _go_back(
     past = [*past, Rollback(collapse.why, at, to, factor)]
     rollbacks.write(files.run_dir, past)
     files.writer.go_back(stage, to)
+    run_dir.remove_partial_weights(files.run_dir, stage, to)
     print(
         f"warning: {stage} has collapsed: {collapse.why}; back to step {to}, on with {factor:g} "
         f"times the learning rate (rollback {len(past)} of {guard.rollbacks})",

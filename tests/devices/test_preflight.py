@@ -97,6 +97,27 @@ def test_the_process_that_holds_a_chip_is_named(tmp_path):
         preflight.check_holder(CHIPS, tmp_path)
 
 
+def test_a_command_that_is_not_utf8_is_named_all_the_same(tmp_path):
+    a_process(tmp_path, 11, "/dev/null", command=b"python\0caf\xe9.py\0")
+    preflight.check_holder(CHIPS, tmp_path)
+    a_process(tmp_path, 4242, "/dev/accel1", command=b"python\0caf\xe9.py\0")
+    with pytest.raises(UserError, match=r"process 4242 \(python caf\ufffd.py\)"):
+        preflight.check_holder(CHIPS, tmp_path)
+
+
+@pytest.mark.parametrize(("vendor", "found"), [("0x1ae0", ["dev/vfio/3"]), ("0x10de", [])])
+def test_a_device_passed_through_is_a_chip_only_beside_one_of_googles(tmp_path, vendor, found):
+    for name, text in (
+        ("dev/vfio/3", ""),
+        ("dev/vfio/vfio", ""),
+        ("sys/bus/pci/devices/0000:00:04.0/vendor", "0x8086\n"),
+        ("sys/bus/pci/devices/0000:00:05.0/vendor", f"{vendor}\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert preflight.device_files(tmp_path) == [str(tmp_path / name) for name in found]
+
+
 def test_a_process_of_which_nothing_can_be_read_is_passed_over(tmp_path):
     (tmp_path / "77").mkdir()
     preflight.check_holder(CHIPS, tmp_path)

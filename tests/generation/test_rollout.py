@@ -143,6 +143,17 @@ def stream(chunk, temperature=1.0, key=0, num_prompts=4):
     return list(stream(PARAMS, *tiny_prompts(num_prompts), jax.random.key(key), chunk))
 
 
+def test_a_stream_runs_on_one_device_whatever_its_parameters_lie_on(monkeypatch):
+    """A TPU's kernels are refused in a program of several devices that is no shard_map."""
+    places, device_get = [], jax.device_get
+    seen = lambda drawn: places.extend(leaf.devices() for leaf in jax.tree.leaves(drawn))
+    monkeypatch.setattr(rollout.jax, "device_get", lambda x: (seen(x), device_get(x))[1])
+    two = mesh.replicated(mesh.data_mesh(jax.devices()[:2]))
+    params = jax.device_put(PARAMS, two)
+    list(streaming_program(1.0)(params, *tiny_prompts(1), jax.random.key(0), 8))
+    assert places and all(each == {jax.devices()[0]} for each in places)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("chunk", [1, 2, 4, T, T + 5])
 def test_a_stream_ends_in_the_rollout_bit_for_bit_whatever_its_chunks(temperature, chunk):

@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
@@ -34,6 +35,21 @@ ONE_B = CONFIGS["gemma3-1b"]
 def graph_and_params(lora_config=NO_LORA):
     """A model that divides over eight; adapters are not zero."""
     return drawn_model(DIVIDES, lora_config)
+
+
+def test_a_token_seen_a_thousand_times_has_the_gradient_of_all_of_them():
+    """In bfloat16 a sum of alike terms stops growing at 256 of them."""
+    rng = np.random.default_rng(0)
+    ids = np.concatenate([np.full(1600, 3), rng.integers(0, 8, 448)]).reshape(2, 1024)
+    terms = rng.normal(1.0, 0.5, (2, 1024, 4)).astype(jnp.bfloat16)
+    loss = lambda table: (
+        (model.REPLICATED.lookup(table, jnp.asarray(ids)) * terms).astype(jnp.float32).sum()
+    )
+    expected = np.zeros((9, 4))
+    np.add.at(expected, ids, terms.astype(np.float64))
+    got = jax.jit(jax.grad(loss))(jnp.ones((9, 4), jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16 and not np.any(got[8])
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8)
 
 
 def prompts():

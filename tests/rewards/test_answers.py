@@ -113,10 +113,10 @@ def test_the_strict_grader_never_says_right_of_a_wrong_answer_in_either_directio
     assert said_right == []
 
 
-def test_the_strict_grader_says_wrong_of_at_most_one_right_answer_in_a_hundred():
+def test_the_strict_grader_says_wrong_of_one_right_answer_alone():
     right_pairs = [(given, gold) for right, given, gold in PAIRS if right]
     said_wrong = [pair for pair in right_pairs if not answers_match(*pair)]
-    assert len(said_wrong) <= len(right_pairs) / 100, said_wrong
+    assert said_wrong == [("n(n+1)/2", "(n^2 + n)/2")]  # n(...) may be a function
 
 
 def test_on_pairs_made_without_a_look_at_the_table_no_wrong_answer_is_said_to_be_right():
@@ -132,6 +132,19 @@ def test_on_pairs_made_without_a_look_at_the_table_no_wrong_answer_is_said_to_be
 @pytest.mark.parametrize(("right", "completion", "gold"), rows("lenient_pairs.tsv"))
 def test_the_lenient_reader_reads_whole_numbers_in_sentences_and_blocks(right, completion, gold):
     assert answers_match(lenient_answer(completion), gold) == (right == "1")
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "#### Step 1: Add\n5 + 13 = 18\n#### Step 2: Answer\nIt is $\\boxed{18}$",
+        "#### Final Answer\n\n18",
+        "#### **Answer:**\n18",
+        "#### Part 2\n#### 18",
+    ],
+)
+def test_a_heading_is_no_answer(completion):
+    assert lenient_answer(completion) == "18"
 
 
 HOSTILE = [

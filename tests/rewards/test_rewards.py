@@ -29,7 +29,7 @@ from gemma_grpo.rewards.blocks import parse
 from gemma_grpo.rewards.lenient import lenient_answer
 from gemma_grpo.rewards.number_words import to_digits
 from gemma_grpo.rewards.quantities import quantity
-from gemma_grpo.rewards.steps import true_lines
+from gemma_grpo.rewards.steps import read_steps, true_lines
 
 GOOD = "<reasoning>\n3 + 4 = 7\n7 * 2 = 14\n</reasoning>\n<answer>\n14\n</answer>"
 
@@ -557,6 +557,9 @@ def traced(reasoning: str, said: str = "14", **changes) -> float:
         ("4 - 3 = 1\n3 + 4 = 7\n7 * 2 = 14", 1),
         ("4 * 3 = 12\n12 + 2 = 14", 1),  # true, and it leads there: what no arithmetic can tell
         ("9**9**9 = 7\n" + "(" * 400 + " = 3", 0),
+        ("3 + 4 = 7, 7 * 2 = 14", 1),
+        ("3 + 4 = 7 (3 apples and 4 pears)\n7 * 2 = 14", 1),
+        ("3 apples + 4 pears = 7\n7 bags x 2 = 14", 1),
     ],
 )
 def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(reasoning, expected):
@@ -572,6 +575,16 @@ def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(r
         ("99 + 1 = 100\n99 + 1 = 100", (2, 2)),  # arithmetic alone, wherever its numbers are from
         ("3 + 4 = 7; 7 * 2 = 15", (0, 1)),
         ("5 * 1 = 5\nThe answer is 5.", (0, 0)),
+        ("3 * 5 = 15, 15 + 2 = 17", (1, 1)),
+        ("3 * 5 = 15. 15 + 2 = 18", (0, 1)),
+        ("Out of the 40, 40 x 1/10 = 4", (1, 1)),
+        ("60 students x 2/3 = 40", (1, 1)),
+        ("60 students x 2/3 = 41", (0, 1)),
+        ("100 - 50 = 50% are left", (1, 1)),
+        ("100 - 50 = 49%", (0, 1)),
+        ("50% * 100 = 50%", (0, 1)),
+        ("He works M + 4 + 2 = 8 hours", (0, 0)),
+        ("3 · 5 = 15", (1, 1)),
         ("", (0, 0)),
     ],
 )
@@ -579,6 +592,20 @@ def test_true_lines_counts_the_lines_with_equations_and_those_with_only_true_one
     reasoning, expected
 ):
     assert true_lines(reasoning) == expected
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [("", 2 / 3), ("\n3 + 4 - 4 = 3", 2 / 3), ("\n24 / 8 * 4 / 4 = 3", 2 / 3)],
+)
+def test_an_equation_that_leads_back_to_its_own_number_is_no_further_step(padding, expected):
+    prompt = "6 workers need 4 days. How many days do 8 workers need?"
+    how = {"answer": "3", "prompt": prompt, "difficulty": "hard"}
+    assert traced(f"6 * 4 = 24\n24 / 8 = 3{padding}", said="3", **how) == near(expected)
+
+
+def test_a_question_with_a_number_of_five_thousand_digits_is_read():
+    assert read_steps("3 + 4 = 7", f"3 and 4 and {'9' * 5000} and {'9' * 5000}%").equations
 
 
 def test_a_wrong_answers_trace_is_worth_a_third():

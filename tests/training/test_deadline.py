@@ -52,6 +52,9 @@ def test_the_first_checkpoint_is_expected_by_its_bytes_and_a_measured_one_is_not
     assert not other.allows("save")
     clock[0] = 3600 - 1.2 * 120 - 10.5
     assert other.allows("save")
+    other.note("save", 5.0)
+    clock[0] = 3600 - 1.2 * 5 - 10
+    assert other.allows("save")
 
 
 def test_evaluations_of_earlier_sessions_count(clock, tmp_path):

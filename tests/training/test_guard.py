@@ -231,7 +231,8 @@ def test_a_resumed_run_s_guard_knows_what_the_run_s_own_knew(tmp_path):
     lines = [{"stage": "sft", "step": 1, "loss": NAN}]
     lines += [{"stage": "grpo", "step": n} | HEALTHY | each for n, each in enumerate(steps, 1)]
     text = "".join(json.dumps(line) + "\n" for line in lines).replace("NaN", "null")
-    (tmp_path / "metrics.jsonl").write_text(text)
+    torn = '{"stage": "grpo", "step": 7, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text + torn)
     resumed = guard_of(GuardConfig(patience=3), 2, tmp_path, "grpo")
     for guard in (own, resumed):
         assert guard.collapse == "" and guard.best(range(7)) == 1
