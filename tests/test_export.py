@@ -14,7 +14,8 @@ import tolerances
 from flax import nnx
 from stubs import drawn_adapter
 
-from gemma_grpo import config, export, model, weights
+from gemma_grpo import api, config, export, model, weights
+from gemma_grpo.errors import UserError
 from gemma_grpo.model import LoRAConfig
 from gemma_grpo.runtime import ModelConfig
 
@@ -188,7 +189,7 @@ def test_bad_input_is_one_line(exported, tmp_path, capsys, monkeypatch, argument
 
 def test_a_dtype_that_is_none_of_three_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(UserError, match="dtype='fp16': use one of float32, bfloat16, float16"):
-        api.Result(tmp_path, RunConfig()).export(tmp_path / "out", dtype="fp16")
+        api.Result(tmp_path, config.RunConfig()).export(tmp_path / "out", dtype="fp16")
 
 
 def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys):

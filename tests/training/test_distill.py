@@ -212,6 +212,8 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     for name in ("whole", "cut"):
         pipeline.new_run_dir(tmp_path / name, run)
     pipeline.execute(run, tmp_path / "whole", quiet=True)
+    steps = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").open()]
+    assert [line["logp_gap/mean"] for line in steps] == [None] * 3  # sampling drops nothing
     write = MetricsWriter.write
 
     def write_and_interrupt(writer, stage, step, metrics):
