@@ -19,7 +19,8 @@ that, not this page.
 
 - when the mean of {watch.WINDOW} steps has left a range that has numbers below,
 - when the learning rate has been 0 for {watch.WINDOW} steps,
-- when reward/mean rose by {watch.REWARD_RISE} in {watch.APART} steps, reward/correctness did not,
+- when reward/mean rose by {watch.REWARD_RISE} in {watch.APART} steps and reward/correctness did \
+not,
 - when completions are {watch.LONGEST:g} or {watch.SHORTEST:g} times as long as in the first \
 {watch.WINDOW} steps.
 

@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="python -m gemma_grpo.ablation",
-        description="Four reward configurations on three literal outputs, beside the original.",
+        description="Four reward configurations on three handwritten outputs.",
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")

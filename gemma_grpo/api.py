@@ -139,6 +139,8 @@ class Result:
         Raises:
             UserError: a prompt over model.max_prompt_length, or no stage has finished.
         """
+        if isinstance(prompts, str):
+            raise UserError('prompts: give a list of questions, such as ["What is 2 + 2?"]')
         if not prompts:
             return []
         settings = replace(self.run.model, rollout_layout="data")
@@ -234,6 +236,8 @@ def fit(
         UserError: bad input, in one line that names the fix.
         InterruptedRunError: it was stopped, and is saved.
     """
+    if not isinstance(run, RunConfig):
+        raise UserError('run: give settings, such as gemma_grpo.preset("gemma3-nano")')
     specs, given = pipeline.given_objects(rewards, problems, held_out)
     run = pipeline.with_objects(run, specs, given)
     if run_dir is None:
@@ -245,7 +249,11 @@ def fit(
         folder = run.checkpoint.folder
         with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
             pipeline.new_run_dir(run_dir, run)
-            return _execute(Result(run_dir, run, given), hours)
+            try:
+                return _execute(Result(run_dir, run, given), hours)
+            except UserError:
+                run_dirs.remove_unused(run_dir)
+                raise
 
 
 def resume(

@@ -28,7 +28,7 @@ OLD_VALUES: dict[str, dict[str | bool, str]] = {
     "model.remat": {True: "full", False: "none"},
     "grpo.curriculum": {True: "phases", False: "none"},
 }
-# Fields of earlier versions that are read over: how an update was cut, not what it computes.
+# Fields of earlier versions that are ignored: how an update was cut, not what it computes.
 OLD_FIELDS = {
     *("sft.accumulation_steps", "sft.length_bucket", "sft.packed_sizes"),
     *("grpo.accumulation_steps", "grpo.length_bucket", "grpo.packed_sizes", "grpo.prompt_bucket"),
@@ -118,12 +118,16 @@ class RunConfig:
         """
         values = _plain(dataclasses.asdict(self))
         for name, value in settings.items():
-            *sections, last = name.split(".")
+            *sections, last = name.replace("-", "_").split(".")
             section = values
             for inner in sections:
                 section = section.get(inner)
                 if not isinstance(section, dict):
-                    raise UserError(f"there is no setting {name!r}; to_yaml shows all")
+                    raise UserError(f"there is no setting {name!r}; print(run) shows all")
+            if isinstance(section.get(last), dict) and isinstance(value, Mapping):
+                raise UserError(
+                    f"{name} is a section: name its settings, such as {name}.{min(value)}"
+                )
             section[last] = _plain(value)
         changed: RunConfig = _build(RunConfig, values, where="")
         return changed

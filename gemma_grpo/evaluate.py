@@ -1,7 +1,7 @@
 """The evaluation command: how good is a run's model, or a base model, on held-out problems.
 
-python -m gemma_grpo.evaluate RUN [--task gsm8k:FOLDER]
-python -m gemma_grpo.evaluate --weights gemma3-270m --task reasoning_gym:chain_sum --num 200
+    python -m gemma_grpo.evaluate RUN [--task gsm8k:FOLDER]
+    python -m gemma_grpo.evaluate --weights gemma3-270m --task reasoning_gym:chain_sum --num 200
 
 Writes DIR/result.json (figures with 95 % intervals, and the protocol they were taken under) and
 DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each).

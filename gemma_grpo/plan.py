@@ -131,12 +131,13 @@ def table(run: RunConfig, rows: list[Row], account: Ledger, result: dict, where:
         *_of_run(account),
         *disk.lines(run, account.disk),
         "",
-        *_steps(account, result),
+        *_steps(run, account, result),
     ]
     if "largest_prompts_per_step" in result:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
-    if over := max(fit.excess(row, where.chip) for row in rows):
-        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run)}")
+    worst = max(rows, key=lambda row: fit.excess(row, where.chip))
+    if over := fit.excess(worst, where.chip):
+        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run, worst.name)}")
     return "\n".join(lines)
 
 
@@ -193,7 +194,9 @@ def _line(line: Line, figures: str) -> str:
     return f"  {line.name:30}{figures}  {line.basis:9} {line.note}".rstrip()
 
 
-def _steps(account: Ledger, result: dict) -> list[str]:
+def _steps(run: RunConfig, account: Ledger, result: dict) -> list[str]:
+    from gemma_grpo.planning import batches
+
     likely, most = account.hours()
     lines = [f"the run: {likely:.2f} hours, at full lengths {most:.2f}, by these lines"]
     if math.isnan(most):
@@ -201,18 +204,27 @@ def _steps(account: Ledger, result: dict) -> list[str]:
     if account.step.most:
         number, bound = result["steps_in_hours"].values()
         epochs = result["gsm8k_epochs_in_hours"]["likely"]
+        is_known = number is not None and "gsm8k" in run.data.source
+        of_gsm8k = f" ({epochs:.1f} epochs of GSM8K)" if is_known else ""
         lines.append(
             f"in {result['hours']:g} hours, beside all else: "
             + (
                 "an unknown number of GRPO steps (the chip's speed is not known)"
                 if number is None
-                else f"{number} GRPO steps ({epochs:.1f} epochs of GSM8K), {bound} at full lengths"
+                else f"{number} GRPO steps{of_gsm8k}, {bound} at full lengths"
             )
         )
+    P, S, T = (
+        run.grpo.prompts_per_step,
+        run.model.max_prompt_length,
+        run.model.max_completion_length,
+    )
+    prompts = batches.prompt_lengths(P, S)
+    mean = batches.completion_lengths(P * run.grpo.num_generations, T).mean()
     return [
         *lines,
-        "likely: completions as long as benchmarks/lengths.py has them (synthetic, mean 311 of "
-        "800), prompts of 40 to 120 tokens",
+        "likely: completions as long as benchmarks/lengths.py has them (synthetic, mean "
+        f"{mean:.0f} of {T}), prompts of {prompts.min()} to {prompts.max()} tokens",
     ]
 
 

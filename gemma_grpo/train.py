@@ -54,7 +54,8 @@ class Options:
     """Who answers the criteria of --rubric: path/to/file.py:function=weight, or
     model:WEIGHTS=weight for a Gemma 3; weight 0 only records."""
     run_dir: Path | None = None
-    """Where the run's files go; runs/<preset>-<date>-<time> if unsaid."""
+    """Where the run's files go. If unsaid, runs/<preset>-<date>-<time>, or with --resume-from
+    runs/<the name of its folder>; a number is added to one that is there."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one in runs/."""
     resume_from: Path | None = None

@@ -91,6 +91,46 @@ def test_the_commands_keep_their_names():
     assert train.__name__ == "gemma_grpo.train" and callable(train.main)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda result: result.generate("What is 2 + 2?"), "prompts: give a list"),
+        (
+            lambda _: gemma_grpo.preset("gemma3-nano").replace({"grpo": {"num_steps": 5}}),
+            "name its settings, such as grpo.num_steps",
+        ),
+    ],
+)
+def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, message):
+    run_dir = tmp_path / "run"
+    pipeline.new_run_dir(run_dir, gemma_grpo.preset("gemma3-nano"))
+    with pytest.raises(gemma_grpo.UserError, match=message):
+        call(gemma_grpo.load(run_dir))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("'gemma3-nano'", "run: give settings"),
+        ("gemma_grpo.preset('gemma3-nano'), rewards=len", "rewards: give a list"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(arguments, message):
+    """In a process that checks no types, as a user's."""
+    code = f"import gemma_grpo; gemma_grpo.fit({arguments})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
+
+
+def test_a_run_that_could_not_start_leaves_its_name_free(tmp_path):
+    run = gemma_grpo.preset("gemma3-nano").replace({"data.num-test": 8})
+    problems = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]  # no completion
+    for _ in range(2):
+        with pytest.raises(gemma_grpo.UserError, match="completion"):
+            gemma_grpo.fit(run, problems=problems, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 def test_settings_are_replaced_by_the_names_of_the_flags():
     run = RunConfig().replace({"grpo.loss.beta": 0.1, "seed": 3, "reward.extra": ["a.py:f"]})
     assert (run.grpo.loss.beta, run.seed, run.reward.extra) == (0.1, 3, ("a.py:f",))

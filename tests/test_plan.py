@@ -365,10 +365,16 @@ def test_fixes_are_named_in_the_order_of_what_they_cost():
     without_remat = replace(run, model=replace(run.model, remat="none"))
     smallest = replace(run, grpo=replace(run.grpo, pack_tokens=1312))
     some_remat = replace(run, model=replace(run.model, remat="dots"))
-    assert "remat dots" in fit.fix(without_remat)
-    assert "remat full" in fit.fix(some_remat)
-    assert "--grpo.pack-tokens 1536" in fit.fix(run)
-    assert "lora.rank" in fit.fix(smallest)
+    assert "remat dots" in fit.fix(without_remat, "update")
+    assert "remat full" in fit.fix(some_remat, "sft update")
+    assert "--grpo.pack-tokens 1536" in fit.fix(run, "update")
+    assert "--grpo.pack-tokens 1536" in fit.fix(without_remat, "reference")
+    assert "--sft.pack-tokens" in fit.fix(run, "sft update")
+    assert "lora.rank" in fit.fix(smallest, "update")
+    assert "lora.rank" not in fit.fix(smallest.replace({"model.lora.rank": 4}), "update")
+    assert "--evaluation.batch-size" in fit.fix(run, "greedy")
+    assert "--sft.own.batch-size" in fit.fix(run, "own")
+    assert "--grpo.prompts-per-step" in fit.fix(without_remat, "rollout")
 
 
 def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp_path):

@@ -101,7 +101,7 @@ def _row(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line = " ".join(str(error).split())[:200]
-        raise UserError(f"{program.name} does not fit: {line}; {fix(run)}") from error
+        raise UserError(f"{program.name} does not fit: {line}; {fix(run, program.name)}") from error
     budget, platform = run.model.max_completion_length, mesh.devices.flat[0].platform
     needed = full = work_of(program, run, architecture, mesh.size)
     likely, flops = work_of(program, run, architecture, mesh.size, "likely"), 0
@@ -260,8 +260,8 @@ def require_room(run: RunConfig, mesh: Mesh, chip: Chip, stages: Sequence[str]) 
     for row in plan(run, architecture, mesh, chip, ids, stages):
         if over := excess(row, chip):
             raise UserError(
-                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run)}, or insist "
-                "with --ignore-plan"
+                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run, row.name)}, or "
+                "insist with --ignore-plan"
             )
 
 
@@ -270,11 +270,20 @@ def excess(row: Row, chip: Chip) -> float:
     return max(row.memory - chip.memory, 0.0)
 
 
-def fix(run: RunConfig) -> str:
-    """Which setting to change, the cheapest first."""
-    if run.model.remat != "full":
+def fix(run: RunConfig, program: str) -> str:
+    """Which setting to change where this program does not fit, the cheapest first."""
+    if program in ("greedy", "sampled"):
+        return f"set --evaluation.batch-size {max(1, run.evaluation.batch_size // 2)}"
+    if program == "own":
+        return f"set --sft.own.batch-size {max(1, run.sft.own.batch_size // 2)}"
+    if program == "rollout":
+        return "take fewer --grpo.prompts-per-step"
+    stage, config = ("sft", run.sft) if program.startswith("sft") else ("grpo", run.grpo)
+    if program.endswith("update") and run.model.remat != "full":
         return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"
     least = run.model.max_prompt_length + run.model.max_completion_length
-    if not run.grpo.pack_tokens or run.grpo.pack_tokens > least:
-        return f"set --grpo.pack-tokens {max(least, run.grpo.pack_tokens // 2)}"
-    return "set --model.lora.rank 16, or take fewer --grpo.num-generations"
+    if not config.pack_tokens or config.pack_tokens > least:
+        return f"set --{stage}.pack-tokens {max(least, config.pack_tokens // 2)}"
+    if not run.model.lora.rank:
+        return "set --model.lora.rank 16"
+    return "take more chips, or a smaller --model.max-completion-length"

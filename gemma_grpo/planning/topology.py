@@ -90,5 +90,5 @@ def devices(name: str) -> Sequence[jax.Device]:
     except Exception as error:
         raise UserError(
             f"topology {name!r}: {' '.join(str(error).split())[:160]}; pip install libtpu, and "
-            "write the topology like v5e:2x4 or v5p:2x2x1"
+            "write the topology like v5e:2x4, v6e:2x4, v4:2x2x1, v5p:2x2x1 or tpu7x:2x2x1"
         ) from error

@@ -95,7 +95,8 @@ NOTES = {
         high=3.0,
     ),
     "logp_gap/mean": Note(
-        "Mean |trainer - sampler| log-prob of the same tokens, nats: numerical error only.",
+        "Mean absolute difference of trainer's and sampler's log-probs of the same tokens, nats: "
+        "numerical error only.",
         "1e-6 in float32, about 0.01 in bfloat16; at most 0.05",
         "Sampler and trainer disagree: run verify_kernels, or use model.dtype float32, or set "
         "grpo.loss.tis-cap.",
@@ -207,7 +208,7 @@ NOTES = {
         "Read some rollouts; reward.end.verbosity and reward.end.trace pay for either.",
     ),
     "truncated": Note(
-        "Share of completions that met model.max-completion-length before they ended.",
+        "Share of completions that were cut off at model.max-completion-length.",
         "at most 0.2",
         "Raise model.max-completion-length, or pay for ending: reward.start.format.",
         high=0.2,

@@ -46,8 +46,10 @@ def session_specs(
         given: functions, of weight 1, or the weight of each.
 
     Raises:
-        UserError: something that cannot be called or has no name, or two of one name.
+        UserError: no list, something that cannot be called or has no name, or two of one name.
     """
+    if callable(given):
+        raise UserError("rewards: give a list of functions, or a dict of their weights")
     weights = given if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
     functions: dict[str, Reward] = {}
     for function in weights:

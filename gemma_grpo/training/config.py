@@ -147,9 +147,9 @@ class GuardConfig:
     action: Literal["none", "stop", "rollback"] = "none"
     """After a collapse: nothing; stop with the last good checkpoint; or go back to it, with half
     the learning rate. A checkpoint is good if its step and the next keep all limits, and
-    right completions are above the middle between their limit and their best."""
+    the share of right completions is above the midpoint of its limit and its best."""
     patience: int = 10
-    """Steps in a row that leave one limit, which are a collapse."""
+    """Consecutive steps outside one limit that count as a collapse."""
     rollbacks: int = 3
     """A run goes back this often; the next collapse stops it."""
     min_format: float = NOTES["reward/format"].low or 0.0
@@ -166,7 +166,7 @@ class GuardConfig:
     max_length: float = 4.0
     """Most mean length of completions, as such a multiple."""
     max_truncated: float = 0.5
-    """Largest share of completions that meet the token budget."""
+    """Largest share of completions that hit the token limit."""
     max_kl: float = 1.0
     """Largest KL to the reference, nats per token; measured with grpo.loss.beta above 0."""
     max_logp_gap: float = NOTES["logp_gap/mean"].high or 0.0

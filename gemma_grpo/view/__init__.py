@@ -42,8 +42,12 @@ def _view(options: argparse.Namespace) -> int:
         raise UserError("--problem goes with --text; in the page, open Problems")
     if not options.megabytes > 0:
         raise UserError(f"--megabytes {options.megabytes:g}: give a number above 0")
+    if options.text and options.out:
+        raise UserError("--out is the page's: without it, --text prints, and > FILE keeps that")
     if options.text:
         for run in options.runs:
+            if len(options.runs) > 1:
+                print(f"{run}:")
             terminal.show(run, options.problem)
         return 0
     path = options.out or options.runs[0] / "view.html"

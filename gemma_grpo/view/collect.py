@@ -197,7 +197,13 @@ def _notes(summary: dict, share: float, evaluations: dict, training: dict) -> li
     if not summary:
         notes.append("The run has no summary yet: it is being written, or was stopped.")
     elif summary.get("unfinished"):
-        notes.append("The run is not finished; train --resume goes on.")
+        if "collapse" in summary["unfinished"]:
+            notes.append(
+                "The guard has stopped the run: train --resume-from RUN --run-dir NEW goes on with "
+                "another --grpo.guard."
+            )
+        else:
+            notes.append("The run is not finished; train --resume goes on.")
     if share < 1:
         notes.append(
             f"On this page: {evaluations['kept']} of {evaluations['all']} held-out problems and "

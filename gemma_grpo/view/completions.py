@@ -24,7 +24,7 @@ _LETTERS = {"step": "e", "idle": "i", "false": "f", "sentence": "s", "other": ".
 
 def flags(row: Mapping) -> int:
     """What is so of a row of evaluations/ or rollouts/."""
-    parsed = parse(text_of(row, "completion"))
+    parsed = parse(text_of(row, "completion", whole=True))
     said = (
         parsed.reasoning is not None,
         parsed.answer is not None,
@@ -78,10 +78,10 @@ def encode_tokens(tokens: Tokens | None) -> tuple[str, str, str, int | float | N
     return _characters(lengths), _characters(levels), gaps, rounded(float(logps.mean()), 3)
 
 
-def text_of(row: Mapping, name: str) -> str:
-    """A field that should be text, cut to MAX_CHARACTERS."""
+def text_of(row: Mapping, name: str, *, whole: bool = False) -> str:
+    """A field that should be text, cut to MAX_CHARACTERS unless `whole`."""
     value = row.get(name)
-    return str("" if value is None else value)[:MAX_CHARACTERS]
+    return str("" if value is None else value)[: None if whole else MAX_CHARACTERS]
 
 
 def _characters(values: np.ndarray) -> str:

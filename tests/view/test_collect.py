@@ -104,6 +104,19 @@ def test_tokens_are_encoded_as_documented_and_within_what_an_eye_can_tell(tmp_pa
     assert row["logp"] == pytest.approx(-(count - 1) / 2, abs=2e-3)
 
 
+def test_a_completion_longer_than_the_page_shows_is_flagged_as_it_is():
+    text = f"<reasoning>\n{'a ' * 15_000}\n</reasoning>\n<answer>\n7\n</answer>"
+    assert completions.flags({"completion": text}) & completions.WELL_FORMED
+    assert len(completions.text_of({"completion": text}, "completion")) < len(text)
+
+
+def test_the_page_of_a_collapsed_run_does_not_say_that_it_goes_on_the_same_way():
+    none = {"kept": 0, "all": 0, "old": 0}
+    of = lambda unfinished: collect._notes({"unfinished": unfinished}, 1.0, none, none)
+    assert any("--resume goes on" in note for note in of({"stage": "grpo"}))
+    assert any("another --grpo.guard" in note for note in of({"stage": "grpo", "collapse": "kl"}))
+
+
 def test_two_runs_share_problems_and_keep_their_own_names(tmp_path):
     runs = [write_run(tmp_path / name / "run", problems=2 + k) for k, name in enumerate("ab")]
     data = collect.collect(runs)

@@ -75,8 +75,11 @@ const isSpace = (character) => character !== "\ufeff" && /[\s\x1c-\x1f\x85]/.tes
 function partsOf(i) {
   const text = C.text[i], parts = [];
   const blocks = [];
-  if (has(i, REASONING)) blocks.push(["reasoning", text.indexOf("<reasoning>") + 11, text.indexOf("</reasoning>"), 12]);
-  if (has(i, ANSWER)) blocks.push(["answer", text.indexOf("<answer>") + 8, text.indexOf("</answer>"), 9]);
+  for (const [role, bit] of [["reasoning", REASONING], ["answer", ANSWER]]) {
+    const open = text.indexOf(`<${role}>`), close = text.indexOf(`</${role}>`);
+    // The page has the beginning of a very long completion alone.
+    if (has(i, bit) && open >= 0) blocks.push([role, open + role.length + 2, close < 0 ? text.length : close, role.length + 3]);
+  }
   blocks.sort((a, b) => a[1] - b[1]);
   let place = 0;
   const outside = (end) => {
