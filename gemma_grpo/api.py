@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_grpo import cli, pipeline
-from gemma_grpo.errors import InterruptedRunError, UserError
+from gemma_grpo.errors import InterruptedRunError, UserError, expanded
 from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.generator import make_generator
 from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
@@ -169,10 +169,12 @@ class Result:
         Raises:
             UserError: something is there already, no stage has finished, or there are no adapters.
         """
-        out = Path(out)
+        out = expanded(out)
         files.require_new_folder(out)
         if dtype not in EXPORTED:
             raise UserError(f"dtype={dtype!r}: use one of {', '.join(EXPORTED)}")
+        if adapter and dtype != "float32":
+            raise UserError(f"dtype={dtype!r}: adapters are written as trained, float32")
         trained = self._trained()
         if stage:
             trained = trained.with_name(f"{stage}.safetensors")
@@ -238,11 +240,12 @@ def fit(
     """
     if not isinstance(run, RunConfig):
         raise UserError('run: give settings, such as gemma_grpo.preset("gemma3-nano")')
+    deadline = Deadline(hours)
     specs, given = pipeline.given_objects(rewards, problems, held_out)
     run = pipeline.with_objects(run, specs, given)
     if run_dir is None:
         run_dir = run_dirs.unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
-    run_dir = Path(run_dir)
+    run_dir = expanded(run_dir).absolute()
     with cli.user_errors():
         run_dirs.require_free(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -250,7 +253,7 @@ def fit(
         with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
             pipeline.new_run_dir(run_dir, run)
             try:
-                return _execute(Result(run_dir, run, given), hours)
+                return _execute(Result(run_dir, run, given), deadline)
             except UserError:
                 run_dirs.remove_unused(run_dir)
                 raise
@@ -278,25 +281,29 @@ def resume(
     Raises:
         UserError, InterruptedRunError: as for `fit`.
     """
-    run_dir = Path(run_dir)
+    run_dir, deadline = expanded(run_dir).absolute(), Deadline(hours)
+    if others := {may_change} if isinstance(may_change, str) else {*may_change} - {"data", "base"}:
+        raise UserError(f"may_change: {others.pop()!r}; give a list of 'data' and 'base'")
     run = cli.config_of(run_dir)
-    _, given = pipeline.given_objects(rewards, problems, held_out)
+    specs, given = pipeline.given_objects(rewards, problems, held_out)
     pipeline.require_objects(run, given)
+    if isinstance(rewards, Mapping) and (others := {*specs} - {*run.reward.extra}):
+        raise UserError(f"{min(others)}: the run was begun with another weight of that reward")
     with cli.user_errors(), lock.hold(run_dir):
         pipeline.resume_run_dir(run_dir, run, restart_stage=False)
         with run_dirs.hold_checkpoints(run.checkpoint.folder, is_new=False):
-            return _execute(Result(run_dir, run, given), hours, may_change)
+            return _execute(Result(run_dir, run, given), deadline, may_change)
 
 
 def load(run_dir: str | Path) -> Result:
     """A run on disk, finished or not. Raises UserError if there is none."""
-    run_dir = Path(run_dir)
+    run_dir = expanded(run_dir).absolute()
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
     return Result(run_dir, cli.config_of(run_dir))
 
 
-def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()) -> Result:
+def _execute(result: Result, deadline: Deadline, may_change: Sequence[str] = ()) -> Result:
     """The run, its folder made and its lock held."""
     run = result.run
     for warning in run.grpo.check():
@@ -305,7 +312,7 @@ def _execute(result: Result, hours: float | None, may_change: Sequence[str] = ()
     cli.check_tpu()
     cli.use_compilation_cache(result.run_dir.parent)
     try:
-        summary = pipeline.execute(run, result.run_dir, Deadline(hours), result.given, may_change)
+        summary = pipeline.execute(run, result.run_dir, deadline, result.given, may_change)
     except InterruptedRunError:
         place = str(result.run_dir)
         print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)

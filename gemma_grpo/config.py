@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from gemma_grpo.data.problem import DIFFICULTIES
-from gemma_grpo.errors import UserError, expanded, one_line
+from gemma_grpo.errors import UNREADABLE, UserError, expanded, one_line
 from gemma_grpo.evaluation.config import RunEvaluationConfig, evaluation_prompts
 from gemma_grpo.model import ModelConfig, check_seed
 from gemma_grpo.records import files
@@ -118,6 +118,8 @@ class RunConfig:
         """
         values = _plain(dataclasses.asdict(self))
         for name, value in settings.items():
+            if not isinstance(name, str):
+                raise UserError(f"there is no setting {name!r}; print(run) shows all")
             *sections, last = name.replace("-", "_").split(".")
             section = values
             for inner in sections:
@@ -125,9 +127,8 @@ class RunConfig:
                 if not isinstance(section, dict):
                     raise UserError(f"there is no setting {name!r}; print(run) shows all")
             if isinstance(section.get(last), dict) and isinstance(value, Mapping):
-                raise UserError(
-                    f"{name} is a section: name its settings, such as {name}.{min(value)}"
-                )
+                example = f"{name}.{next(iter(value), next(iter(section[last])))}"
+                raise UserError(f"{name} is a section: name its settings, such as {example}")
             section[last] = _plain(value)
         changed: RunConfig = _build(RunConfig, values, where="")
         return changed
@@ -201,7 +202,7 @@ def from_text(text: str) -> RunConfig:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"not YAML ({one_line(str(error), 300)})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits; 1000 brackets
+    except UNREADABLE as error:
         raise UserError(f"YAML that cannot be read ({one_line(str(error), 100)})") from error
     config: RunConfig = _build(RunConfig, values, where="")
     return config
@@ -291,7 +292,7 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-5 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if type(value) is kind:
         return value

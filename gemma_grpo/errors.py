@@ -41,6 +41,10 @@ class FlagParser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists all")
 
 
+# What PyYAML raises beside its own error: of a number of 5000 digits, 1000 brackets, `!!bool x`.
+UNREADABLE = (ValueError, RecursionError, KeyError, IndexError, AttributeError, OverflowError)
+
+
 def start(main: Callable[[], int], *, hint: str = "") -> NoReturn:
     """Runs a command as this process, to its exit status.
 

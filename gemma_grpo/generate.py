@@ -7,6 +7,7 @@ python -m gemma_grpo.generate RUN --prompts questions.txt --out answers.jsonl
 """
 
 import contextlib
+import io
 import json
 import re
 import signal
@@ -197,7 +198,8 @@ def _write_lines(options: Options, lines: Iterator[dict]) -> None:
             unfinished = stack.enter_context(files.atomic_write(options.out))
             file = stack.enter_context(unfinished.open("w", encoding="utf-8"))
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+            # Escapes of JSON's own pass whatever encoding the terminal has.
+            print(json.dumps(line, ensure_ascii=file is None), file=file, flush=True)
 
 
 def _stream(generator: Generator, ids: list[int], key: Key) -> Iterator[str]:
@@ -237,6 +239,8 @@ def _typed() -> Iterator[str]:
     """The user's lines, with a prompt mark and line editing at a terminal."""
     with contextlib.suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  (its import gives `input` an editable line)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # under LANG=C Python lets any byte pass
     with contextlib.suppress(EOFError):
         while True:
             try:

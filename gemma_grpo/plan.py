@@ -137,7 +137,10 @@ def table(run: RunConfig, rows: list[Row], account: Ledger, result: dict, where:
         lines.append(f"largest prompts per step: {result['largest_prompts_per_step']}")
     worst = max(rows, key=lambda row: fit.excess(row, where.chip))
     if over := fit.excess(worst, where.chip):
-        lines.append(f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; {fit.fix(run, worst.name)}")
+        lines.append(
+            f"DOES NOT FIT, by {over / 1e9:.2f} GB a chip; "
+            f"{fit.fix(run, worst.name, where.mesh.size)}"
+        )
     return "\n".join(lines)
 
 

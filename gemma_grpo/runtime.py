@@ -86,7 +86,12 @@ class Runtime:
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
 
     def encode_question(self, prompt: str) -> list[int]:
-        """The ids of a question as the model is asked it, the instruction before it."""
+        """The ids of a question as the model is asked it, the instruction before it. Raises
+        UserError for half a surrogate pair."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"prompt {prompt[:40]!r}: no text that UTF-8 can hold") from error
         return self.tokenizer.encode_prompt(prompts.question(self.instruction, prompt))
 
     def encode_prompts(

@@ -87,6 +87,10 @@ def test_what_a_run_has_not_written_yet_is_named_in_one_line(tmp_path):
     assert result.generate([]) == []  # nothing is loaded for no prompt
 
 
+def brevity(sample):
+    return 0.5
+
+
 def test_the_commands_keep_their_names():
     assert train.__name__ == "gemma_grpo.train" and callable(train.main)
 
@@ -95,6 +99,8 @@ def test_the_commands_keep_their_names():
     ("call", "message"),
     [
         (lambda result: result.generate("What is 2 + 2?"), "prompts: give a list"),
+        (lambda _: gemma_grpo.preset("gemma3-nano").replace({1: 2}), "there is no setting 1"),
+        (lambda _: gemma_grpo.preset("gemma3-nano").replace({"sft": {}}), "such as sft."),
         (
             lambda _: gemma_grpo.preset("gemma3-nano").replace({"grpo": {"num_steps": 5}}),
             "name its settings, such as grpo.num_steps",
@@ -113,6 +119,9 @@ def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, 
     [
         ("'gemma3-nano'", "run: give settings"),
         ("gemma_grpo.preset('gemma3-nano'), rewards=len", "rewards: give a list"),
+        ("gemma_grpo.preset('gemma3-nano'), rewards=3", "rewards: give a list"),
+        ("gemma_grpo.preset('gemma3-nano'), rewards=[{len: 1}]", "reward {<built-in function len"),
+        ("gemma_grpo.preset('gemma3-nano'), hours='8'", "--hours 8: give"),
     ],
 )
 def test_arguments_of_another_kind_are_refused_in_one_line(arguments, message):
@@ -120,6 +129,31 @@ def test_arguments_of_another_kind_are_refused_in_one_line(arguments, message):
     code = f"import gemma_grpo; gemma_grpo.fit({arguments})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
+
+
+def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    pipeline.new_run_dir(tmp_path / "run", gemma_grpo.preset("gemma3-nano"))
+    monkeypatch.chdir(tmp_path)
+    result = gemma_grpo.load("run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    assert result.run_dir == gemma_grpo.load("~/run").run_dir == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rewards": {brevity: 0.5}}, "begun with another weight"),
+        ({"rewards": {brevity: 0.1}, "may_change": "data"}, "give a list of 'data' and 'base'"),
+        ({"rewards": {brevity: 0.1}, "hours": -1.0}, "a number above 0"),
+    ],
+)
+def test_a_run_is_resumed_as_it_was_begun(tmp_path, arguments, message):
+    specs, _ = pipeline.given_objects({brevity: 0.1}, None, None)
+    run = pipeline.with_objects(gemma_grpo.preset("gemma3-nano"), specs, pipeline.NOTHING_GIVEN)
+    pipeline.new_run_dir(tmp_path / "run", run)
+    with pytest.raises(gemma_grpo.UserError, match=message):
+        gemma_grpo.resume(tmp_path / "run", **arguments)
 
 
 def test_a_run_that_could_not_start_leaves_its_name_free(tmp_path):
@@ -150,10 +184,6 @@ def test_settings_are_replaced_by_the_names_of_the_flags():
 def test_a_wrong_setting_is_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):
         RunConfig().replace(settings)
-
-
-def brevity(sample):
-    return 0.5
 
 
 def test_functions_are_recorded_by_name_and_weight_and_wanted_again():

@@ -322,6 +322,20 @@ def test_a_reply_that_is_stopped_stays_in_the_conversation_as_far_as_it_came():
     assert talk.prompts[1] == TOKENIZER.encode_turns(["Hi", "one", "Ho"])
 
 
+def test_a_typed_byte_that_is_no_text_is_one_line(monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"\xff hi\n"), "utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", typed)
+    assert generate.main(["gemma3-nano", "--chat", "--max-completion-length", "32"]) == 2
+    assert "the standard input is not utf-8" in capsys.readouterr().err
+
+
+def test_json_on_a_terminal_of_another_encoding_stays_json(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii", errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", shown)
+    generate._write_lines(generate.Options(prompt="x"), iter([{"completion": "é 🙂"}]))
+    assert json.loads(shown.buffer.getvalue()) == {"completion": "é 🙂"}
+
+
 def test_the_command_talks_until_the_end_of_its_input(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 3 + 4?\nWhat is 9 - 4?\n"))
     assert generate.main(["gemma3-nano", "--chat", "--max-completion-length", "32"]) == 0

@@ -959,6 +959,10 @@ def test_resume_without_a_run_says_so(capsys, tmp_path, monkeypatch):
         ("~: 2\nseed: 3", "no field None"),
         ("[" * 1000, "cannot be read"),
         ("seed: " + "9" * 5000, "cannot be read"),
+        ("seed: !!bool x", "cannot be read"),
+        ("seed: !!int ''", "cannot be read"),
+        ("seed: !!timestamp x", "cannot be read"),
+        ("grpo:\n  temperature: 1" + "0" * 400, "grpo.temperature is 1000"),
     ],
 )
 def test_a_wrong_config_file_is_named_with_its_field(capsys, tmp_path, text, named):

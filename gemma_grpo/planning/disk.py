@@ -171,7 +171,7 @@ def _records(run: RunConfig) -> int:
 def asked_problems(run: RunConfig) -> int:
     """Training problems that own demonstrations are sampled of; GSM8K's where the data says all."""
     all_problems = (run.data.num_train or GSM8K_TRAIN) - run.sft.own.shots
-    return min(run.sft.own.num_problems or all_problems, all_problems)
+    return max(0, min(run.sft.own.num_problems or all_problems, all_problems))
 
 
 def _size(folder: Path) -> int:

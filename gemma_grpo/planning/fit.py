@@ -20,6 +20,7 @@ from gemma_grpo import model
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.errors import UserError
+from gemma_grpo.evaluation.config import evaluation_prompts
 from gemma_grpo.kernels import lm_head_logps, packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches, compiled, programs, roofline, traced
@@ -101,7 +102,8 @@ def _row(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line = " ".join(str(error).split())[:200]
-        raise UserError(f"{program.name} does not fit: {line}; {fix(run, program.name)}") from error
+        advice = fix(run, program.name, mesh.size)
+        raise UserError(f"{program.name} does not fit: {line}; {advice}") from error
     budget, platform = run.model.max_completion_length, mesh.devices.flat[0].platform
     needed = full = work_of(program, run, architecture, mesh.size)
     likely, flops = work_of(program, run, architecture, mesh.size, "likely"), 0
@@ -260,8 +262,8 @@ def require_room(run: RunConfig, mesh: Mesh, chip: Chip, stages: Sequence[str]) 
     for row in plan(run, architecture, mesh, chip, ids, stages):
         if over := excess(row, chip):
             raise UserError(
-                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; {fix(run, row.name)}, or "
-                "insist with --ignore-plan"
+                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; "
+                f"{fix(run, row.name, mesh.size)}, or insist with --ignore-plan"
             )
 
 
@@ -270,14 +272,21 @@ def excess(row: Row, chip: Chip) -> float:
     return max(row.memory - chip.memory, 0.0)
 
 
-def fix(run: RunConfig, program: str) -> str:
+def fix(run: RunConfig, program: str, num_devices: int) -> str:
     """Which setting to change where this program does not fit, the cheapest first."""
     if program in ("greedy", "sampled"):
-        return f"set --evaluation.batch-size {max(1, run.evaluation.batch_size // 2)}"
+        half = replace(run.evaluation, batch_size=run.evaluation.batch_size // 2)
+        if (prompts := evaluation_prompts(half)) and not prompts % num_devices:
+            return f"set --evaluation.batch-size {half.batch_size}"
+        return "take fewer --evaluation.num-samples"
     if program == "own":
-        return f"set --sft.own.batch-size {max(1, run.sft.own.batch_size // 2)}"
+        return "take fewer --sft.own.num-samples, or a smaller --sft.own.batch-size"
     if program == "rollout":
-        return "take fewer --grpo.prompts-per-step"
+        if run.grpo.prompts_per_step > num_devices:
+            return "take fewer --grpo.prompts-per-step"
+        return "take fewer --grpo.num-generations"
+    if program in ("state", "reshard"):
+        return "take more chips" if run.model.lora.rank else "set --model.lora.rank 16"
     stage, config = ("sft", run.sft) if program.startswith("sft") else ("grpo", run.grpo)
     if program.endswith("update") and run.model.remat != "full":
         return f"set --model.remat {'dots' if run.model.remat == 'none' else 'full'}"

@@ -13,7 +13,6 @@ Does not import jax.
 """
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def read(path: Path) -> list[Tokens] | None:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         ends = np.cumsum(arrays.pop("num_tokens"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a flipped bit: of zipfile's, zlib's, NumPy's and tokenize's errors any
         return None
     if any(array.shape != (ends[-1:].sum(),) for array in arrays.values()):
         return None

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -48,18 +48,18 @@ def session_specs(
     Raises:
         UserError: no list, something that cannot be called or has no name, or two of one name.
     """
-    if callable(given):
+    if callable(given) or not isinstance(given, Iterable):
         raise UserError("rewards: give a list of functions, or a dict of their weights")
-    weights = given if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
+    pairs = given.items() if isinstance(given, Mapping) else [(each, 1.0) for each in given]
     functions: dict[str, Reward] = {}
-    for function in weights:
+    for function, _ in pairs:
         name = getattr(function, "__name__", "")
         if not (callable(function) and name.isidentifier()):
             raise UserError(f"reward {one_line(repr(function), 60)} is no named function: use def")
         if name in functions:
             raise UserError(f"two rewards are named {name!r}: rename one of them")
         functions[name] = function
-    specs = tuple(f"{SESSION}{f.__name__}={weight!r}" for f, weight in weights.items())
+    specs = tuple(f"{SESSION}{f.__name__}={float(weight)!r}" for f, weight in pairs)
     return specs, functions
 
 

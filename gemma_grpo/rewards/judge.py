@@ -10,8 +10,9 @@ import hashlib
 import inspect
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,9 +89,11 @@ class Calls:
         self._judge, self._limits = judge, limits
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         self._hanging: list[Future] = []
-        for _ in range(limits.parallel if judge.in_threads else 0):
+        workers = limits.parallel if judge.in_threads else 0
+        for _ in range(workers):
             # Daemons: a judge that hangs does not keep the process from ending.
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=_work, args=(self._waiting,), daemon=True).start()
+        weakref.finalize(self, _dismiss, self._waiting, workers)
 
     def ask(self, questions: Sequence[Question]) -> Iterator[Answered]:
         """The verdicts, call by call as they come, each question in one of them."""
@@ -118,32 +121,60 @@ class Calls:
             for part in left.values():
                 yield _none(part, f"no verdict within {limits.timeout:g} seconds")
 
-    def _work(self) -> None:
-        while True:
-            call, function = self._waiting.get()
-            if not call.set_running_or_notify_cancel():
-                continue
-            try:
-                call.set_result(function())
-            except BaseException as error:  # sys.exit too: a judge ends no thread of ours
-                call.set_exception(error)
+
+def _work(waiting: queue.SimpleQueue) -> None:
+    while (item := waiting.get()) is not None:
+        _run(*item)
 
 
-def _call(ask: Callable, questions: list[Question], timeout: float) -> Any:
-    """What the judge gives; a coroutine runs in an event loop of its own, cancelled in time."""
+def _run(call: Future, function: Callable[[], Any]) -> None:
+    if not call.set_running_or_notify_cancel():
+        return
+    try:
+        call.set_result(function())
+    except BaseException as error:  # sys.exit too: a judge ends no thread of ours
+        call.set_exception(error)
+
+
+def _dismiss(waiting: queue.SimpleQueue, workers: int) -> None:
+    for _ in range(workers):
+        waiting.put(None)
+
+
+class _Daemons(ThreadPoolExecutor):
+    """Runs each function in a daemon thread of its own: Python waits for those of other executors
+    before the process ends."""
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        call: Future = Future()
+        function = partial(fn, *args, **kwargs)
+        threading.Thread(target=_run, args=(call, function), daemon=True).start()
+        return call
+
+
+def _call(ask: Callable, questions: list[Question], timeout: float) -> list[Any]:
+    """What the judge gives, taken here and not where it could stop a step: it may be a generator. A
+    coroutine runs in an event loop of its own, cancelled in time."""
     given = ask(questions)
     if not inspect.isawaitable(given):
-        return given
+        return _listed(given)
 
     async def awaited() -> Any:
+        asyncio.get_running_loop().set_default_executor(_Daemons())
         return await asyncio.wait_for(given, timeout)
 
-    return asyncio.run(awaited())
+    return _listed(asyncio.run(awaited()))
+
+
+def _listed(given: Any) -> list[Any]:
+    if isinstance(given, Mapping | Set | str):  # whose items would pass for verdicts
+        raise TypeError(f"a {type(given).__name__} in place of a list of verdicts")
+    return list(given)
 
 
 def _answered(questions: range, result: Callable[[], Any]) -> Answered:
     try:
-        given = list(result())
+        given = _listed(result())
     except KeyboardInterrupt:  # a notebook's stop button
         raise
     except BaseException as error:

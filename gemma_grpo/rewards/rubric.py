@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from gemma_grpo.errors import UserError, one_line, shown
+from gemma_grpo.errors import UNREADABLE, UserError, one_line, shown
 from gemma_grpo.rewards.judge import Question
 from gemma_grpo.rewards.sample import Sample
 from gemma_grpo.rewards.verdicts import Verdicts
@@ -74,8 +74,7 @@ def _read(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError(f"rubric {path}: {reason}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Also a number of 5000 digits, a thousand brackets.
+    except (yaml.YAMLError, *UNREADABLE) as error:
         raise UserError(f"rubric {path}: not YAML ({one_line(str(error), 200)})") from error
     if isinstance(values, dict) and len(values) < len(tree.value):
         raise UserError(f"rubric {path}: has a domain twice; write its criteria in one list")

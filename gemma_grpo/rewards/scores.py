@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
@@ -13,6 +13,8 @@ from gemma_grpo.errors import UserError, described, one_line, shown
 from gemma_grpo.rewards.components import COMPONENTS, TRACES
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
+
+MOST = 1e30  # of a value, which training has in float32 and squares
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,10 @@ def _column(name: str, reward: Reward | BatchReward, samples: Sequence[Sample]) 
         each = cast(Reward, reward)
         return [_checked(name, each, row, sample) for row, sample in enumerate(samples)]
     try:
-        values = list(cast(BatchReward, reward)(samples))
+        given: Any = cast(BatchReward, reward)(samples)
+        if isinstance(given, Mapping | Set | str):  # whose items would pass for values
+            raise TypeError(f"a {type(given).__name__} in place of a list")
+        values = list(given)
     except UserError:  # ours: a judge's file that cannot be written
         raise
     except KeyboardInterrupt:  # a notebook's stop button
@@ -195,7 +200,7 @@ def _checked(name: str, reward: Reward, row: int, sample: Sample) -> float:
             f"reward {name!r} returned a {type(value).__name__} {where} that is no single number"
             f" ({described(error)}): return one finite float"
         ) from error
-    if number is None or not math.isfinite(number):
+    if number is None or not abs(number) <= MOST:
         raise UserError(f"reward {name!r} returned {shown(value)} {where}: return one finite float")
     return number
 

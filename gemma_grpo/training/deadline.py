@@ -14,6 +14,7 @@ from gemma_grpo.records import summary
 
 SAFETY = 1.2  # times the longest of each kind so far
 REPORT_SECONDS = 10.0  # summary.json and curves.png, and the end of the process
+MOST_HOURS = 1e6
 DISK_BYTES_PER_SECOND = 1e8  # taken for the first checkpoint, until one was measured
 
 
@@ -47,7 +48,7 @@ class Deadline:
         Raises:
             UserError: not a positive number.
         """
-        if hours is not None and not (math.isfinite(hours) and hours > 0):
+        if hours is not None and not (isinstance(hours, int | float) and 0 < hours <= MOST_HOURS):
             raise UserError(f"--hours {hours}: give the session's hours, a number above 0")
         self.hours = hours
         self._longest: dict[str, float] = {}

@@ -15,6 +15,7 @@ from gemma_grpo.rewards.judge import Judge, Question
 from gemma_grpo.runtime import Runtime, load_model
 from gemma_grpo.text import padding
 from gemma_grpo.training import grpo_update
+from gemma_grpo.weights import digest
 
 TEMPLATE = """Question:
 {prompt}
@@ -121,5 +122,7 @@ def load_judge_model(
         grpo_update.make_score(runtime.graphdef, mesh, temperature=1.0, dtype=dtype),
         -(-num_rows // mesh.size) * mesh.size,
     )
-    version = hashlib.sha256(f"{weights} {dtype} {TEMPLATE} {YES_NO}".encode()).hexdigest()[:16]
+    version = hashlib.sha256(f"{digest(weights)} {dtype} {TEMPLATE} {YES_NO}".encode()).hexdigest()[
+        :16
+    ]
     return Judge(name, version, model, in_threads=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_grpo.records import metric_notes, read, tokens
+from gemma_grpo.records import summary as summaries
 from gemma_grpo.view import completions
 
 TRAINING = "training"  # the stage of rollouts, beside the names of evaluations
@@ -16,6 +17,7 @@ FIGURES = (
     "truncation_rate truncation_rate_ci95 pass_at_1 pass_at_1_ci95 pass_at_k pass_at_k_ci95 "
     "maj_at_k maj_at_k_ci95 k trace_score true_steps reward completion_length n"
 ).split()
+PAIRED = ("n", "difference", "gained", "lost", "p_value")
 # Columns of the completions; each is a list with an entry a completion.
 COLUMNS = (
     "run stage step group prompt sample text cut flags tokens reward advantage components lines "
@@ -126,10 +128,10 @@ def _run(tables: _Tables, number: int, run_dir: Path, share: float) -> dict:
             {"name": name} | _figures(read.json_object(run_dir / "evaluations" / f"{name}.json"))
             for name in names
         ],
-        "paired": _short(summary.get("paired") or {}),
-        "seconds": _short(read.json_object(run_dir / "seconds.json")),
-        "device": _short(summary.get("device")),
-        "weights": _short(summary.get("weights")),
+        "paired": _paired(summary),
+        "seconds": _short(summaries.seconds_of(run_dir)),
+        "device": _text(summary.get("device")),
+        "weights": _text(summary.get("weights")),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         "curves": {stage: _curves(lines, stage) for stage in ("sft", "grpo")},
         "notes": notes,
@@ -197,7 +199,8 @@ def _notes(summary: dict, share: float, evaluations: dict, training: dict) -> li
     if not summary:
         notes.append("The run has no summary yet: it is being written, or was stopped.")
     elif summary.get("unfinished"):
-        if "collapse" in summary["unfinished"]:
+        unfinished = summary["unfinished"]
+        if isinstance(unfinished, dict) and "collapse" in unfinished:
             notes.append(
                 "The guard has stopped the run: train --resume-from RUN --run-dir NEW goes on with "
                 "another --grpo.guard."
@@ -218,7 +221,29 @@ def _notes(summary: dict, share: float, evaluations: dict, training: dict) -> li
 
 
 def _figures(result: dict) -> dict:
-    return {name: _short(result[name]) for name in FIGURES if result.get(name) is not None}
+    """Those that are what the page takes them for: the files may be anyone's."""
+    is_number = lambda value: type(value) in (int, float)  # NaN too, which the page says is none
+    fits = {name: _is_interval if name.endswith("_ci95") else is_number for name in FIGURES}
+    return {name: _short(result[name]) for name, fit in fits.items() if fit(result.get(name))}
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(read.is_number, value))
+
+
+def _paired(summary: dict) -> dict[str, dict]:
+    pairs = summary.get("paired")
+    return {
+        name: _short({key: pair[key] for key in (*PAIRED, "ci95")})
+        for name, pair in (pairs.items() if isinstance(pairs, dict) else ())
+        if isinstance(pair, dict)
+        and all(read.is_number(pair.get(key)) for key in PAIRED)
+        and _is_interval(pair.get("ci95"))
+    }
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _curves(lines: Sequence[dict], stage: str) -> dict[str, list]:

@@ -1,6 +1,7 @@
 """Judges: asked in parallel, for a limited time, once a question; a failure stops nothing."""
 
 import asyncio
+import gc
 import json
 import math
 import os
@@ -147,6 +148,8 @@ def failing(error, questions):
         (lambda questions: is_even(questions)[1:], "gave 2 verdicts for 3 questions"),
         (lambda questions: None, "raised TypeError"),
         (lambda questions: 0.5, "raised TypeError"),
+        (lambda questions: dict.fromkeys(range(3), True), "a dict in place of a list"),
+        (lambda questions: {0, 1, 0.5}, "a set in place of a list"),
         (lambda questions: [math.nan] * len(questions), "gave nan"),
         (lambda questions: [1.1] * len(questions), "gave 1.1"),
         (lambda questions: ["yes"] * len(questions), "gave 'yes'"),
@@ -188,11 +191,39 @@ def test_a_judge_that_hangs_costs_its_timeout_once_and_the_rest_of_the_calls_com
     release.set()
 
 
-def test_a_process_ends_although_a_judge_hangs(tmp_path):
+def test_a_generator_is_a_judge_and_its_time_counts():
+    def ask(questions):
+        for _ in questions:
+            time.sleep(1.0)
+            yield True
+
+    started = time.monotonic()
+    values, why = verdicts(ask, timeout=0.3).of(QUESTIONS)
+    assert values == [None] * 7 and "no verdict within" in why
+    assert time.monotonic() - started < 0.9
+    assert verdicts(lambda questions: map(bool, questions)).of(QUESTIONS)[0] == [1.0] * 7
+
+
+def test_a_judge_that_is_no_more_leaves_no_thread():
+    before = set(threading.enumerate())
+    several = [verdicts(is_even) for _ in range(5)]
+    started = set(threading.enumerate()) - before
+    assert len(started) == 10
+    del several
+    gc.collect()
+    for thread in started:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize(
+    "ask", ["lambda qs: time.sleep(600)", "lambda qs: asyncio.to_thread(time.sleep, 600)"]
+)
+def test_a_process_ends_although_a_judge_hangs(ask):
     code = (
-        "import time; from gemma_grpo.rewards import RubricConfig;"
+        "import asyncio, time; from gemma_grpo.rewards import RubricConfig;"
         "from gemma_grpo.rewards.judge import *; from gemma_grpo.rewards.verdicts import Verdicts;"
-        "j = Judge('j', '1', lambda qs: time.sleep(600));"
+        f"j = Judge('j', '1', {ask});"
         "print(Verdicts(j, RubricConfig(timeout=0.2)).of([Question('p', 'c', 'a', 'q')]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

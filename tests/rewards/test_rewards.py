@@ -1057,6 +1057,12 @@ def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
     two = [sample(num_tokens=10), sample(num_tokens=40)]
     scores = rewards.score(two, DISTINCT, extra=[("longest", longest, 1.0)])
     assert scores.components["longest"] == [0.25, 1.0]
+    keyed = rewards.batch_reward(lambda samples: dict.fromkeys(range(len(samples)), 0.0))
+    with pytest.raises(UserError, match="a dict in place of a list"):
+        rewards.score([sample()], RewardWeights(), [("keyed", keyed, 1.0)])
+    huge = lambda one: math.exp(100)
+    with pytest.raises(UserError, match="return one finite float"):
+        rewards.score([sample()], RewardWeights(), [("huge", huge, 1.0)])
     short = rewards.batch_reward(lambda samples: [1.0])
     with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
         rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])

@@ -16,7 +16,7 @@ from run_folders import FALSE, HOSTILE, PROSE, RIGHT, held_out, write_rows, writ
 
 from gemma_grpo import view
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import metric_notes
+from gemma_grpo.records import metric_notes, tokens
 from gemma_grpo.view import collect, completions, page
 
 TEMPLATES = Path(page.__file__).parent / "page"
@@ -189,6 +189,31 @@ def test_a_token_file_that_is_damaged_or_of_other_rows_is_as_none(tmp_path):
     path = run / "rollouts" / "grpo-000002.jsonl"
     path.write_text(path.read_text().replace('"num_tokens": 5', '"num_tokens": 4', 1))
     assert not any(row["logps"] for row in at_stage(collect.collect([run]), "training"))
+
+
+def test_no_flipped_bit_of_a_token_file_stops_the_page(tmp_path):
+    path = write_run(tmp_path / "run") / "rollouts" / "grpo-000001.npz"
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 13):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        tokens.read(path)  # rows, or None
+
+
+def test_what_is_not_as_the_page_takes_it_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run")
+    odd = {"n": {"ONMOUSEOVER": "alert(1)"}, "reward": "0.5", "accuracy_ci95": 0.5, "accuracy": 0.5}
+    (run / "evaluations" / "base.json").write_text(json.dumps(odd))
+    good = {"n": 3, "difference": 0.1, "gained": 1, "lost": 0, "p_value": 1.0, "ci95": [0.0, 0.2]}
+    pairs = {"sft_vs_base": good | {"more": {}}, "grpo_vs_sft": good | {"p_value": None}, "a": [1]}
+    summary = {"paired": pairs, "unfinished": True, "device": {"onclick": "x"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "seconds.json").write_text('{"sft": "12", "grpo": 3.0}')
+    (page_run,) = collect.collect([run])["runs"]
+    assert page_run["stages"][0] == {"name": "base", "accuracy": 0.5}
+    assert page_run["paired"] == {"sft_vs_base": good}
+    assert page_run["seconds"] == {"grpo": 3.0} and page_run["device"] is None
 
 
 def test_no_text_of_the_model_leaves_its_json_string(tmp_path):

@@ -21,7 +21,8 @@ function fill(node, parts) {
     if (part === null || part === undefined || part === false) continue;
     if (part instanceof Node || typeof part !== "object") node.append(part);
     else for (const [name, value] of Object.entries(part)) {
-      if (name.startsWith("on")) node[name] = value;
+      if (typeof value === "function") node[name] = value;
+      else if (/^on/i.test(name)) continue; // no handler from a run's files
       else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
     }
   }
