@@ -82,7 +82,7 @@ class RunConfig:
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that a stage leaves. bfloat16 halves the files, but the next stage then begins
-    with rounded weights."""
+    with rounded weights, which a model computed in bfloat16 leaves only after many small steps."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When training states are saved, and where."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -71,7 +71,9 @@ class GatedMLP(nnx.Module):
         """`keys_BL` are the tokens' dropout keys, for adapters in training."""
         gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_BL)
         up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_BL)
-        inner_BLF = jax.nn.gelu(gate_BLF, approximate=True) * up_BLF
+        # In float32, for the constants of the tanh: bfloat16 would round them.
+        gelu_BLF = jax.nn.gelu(gate_BLF.astype(jnp.float32), approximate=True)
+        inner_BLF = gelu_BLF.astype(x_BLD.dtype) * up_BLF
         return adapted(inner_BLF, self.down[...], self.down_lora, keys_BL)
 
 

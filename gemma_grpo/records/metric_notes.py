@@ -97,9 +97,9 @@ NOTES = {
     "logp_gap/mean": Note(
         "Mean absolute difference of trainer's and sampler's log-probs of the same tokens, nats: "
         "numerical error only.",
-        "1e-6 in float32, about 0.01 in bfloat16; at most 0.05",
-        "Sampler and trainer disagree: run verify_kernels, or use model.dtype float32, or set "
-        "grpo.loss.tis-cap.",
+        "1e-6 in float32 on a CPU, about 0.01 in bfloat16; at most 0.05",
+        "Sampler and trainer disagree: run verify_kernels, or set grpo.loss.tis-cap, or on "
+        "a CPU model.dtype float32.",
         high=0.05,
     ),
     "logp_gap/rms": Note(

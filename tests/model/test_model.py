@@ -223,3 +223,16 @@ def test_the_embedding_is_scaled_by_the_root_of_its_width_rounded_to_the_weights
     # bfloat16 has 8 significant bits: near 3.4641 it steps by 2^-6, and 3.46875 = 222 * 2^-6
     expected = low["embedding"][ids_BL] * jnp.asarray(3.46875, jnp.bfloat16)
     np.testing.assert_array_equal(embedded, expected)
+
+
+def test_in_bfloat16_the_gelu_has_its_own_constants_and_is_rounded_once():
+    """Of one hidden unit whose gate and up are its input; expected values by NumPy in float64."""
+    mlp = GatedMLP(1, 1, rngs=nnx.Rngs(0))
+    for weight in (mlp.gate, mlp.up, mlp.down):
+        weight.set_value(jnp.ones((1, 1), jnp.bfloat16))
+    x = np.linspace(-3, 3, 2001).astype(jnp.bfloat16)
+    exact = x.astype(np.float64)
+    gelu = exact / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)))
+    expected = gelu.astype(jnp.bfloat16) * x
+    got = np.asarray(mlp(jnp.asarray(x)[None, :, None]))[0, :, 0]
+    assert got.dtype == jnp.bfloat16 and (got == expected).mean() > 0.995
