@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from gemma_grpo.model import lora
@@ -26,10 +27,14 @@ class RMSNorm(nnx.Module):
         return (normed * gain.reshape((1,) * (x.ndim - 1) + gain.shape)).astype(x.dtype)
 
 
-def project(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x @ weight with the leading axes flattened: the weight's gradient is then one plain matmul,
-    where XLA's CPU backend would transpose a three-axis operand through memory first."""
-    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
+def project(
+    x: Float[Array, "... I"], weight: Float[Array, "I O"], dtype: DTypeLike | None = None
+) -> Float[Array, "... O"]:
+    """x @ weight, in the dtype of both or in `dtype`, with the leading axes flattened: the weight's
+    gradient is then one plain matmul, where XLA's CPU backend would transpose a three-axis operand
+    through memory first."""
+    flat = x.reshape(-1, x.shape[-1])
+    return jnp.matmul(flat, weight, preferred_element_type=dtype).reshape(*x.shape[:-1], -1)
 
 
 def adapted(
@@ -38,9 +43,12 @@ def adapted(
     adapter: lora.LoRA | None,
     keys_BL: Key[Array, "B L"] | None,
 ) -> Float[Array, "B L O"]:
-    """x @ weight, plus the adapter's output where there is one."""
-    out_BLO = project(x_BLI, weight_IO)
-    return out_BLO if adapter is None else out_BLO + adapter(x_BLI, keys_BL)
+    """x @ weight, plus the adapter's output where there is one. The sum is rounded once: a small
+    adapter changes no bit of a product that is rounded already."""
+    if adapter is None:
+        return project(x_BLI, weight_IO)
+    out_BLO = project(x_BLI, weight_IO, jnp.float32) + adapter(x_BLI, keys_BL)
+    return out_BLO.astype(x_BLI.dtype)
 
 
 class GatedMLP(nnx.Module):

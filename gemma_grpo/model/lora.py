@@ -36,7 +36,7 @@ class LoRA(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L I"], keys_BL: Key[Array, "B L"] | None
     ) -> Float[Array, "B L O"]:
-        """The adapter's part of the output.
+        """The adapter's part of the output, in float32.
 
         Args:
             keys_BL: a key for each token, to drop inputs by; None drops nothing.
@@ -48,7 +48,8 @@ class LoRA(nnx.Module):
             kept = jax.vmap(jax.vmap(kept_of_token))(keys_BL)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
         inner = x.reshape(-1, x.shape[-1]) @ self.a[...]
-        return (inner @ self.b[...] * self.scale).reshape(*x.shape[:-1], -1)
+        out = jnp.matmul(inner, self.b[...], preferred_element_type=jnp.float32)
+        return (out * self.scale).reshape(*x.shape[:-1], -1)
 
 
 def make(in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rngs) -> LoRA | None:
