@@ -365,19 +365,24 @@ def test_fixes_are_named_in_the_order_of_what_they_cost():
     without_remat = replace(run, model=replace(run.model, remat="none"))
     smallest = replace(run, grpo=replace(run.grpo, pack_tokens=1312))
     some_remat = replace(run, model=replace(run.model, remat="dots"))
-    assert "remat dots" in fit.fix(without_remat, "update", 8)
-    assert "remat full" in fit.fix(some_remat, "sft update", 8)
-    assert "--grpo.pack-tokens 1536" in fit.fix(run, "update", 8)
-    assert "--grpo.pack-tokens 1536" in fit.fix(without_remat, "reference", 8)
-    assert "--sft.pack-tokens" in fit.fix(run, "sft update", 8)
-    assert "lora.rank" in fit.fix(smallest, "update", 8)
-    assert "lora.rank" not in fit.fix(smallest.replace({"model.lora.rank": 4}), "update", 8)
-    assert "--evaluation.batch-size" in fit.fix(run, "greedy", 8)
-    assert "--evaluation.num-samples" in fit.fix(run, "greedy", 128)
-    assert "lora.rank" in fit.fix(without_remat, "state", 8)
-    assert "--grpo.num-generations" in fit.fix(run, "rollout", 8)
-    assert "--sft.own.batch-size" in fit.fix(run, "own", 8)
-    assert "--grpo.prompts-per-step" in fit.fix(without_remat, "rollout", 1)
+    adapters = smallest.replace({"model.lora.rank": 4})
+    for settings, program, num_devices, advice in (
+        (without_remat, "update", 8, "remat dots"),
+        (some_remat, "sft update", 8, "remat full"),
+        (run, "update", 8, "--grpo.pack-tokens 1536"),
+        (without_remat, "reference", 8, "--grpo.pack-tokens 1536"),
+        (run, "sft update", 8, "--sft.pack-tokens"),
+        (smallest, "update", 8, "lora.rank"),
+        (adapters, "update", 8, "more chips"),
+        (run, "greedy", 8, "--evaluation.batch-size"),
+        (run, "greedy", 128, "--evaluation.num-samples"),
+        (without_remat, "state", 8, "lora.rank"),
+        (adapters, "state", 8, "more chips"),
+        (run, "rollout", 8, "--grpo.num-generations"),
+        (without_remat, "rollout", 1, "--grpo.prompts-per-step"),
+        (run, "own", 8, "--sft.own.batch-size"),
+    ):
+        assert advice in fit.fix(settings, program, num_devices)
 
 
 def test_on_a_tpu_training_starts_only_if_the_plan_fits(monkeypatch, capsys, tmp_path):

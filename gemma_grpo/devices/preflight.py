@@ -54,10 +54,16 @@ def device_files(root: Path = Path("/")) -> list[str]:
     """Of this host's TPU chips. Files of VFIO are of whatever device is passed through, a TPU only
     where Google has made one."""
     patterns = ["dev/accel[0-9]*"]
-    vendors = root.glob("sys/bus/pci/devices/*/vendor")
-    if any(vendor.read_text().strip() == _GOOGLE for vendor in vendors):
+    if any(map(_is_googles, root.glob("sys/bus/pci/devices/*/vendor"))):
         patterns.append("dev/vfio/[0-9]*")
     return sorted(str(path) for pattern in patterns for path in root.glob(pattern))
+
+
+def _is_googles(vendor: Path) -> bool:
+    try:
+        return vendor.read_text(encoding="utf-8").strip() == _GOOGLE
+    except OSError:  # a device that is gone, or may not be looked at
+        return False
 
 
 def check_library(installed: str | None, wanted: str | None) -> None:

@@ -49,7 +49,10 @@ class Deadline:
             UserError: not a positive number.
         """
         if hours is not None and not (isinstance(hours, int | float) and 0 < hours <= MOST_HOURS):
-            raise UserError(f"--hours {hours}: give the session's hours, a number above 0")
+            raise UserError(
+                f"--hours {hours}: give the session's hours, a number above 0 and at most "
+                f"{MOST_HOURS:,.0f}"
+            )
         self.hours = hours
         self._longest: dict[str, float] = {}
         self._expected: dict[str, float] = {}  # of what was not measured yet

@@ -122,7 +122,6 @@ def load_judge_model(
         grpo_update.make_score(runtime.graphdef, mesh, temperature=1.0, dtype=dtype),
         -(-num_rows // mesh.size) * mesh.size,
     )
-    version = hashlib.sha256(f"{digest(weights)} {dtype} {TEMPLATE} {YES_NO}".encode()).hexdigest()[
-        :16
-    ]
+    asked = f"{digest(weights)} {dtype} {TEMPLATE} {YES_NO}"
+    version = hashlib.sha256(asked.encode()).hexdigest()[:16]
     return Judge(name, version, model, in_threads=False)
