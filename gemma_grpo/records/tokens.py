@@ -46,7 +46,8 @@ def read(path: Path) -> list[Tokens] | None:
     """The arrays of each row; None where there is no whole file, as in runs of older versions."""
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in DTYPES}
+            names = [name for name in DTYPES if name in file.files or name != "gaps"]
+            arrays = {name: file[name] for name in names}
         ends = np.cumsum(arrays.pop("num_tokens"))
     except Exception:  # a flipped bit: of zipfile's, zlib's, NumPy's and tokenize's errors any
         return None
