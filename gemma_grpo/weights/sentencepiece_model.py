@@ -26,6 +26,7 @@ _IDS = {
     "bos": "tokenizer.ggml.bos_token_id",
     "unk": "tokenizer.ggml.unknown_token_id",
 }
+_KINDS = range(1, 7)  # of normal, unknown, control, user-defined, unused and byte tokens
 _SPACE = "\u2581"
 
 
@@ -34,7 +35,8 @@ def rebuild(path: Path) -> bytes:
 
     Raises:
         UserError: the protobuf package is missing; the file is missing or damaged; a table is
-            missing, of another kind of tokenizer, or does not fit the others.
+            missing, of another kind of tokenizer, holds what its table cannot, or does not fit
+            the others.
     """
     fields = read_header(path).fields
     _check(fields, path)
@@ -86,6 +88,11 @@ def _check(fields: dict[str, Any], path: Path) -> None:
         raise UserError(
             f"tokenizer in {path}: {lengths} entries in {', '.join(_TABLES)}; fetch it again"
         )
+    unknown = fields[_TYPES][~np.isin(fields[_TYPES], _KINDS)]
+    if unknown.size:
+        raise UserError(f"tokenizer in {path}: {_TYPES} has {unknown[0]}; fetch it again")
+    if not np.isfinite(fields[_SCORES]).all():
+        raise UserError(f"tokenizer in {path}: {_SCORES} has NaN or infinity; fetch it again")
     for key in _IDS.values():
         if not 0 <= fields[key] < lengths[0]:
             raise UserError(

@@ -160,6 +160,22 @@ def test_a_table_or_an_id_of_a_wrong_type_is_refused_by_name(tmp_path, key, valu
     refusal(path, f"tokenizer.ggml.{key} of a wrong type")
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("token_type", 0),
+        ("token_type", 7),
+        ("token_type", 2_097_153),
+        ("scores", float("nan")),
+        ("scores", float("-inf")),
+    ],
+)
+def test_an_entry_that_its_table_cannot_hold_is_refused_by_name(tmp_path, key, value):
+    entries = [value, *TOKENIZER[key][1:]]
+    path = write(tmp_path / "model.gguf", tokenizer=TOKENIZER | {key: entries})
+    refusal(path, f"tokenizer.ggml.{key} has", "fetch it again")
+
+
 def test_tables_of_another_kind_of_tokenizer_are_refused(tmp_path):
     refusal(write(tmp_path / "a", tokenizer=TOKENIZER | {"model": "gpt2"}), "'gpt2'")
     refusal(write(tmp_path / "b", tokenizer={}), "None")
