@@ -3,8 +3,9 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from gemma_grpo.kernels.matmul import einsum
 
 
 def logits(
@@ -17,11 +18,10 @@ def logits(
     them back.
     """
     flat_RD = hidden.reshape(-1, hidden.shape[-1])
-    matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
     logits_RV = jax.lax.platform_dependent(
         flat_RD,
         embedding_VD,
-        cpu=lambda h, e: jax.lax.optimization_barrier(matmul("vd,rd->vr", e, h)).T,
-        default=partial(matmul, "rd,vd->rv"),
+        cpu=lambda h, e: jax.lax.optimization_barrier(einsum("vd,rd->vr", e, h)).T,
+        default=partial(einsum, "rd,vd->rv"),
     )
     return logits_RV.reshape(*hidden.shape[:-1], -1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from gemma_grpo.kernels.matmul import einsum
 from gemma_grpo.model import lora
 from gemma_grpo.model.layers import RMSNorm, adapted, rotate
 from gemma_grpo.model.settings import LoRAConfig
@@ -131,17 +132,13 @@ class _Slots:
     def scores(self, q_BKRLH: jax.Array) -> jax.Array:
         B, K, R, L, H = q_BKRLH.shape
         q_BKMH = q_BKRLH.reshape(B, K, R * L, H)
-        scores = jnp.einsum(
-            "bkmh,bkch->bkmc", q_BKMH, self.k_BKCH, preferred_element_type=jnp.float32
-        )
+        scores = einsum("bkmh,bkch->bkmc", q_BKMH, self.k_BKCH)
         return jnp.where(self.mask, scores.reshape(B, K, R, L, -1) * self.scale, MASKED)
 
     def mix(self, weights_BKRLC: jax.Array) -> jax.Array:
         B, K, R, L, C = weights_BKRLC.shape
         weights_BKMC = weights_BKRLC.reshape(B, K, R * L, C).astype(self.v_BKCH.dtype)
-        mixed = jnp.einsum(
-            "bkmc,bkch->bkmh", weights_BKMC, self.v_BKCH, preferred_element_type=jnp.float32
-        )
+        mixed = einsum("bkmc,bkch->bkmh", weights_BKMC, self.v_BKCH)
         return mixed.reshape(B, K, R, L, -1)
 
 

@@ -19,6 +19,7 @@ from gemma_grpo.kernels.fused_sampling import fused_sampling
 from gemma_grpo.kernels.fused_sampling import reference as fused_reference
 from gemma_grpo.kernels.lm_head_logps import lm_head_logps
 from gemma_grpo.kernels.lm_head_logps import reference as logps_reference
+from gemma_grpo.kernels.matmul import einsum
 from gemma_grpo.kernels.packed_attention import reference as attention_reference
 from gemma_grpo.kernels.truncated_sampling import reference as truncated_reference
 from gemma_grpo.kernels.truncated_sampling import truncated_sampling
@@ -92,7 +93,8 @@ def compare_truncated(hidden_BD, embedding_VD, keys_B, name: str) -> Iterator[Fi
     truncation, temperature = TRUNCATIONS[name], 0.8
     settings = truncation._asdict() | dict(temperature=temperature)
     drawn = jax.jit(lambda *a: truncated_sampling(*a, **settings))(hidden_BD, embedding_VD, keys_B)
-    logits_BV = hidden_BD.astype(jnp.float32) @ embedding_VD.astype(jnp.float32).T / temperature
+    float32 = hidden_BD.astype(jnp.float32), embedding_VD.astype(jnp.float32)
+    logits_BV = einsum("bd,vd->bv", *float32) / temperature
     noise = block_draw.noise(keys_B, len(embedding_VD))
     ids_B, logps_B, full_B, mass_B = truncated_reference.draw_truncated(
         logits_BV, noise, truncation

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from gemma_grpo.kernels.matmul import precision_of
 from gemma_grpo.model import lora
 from gemma_grpo.model.settings import NO_LORA, LoRAConfig
 
@@ -34,7 +35,10 @@ def project(
     gradient is then one plain matmul, where XLA's CPU backend would transpose a three-axis operand
     through memory first."""
     flat = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(flat, weight, preferred_element_type=dtype).reshape(*x.shape[:-1], -1)
+    out = jnp.matmul(
+        flat, weight, precision=precision_of(x.dtype, weight.dtype), preferred_element_type=dtype
+    )
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def adapted(

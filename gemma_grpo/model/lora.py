@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from gemma_grpo.kernels.matmul import precision_of
 from gemma_grpo.model.settings import TARGETS, LoRAConfig
 
 SUFFIX = "_lora"
@@ -47,8 +48,10 @@ class LoRA(nnx.Module):
             )
             kept = jax.vmap(jax.vmap(kept_of_token))(keys_BL)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
-        inner = x.reshape(-1, x.shape[-1]) @ self.a[...]
-        out = jnp.matmul(inner, self.b[...], preferred_element_type=jnp.float32)
+        a, b = self.a[...], self.b[...]
+        precision = precision_of(x.dtype, a.dtype, b.dtype)
+        inner = jnp.matmul(x.reshape(-1, x.shape[-1]), a, precision=precision)
+        out = jnp.matmul(inner, b, precision=precision, preferred_element_type=jnp.float32)
         return (out * self.scale).reshape(*x.shape[:-1], -1)
 
 

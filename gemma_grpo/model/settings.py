@@ -87,8 +87,8 @@ class ModelConfig:
     lora: LoRAConfig = NO_LORA
     """Adapters; off unless lora.rank is set."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computed in; master weights are float32 regardless. On a TPU the matmuls of float32 round
-    what they multiply to bfloat16, as JAX does by default."""
+    """Computed in; master weights are float32 regardless. On a TPU float32 takes six passes of the
+    matrix units where bfloat16 takes one."""
     instruction: str = ""
     """Put before every question, on a line of its own."""
     max_prompt_length: int = 48

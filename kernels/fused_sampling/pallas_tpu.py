@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.block_draw import BLOCK, LOWEST
+from gemma_grpo.kernels.matmul import precision_of
 
 VMEM_LIMIT = 16 * 2**20  # bytes: what v5e grants a kernel that asks for no more
 TILE_BYTES = 5 * 2**20  # of the embedding: 2048 tokens of Gemma 3 1B in bfloat16
@@ -128,6 +129,7 @@ def _kernel(
         logits = jnp.dot(
             embedding[index * BLOCK : (index + 1) * BLOCK],
             hidden_DB[...],
+            precision=precision_of(embedding.dtype, hidden_DB.dtype),
             preferred_element_type=jnp.float32,
         )
         if temperature:

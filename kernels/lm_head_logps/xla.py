@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gemma_grpo.kernels.matmul import einsum
+
 # Tokens of the vocabulary in a chunk. A chunk's logits take a few times the memory of the hidden
 # states. On v5e those of 3200 rows (50 MiB) stay in VMEM, and a larger chunk gains 2 %; on CPU a
 # smaller one gains 10 %. It does not depend on X: under jit that is of all devices together.
@@ -119,7 +121,7 @@ def _forward(settings, hidden_XD, embedding_VD, ids_X, wanted_X):
             sums, expected_YD = carry
             logits_YW = _logits(hidden_YD, chunk_WD, settings.temperature)
             part, weights_YW = _reduce_plainly(logits_YW, ids_Y - start)
-            part_YD = _matmul("yw,wd->yd", weights_YW.astype(chunk_WD.dtype), chunk_WD)
+            part_YD = einsum("yw,wd->yd", weights_YW.astype(chunk_WD.dtype), chunk_WD)
             merged = merge(sums, part)
             kept_Y, new_Y = jnp.exp(sums.top - merged.top), jnp.exp(part.top - merged.top)
             return merged, expected_YD * kept_Y[:, None] + part_YD * new_Y[:, None]
@@ -160,9 +162,9 @@ def _backward(settings, kept, cotangents):
             residual_YW = _is_own(logits_YW, ids_Y - start) - softmax_YW
             residual_YW = residual_YW * (cotangent_Y / settings.temperature)[:, None]
             residual_YW = residual_YW.astype(chunk_WD.dtype)
-            rows_WD = _matmul("yw,yd->wd", residual_YW, hidden_YD).astype(chunk_WD.dtype)
+            rows_WD = einsum("yw,yd->wd", residual_YW, hidden_YD).astype(chunk_WD.dtype)
             return (
-                hidden_cotangent_YD + _matmul("yw,wd->yd", residual_YW, chunk_WD),
+                hidden_cotangent_YD + einsum("yw,wd->yd", residual_YW, chunk_WD),
                 jax.lax.dynamic_update_slice_in_dim(embedding_cotangent_VD, rows_WD, start, axis=0),
             )
 
@@ -231,10 +233,7 @@ def _over_chunks(add, carry, embedding_VD, chunk_size):
 
 
 def _logits(hidden_XD, chunk_WD, temperature):
-    return _matmul("xd,wd->xw", hidden_XD, chunk_WD) / temperature
-
-
-_matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    return einsum("xd,wd->xw", hidden_XD, chunk_WD) / temperature
 
 
 def _reduce(logits_XW: jax.Array, ids_X: jax.Array) -> Sums:

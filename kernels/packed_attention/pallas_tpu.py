@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from gemma_grpo.kernels import dispatch
+from gemma_grpo.kernels.matmul import precision_of
 from gemma_grpo.kernels.packed_attention import block_masks
 from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, blocks
 
@@ -322,4 +323,6 @@ def _rows(block):
 def _matmul(a, b, summed):
     """Matmul over the axis of each that is named, accumulated in float32."""
     numbers = (((summed[0],), (summed[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        a, b, numbers, precision=precision_of(a.dtype, b.dtype), preferred_element_type=jnp.float32
+    )

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from gemma_grpo.kernels import block_draw, dispatch
+from gemma_grpo.kernels.matmul import precision_of
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Vocabulary, threshold
 
 TILE = 1024  # tokens a step
@@ -127,6 +128,7 @@ def _kernel(
         hidden_ref[...],
         embedding_ref[...],
         (((1,), (1,)), ((), ())),
+        precision=precision_of(hidden_ref.dtype, embedding_ref.dtype),
         preferred_element_type=jnp.float32,
     )
     logits = logits * (1 / temperature)

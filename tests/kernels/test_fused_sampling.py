@@ -232,10 +232,15 @@ def test_vmem_by_hand_and_within_the_limit():
             assert size <= pallas_tpu.VMEM_LIMIT
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("rows", [8, 64, 96])
+BFLOAT16_AND_FLOAT32 = [
+    *((rows, devices, jnp.bfloat16) for rows in (8, 64, 96) for devices in (1, 8)),
+    (96, 8, jnp.float32),
+]
+
+
+@pytest.mark.parametrize("rows, num_devices, dtype", BFLOAT16_AND_FLOAT32)
 def test_it_compiles_for_v5e_as_one_kernel_beside_which_nothing_large_is_kept(
-    v5e, num_devices, rows
+    v5e, num_devices, rows, dtype
 ):
     mesh = Mesh(np.array(v5e[:num_devices]), ("vocab",))
     V, D = cases.GEMMA3_1B.vocab_size, cases.GEMMA3_1B.embed_dim
@@ -245,13 +250,13 @@ def test_it_compiles_for_v5e_as_one_kernel_beside_which_nothing_large_is_kept(
     compiled = (
         sharded(mesh, 1.0)
         .lower(
-            shape((rows, D), jnp.bfloat16),
-            shape((V, D), jnp.bfloat16, PartitionSpec("vocab")),
+            shape((rows, D), dtype),
+            shape((V, D), dtype, PartitionSpec("vocab")),
             shape((rows, 2), jnp.uint32),
         )
         .compile()
     )
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20  # logits would be 2^18 * rows
-    one_read = V * D * 2 // num_devices
+    one_read = V * D * jnp.dtype(dtype).itemsize // num_devices
     assert compiled.cost_analysis()["bytes accessed"] < 1.05 * one_read + 2**23

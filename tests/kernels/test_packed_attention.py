@@ -404,22 +404,25 @@ def needed(case):
 
 
 @pytest.mark.parametrize(
-    "case, num_chips",
+    "case, num_chips, dtype",
     [
-        (cases.GEMMA3_1B, 8),
-        pytest.param(cases.GEMMA3_1B, 1, marks=pytest.mark.slow),
-        pytest.param(cases.GEMMA3_1B_LARGE, 1, marks=pytest.mark.slow),
-        pytest.param(cases.GEMMA3_4B, 1, marks=pytest.mark.slow),
+        (cases.GEMMA3_1B, 8, jnp.bfloat16),
+        (cases.GEMMA3_1B, 1, jnp.float32),
+        pytest.param(cases.GEMMA3_1B, 1, jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param(cases.GEMMA3_1B_LARGE, 1, jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param(cases.GEMMA3_4B, 1, jnp.bfloat16, marks=pytest.mark.slow),
     ],
 )
-def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(v5e, case, num_chips, monkeypatch):
+def test_it_compiles_for_v5e_as_two_kernels_and_no_score_is_kept(
+    v5e, case, num_chips, dtype, monkeypatch
+):
     """Forward and backward of one layer, a prompt on each chip: what is alive beside arguments and
     results is a few times the queries; the scores of 8 rows of 800 take 134 MB in float32."""
     monkeypatch.undo()  # blocks of their real size
     mesh = Mesh(np.array(v5e[:num_chips]), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     N, K, H, X = *case[1:4], case.num_tokens
-    described = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
+    described = lambda *shape, dtype=dtype: jax.ShapeDtypeStruct(
         (num_chips * shape[0], *shape[1:]), dtype, sharding=rows
     )
 

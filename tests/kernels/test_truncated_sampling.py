@@ -379,24 +379,25 @@ def test_rows_that_do_not_fit_in_vmem_are_refused_to_the_kernel_and_drawn_withou
 
 
 @pytest.mark.parametrize(
-    "case, rows",
+    "case, rows, dtype",
     [
-        *((GEMMA3_1B, rows) for rows in GEMMA3_1B.rows),
-        (GEMMA3_1B_MULTIMODAL, 64),
+        *((GEMMA3_1B, rows, jnp.bfloat16) for rows in GEMMA3_1B.rows),
+        (GEMMA3_1B_MULTIMODAL, 64, jnp.bfloat16),
+        (GEMMA3_1B, 64, jnp.float32),
     ],
     ids=str,
 )
-def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(v5e, case, rows):
+def test_the_kernel_compiles_for_a_v5e_and_leaves_no_logits_in_its_memory(v5e, case, rows, dtype):
     V, D = case.vocab_size, case.embed_dim
-    assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(jnp.bfloat16)) <= pallas_tpu.vmem_limit()
+    assert pallas_tpu.vmem_bytes(rows, V, D, jnp.dtype(dtype)) <= pallas_tpu.vmem_limit()
     draw = partial(truncated_sampling, temperature=1.0, top_k=50, top_p=0.95)
     on_chip = NamedSharding(Mesh(np.array(v5e[:1]), ("chip",)), PartitionSpec())
     place = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=on_chip)
     compiled = (
         jax.jit(lambda h, e, raw_keys: draw(h, e, jax.random.wrap_key_data(raw_keys)))
         .lower(
-            place((rows, D), jnp.bfloat16),
-            place((V, D), jnp.bfloat16),
+            place((rows, D), dtype),
+            place((V, D), dtype),
             place((rows, 2), jnp.uint32),
         )
         .compile()
