@@ -18,13 +18,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: int = 0) -> int:
+def verify(
+    size: Literal["nano", "270m", "1b"] = "nano",
+    rows: int = 64,
+    seed: int = 0,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+) -> int:
     """Compare every op with its reference on the device present.
 
     Args:
         size: of the model whose head is taken; use 1b on a TPU.
         rows: hidden states.
         seed: random seed of the inputs and the draws.
+        dtype: of the inputs, as --model.dtype of a run.
 
     Returns:
         0 if all are within tolerance, else 1.
@@ -39,9 +45,11 @@ def verify(size: Literal["nano", "270m", "1b"] = "nano", rows: int = 64, seed: i
 
     device, config = jax.devices()[0], CONFIGS[f"gemma3-{size}"]
     V, D = config.vocab_size, config.embed_dim
-    print(f"{device.device_kind}, jax {jax.__version__}, {size}: V {V}, D {D}, {rows} rows")
+    print(
+        f"{device.device_kind}, jax {jax.__version__}, {size} in {dtype}: V {V}, D {D}, {rows} rows"
+    )
     print(f"{'op':20}{'setting':16}{'quantity':24}{'error':>10}{'allowed':>10}")
-    findings = list(kernel_checks.compare(config, rows, seed))
+    findings = list(kernel_checks.compare(config, rows, seed, dtype))
     for found in findings:
         verdict = "" if found.passes else "  OFF"
         print(

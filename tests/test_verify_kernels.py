@@ -1,13 +1,15 @@
 """The device check passes where the ops are right, and fails where one is not."""
 
 import jax.numpy as jnp
+import pytest
 
 from gemma_grpo import verify_kernels
 from gemma_grpo.model import kernel_checks
 
 
-def test_all_ops_pass_here(capsys):
-    assert verify_kernels.main(["--rows", "16"]) == 0
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_all_ops_pass_here(capsys, dtype):
+    assert verify_kernels.main(["--rows", "16", "--dtype", dtype]) == 0
     table = capsys.readouterr().out
     assert "OFF" not in table
     for op in ("fused_sampling", "truncated_sampling", "lm_head_logps", "packed_attention"):
