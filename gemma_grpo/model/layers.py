@@ -46,13 +46,14 @@ def adapted(
     weight_IO: Float[Array, "I O"],
     adapter: lora.LoRA | None,
     keys_BL: Key[Array, "B L"] | None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "B L O"]:
-    """x @ weight, plus the adapter's output where there is one. The sum is rounded once: a small
-    adapter changes no bit of a product that is rounded already."""
+    """x @ weight, plus the adapter's output where there is one, in x's dtype or in `dtype`. The sum
+    is rounded once: a small adapter changes no bit of a product that is rounded already."""
     if adapter is None:
-        return project(x_BLI, weight_IO)
+        return project(x_BLI, weight_IO, dtype)
     out_BLO = project(x_BLI, weight_IO, jnp.float32) + adapter(x_BLI, keys_BL)
-    return out_BLO.astype(x_BLI.dtype)
+    return out_BLO.astype(dtype or x_BLI.dtype)
 
 
 class GatedMLP(nnx.Module):
@@ -78,15 +79,19 @@ class GatedMLP(nnx.Module):
         self.down_lora = lora.make(hidden_dim, embed_dim, "mlp.down", lora_config, rngs)
 
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], keys_BL: Key[Array, "B L"] | None = None
+        self,
+        x_BLD: Float[Array, "B L D"],
+        keys_BL: Key[Array, "B L"] | None = None,
+        dtype: DTypeLike | None = None,
     ) -> Float[Array, "B L D"]:
-        """`keys_BL` are the tokens' dropout keys, for adapters in training."""
+        """In x's dtype or in `dtype`; `keys_BL` are the tokens' dropout keys, for adapters in
+        training."""
         gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_BL)
         up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_BL)
         # In float32, for the constants of the tanh: bfloat16 would round them.
         gelu_BLF = jax.nn.gelu(gate_BLF.astype(jnp.float32), approximate=True)
         inner_BLF = gelu_BLF.astype(x_BLD.dtype) * up_BLF
-        return adapted(inner_BLF, self.down[...], self.down_lora, keys_BL)
+        return adapted(inner_BLF, self.down[...], self.down_lora, keys_BL, dtype)
 
 
 def rope_table(

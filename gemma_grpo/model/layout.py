@@ -10,10 +10,12 @@ run at a time: in decoding.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from gemma_grpo.errors import UserError
@@ -42,9 +44,11 @@ class Layout:
 
     Attributes:
         axis_name: the mesh axis that the vocabulary is sharded over; None where it is replicated.
+        partial_dtype: of a device's part of a matmul, for `scatter`; None: the model's own.
     """
 
     axis_name: str | None = None
+    partial_dtype: ClassVar[DTypeLike | None] = None
 
     def gather(self, own: Shaped[Array, "B *rest"]) -> Shaped[Array, "R *rest"]:
         """All rows, from each device's own."""
@@ -105,6 +109,7 @@ class TensorParallel(Layout):
     """MLPs and embedding sharded. All but `specs` and `check` is for use inside `shard_map`."""
 
     axis_name: str
+    partial_dtype = jnp.float32  # each device would round its part, and each sum of two
 
     def gather(self, own):
         return jax.lax.all_gather(own, self.axis_name, tiled=True)

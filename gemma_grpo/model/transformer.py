@@ -57,7 +57,8 @@ class Block(nnx.Module):
         mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_BL)
         x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
         x_RLD = layout.gather(self.pre_mlp_norm(x_BLD))
-        x_BLD = x_BLD + self.post_mlp_norm(layout.scatter(self.mlp(x_RLD, keys_BL)))
+        out_BLD = layout.scatter(self.mlp(x_RLD, keys_BL, layout.partial_dtype))
+        x_BLD = x_BLD + self.post_mlp_norm(out_BLD).astype(x_BLD.dtype)
         return x_BLD, (k_BLKH, v_BLKH)
 
 

@@ -1,6 +1,7 @@
 """Layouts: sharding the weights changes no row, and on v5e only rows cross between chips."""
 
 import functools
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -17,7 +18,7 @@ from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import rollout, sampling
 from gemma_grpo.model import CONFIGS, NO_LORA, LoRAConfig
-from gemma_grpo.planning import chips, compiled, fit, programs
+from gemma_grpo.planning import chips, compiled, fit, hlo, programs
 from gemma_grpo.runtime import LAYOUTS, Runtime, load_model
 from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
@@ -193,10 +194,20 @@ def test_on_v5e_nothing_but_rows_crosses_chips_in_the_decode_loop(v5e, num_layer
         run, model=replace(run.model, rollout_layout="tensor_parallel", max_prompt_length=64)
     )
     program = programs.of_step(run, replace(ONE_B, num_layers=num_layers), mesh.data_mesh(v5e))[0]
-    read = compiled.compile_and_read(program.trace().lower())
-    in_loops = [found for found in read.collectives if found.in_loop]
-    assert max(found.largest for found in read.collectives) <= 8 * 64 * 1152 * 2 < 1152 * 864 * 2
+    module = hlo.parse(program.trace().lower().compile().as_text())
+    collectives = compiled.collectives_in(module)
+    in_loops = [found for found in collectives if found.in_loop]
+    assert max(found.largest for found in collectives) <= 8 * 64 * 1152 * 2 < 1152 * 864 * 2
     # Two in the prefill's scan. In a decode step: two a layer, the embedding, the head, the draw.
     assert sum(found.count for found in in_loops) == 2 + 2 * num_layers + 3, in_loops
     # The compiler makes all-reduces of the small reduce-scatters.
     assert {found.kind for found in in_loops} == {"all-gather", "all-reduce", "reduce-scatter"}
+    # The MLPs' parts are added up in float32, in the prefill's scan and in each layer. Of the
+    # embedding's rows all parts but one are 0: any dtype adds them up.
+    added = Counter(
+        one.shape.partition("[")[0]
+        for computation in module.computations.values()
+        for one in computation.instructions.values()
+        if one.op.startswith(("all-reduce", "reduce-scatter")) and ",1152]" in one.shape
+    )
+    assert added == {"f32": 1 + num_layers, "bf16": 2}
