@@ -5,6 +5,7 @@ Everything a finished stage leaves (its weights, its evaluation) appears complet
 a run that was killed goes on from the last file that is there.
 """
 
+import contextlib
 import json
 import platform
 import sys
@@ -382,7 +383,8 @@ class _Session:
         name = run_dirs.partial_name(stop.stage, stop.step)
         processes.run_on_primary(partial(run_dirs.remove_partial_weights, self.run_dir, stop.stage))
         self._write_weights(name, stop.params)
-        evaluate(name, stop.params)
+        with contextlib.suppress(OutOfTimeError):  # `stop` says why the stage ended
+            evaluate(name, stop.params)
 
     def _write_weights(self, name: str, params: PyTree) -> None:
         path = self.run_dir / "weights" / f"{name}.safetensors"
@@ -453,7 +455,8 @@ def _check_origin(
     run: RunConfig, run_dir: Path, task: Task, may_change: Collection[str] = ()
 ) -> None:
     """Notes what the run begins with. Raises UserError where a resumed one began with other that
-    may not change; evaluations of what may are made again, so that all compare like with like."""
+    may not change; what was measured or sampled with what may is made again, so that all compare
+    like with like."""
     digests = {
         "training problems": origin.of_rows(task.train),
         "held-out problems": origin.of_rows(task.test),
@@ -466,14 +469,36 @@ def _check_origin(
         digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
     allowed = {name for kind in may_change for name in CHANGES[kind]}
     kept = {name: digest for name, digest in digests.items() if name not in allowed}
-    flags = [f"--allow-changed-{kind}" for kind in CHANGES if kind not in may_change]
-    origin.check(run_dir, kept, way_out=f"go on all the same with {' or '.join(flags)}")
-    changed = origin.changed(run_dir, digests)
-    if set(changed) - {"training problems", "teacher weights"}:
-        of_base_alone = "held-out problems" not in changed
-        for path in (run_dir / "evaluations").glob("base.json" if of_base_alone else "*.json"):
-            path.unlink()
+    refused = set(origin.changed(run_dir, kept))
+    flags = [f"--allow-changed-{kind}" for kind in CHANGES if refused & set(CHANGES[kind])]
+    origin.check(run_dir, kept, way_out=f"go on all the same with {' and '.join(flags)}")
+    changed = set(origin.changed(run_dir, digests))
+    stale = ""
+    if changed & {"held-out problems", "tokenizer"}:
+        stale = "*.json"
+    elif "base weights" in changed:
+        stale = "*.json" if run.model.lora.rank else "base.json"  # adapters stand on the base
+    for path in (run_dir / "evaluations").glob(stale) if stale else ():
+        path.unlink()
+    if changed & {"training problems", "tokenizer", "base weights"}:
+        _forget_demonstrations(run, run_dir)
     origin.note(run_dir, digests)
+
+
+def _forget_demonstrations(run: RunConfig, run_dir: Path) -> None:
+    """Of problems or a model that have changed: sampled again, unless SFT has begun with them."""
+    figures = run_dir / run_dirs.DEMONSTRATIONS[1]
+    has_weights = (run_dir / "weights" / "sft.safetensors").is_file()
+    if not run.samples_demonstrations or not figures.is_file() or has_weights:
+        return
+    if stage_checkpoints(run_dir, "sft", run.checkpoint).newest():
+        print(
+            "warning: SFT goes on with the demonstrations that were sampled before the change; "
+            "a new run samples its own",
+            file=sys.stderr,
+        )
+    else:
+        figures.unlink()
 
 
 def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) -> dict:

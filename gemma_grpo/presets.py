@@ -156,19 +156,22 @@ GEMMA3_1B_LORA_V5E_1 = replace(
 
 
 def _on_chips(number: int) -> RunConfig:
-    """`gemma3-1b` with a prompt a chip, and learning rates that grow with the root of the batch, as
-    Adam's should (Malladi et al., arXiv 2205.10287). The tensor-parallel layout over this
+    """`gemma3-1b` with a prompt a chip, and learning rates that grow with the root of the stage's
+    batch, as Adam's should (Malladi et al., arXiv 2205.10287). The tensor-parallel layout over this
     many chips was not compiled: the weights are replicated for the rollout."""
-    factor = (number / GEMMA3_1B.grpo.prompts_per_step) ** 0.5
-    faster = lambda config: replace(
-        config.optimizer, learning_rate=round(config.optimizer.learning_rate * factor, 8)
-    )
     sft, grpo = GEMMA3_1B.sft, GEMMA3_1B.grpo
+    batch_size = max(sft.batch_size, number)
+
+    def faster(optimizer: OptimizerConfig, times: float) -> OptimizerConfig:
+        return replace(optimizer, learning_rate=round(optimizer.learning_rate * times**0.5, 8))
+
+    of_sft = faster(sft.optimizer, batch_size / sft.batch_size)
+    of_grpo = faster(grpo.optimizer, number / grpo.prompts_per_step)
     return replace(
         GEMMA3_1B,
         model=replace(GEMMA3_1B.model, rollout_layout="data"),
-        sft=replace(sft, batch_size=max(sft.batch_size, number), optimizer=faster(sft)),
-        grpo=replace(grpo, prompts_per_step=number, optimizer=faster(grpo)),
+        sft=replace(sft, batch_size=batch_size, optimizer=of_sft),
+        grpo=replace(grpo, prompts_per_step=number, optimizer=of_grpo),
         evaluation=replace(GEMMA3_1B.evaluation, batch_size=4 * max(16, number)),
     )
 

@@ -71,8 +71,8 @@ class Options:
     """With --resume or --resume-from: the problems may be others than the run began with; if the
     held-out ones are, all is measured again."""
     allow_changed_base: bool = False
-    """With --resume or --resume-from: base weights and tokenizer may be others than the run began
-    with."""
+    """With --resume or --resume-from: base weights, tokenizer and teacher may be others than the
+    run began with; what was measured or sampled with them is made again."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
@@ -233,7 +233,8 @@ def _show_end(run_dir: Path) -> None:
     print()
     if curves.is_file():
         print(f"curves:           {curves}")
-    print(f"the model:        python -m gemma_grpo.export {run} OUT")
+    if any(run_dir.glob("weights/*.safetensors")):
+        print(f"the model:        python -m gemma_grpo.export {run} OUT")
     print(f"every completion: python -m gemma_grpo.view {run}")
 
 

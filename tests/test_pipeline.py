@@ -16,13 +16,15 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import children
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_grpo import cli, config, pipeline, train, weights
+from gemma_grpo import cli, config, model, pipeline, train, weights
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, programs
@@ -31,7 +33,8 @@ from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records.checkpoint import Checkpoints
 from gemma_grpo.records.metric_notes import note
 from gemma_grpo.runtime import ModelConfig
-from gemma_grpo.training import deadline
+from gemma_grpo.training import deadline, guard
+from gemma_grpo.training.config import SFTConfig
 from gemma_grpo.training.grpo import GRPOConfig
 from gemma_grpo.training.saving import CheckpointConfig
 
@@ -870,19 +873,22 @@ def test_data_changed_since_the_run_began_is_refused_by_what_changed(tmp_path):
         ("train", "data", set()),
         ("test", "data", {"base.json", "sft.json"}),
         ("base", "base", {"base.json"}),
+        ("base of adapters", "base", {"base.json", "sft.json"}),
     ],
 )
 def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
     tmp_path, monkeypatch, what, kind, removed
 ):
     run_dir = tmp_path / "run"
-    run = begun_run(run_dir, data=config.DataConfig(num_train=20, num_test=8))
+    lora = model.LoRAConfig(rank=2) if what == "base of adapters" else model.NO_LORA
+    data = config.DataConfig(num_train=20, num_test=8)
+    run = begun_run(run_dir, data=data, model=ModelConfig(lora=lora))
     task = pipeline.load_task(run)
     pipeline._check_origin(run, run_dir, task)
     (run_dir / "evaluations").mkdir()
     for name in ("base.json", "base.jsonl", "sft.json"):
         (run_dir / "evaluations" / name).touch()
-    if what == "base":
+    if kind == "base":
         monkeypatch.setattr(weights, "digest", lambda where: "another")
     else:
         task = dataclasses.replace(task, **{what: getattr(task, what)[1:]})
@@ -893,6 +899,46 @@ def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
     left = {path.name for path in (run_dir / "evaluations").iterdir()}
     assert left == {"base.json", "base.jsonl", "sft.json"} - removed
     pipeline._check_origin(run, run_dir, task)  # what was allowed is what the run has now
+
+
+@pytest.mark.parametrize("what", ["train", "base"])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_demonstrations_of_what_changed_are_sampled_again_unless_sft_has_begun_with_them(
+    tmp_path, monkeypatch, capsys, what, has_begun
+):
+    run_dir, sampled = tmp_path / "run", tmp_path / "run" / "demonstrations.json"
+    sft = SFTConfig(demonstrations="own")
+    run = begun_run(run_dir, data=config.DataConfig(num_train=20, num_test=8), sft=sft)
+    task = pipeline.load_task(run)
+    pipeline._check_origin(run, run_dir, task)
+    sampled.write_text("{}")
+    if has_begun:
+        (run_dir / "checkpoints" / "sft" / "000001").mkdir(parents=True)
+        monkeypatch.setattr(pipeline.StageCheckpoints, "newest", lambda _: Path("000001"))
+    if what == "base":
+        monkeypatch.setattr(weights, "digest", lambda where: "another")
+    else:
+        task = dataclasses.replace(task, train=task.train[1:])
+    pipeline._check_origin(run, run_dir, task, ["data", "base"])
+    assert sampled.exists() == has_begun
+    assert ("sampled before the change" in capsys.readouterr().err) == has_begun
+
+
+def test_a_collapse_is_told_as_one_where_no_time_is_left_to_measure_its_weights(tmp_path):
+    begun_run(tmp_path / "run")
+    session = pipeline._Session(
+        config.RunConfig(), tmp_path / "run", deadline.Deadline(), pipeline.NOTHING_GIVEN
+    )
+    collapse = guard.CollapsedError("kl was above 10", "grpo", 2, 6, params={})
+    measured = []
+
+    def evaluate(name, params):
+        measured.append(name)
+        raise deadline.OutOfTimeError(name, None, None)
+
+    with mock.patch.object(pipeline._Session, "_write_weights"):
+        session._leave_partial(collapse, evaluate)  # raises nothing: the caller raises the collapse
+    assert measured == ["grpo-step-000002"]
 
 
 def test_a_change_is_allowed_to_a_run_that_goes_on_alone(capsys):

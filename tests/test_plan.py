@@ -482,6 +482,7 @@ def test_presets_for_more_chips_have_a_prompt_a_chip(number):
     run = presets.preset(f"gemma3-1b-v5e-{number}")
     assert run.grpo.prompts_per_step == number and run.sft.batch_size % number == 0
     assert run.evaluation.batch_size // run.evaluation.num_samples % number == 0
-    few = presets.preset("gemma3-1b").grpo.optimizer.learning_rate
-    rate = run.grpo.optimizer.learning_rate
-    assert rate == pytest.approx(few * (number / 8) ** 0.5, rel=0.01)
+    few = presets.preset("gemma3-1b")
+    for stage, times in (("sft", run.sft.batch_size / 64), ("grpo", number / 8)):
+        rate, of_few = (getattr(each, stage).optimizer.learning_rate for each in (run, few))
+        assert rate == pytest.approx(of_few * times**0.5, rel=0.01)

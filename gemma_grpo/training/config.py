@@ -253,6 +253,11 @@ class GRPOConfig:
             )
         if self.resample_rounds < 0:
             raise UserError(f"grpo: resample_rounds={self.resample_rounds} must be 0 or more")
+        if self.resample_rounds and self.loss.policy_weight == 0:
+            raise UserError(
+                f"grpo: resample_rounds={self.resample_rounds} samples until rewards differ, which "
+                "teach nothing at loss.policy_weight=0: use 0"
+            )
         if not 0 <= self.skip_uniform < 1:
             raise UserError(
                 f"grpo: skip_uniform={self.skip_uniform} must be 0 or more, and below 1"

@@ -30,7 +30,7 @@ from gemma_grpo.text.prompts import turns
 from gemma_grpo.training.config import OwnConfig
 
 ROWS, FIGURES = run_dirs.DEMONSTRATIONS
-_STREAM = 0x0DE5  # of the run's key, apart from those of its steps and evaluations
+_STREAM = 0x8000_0DE5  # of the run's key: beyond all steps and evaluations, whose own these are
 
 
 class Own(NamedTuple):

@@ -5,6 +5,7 @@ answers, never the answer format. Its problems come from the train side of the c
 """
 
 import functools
+import hashlib
 import io
 import json
 import random
@@ -28,6 +29,7 @@ from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from gemma_grpo.training.config import PretrainConfig
 
 NUM_TOKENIZER_DOCUMENTS = 20_000
+DIGESTED_ROWS = 1000
 REPORT_EVERY = 100  # steps between printed lines
 
 
@@ -117,6 +119,13 @@ def batches(
         yield rows
 
 
+def text_digest(tokenizer: Tokenizer, options: PretrainConfig) -> str:
+    """SHA-256 of the text's first `DIGESTED_ROWS` rows, as little-endian int32. It is in a model's
+    record, so that another split, wording or tokenizer since then shows."""
+    rows = batches(tokenizer, batch_size=DIGESTED_ROWS, length=options.length, seed=options.seed)
+    return hashlib.sha256(next(rows).astype("<i4").tobytes()).hexdigest()
+
+
 def make_nano(out: Path, options: PretrainConfig) -> dict[str, Any]:
     """Trains tokenizer and weights, writes them as a folder of Hugging Face's form, and returns the
     record that is written with them. The folder appears when all is done.
@@ -136,6 +145,7 @@ def make_nano(out: Path, options: PretrainConfig) -> dict[str, Any]:
             "tokens": options.steps * options.batch_size * options.length,
             "minutes": round((time.monotonic() - started) / 60, 1),
             "seed": options.seed,
+            "text_sha256": text_digest(tokenizer, options),
             "loss_at_end": float(np.mean(losses[-REPORT_EVERY:])),
             "jax": jax.__version__,
         }

@@ -299,6 +299,7 @@ def test_without_rounds_nothing_is_resampled():
         (dict(temperature=0.0), "temperature"),
         (dict(pack_tokens=-1), "pack_tokens=-1"),
         (dict(resample_rounds=-1), "resample_rounds"),
+        (dict(resample_rounds=2, loss=LossConfig(policy_weight=0.0)), "teach nothing"),
         (dict(loss=LossConfig(level="sequence")), "aggregation"),
         (dict(loss=LossConfig(beta=0.1, kl_estimator="k1")), "k1"),
     ],
