@@ -1,7 +1,7 @@
 """Attention of one packed layer, forward and backward, by the TPU's compiler: the kernel against
 the form that unpacks the rows.
 
-python -m benchmarks.attention [--topology v5e:2x4]
+python -m benchmarks.attention [--where v5e:2x4]
 
 Gemma 3 1B's heads in bfloat16, the fullest pack of `benchmarks.lengths` as preset gemma3-1b packs
 it for eight chips. A row for each kind of layer and pass.

@@ -141,6 +141,8 @@ def _llama_cpp(new_tokens: int, *, folder: Path, quantised: bool) -> Callable[[]
     settings.model.path = str(path)
     settings.n_parallel = BATCH
     settings.n_ctx = BATCH * 2 * (PROMPT_LENGTH + new_tokens)
+    if not quantised:  # its default is float16
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.n_ubatch = BATCH * PROMPT_LENGTH  # all prompts at once
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = os.cpu_count() or 1
     server = xllamacpp.Server(settings)

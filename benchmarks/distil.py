@@ -47,10 +47,10 @@ def rows(
     levels["grpo"] = shared
     out = work / "distil.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = [(row["level"], row["seed"]) for row in read(out)]
+    done = [(row["level"], row["seed"], row["settings"]) for row in read(out)]
     for seed in seeds:
         for name, settings in levels.items():
-            if (name, seed) not in done:
+            if (name, seed, settings) not in done:
                 row = {"benchmark": "distil", "level": name}
                 row |= in_child(work, seed, settings, name.replace(" ", "-"))
                 with out.open("a") as file:

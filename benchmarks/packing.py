@@ -10,18 +10,19 @@ machine the steadier of the two). The baseline of all ratios is the update of pa
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
 from jax.sharding import Mesh
+from tyro.conf import Positional
 
 from benchmarks import lengths
-from benchmarks.timing import print_row
+from benchmarks.timing import chosen, print_row
 from gemma_grpo import model, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import mesh as meshes
@@ -46,8 +47,8 @@ M270 = replace(
 )
 
 
-def main() -> None:
-    """Print the rows of the parts named, or of all."""
+def main(names: Positional[tuple[str, ...]] = ()) -> None:
+    """Print the rows of the parts named, or of all: places, flops, 270m, nano."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
     parts = {
         "places": print_places,
@@ -55,8 +56,8 @@ def main() -> None:
         "270m": lambda: print_seconds("gemma3-270m", M270, pack_tokens=512, repeats=3),
         "nano": lambda: print_seconds("gemma3-nano", NANO, pack_tokens=192, repeats=20),
     }
-    for name in sys.argv[1:] or parts:
-        parts[name]()
+    for print_part in chosen(names or tuple(parts), parts).values():
+        print_part()
 
 
 def print_flops() -> None:
@@ -256,4 +257,4 @@ def batch_of(run: RunConfig, *, vocab_size: int) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.timing import about
+from benchmarks.timing import about, chosen
 from gemma_grpo.evaluation.statistics import paired_difference
 from gemma_grpo.presets import GEMMA3_NANO
 
@@ -130,11 +130,11 @@ def rows(
     out = work / ROWS
     out.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    done = {(row["level"], row["seed"], row["steps"]) for row in known}
+    done = [(row["level"], row["seed"], row["settings"]) for row in known]
     for seed in seeds:
-        for name in levels:
-            if (name, seed, steps) not in done:
-                settings = LEVELS[name].settings | {"grpo.num_steps": steps}
+        for name, level in chosen(levels, LEVELS).items():
+            settings = level.settings | {"grpo.num_steps": steps}
+            if (name, seed, settings) not in done:
                 row = {"benchmark": "study", "level": name, "steps": steps}
                 row |= in_child(work, seed, settings, name.replace(" ", "-"))
                 with out.open("a") as file:

@@ -4,13 +4,15 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from gemma_grpo.config import RunConfig
+
+T = TypeVar("T")
 
 
 def median_seconds(run: Callable[[], Any], *, repeats: int) -> tuple[float, float, float]:
@@ -46,6 +48,13 @@ def about(run: RunConfig) -> dict:
         "learning_rate": run.grpo.optimizer.learning_rate,
         "seed": run.seed,
     }
+
+
+def chosen(names: Sequence[str], known: Mapping[str, T]) -> dict[str, T]:
+    """What is known by these names. Exits, before anything is measured, where one is unknown."""
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def print_row(**values: Any) -> None:

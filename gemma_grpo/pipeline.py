@@ -149,13 +149,16 @@ class Task:
 
 
 def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
-    """Loads and checks what a run needs. Raises UserError for the first thing that is wrong."""
+    """Loads and checks what a run needs. Raises UserError, in all processes, for the first thing
+    that is wrong in one."""
+    processes.in_all(partial(weights.open_source, run.model.weights))
+    train, test = processes.in_all(partial(given.load_problems, run))
+    rewards = processes.in_all(partial(GivenRewards, run.reward, given.rewards))
     runtime, base = load_model(run.model, seed=run.seed)
     if run.has_teacher:
         runtime = replace(runtime, teacher=_load_teacher(run, runtime))
-    train, test = given.load_problems(run)
-    task = Task(runtime, base, train, test, GivenRewards(run.reward, given.rewards))
-    _check(run, task)
+    task = Task(runtime, base, train, test, rewards)
+    processes.in_all(partial(_check, run, task))
     return task
 
 
@@ -263,11 +266,14 @@ class _Session:
             CollapsedError: the guard stopped the run; what is good has been saved and evaluated.
         """
         run, run_dir = self.run, self.run_dir
+        _require_shared(run_dir)
         self._require_time("base")
         self._say(f"loading {run.model.weights} and the problems")
         with origin.begun_elsewhere(run_dir):
             task = load_task(run, self.given)
-        processes.run_on_primary(partial(_check_origin, run, run_dir, task, self.may_change))
+        digests = processes.in_all(partial(_digests, run, task))
+        processes.require_same(digests, fix="give all processes the same files")
+        processes.run_on_primary(partial(_check_origin, run, run_dir, digests, self.may_change))
         pay = pay_of(run.reward, self.given.rewards)
         evaluator = make_evaluator(run.evaluation, task.runtime, pay)
         evaluate = partial(self._evaluate, evaluator, task.test)
@@ -451,12 +457,18 @@ class _Session:
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
 
 
-def _check_origin(
-    run: RunConfig, run_dir: Path, task: Task, may_change: Collection[str] = ()
-) -> None:
-    """Notes what the run begins with. Raises UserError where a resumed one began with other that
-    may not change; what was measured or sampled with what may is made again, so that all compare
-    like with like."""
+def _require_shared(run_dir: Path) -> None:
+    """Raises UserError where a process does not see the run's folder, made by the primary."""
+    seen = processes.gather_from_all((run_dir / run_dirs.CONFIG).is_file)
+    if not all(seen):
+        raise UserError(
+            f"process {seen.index(False)} does not see {run_dir}: --run-dir must lie on a file "
+            "system that all processes share"
+        )
+
+
+def _digests(run: RunConfig, task: Task) -> dict[str, str]:
+    """Of all that a run begins with, by what they are of."""
     digests = {
         "training problems": origin.of_rows(task.train),
         "held-out problems": origin.of_rows(task.test),
@@ -467,6 +479,15 @@ def _check_origin(
         model, trained = _teacher_files(run)
         of_trained = "" if trained is None else origin.of_files(trained)
         digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
+    return digests
+
+
+def _check_origin(
+    run: RunConfig, run_dir: Path, digests: dict[str, str], may_change: Collection[str] = ()
+) -> None:
+    """Notes what the run begins with. Raises UserError where a resumed one began with other that
+    may not change; what was measured or sampled with what may is made again, so that all compare
+    like with like."""
     allowed = {name for kind in may_change for name in CHANGES[kind]}
     kept = {name: digest for name, digest in digests.items() if name not in allowed}
     refused = set(origin.changed(run_dir, kept))

@@ -34,6 +34,11 @@ else:
 
 RUNS = Path("runs")
 OUT_OF_TIME = 75  # exit status: stopped for --hours, to be resumed (EX_TEMPFAIL of sysexits.h)
+# Settings that may differ between the processes of one run: what their paths lead to may not.
+_OF_A_HOST = (
+    *("model.weights", "model.tokenizer", "model.cpu_devices", "data.source", "grpo.teacher"),
+    "checkpoint.folder",
+)
 COLLAPSED = 76  # exit status: stopped by --grpo.guard; none of sysexits.h says that
 
 
@@ -168,12 +173,27 @@ def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> Non
     cli.check_unchanged(default, run, "--resume-from with other settings")
 
 
+def _require_same_settings(run: RunConfig) -> None:
+    """Raises UserError where a process has other settings than the primary; paths may differ."""
+    from gemma_grpo.devices import processes
+
+    first, *others = processes.gather_from_all(lambda: run)
+    for number, other in enumerate(others, start=1):
+        changed = config.changed_fields(first, other)
+        if named := [line for line in changed if not line.startswith(_OF_A_HOST)]:
+            raise UserError(
+                f"process {number} has other settings than process 0 ({', '.join(named)}); start "
+                "all with the same ones"
+            )
+
+
 def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     """The run, once the devices are chosen; returns the exit status."""
     from gemma_grpo import pipeline
     from gemma_grpo.devices import processes
     from gemma_grpo.planning import topology
 
+    _require_same_settings(run)
     named = processes.broadcast_from_primary(lambda: _run_dir(options))
     say = print if processes.is_primary() else lambda *_, **__: None
     for warning in run.grpo.check():

@@ -860,11 +860,11 @@ def test_what_chooses_all_settings_is_given_once_and_not_empty(capsys, arguments
 def test_data_changed_since_the_run_began_is_refused_by_what_changed(tmp_path):
     run = begun_run(tmp_path / "run", data=config.DataConfig(num_train=20, num_test=8))
     begun = pipeline.load_task(run)
-    pipeline._check_origin(run, tmp_path / "run", begun)
-    pipeline._check_origin(run, tmp_path / "run", begun)
+    pipeline._check_origin(run, tmp_path / "run", pipeline._digests(run, begun))
+    pipeline._check_origin(run, tmp_path / "run", pipeline._digests(run, begun))
     changed = dataclasses.replace(begun, test=begun.test[1:])
     with pytest.raises(UserError, match="its held-out problems are not what the run began with"):
-        pipeline._check_origin(run, tmp_path / "run", changed)
+        pipeline._check_origin(run, tmp_path / "run", pipeline._digests(run, changed))
 
 
 @pytest.mark.parametrize(
@@ -884,7 +884,7 @@ def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
     data = config.DataConfig(num_train=20, num_test=8)
     run = begun_run(run_dir, data=data, model=ModelConfig(lora=lora))
     task = pipeline.load_task(run)
-    pipeline._check_origin(run, run_dir, task)
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
     (run_dir / "evaluations").mkdir()
     for name in ("base.json", "base.jsonl", "sft.json"):
         (run_dir / "evaluations" / name).touch()
@@ -894,11 +894,13 @@ def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
         task = dataclasses.replace(task, **{what: getattr(task, what)[1:]})
     other = ({"data", "base"} - {kind}).pop()
     with pytest.raises(UserError, match=f"or go on all the same with --allow-changed-{kind}$"):
-        pipeline._check_origin(run, run_dir, task, [other])
-    pipeline._check_origin(run, run_dir, task, [kind])
+        pipeline._check_origin(run, run_dir, pipeline._digests(run, task), [other])
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task), [kind])
     left = {path.name for path in (run_dir / "evaluations").iterdir()}
     assert left == {"base.json", "base.jsonl", "sft.json"} - removed
-    pipeline._check_origin(run, run_dir, task)  # what was allowed is what the run has now
+    pipeline._check_origin(
+        run, run_dir, pipeline._digests(run, task)
+    )  # what was allowed is what the run has now
 
 
 @pytest.mark.parametrize("what", ["train", "base"])
@@ -910,7 +912,7 @@ def test_demonstrations_of_what_changed_are_sampled_again_unless_sft_has_begun_w
     sft = SFTConfig(demonstrations="own")
     run = begun_run(run_dir, data=config.DataConfig(num_train=20, num_test=8), sft=sft)
     task = pipeline.load_task(run)
-    pipeline._check_origin(run, run_dir, task)
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
     sampled.write_text("{}")
     if has_begun:
         (run_dir / "checkpoints" / "sft" / "000001").mkdir(parents=True)
@@ -919,7 +921,7 @@ def test_demonstrations_of_what_changed_are_sampled_again_unless_sft_has_begun_w
         monkeypatch.setattr(weights, "digest", lambda where: "another")
     else:
         task = dataclasses.replace(task, train=task.train[1:])
-    pipeline._check_origin(run, run_dir, task, ["data", "base"])
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task), ["data", "base"])
     assert sampled.exists() == has_begun
     assert ("sampled before the change" in capsys.readouterr().err) == has_begun
 

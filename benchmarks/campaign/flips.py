@@ -118,12 +118,14 @@ def _subjects(folder: Path) -> Iterator[Subject]:
 def _records(run_dir: Path) -> Iterator[Subject]:
     run = config.RunConfig(data=config.DataConfig(num_train=20, num_test=8))
     pipeline.new_run_dir(run_dir, run)
-    pipeline._check_origin(run, run_dir, pipeline.load_task(run))
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, pipeline.load_task(run)))
 
     def begun() -> str:
         """The settings that are bound, once the files that the others name have been compared."""
         settings = cli.config_of(run_dir)
-        pipeline._check_origin(settings, run_dir, pipeline.load_task(settings))
+        pipeline._check_origin(
+            settings, run_dir, pipeline._digests(settings, pipeline.load_task(settings))
+        )
         return str([line for line in config.changed_fields(run, settings) if not _may_change(line)])
 
     yield Subject("config.yaml", run_dir / "config.yaml", begun)

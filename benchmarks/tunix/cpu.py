@@ -114,6 +114,8 @@ def take_turns(
     taken: dict[str, list[Reading]] = {name: [] for name in SIDES}
     for session in sessions:
         sides = [opener.open(name) for name in session]
+        if len(opener.opened) == len(SIDES):
+            opener.apart()  # before hours are spent on what is not the same model
         for number, side in itertools.product(range(steps), sides):
             taken[side.name].append(step(side, batch, number))
         for side in sides:

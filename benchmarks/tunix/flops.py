@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from benchmarks import lengths, packing
-from benchmarks.timing import print_row
+from benchmarks.timing import chosen, print_row
 from benchmarks.tunix.v5e import CHIPS, CONFIG, MODEL, SIZES, Compiler, Program, T, run_of
 from gemma_grpo.devices import mesh as meshes
 from gemma_grpo.model import Gemma3Config
@@ -52,6 +52,7 @@ CASES = {
     "on 8 chips, short prompts, tensor_parallel": Step(**SHORT, **TP),
     "on 8 chips, short prompts, remat": Step(**SHORT, **REMAT),
     "on 8 chips, short prompts, tensor_parallel, remat": Step(**SHORT, **TP, **REMAT),
+    "on 8 chips, short prompts, as preset": Step(**SHORT, **TP, **REMAT | {"remat": "full"}),
 }
 
 
@@ -59,8 +60,7 @@ def main(cases: tuple[str, ...] = tuple(CASES)) -> None:
     """Count cases, by name, and print."""
     compiler = Compiler()
     ask = functools.cache(compiler.flops)
-    for name in cases:
-        step = CASES[name]
+    for name, step in chosen(cases, CASES).items():
         ours = count_ours(step, CONFIG, compiler.devices)
         for side, parts in {"ours": ours, "tunix": count_theirs(step, ask)}.items():
             about = {"model": MODEL, "case": name, "side": side, "sequences": B, **SIZES}

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import tyro
 
-from benchmarks.timing import print_row
+from benchmarks.timing import chosen, print_row
 from benchmarks.tunix import v5e
 
 STEPS = {"ours-update": 64, "tunix-update-best": 32}  # sequences from one batch to the next
@@ -22,8 +22,8 @@ STEPS = {"ours-update": 64, "tunix-update-best": 32}  # sequences from one batch
 def main(cases: tuple[str, ...] = tuple(STEPS)) -> None:
     """Look for the largest batch of cases, by name, and print a row for each."""
     compiler = v5e.Compiler()
-    for name in cases:
-        case, step, peaks = v5e.CASES[name], STEPS[name], {}
+    for name, step in chosen(cases, STEPS).items():
+        case, peaks = v5e.CASES[name], {}
 
         def fits(sequences: int, case=case, peaks=peaks) -> bool:
             read = compiler.compiled(replace(case, sequences=sequences))
@@ -32,6 +32,7 @@ def main(cases: tuple[str, ...] = tuple(STEPS)) -> None:
 
         most = largest(fits, known=case.sequences, step=step)
         about = {"case": name, "side": case.side, "model": v5e.MODEL, "remat": case.remat}
+        about |= {"topology": v5e.TOPOLOGY, **v5e.SIZES}
         found = {"sequences": most, "refused": most + step, "peaks": peaks}
         print_row(benchmark="tunix/largest", **about, **found)
 

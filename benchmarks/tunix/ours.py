@@ -45,7 +45,8 @@ class Side:
 
         @jax.jit
         def logits(params):
-            gemma = nnx.merge(graphdef, params)
+            computed_in = jax.tree.map(lambda array: array.astype(run.model.dtype), params)
+            gemma = nnx.merge(graphdef, computed_in)
             return gemma.logits(model.forward(gemma, rows["ids"], rows["mask"])[0])
 
         answer = {

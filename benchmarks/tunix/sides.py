@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 SIDES = ("ours", "tunix")
 # What would let one side see the other's libraries.
 CLEARED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-# The largest difference allowed: of the logits' spread, and of the gradient's largest entry.
+# The difference allowed: rms of the logits as a share of their spread, and the gradient's largest
+# as a share of its largest entry.
 APART = {"float32": 1e-3, "bfloat16": 0.1}
 COMPARABLE = {
     "stages": "sft",
@@ -134,11 +135,11 @@ class Opener:
         return side
 
     def apart(self, moments: dict[str, np.ndarray] | None = None) -> dict[str, float]:
-        """How far apart ours and Tunix are: in logits, as a share of their spread, and in Adam's
-        first moments after a step, if given, as a share of the largest. Exits where it is not the
-        same model or update."""
+        """How far apart ours and Tunix are: in logits, root mean square as a share of their spread,
+        and in Adam's first moments after a step, if given, as a share of the largest. Exits where
+        it is not the same model or update."""
         ours, theirs = (self.opened[name]["logits"][self.rows["mask"]] for name in SIDES)
-        far = {"logits_apart": float(np.abs(ours - theirs).max() / theirs.std())}
+        far = {"logits_apart": float(np.sqrt(np.mean((ours - theirs) ** 2)) / theirs.std())}
         if moments:
             ours, theirs = (moments[name] for name in SIDES)
             far["gradient_apart"] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())

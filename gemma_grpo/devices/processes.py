@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -151,6 +151,25 @@ def gather_from_all(make: Callable[[], Value]) -> list[Value]:
         if failure is not None:
             raise failure
     return [value for value, _ in outcomes]
+
+
+def in_all(make: Callable[[], Value]) -> Value:
+    """What `make` returns here; every process calls it, and it need not pickle. Raises as
+    `gather_from_all`: where it fails in one process, all stop with its error."""
+    kept = list[Value]()
+    gather_from_all(lambda: kept.append(make()))
+    return kept[0]
+
+
+def require_same(values: Mapping[str, Any], *, fix: str) -> None:
+    """Raises UserError in all processes where the values of one are not the primary's; it names
+    them and the process."""
+    first, *others = gather_from_all(lambda: dict(values))
+    for number, other in enumerate(others, start=1):
+        if differing := [name for name in first if other.get(name) != first[name]]:
+            raise UserError(
+                f"process {number} has another {' and '.join(differing)} than process 0; {fix}"
+            )
 
 
 def broadcast_from_primary(make: Callable[[], Value]) -> Value:

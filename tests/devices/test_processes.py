@@ -227,6 +227,7 @@ own = jax.process_index()
 assert processes.gather_from_all(lambda: "x" * own * 5000) == ["", "x" * 5000, "x" * 10_000]
 assert processes.broadcast_from_primary(lambda: {"of": own}) == {"of": 0}
 assert processes.run_on_primary(lambda: print) == (print if own == 0 else None)
+assert processes.in_all(lambda: own) == own
 
 def fails_on(number):
     if own == number:
@@ -246,6 +247,54 @@ sys.exit(cli.guarded(main))
 def test_processes_agree_on_values_and_stop_together_with_the_first_error():
     for status, output in Job(AGREE, 3).finish(within=100):
         assert status == 2 and "error: only process 2 fails" in output, output
+
+
+UNLIKE = """
+import argparse, pathlib
+import jax
+from gemma_grpo import pipeline, train
+from gemma_grpo.config import DataConfig, RunConfig
+from gemma_grpo.devices import processes
+from gemma_grpo.errors import UserError
+
+flags = argparse.ArgumentParser()
+for name in ("run-dir", "coordinator", "num-processes", "process-id"):
+    flags.add_argument(f"--{name}")
+flags = flags.parse_args()
+processes.join(flags.coordinator, int(flags.num_processes), int(flags.process_id))
+own, folder = jax.process_index(), pathlib.Path(flags.run_dir)
+here = RunConfig(data=DataConfig(source=str(folder / f"{own}.jsonl"), num_train=2, num_test=2))
+
+def attempt(name, act):
+    try:
+        act()
+        print(name, "goes on")
+    except UserError as error:
+        print(name, error)
+
+attempt("settings:", lambda: train._require_same_settings(RunConfig(seed=own)))
+attempt("paths:", lambda: train._require_same_settings(here))
+attempt("files:", lambda: processes.require_same({"tokenizer": own, "base": 1}, fix="copy it"))
+attempt("folder:", lambda: pipeline._require_shared(folder / str(own)))
+attempt("input:", lambda: pipeline.load_task(here))  # process 1 has no such file
+"""
+
+
+def test_what_differs_between_processes_stops_all_of_them_with_the_same_line(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.yaml").touch()
+    rows = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(6)]
+    (tmp_path / "0.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    said = [output for _, output in Job(UNLIKE, 2, "--run-dir", str(tmp_path)).finish(within=100)]
+    for output in said:
+        lines = dict(
+            line.split(": ", 1) for line in output.splitlines() if ": " in line or "on" in line
+        )
+        assert "process 1 has other settings than process 0 (seed 0 -> 1)" in lines["settings"]
+        assert lines["paths"] == "goes on"
+        assert lines["files"] == "process 1 has another tokenizer than process 0; copy it"
+        assert "process 1 does not see" in lines["folder"]
+        assert lines["input"] == f"no such file: {tmp_path / '1.jsonl'}"
 
 
 GUARDED = """
