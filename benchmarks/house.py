@@ -75,8 +75,8 @@ def imports_in(source: str) -> set[str]:
 
 
 def rooms() -> set[str]:
-    """The modules and folders at the package's top."""
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    """The modules and folders at the package's top, but for what the package itself is."""
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     return (modules | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}) - WITHOUT_CODE
 
 

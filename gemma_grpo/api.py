@@ -230,7 +230,7 @@ def fit(
             the weight of each.
         problems: `Problem`s, or rows with prompt and answer (a list of dicts, a data set), instead
             of `data.source`; SFT needs a `completion` in each.
-        held_out: those to measure on; a tenth of `problems` if None.
+        held_out: those to measure on; about a tenth of `problems` if None.
         run_dir: a new folder; runs/DATE-TIME if None.
         hours: since the process began, before which the run stops in time, saved.
 

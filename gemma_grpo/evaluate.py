@@ -23,6 +23,7 @@ from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.evaluation import gsm8k_protocol
 from gemma_grpo.evaluation.config import EvaluationConfig, evaluation_prompts
 from gemma_grpo.records import files, report, tokens
+from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.text import padding
 from gemma_grpo.text.prompts import encode_prompts
 from gemma_grpo.text.tokenizer import END_OF_TURN, START_OF_TURN
@@ -63,7 +64,7 @@ class Options:
     """A base model instead: gemma3-nano, gemma3-270m, a folder or a file."""
     task: str = ""
     """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl, .csv or
-    .parquet file, of which the tenth is taken that training holds out. The run's own, else the
+    .parquet file, of which the part is taken that training holds out. The run's own, else the
     curriculum."""
     num: int | None = None
     """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else
@@ -263,6 +264,7 @@ def _folder(options: Options, task: str) -> Path:
     kind, _, detail = task.partition(":")
     # Of a path the name is enough; a reasoning-gym task is part of what is measured.
     name = Path(kind).name if kind.startswith("gsm8k") else Path(task.replace(":", "-")).name
+    name = name.removesuffix(".jsonl").removesuffix(".csv").removesuffix(".parquet")
     asked = asdict(options) | asdict(options.evaluation)
     default = asdict(Options()) | asdict(EvaluationConfig())
     for field, value in asked.items():
@@ -271,7 +273,7 @@ def _folder(options: Options, task: str) -> Path:
                 value = hashlib.sha256(value.encode()).hexdigest()[:6]
             name += f"-{field}={value}"
     run = cli.expanded(options.run) if options.run else None
-    if run is not None and run.is_dir():
+    if run is not None and (run / run_dirs.CONFIG).is_file():
         return run / "evaluations" / name
     return Path("evaluations") / f"{cli.expanded(options.run or options.weights).name}-{name}"
 

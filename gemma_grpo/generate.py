@@ -163,6 +163,8 @@ def _load(where: str, options: Options) -> Generator:
 def _read_prompts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         return [jsonl.required_text(row, "prompt", where) for where, row in jsonl.read_rows(path)]
+    if path.suffix in (".csv", ".parquet"):
+        raise UserError(f"{path}: prompts are a .jsonl file's, or text with one a line")
     try:
         text = jsonl.read_bytes(path).decode()
     except UnicodeDecodeError as error:

@@ -55,7 +55,7 @@ class Given:
     Attributes:
         rewards: functions by name.
         problems, held_out: to learn from, and to be measured on; None where the config names a
-            source. Without `held_out` a tenth of `problems` is.
+            source. Without `held_out` about a tenth of `problems` is.
     """
 
     rewards: Mapping[str, Reward] = field(default_factory=dict)
@@ -186,7 +186,13 @@ def _check(run: RunConfig, task: Task) -> None:
     extra_rewards.check_rewards(task.rewards, runtime, train)
     trackers.require(run.tracker)
     of_draws = draw.warning(run.grpo, train) if "grpo" in run.stage_list else None
-    for line in (golds.warning(train + test), of_draws):
+    of_words = None
+    if run.model.weights == weights.NANO and run.data.source != "curriculum":
+        of_words = (
+            f"{weights.NANO} knows only the words of its own curriculum: for other problems take "
+            "another model, such as --preset gemma3-270m"
+        )
+    for line in (golds.warning(train + test), of_draws, of_words):
         if line and processes.is_primary():
             print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):

@@ -18,7 +18,7 @@ from gemma_grpo.model import LoRAConfig
 
 GEMMA3_NANO = RunConfig(
     sft=SFTConfig(
-        num_steps=100,
+        num_steps=115,
         batch_size=32,
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0),
         pack_tokens=192,  # a pass stays in a core's cache (docs/speed.md)

@@ -10,6 +10,7 @@ import jax
 import pytest
 import tyro
 
+from gemma_grpo import __main__ as door
 from gemma_grpo import (
     ablation,
     cli,
@@ -192,9 +193,22 @@ def test_what_is_wrong_with_a_tpu_is_still_said_first():
     assert "out of memory" not in (preflight.explain("TPU is already in use") or "")
 
 
+def test_the_package_itself_lists_its_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gemma_grpo"])
+    assert door.main() == 0
+    listed = capsys.readouterr().out
+    folder = Path(door.__file__).parent
+    commands = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
+    commands.discard("__main__")
+    commands |= {path.parent.name for path in folder.glob("*/__main__.py")}
+    assert commands == door.COMMANDS.keys()
+    assert all(f"\n  {name} " in listed for name in commands)
+
+
 def test_every_command_starts_and_ends_through_the_same_door():
     package = ROOT / "gemma_grpo"
     commands = [path for path in package.rglob("*.py") if "__main__" in path.read_text()]
+    commands.remove(package / "__main__.py")  # which only lists them
     assert len(commands) == 10
     for path in commands:
         last = path.read_text().rstrip().splitlines()[-1]

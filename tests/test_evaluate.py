@@ -179,7 +179,7 @@ def test_a_file_is_a_task_and_its_longest_prompt_sets_the_budget(tmp_path, unmea
     (tmp_path / "sums.jsonl").write_text("\n".join(line(i) for i in range(60)))
     assert evaluate.main(["--weights", "gemma3-nano", "--task", "sums.jsonl"]) == 0
     (runtime,) = unmeasured
-    result = json.loads((tmp_path / "evaluations/gemma3-nano-sums.jsonl/result.json").read_text())
+    result = json.loads((tmp_path / "evaluations/gemma3-nano-sums/result.json").read_text())
     protocol = result["protocol"]
     assert 1 <= protocol["n"] < 60  # the part that training holds out
     assert runtime.max_prompt_length % 16 == 0 and "departures" not in protocol
@@ -216,6 +216,7 @@ def test_earlier_results_are_not_written_over(capsys, tmp_path, unmeasured):
 
 
 def test_a_second_measurement_under_other_conditions_has_a_folder_of_its_own(tmp_path):
+    (tmp_path / "config.yaml").touch()
     options = evaluate.Options(run=str(tmp_path))
     others = [
         replace(options, seed=1),
@@ -231,6 +232,12 @@ def test_a_second_measurement_under_other_conditions_has_a_folder_of_its_own(tmp
     assert {folder.parent for folder in folders} == {tmp_path / "evaluations"}
     again = replace(options, evaluation=EvaluationConfig(batch_size=8), json=True)
     assert evaluate._folder(again, "gsm8k:here/data") == folders[0]
+
+
+def test_what_is_measured_of_a_model_is_not_written_into_its_folder(tmp_path):
+    (tmp_path / "config.json").touch()
+    folder = evaluate._folder(evaluate.Options(run=str(tmp_path)), "curriculum")
+    assert folder == Path("evaluations") / f"{tmp_path.name}-curriculum"
 
 
 def test_a_domain_named_as_a_difficulty_has_a_line_of_its_own():

@@ -58,7 +58,7 @@ CASES = {
     "tunix-prefill-best": Program("tunix", "prefill", "NONE", replicated=True),
     "tunix-logps-best": Program("tunix", "logps", "NONE"),
     "tunix-update-best": Program("tunix", "update", "DECODER"),
-    # A step that adds up the gradients of so many also keeps their sum.
+    # A step that adds up gradients of eight at a time keeps their sum beside this.
     "tunix-update-8": Program("tunix", "update", "DECODER", sequences=8),
 }
 

@@ -5,8 +5,8 @@
                                PATH may be kagglehub:OWNER/DATASET, a data set at Kaggle
     gsm8k-validation[:PATH]    the same training problems; tested on those carved from training
     reasoning_gym:TASK         a task of the reasoning-gym package
-    FILE.jsonl                 one file (.csv and .parquet too); a tenth of its prompts is held out
-                               for the test
+    FILE.jsonl                 one file (.csv and .parquet too); about a tenth of its prompts is
+                               held out for the test
     TRAIN.jsonl,TEST.jsonl     two files (.csv and .parquet too)
 
 Training and test problems of a source never share a prompt, except GSM8K's official splits, which

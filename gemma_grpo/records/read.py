@@ -31,7 +31,8 @@ def require_run(run_dir: Path) -> None:
 def evaluated(run_dir: Path) -> list[str]:
     """The names of a run's evaluations, in the order of training: base, then each stage's steps,
     then the stage."""
-    names = [path.stem for path in (run_dir / "evaluations").glob("*.jsonl")]
+    found = (run_dir / "evaluations").glob("*.jsonl")
+    names = [path.stem for path in found if not path.is_dir()]  # a task may be called so
 
     def order(name: str) -> tuple:
         stage, _, step = name.partition("-step-")

@@ -5,7 +5,7 @@ Does not import jax.
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,17 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
 
     Args:
         summary: "stages": {name: {"accuracy", "accuracy_ci95": [low, high], "format_rate",
-            "trace_score", "true_steps", "reward", "n"}}, shares in 0..1. Optionally "paired":
+            "trace_score", "true_steps", "reward", "n"}}, shares in 0..1, and of a run with rewards
+            of the user's own "own_rewards": {name: mean}. Optionally "paired":
             {name, such as "grpo_vs_sft": the fields of `statistics.PairedDifference`}. What is
             absent or no number shows as "-". "rollbacks": those of `records.rollbacks`; anything
             else there is left out.
     """
-    names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", "reward", "n"]
-    rows = [names]
-    stages = summary["stages"].items()
-    rows += [_stage_row(name, stage) for name, stage in stages if isinstance(stage, Mapping)]
+    stages = {k: stage for k, stage in summary["stages"].items() if isinstance(stage, Mapping)}
+    own = list(dict.fromkeys(name for stage in stages.values() for name in _own_rewards(stage)))
+    names = ["stage", "accuracy", "95 % interval", "format", "trace", "true steps", *own]
+    rows = [[*names, "reward", "n"]]
+    rows += [_stage_row(name, stage, own) for name, stage in stages.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = []
@@ -217,7 +219,12 @@ def _step_label(lines: list[dict]) -> str:
     return "SFT step" if lines and lines[0]["stage"] == "sft" else "GRPO step"
 
 
-def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
+def _own_rewards(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = stage.get("own_rewards")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _stage_row(name: str, stage: Mapping[str, Any], own: Sequence[str]) -> list[str]:
     low, high = _interval(stage.get("accuracy_ci95"))
     interval = "-" if low is None else f"{_percent(low)} to {_percent(high)}"
     n = stage.get("n")
@@ -228,6 +235,7 @@ def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
         _percent(stage.get("format_rate")),
         _decimal(stage.get("trace_score")),
         _percent(stage.get("true_steps")),
+        *(_decimal(_own_rewards(stage).get(each)) for each in own),
         _decimal(stage.get("reward")),
         str(n) if is_number(n) else "-",
     ]

@@ -95,7 +95,7 @@ def _text(row: Mapping) -> str:
 
 
 def _paid(row: Mapping) -> str:
-    names = ("trace", "confidence", "format")
+    names = ("trace", "confidence", "format", "reward")
     return "".join(f", {name} {row[name]:.2f}" for name in names if read.is_number(row.get(name)))
 
 

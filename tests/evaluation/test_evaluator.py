@@ -279,6 +279,46 @@ def test_a_reward_of_the_users_own_is_in_every_row_of_an_evaluation(fake_evaluat
     assert more == pytest.approx([0.5] * 9)
 
 
+def test_a_reward_of_the_users_own_has_its_mean_beside_the_stages_figures(fake_evaluator):
+    own, _ = fake_evaluator
+    pay = rewards.RewardConfig(extra=("session:halves=0.5",))
+    halves = {"halves": lambda sample: 0.5 if sample.prompt == "a" else 0.0}
+    result, *_ = replace(own, pay=evaluator.pay_of(pay, halves)).run({}, PROBLEMS[:3])
+    assert result["own_rewards"] == {"halves": pytest.approx(0.5 / 3)}
+    assert "own_rewards" not in own.run({}, PROBLEMS[:3])[0]
+
+
+def test_a_reward_that_fails_on_every_completion_stops_no_evaluation(fake_evaluator):
+    def broken(sample):
+        raise ValueError("no")
+
+    own, _ = fake_evaluator
+    pay = evaluator.pay_of(rewards.RewardConfig(extra=("session:broken=0.5",)), {"broken": broken})
+    result, rows, _ = replace(own, pay=pay).run({}, PROBLEMS[:3])
+    assert [row["broken"] for row in rows] == [None] * 9
+    assert result["missing/broken"] == 9  # three greedy ones and two sampled ones of each
+
+
+def test_each_batch_has_noise_of_its_own_and_each_row_its_problems_domain(
+    fake_evaluator, monkeypatch
+):
+    own, _ = fake_evaluator
+    keys, collected = [], collect.Sampler.collect
+
+    def noted(self, params, problems, key, *others):
+        keys.append(key)
+        return collected(self, params, problems, key, *others)
+
+    monkeypatch.setattr(collect.Sampler, "collect", noted)
+    problems = [replace(each, domain=name) for each, name in zip(PROBLEMS, "xyzw", strict=True)]
+    _, rows, _ = own.run({}, problems)
+    starts = [0, 0, 2]  # all four greedy ones, then two and two
+    expected = [jax.random.fold_in(own.runtime.key, start) for start in starts]
+    data = lambda each: jax.random.key_data(each).tolist()
+    assert [data(key) for key in keys] == [data(key) for key in expected]
+    assert [row["domain"] for row in rows] == list("xyzwxxyyzzww")
+
+
 def test_a_snapshot_is_the_greedy_part_of_the_first_problems_in_a_batch_of_all(fake_evaluator):
     own, seen = fake_evaluator
     result, rows, tokens = own.run_first(2, {}, PROBLEMS)

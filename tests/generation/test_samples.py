@@ -41,12 +41,12 @@ def test_a_sample_carries_its_text_its_length_and_its_answers_log_probs():
     ids_BT[1] = TOKENIZER.encode("9") * width
     mask_BT = np.stack([np.arange(width) < len(ids), np.ones(width, bool)])
     logps_BT = -np.arange(2 * width, dtype=np.float32).reshape(2, width)
-    problem = Problem("What is 12 + 7?", "19", difficulty="easy")
+    problem = Problem("What is 12 + 7?", "19", difficulty="easy", domain="sums")
     stopped = np.array([True, False])
     first, second = scoring.make_samples(
         [problem] * 2, ids_BT, mask_BT, logps_BT, stopped, TOKENIZER
     )
-    assert first.completion == text and first.stopped
+    assert first.completion == text and first.stopped and first.domain == "sums"
     assert (first.num_tokens, first.max_tokens, first.difficulty) == (len(ids), width, "easy")
     pieces = TOKENIZER.pieces(ids)
     answer_at = [i for i in range(len(ids) - 8, len(ids)) if pieces[i] in ("1", "9")]

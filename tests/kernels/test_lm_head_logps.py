@@ -308,6 +308,13 @@ def test_a_senseless_setting_is_refused_by_name(settings, named):
         op(hidden, embedding, ids, **settings)
 
 
+@pytest.fixture
+def two_shares(monkeypatch):
+    """Two sizes of the head, which show what four do in half the compilation."""
+    monkeypatch.setattr(xla, "SHARES", (13 / 16, 1))
+
+
+@pytest.mark.usefixtures("two_shares")
 @pytest.mark.parametrize(
     "num_chips, embedding_spec, sides, is_some, keep_logits",
     [

@@ -185,6 +185,12 @@ def test_rms_norm_is_numpys_with_a_gain_of_one_plus_scale(eps):
     np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=4 * F32)
 
 
+def test_rms_norm_adds_one_to_its_gain_in_float32():
+    norm = RMSNorm(4, eps=0.0)
+    norm.scale = nnx.Param(jnp.full(4, 2.0**-9, jnp.bfloat16))  # 1 + 2^-9 is no bfloat16
+    np.testing.assert_array_equal(norm(jnp.ones(4)), np.full(4, 1 + 2.0**-9, np.float32))
+
+
 def test_rms_norm_of_tiny_inputs_is_held_back_by_eps():
     # the mean square is 9e-6, so the norm divides by sqrt(9e-6 + 1e-6) = 0.0031623
     out = RMSNorm(4, eps=1e-6)(jnp.array([[0.003, -0.003, 0.003, 0.003]]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gemma_grpo.rewards import arithmetic
 from gemma_grpo.rewards.answers import answers_match
 from gemma_grpo.rewards.lenient import lenient_answer
 
@@ -147,6 +148,11 @@ def test_a_heading_is_no_answer(completion):
     assert lenient_answer(completion) == "18"
 
 
+def test_a_symbol_beside_a_function_is_no_number_and_huge_powers_are_left_alone():
+    assert arithmetic.evaluate("x + sqrt(4)")[1] and arithmetic.evaluate("sqrt(4)") == (2, False)
+    assert arithmetic.evaluate("2^-101") is None and arithmetic.evaluate("(9^-99)^99") is None
+
+
 HOSTILE = [
     "9" * 10**6,
     "(" * 10**6,
@@ -155,6 +161,8 @@ HOSTILE = [
     "\\frac{" * 150 + "1" + "}{2}" * 150,
     "\\boxed{" * 10**5,
     "9**9**9",
+    "7^-9999999",
+    "((((9^-99)^-99)^-99)^-99)",
     "((((9^99)^99)^99)^99)",
     "1e999999999",
     "sqrt" * 200 + "2",

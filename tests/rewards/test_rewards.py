@@ -558,6 +558,7 @@ def traced(reasoning: str, said: str = "14", **changes) -> float:
         ("4 * 3 = 12\n12 + 2 = 14", 1),  # true, and it leads there: what no arithmetic can tell
         ("9**9**9 = 7\n" + "(" * 400 + " = 3", 0),
         ("3 + 4 = 7, 7 * 2 = 14", 1),
+        ("The two baskets hold the same eggs.", 0),  # a sentence alone is no step of arithmetic
         ("3 + 4 = 7 (3 apples and 4 pears)\n7 * 2 = 14", 1),
         ("3 apples + 4 pears = 7\n7 bags x 2 = 14", 1),
     ],

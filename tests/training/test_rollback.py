@@ -111,6 +111,15 @@ def test_a_collapse_goes_back_to_the_last_good_checkpoint_with_half_the_rate(tmp
     assert "(rollback 2 of 3)" in said
 
 
+def test_a_rollback_removes_the_partial_weights_of_steps_after_it(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for step in (2, 4):
+        (folder / f"grpo-step-{step:06d}.safetensors").touch()
+    train(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["grpo-step-000002.safetensors"]
+
+
 def test_the_collapse_that_is_one_too_many_stops_with_the_last_good_weights(tmp_path):
     guard = GuardConfig(action="rollback", patience=2, max_kl=10.0, rollbacks=1)
     with pytest.raises(CollapsedError) as stop:

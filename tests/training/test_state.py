@@ -75,3 +75,19 @@ def test_adamw_by_hand_decays_weights_and_not_the_norms_gains():
 def test_a_number_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(UserError, match=f"optimizer: {name}={value} must be"):
         OptimizerConfig(**{name: value})
+
+
+def test_both_decays_of_adams_moments_are_the_configs():
+    """b1 = 1/2, b2 = 0.9, gradients 1 and -1: the corrected moments are 1 and 1, then
+    (1/4 - 1/2) / (3/4) = -1/3 and 1."""
+    config = OptimizerConfig(
+        **dict(learning_rate=1.0, warmup=0.0, decay="constant", max_grad_norm=10.0),
+        **dict(b1=0.5, b2=0.9, weight_decay=0.0),
+    )
+    optimizer = train_state.make_optimizer(config, 3)
+    params = {"w": jnp.zeros(1)}
+    state, moves = optimizer.init(params), []
+    for gradient in (1.0, -1.0):
+        updates, state = optimizer.update({"w": jnp.full(1, gradient)}, state, params)
+        moves.append(float(updates["w"][0]))
+    np.testing.assert_allclose(moves, [-1, 1 / 3], rtol=1e-6)
