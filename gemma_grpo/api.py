@@ -222,7 +222,8 @@ def fit(
 ) -> Result:
     """Trains: base -> SFT -> GRPO, each measured on the same held-out problems.
 
-    The stop button, Ctrl-C and SIGTERM save first; `resume` then goes on to the same bits.
+    The stop button, Ctrl-C and SIGTERM save a stage first; `resume` then goes on to the same bits.
+    An evaluation that they end is made again.
 
     Args:
         run: the settings; see `preset`.
@@ -316,6 +317,10 @@ def _execute(result: Result, deadline: Deadline, may_change: Sequence[str] = ())
     except InterruptedRunError:
         place = str(result.run_dir)
         print(f"everything is saved: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # between stages: an evaluation begins again
+        place = str(result.run_dir)
+        print(f"stopped: gemma_grpo.resume({place!r}) goes on", file=sys.stderr)
         raise
     unfinished = summary["unfinished"]
     if unfinished is not None and "collapse" in unfinished:

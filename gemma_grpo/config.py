@@ -187,6 +187,8 @@ def from_yaml(path: Path) -> RunConfig:
     try:
         if files.is_stream(path):
             raise UserError("not a file")
+        if (path / "config.yaml").is_file():
+            raise UserError("a folder; name the config.yaml in it")
         return from_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error

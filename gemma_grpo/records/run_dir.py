@@ -51,7 +51,10 @@ def require_free(run_dir: Path) -> None:
     if (run_dir / COPYING).exists() and not (run_dir / CONFIG).exists():
         return
     if not all(_is_of_start(path.name) for path in run_dir.iterdir()):
-        raise UserError(f"{run_dir} is there already; --resume goes on with it, or name another")
+        raise UserError(
+            f"{run_dir} is there already; --resume (in Python gemma_grpo.resume) goes on with it, "
+            "or name another"
+        )
 
 
 def require_readable(folder: Path) -> None:

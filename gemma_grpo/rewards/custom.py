@@ -140,7 +140,10 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     """
     file, colon, name = spec.rpartition(":")
     if not (colon and file and name.isidentifier()):
-        raise UserError(f"{what} {spec!r} names no function: write path/to/file.py:function")
+        raise UserError(
+            f"{what} {spec!r} names no function: write path/to/file.py:function"
+            + ("=WEIGHT" if what == "reward" else "")
+        )
     path = Path(file)
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{what} {spec!r}: there is no Python file {file!r}; check the path")

@@ -72,7 +72,7 @@ def encode_completions(
         if problem.completion is None:
             raise UserError(
                 f"problem {number} ({problem.prompt[:40]!r}...) has no completion to imitate; "
-                "add the field or run with --stages grpo"
+                "add the field, or run with --stages grpo or --sft.demonstrations own"
             )
         encoded.append(tokenizer.encode_completion(problem.completion))
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))

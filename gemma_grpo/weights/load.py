@@ -57,6 +57,11 @@ def open_source(where: str) -> Source:
         return _with_known_config(hf_folder.open_folder(path, file))
     if orbax_flax.find_checkpoints(path):
         return orbax_flax.open_orbax(path)
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"weights {where}: adapters alone, without their base; export the run without "
+            "--adapter, or merge them into their base with PEFT"
+        )
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
     raise UserError(
         f"weights {where}: neither config.json (a Hugging Face folder) nor {orbax_flax.MANIFEST} "

@@ -71,6 +71,9 @@ def test_what_is_not_there_is_refused_with_what_could_be(tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused_with_what_was_looked_for(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    assert "adapters alone, without their base" in refusal(str(tmp_path / "adapter"))
     words = "neither config.json (a Hugging Face folder) nor manifest.ocdbt (an Orbax checkpoint)"
     assert f"{words} in it; name another folder" in refusal(str(tmp_path))
     (tmp_path / "model.Q8_0.gguf").touch()
