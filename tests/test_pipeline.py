@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -174,8 +175,9 @@ def test_the_tokens_of_every_completion_are_on_file_within_half_of_its_bytes(ful
                 total = each["logps"].sum(dtype=np.float64)
                 assert total == pytest.approx(row["logp"], rel=2e-3, abs=2e-3)
             assert ("gaps" in each) == (path in of_rollouts)
-        for suffix in bytes_:
-            bytes_[suffix] += path.with_suffix(suffix).stat().st_size
+        bytes_[".jsonl"] += path.stat().st_size
+        with zipfile.ZipFile(path.with_suffix(".npz")) as archive:
+            bytes_[".npz"] += sum(each.compress_size for each in archive.infolist())
     assert bytes_[".npz"] <= 0.5 * bytes_[".jsonl"]
     steps = [line for line in metrics_without_times(full_run) if line["stage"] == "grpo"]
     for path, line in zip(of_rollouts, steps, strict=True):
@@ -503,15 +505,15 @@ def test_a_run_is_repeated_by_its_own_config(continued, full_run):
     assert_same_run(continued, full_run)  # of which it had no more than the config
 
 
-# --- a guard of a run that is paid for a letter, at a rate that takes the KL above 1 --------------
+# --- a guard of a run that is paid for a letter, at a rate that takes the KL above 1.3 ------------
 
 LETTERS = "def letters(sample): return min(1.0, sample.completion.count('e') / 20)"
 DESTRUCTIVE = [
     "--stages", "grpo", "--grpo.num-steps", "5", "--grpo.checkpoint-every", "1",
     "--grpo.num-iterations", "1", "--grpo.temperature", "4", "--grpo.optimizer.warmup", "0",
-    "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.1",
-    "--grpo.guard.max-kl", "1", "--grpo.guard.patience", "2",
-    "--grpo.scale", "group",  # with it the rate, halved twice, destroys no more
+    "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.13",
+    "--grpo.guard.max-kl", "1.3", "--grpo.guard.patience", "2",
+    "--grpo.scale", "group",  # with it half the rate destroys no more
 ]  # fmt: skip
 
 
@@ -543,31 +545,33 @@ def stopped(runs, destructive):
 def test_a_destructive_rate_stops_the_run_in_a_line_with_a_good_and_measured_model(stopped):
     run_dir, output = stopped
     line = output.splitlines()[-1]
-    assert line.startswith("stopped by the guard: grpo has collapsed: kl was above 1 in steps 3 to")
-    assert "grpo step 1 of 5 is kept; --resume-from" in line and "Traceback" not in output
+    assert line.startswith(
+        "stopped by the guard: grpo has collapsed: kl was above 1.3 in steps 4 to"
+    )
+    assert "grpo step 2 of 5 is kept; --resume-from" in line and "Traceback" not in output
     summary = json.loads((run_dir / "summary.json").read_text())
     unfinished = summary["unfinished"]
     assert unfinished.pop("collapse") in line
-    assert unfinished == {"stage": "grpo", "step": 1, "num_steps": 5}
-    assert list(summary["stages"]) == ["base", "grpo-step-000001"] and summary["rollbacks"] == []
-    assert [path.name for path in (run_dir / "checkpoints/grpo").iterdir()] == ["000001"]
+    assert unfinished == {"stage": "grpo", "step": 2, "num_steps": 5}
+    assert list(summary["stages"]) == ["base", "grpo-step-000002"] and summary["rollbacks"] == []
+    assert [path.name for path in (run_dir / "checkpoints/grpo").iterdir()] == ["000002"]
     _, trained = cli.trained(str(run_dir))
-    assert trained == run_dir / "weights" / "grpo-step-000001.safetensors" and trained.is_file()
+    assert trained == run_dir / "weights" / "grpo-step-000002.safetensors" and trained.is_file()
 
 
 def test_a_destructive_rate_is_halved_from_the_last_good_checkpoint_on(rolled_back, stopped):
     run_dir, output = rolled_back
     (noted,) = json.loads((run_dir / "rollbacks.json").read_text())
-    assert (noted["to"], noted["rate_factor"]) == (1, 0.5)
+    assert (noted["to"], noted["rate_factor"]) == (2, 0.5)
     assert output.count("has collapsed") == 1
-    assert f"went back from step {noted['at']} to 1, with 0.5 times the learning rate" in output
+    assert f"went back from step {noted['at']} to 2, with 0.5 times the learning rate" in output
     steps, stopped_steps = metrics_without_times(run_dir), metrics_without_times(stopped[0])
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
     rates = [line["learning_rate"] for line in steps]
-    np.testing.assert_allclose(rates, [0.1, 0.05, 0.05, 0.05, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(rates, [0.13, 0.13, 0.065, 0.065, 0.065], rtol=1e-6)
     # The same weights draw the same completions; after an update at another rate they do not.
     same = [a["kl"] == b["kl"] for a, b in zip(steps, stopped_steps, strict=False)]
-    assert same[:3] == [True, True, False]
+    assert same[:4] == [True, True, True, False]
     assert len(list((run_dir / "rollouts").glob("*.jsonl"))) == 5
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["unfinished"] is None and summary["rollbacks"] == [noted]

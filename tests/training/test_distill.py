@@ -232,10 +232,10 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     assert all(json.loads(line)["teacher_kl"] > 0 for line in lines)
     # Another teacher in the same place is not gone on with, unless that is said.
     other = run.replace({"grpo.teacher": one_layer})
-    task = pipeline.load_task(other)
+    digests = pipeline._digests(other, pipeline.load_task(other))
     with pytest.raises(
         UserError, match="its teacher weights are not what the run began with.*base$"
     ):
-        pipeline._check_origin(other, tmp_path / "cut", task, ["data"])
-    pipeline._check_origin(other, tmp_path / "cut", task, ["base"])
+        pipeline._check_origin(other, tmp_path / "cut", digests, ["data"])
+    pipeline._check_origin(other, tmp_path / "cut", digests, ["base"])
     assert (tmp_path / "cut" / "evaluations" / "base.json").is_file()
