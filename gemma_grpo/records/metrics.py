@@ -85,10 +85,10 @@ class MetricsWriter:
         self._write_events(stage, step, values)
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise NotFiniteError(
-                    f"{name} is {value} at {stage} step {step}; lower the learning rate, or look "
-                    f"at the steps before it in {self._path}"
-                )
+                fix = f"lower the learning rate, or look at the steps before it in {self._path}"
+                if step == 1:  # measured before its update
+                    fix = "look at the weights that the stage began with, and the rate before it"
+                raise NotFiniteError(f"{name} is {value} at {stage} step {step}; {fix}")
 
     def write_rollouts(
         self,

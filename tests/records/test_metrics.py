@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import metrics
-from gemma_grpo.records.metrics import MetricsWriter, truncate_after
+from gemma_grpo.records.metrics import MetricsWriter, NotFiniteError, truncate_after
 
 ROOT = Path(__file__).parents[2]
 
@@ -369,3 +369,11 @@ def test_a_resumed_run_loses_the_snapshots_beyond_its_checkpoint_and_no_other_ev
     assert len(list(folder.iterdir())) == 4 * 3 + 1
     MetricsWriter(tmp_path, {"stage": "sft", "step": 9}).close()
     assert {path.stem for path in folder.iterdir()} == {*names[:3], "curriculum-seed=1"}
+
+
+@pytest.mark.parametrize(
+    "step, words", [(1, "the weights that the stage began with"), (2, "lower the learning rate")]
+)
+def test_a_figure_that_is_no_number_says_where_to_look(tmp_path, step, words):
+    with pytest.raises(NotFiniteError, match=f"loss is nan at grpo step {step}; .*{words}"):
+        MetricsWriter(tmp_path).write("grpo", step, {"loss": float("nan")})
