@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_grpo import cli, presets
+from gemma_grpo import cli, config, presets
 from gemma_grpo.config import RunConfig
+from gemma_grpo.errors import UserError, expanded
 
 if TYPE_CHECKING:  # --help does not wait for JAX
     from gemma_grpo.planning.chips import Chip
@@ -33,6 +34,8 @@ class Options:
 
     preset: str = "gemma3-1b"
     """Named configuration that the other flags change."""
+    config: Path | None = None
+    """YAML file instead that the other flags change, such as an earlier run's config.yaml."""
     topology: str = ""
     """Chips to compile for, such as v5e:2x4 or v5e:16x16; those of this host if it has any, else
     v5e:2x4."""
@@ -51,12 +54,21 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
+def _default(arguments: list[str]) -> RunConfig:
+    """What stands where no flag is given. Raises UserError where two say that."""
+    preset, file = (cli.flag(arguments, name, None) for name in ("preset", "config"))
+    if preset is not None and file is not None:
+        raise UserError("--config and --preset: each chooses all settings; give one of them")
+    if file is not None:
+        return config.from_yaml(expanded(file))
+    return presets.preset(Options.preset if preset is None else preset)
+
+
 def _main(arguments: list[str]) -> int:
-    default = presets.preset(cli.flag(arguments, "preset", Options.preset))
     options, run = cli.parse_run(
         arguments,
         Options(),
-        default,
+        _default(arguments),
         command="plan",
         description="Compile a run for a TPU that is not there, and read off what it takes.",
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gemma_grpo import cli, pipeline, plan, presets, train
+from gemma_grpo import cli, config, pipeline, plan, presets, train
 from gemma_grpo import model as gemma3
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
@@ -347,6 +347,15 @@ def test_bad_input_is_one_line_that_names_it_and_the_fix(capsys, v5e, flags, lin
     assert plan.main(flags) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
+
+
+def test_a_runs_own_config_is_planned_and_a_preset_beside_it_refused(tmp_path, capsys):
+    run = presets.preset("gemma3-1b-lora").replace({"grpo.num_steps": 7})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(run))
+    assert plan._default(["--config", str(path)]) == run
+    assert plan.main(["--config", str(path), "--preset", "gemma3-1b"]) == 2
+    assert "--config and --preset: each chooses" in capsys.readouterr().err
 
 
 def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
