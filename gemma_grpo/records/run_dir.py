@@ -52,8 +52,8 @@ def require_free(run_dir: Path) -> None:
         return
     if not all(_is_of_start(path.name) for path in run_dir.iterdir()):
         raise UserError(
-            f"{run_dir} is there already; --resume (in Python gemma_grpo.resume) goes on with it, "
-            "or name another"
+            f"{run_dir} is there already; --resume goes on with it (in Python "
+            "gemma_grpo.resume), or name another"
         )
 
 
