@@ -247,13 +247,11 @@ def summarize(problems: Sequence[Problem], greedy: Completed, sampled: Completed
     }
     if sampled is not None:
         result |= _of_samples(sampled.samples, len(problems))
-    own = {
-        name: float(np.mean([value for value in values if value is not None] or [0.0]))
-        for name, values in scores.components.items()
-        if name not in rewards.COMPONENTS
-    }
-    if own:
-        result["own_rewards"] = own
+    if own := scores.components.keys() - rewards.COMPONENTS.keys():
+        paid = {name: [v for v in scores.components[name] if v is not None] for name in sorted(own)}
+        result["own_rewards"] = {
+            name: float(np.mean(values)) if values else None for name, values in paid.items()
+        }
     for name in scores.components:
         of_name = [each.scores.components[name] for each in (greedy, sampled) if each]
         if missing := sum(values.count(None) for values in of_name):

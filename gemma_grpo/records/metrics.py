@@ -87,7 +87,7 @@ class MetricsWriter:
             if isinstance(value, float) and not math.isfinite(value):
                 fix = f"lower the learning rate, or look at the steps before it in {self._path}"
                 if step == 1:  # measured before its update
-                    fix = "look at the weights that the stage began with, and the rate before it"
+                    fix = "the weights that the stage began with are the first to look at"
                 raise NotFiniteError(f"{name} is {value} at {stage} step {step}; {fix}")
 
     def write_rollouts(

@@ -4,6 +4,7 @@ Real processes on this machine, which talk over the loopback (gloo).
 """
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -211,18 +212,24 @@ def test_another_number_of_processes_goes_on_with_what_two_have_saved(killed, al
     assert_like(run_dir, alone)
 
 
-AGREE = """
-import argparse, sys
-import jax
-from gemma_grpo import cli
+JOIN = """
+import argparse, pathlib, sys
 from gemma_grpo.devices import processes
-from gemma_grpo.errors import UserError
 
 flags = argparse.ArgumentParser()
-for name, kind in (("coordinator", str), ("num-processes", int), ("process-id", int)):
-    flags.add_argument(f"--{name}", type=kind)
+for name in ("run-dir", "coordinator", "num-processes", "process-id"):
+    flags.add_argument(f"--{name}")
 flags = flags.parse_args()
-processes.join(flags.coordinator, flags.num_processes, flags.process_id)
+processes.join(flags.coordinator, int(flags.num_processes), int(flags.process_id))
+"""
+
+AGREE = (
+    JOIN
+    + """
+import jax
+from gemma_grpo import cli
+from gemma_grpo.errors import UserError
+
 own = jax.process_index()
 assert processes.gather_from_all(lambda: "x" * own * 5000) == ["", "x" * 5000, "x" * 10_000]
 assert processes.broadcast_from_primary(lambda: {"of": own}) == {"of": 0}
@@ -242,6 +249,7 @@ def main():
 
 sys.exit(cli.guarded(main))
 """
+)
 
 
 def test_processes_agree_on_values_and_stop_together_with_the_first_error():
@@ -249,19 +257,14 @@ def test_processes_agree_on_values_and_stop_together_with_the_first_error():
         assert status == 2 and "error: only process 2 fails" in output, output
 
 
-UNLIKE = """
-import argparse, pathlib
+UNLIKE = (
+    JOIN
+    + """
 import jax
 from gemma_grpo import pipeline, train
 from gemma_grpo.config import DataConfig, RunConfig
-from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError
 
-flags = argparse.ArgumentParser()
-for name in ("run-dir", "coordinator", "num-processes", "process-id"):
-    flags.add_argument(f"--{name}")
-flags = flags.parse_args()
-processes.join(flags.coordinator, int(flags.num_processes), int(flags.process_id))
 own, folder = jax.process_index(), pathlib.Path(flags.run_dir)
 here = RunConfig(data=DataConfig(source=str(folder / f"{own}.jsonl"), num_train=2, num_test=2))
 
@@ -278,6 +281,7 @@ attempt("files:", lambda: processes.require_same({"tokenizer": own, "base": 1}, 
 attempt("folder:", lambda: pipeline._require_shared(folder / str(own)))
 attempt("input:", lambda: pipeline.load_task(here))  # process 1 has no such file
 """
+)
 
 
 def test_what_differs_between_processes_stops_all_of_them_with_the_same_line(tmp_path):
@@ -287,9 +291,8 @@ def test_what_differs_between_processes_stops_all_of_them_with_the_same_line(tmp
     (tmp_path / "0.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     said = [output for _, output in Job(UNLIKE, 2, "--run-dir", str(tmp_path)).finish(within=100)]
     for output in said:
-        lines = dict(
-            line.split(": ", 1) for line in output.splitlines() if ": " in line or "on" in line
-        )
+        # Among lines of the runtime's own.
+        lines = dict(re.findall(r"^(settings|paths|files|folder|input): (.*)$", output, re.M))
         assert "process 1 has other settings than process 0 (seed 0 -> 1)" in lines["settings"]
         assert lines["paths"] == "goes on"
         assert lines["files"] == "process 1 has another tokenizer than process 0; copy it"
@@ -297,11 +300,11 @@ def test_what_differs_between_processes_stops_all_of_them_with_the_same_line(tmp
         assert lines["input"] == f"no such file: {tmp_path / '1.jsonl'}"
 
 
-GUARDED = """
-import argparse, pathlib, sys
+GUARDED = (
+    JOIN
+    + """
 import jax
 import jax.numpy as jnp
-from gemma_grpo.devices import processes
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.training import rollback
 from gemma_grpo.training.config import GuardConfig
@@ -309,11 +312,6 @@ from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.loop import RunFiles, StepResult
 from gemma_grpo.training.state import TrainState
 
-flags = argparse.ArgumentParser()
-for name in ("run-dir", "coordinator", "num-processes", "process-id"):
-    flags.add_argument(f"--{name}")
-flags = flags.parse_args()
-processes.join(flags.coordinator, int(flags.num_processes), int(flags.process_id))
 run_dir = pathlib.Path(flags.run_dir)
 
 def begin(factor):
@@ -330,6 +328,7 @@ guard = GuardConfig(action="rollback", patience=2, max_kl=10.0)
 state = rollback.run_guarded("grpo", begin, files, guard, num_steps=6, checkpoint_every=2)
 print("weight", float(state.params["w"]))
 """
+)
 
 
 def test_a_guard_takes_all_processes_back_when_the_primary_sees_a_collapse(tmp_path):

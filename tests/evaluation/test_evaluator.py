@@ -296,6 +296,7 @@ def test_a_reward_that_fails_on_every_completion_stops_no_evaluation(fake_evalua
     pay = evaluator.pay_of(rewards.RewardConfig(extra=("session:broken=0.5",)), {"broken": broken})
     result, rows, _ = replace(own, pay=pay).run({}, PROBLEMS[:3])
     assert [row["broken"] for row in rows] == [None] * 9
+    assert result["own_rewards"] == {"broken": None}  # which the table shows as "-"
     assert result["missing/broken"] == 9  # three greedy ones and two sampled ones of each
 
 
