@@ -5,6 +5,7 @@ from dataclasses import replace
 from gemma_grpo.config import (
     DataConfig,
     GRPOConfig,
+    LoRAConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
@@ -14,7 +15,6 @@ from gemma_grpo.config import (
 )
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import gsm8k_protocol
-from gemma_grpo.model import LoRAConfig
 
 GEMMA3_NANO = RunConfig(
     sft=SFTConfig(

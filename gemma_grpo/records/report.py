@@ -100,12 +100,26 @@ def before_after_table(summary: Mapping[str, Any]) -> str:
         lines.append("  ".join([name.ljust(widths[0]), *cells]))
     if isinstance(pairs := summary.get("paired"), Mapping) and pairs:
         lines += ["", "accuracy, same problems before and after:"]
-        lines += [f"  {name}: {_describe_pair(pair)}" for name, pair in pairs.items()]
+        lines += [f"  {name}: {describe_pair(pair)}" for name, pair in pairs.items()]
     with suppress(ValueError):
         for each in rollbacks.of_rows(summary.get("rollbacks", [])):
             rate = f"with {each.rate_factor:g} times the learning rate"
             lines += ["", f"went back from step {each.at} to {each.to}, {rate}: {each.why}"]
     return "\n".join(lines)
+
+
+def describe_pair(pair: Any) -> str:
+    """The fields of a `statistics.PairedDifference` in words; "-" where they are none."""
+    fields = pair if isinstance(pair, Mapping) else {}
+    low, high = _interval(fields.get("ci95"))
+    names = ("difference", "gained", "lost", "n", "p_value")
+    if low is None or not all(is_number(fields.get(name)) for name in names):
+        return "-"
+    difference, gained, lost, n, p_value = (fields[name] for name in names)
+    return (
+        f"{100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}); "
+        f"{gained} problems gained, {lost} lost of {n}; exact McNemar p = {p_value:.2g}"
+    )
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -239,19 +253,6 @@ def _stage_row(name: str, stage: Mapping[str, Any], own: Sequence[str]) -> list[
         _decimal(stage.get("reward")),
         str(n) if is_number(n) else "-",
     ]
-
-
-def _describe_pair(pair: Any) -> str:
-    fields = pair if isinstance(pair, Mapping) else {}
-    low, high = _interval(fields.get("ci95"))
-    names = ("difference", "gained", "lost", "n", "p_value")
-    if low is None or not all(is_number(fields.get(name)) for name in names):
-        return "-"
-    difference, gained, lost, n, p_value = (fields[name] for name in names)
-    return (
-        f"{100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}); "
-        f"{gained} problems gained, {lost} lost of {n}; exact McNemar p = {p_value:.2g}"
-    )
 
 
 def _interval(value: Any) -> tuple[Any, Any]:

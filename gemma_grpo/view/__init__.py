@@ -2,6 +2,7 @@
 
 python -m gemma_grpo.view RUN [RUN ...]            writes RUN/view.html
 python -m gemma_grpo.view RUN --text [--problem N]
+python -m gemma_grpo.view RUN RUN --text           compares each with the first, paired by problem
 """
 
 import argparse
@@ -49,6 +50,8 @@ def _view(options: argparse.Namespace) -> int:
             if len(options.runs) > 1:
                 print(f"{run}:")
             terminal.show(run, options.problem)
+        if options.problem is None:
+            terminal.show_comparisons(options.runs)
         return 0
     path = options.out or options.runs[0] / "view.html"
     size = page.write(options.runs, path, options.megabytes)

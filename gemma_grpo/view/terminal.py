@@ -1,6 +1,10 @@
-"""A run as text, for a terminal without a browser."""
+"""Runs as text, for a terminal without a browser."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from gemma_grpo.records import read, report, trace
 
@@ -8,6 +12,12 @@ from gemma_grpo.records import read, report, trace
 def show(run_dir: Path, number: int | None = None) -> None:
     """Prints a run, or one of its held-out problems. Raises as `overview` and `problem`."""
     trace.show(overview(run_dir) if number is None else problem(run_dir, number))
+
+
+def show_comparisons(run_dirs: Sequence[Path]) -> None:
+    """Prints how each run but the first compares with the first."""
+    for run_dir in run_dirs[1:]:
+        trace.show("\n" + comparison(run_dirs[0], run_dir))
 
 
 def overview(run_dir: Path) -> str:
@@ -40,6 +50,39 @@ def problem(run_dir: Path, number: int) -> str:
     """
     read.require_run(run_dir)
     return trace.through_stages(trace.greedy_rows(run_dir), number)
+
+
+def comparison(before: Path, after: Path) -> str:
+    """The last stages of two runs, paired over the problems that both answered greedily.
+
+    Problems with the same question and answer are the same; of runs on other data there are none.
+    """
+    from gemma_grpo.evaluation import statistics  # --help does not wait for SciPy
+
+    stage_before, was = _last_verdicts(before)
+    stage_after, is_now = _last_verdicts(after)
+    both = [problem for problem in was if problem in is_now]
+    if not both:
+        return f"{after} against {before}: no held-out problem that both answered"
+    before_P = np.array([was[problem] for problem in both])
+    after_P = np.array([is_now[problem] for problem in both])
+    pair = report.describe_pair(asdict(statistics.paired_difference(before_P, after_P)))
+    return (
+        f"{after} ({stage_after}) against {before} ({stage_before}), the {len(both)} problems that "
+        f"both answered:\n"
+        f"  accuracy {100 * after_P.mean():.1f} % against {100 * before_P.mean():.1f} %: {pair}"
+    )
+
+
+def _last_verdicts(run_dir: Path) -> tuple[str, Mapping[tuple[str, str], bool]]:
+    """A run's last stage, and by (question, answer) whether its greedy completion is right there;
+    an empty name without any evaluation."""
+    stages = trace.without_snapshots(trace.greedy_rows(run_dir))
+    name, rows = list(stages.items())[-1] if stages else ("", {})
+    return name, {
+        (str(row.get("prompt")), str(row.get("answer"))): read.is_right(row)
+        for row in rows.values()
+    }
 
 
 def _changes(before: dict[int, dict], after: dict[int, dict], label: str) -> str:
