@@ -43,9 +43,8 @@ COMPLETION_LENGTH = 256  # for a base model on a task without a protocol or a bu
 NUM_GENERATED = 400  # problems of a task that has no end
 GENERATED_TASKS = ("curriculum", "reasoning_gym")  # they have no end
 _NO_CONDITIONS = ("run", "weights", "task", "out", "json", "evaluation", "batch_size")
-SHARES = (
-    "lenient_accuracy",
-    "truncation_rate",
+SHARES = ("lenient_accuracy", "truncation_rate")
+SHARES_OF_SAMPLES = (
     "pass_at_1",
     "pass_at_k",
     "lenient_pass_at_k",
@@ -300,13 +299,23 @@ def _departures(protocol: dict) -> list[str]:
 
 def _table(name: str, result: dict) -> str:
     lines = [report.before_after_table({"stages": {name: result}})]
-    for share in SHARES:
-        if share in result:
-            low, high = result[f"{share}_ci95"]
-            lines.append(f"{share} {result[share]:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    lines += _shares(result, SHARES)
+    if "k" in result:
+        lines.append(f"of k = {result['k']} samples of each problem:")
+        lines += _shares(result, SHARES_OF_SAMPLES)
     for label, share in (*result["by_difficulty"].items(), *result["by_domain"].items()):
         lines.append(f"  {label}: {share['accuracy']:.1%} of {share['n']}")
     return "\n".join(lines)
+
+
+def _shares(result: dict, names: Sequence[str]) -> list[str]:
+    """Lines of those that were measured, with their intervals."""
+    return [
+        f"{name} {result[name]:.1%} (95 % interval {low:.1%} to {high:.1%})"
+        for name in names
+        if name in result
+        for low, high in [result[f"{name}_ci95"]]
+    ]
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_every_generation_is_saved_and_the_result_with_its_protocol(capsys, tmp_
     result = json.loads(capsys.readouterr().out)
     assert json.loads((out / "result.json").read_text()) == result
     assert result["n"] == 5 and result["k"] == 2
-    for share in evaluate.SHARES:
+    for share in evaluate.SHARES + evaluate.SHARES_OF_SAMPLES:
         low, high = result[f"{share}_ci95"]
         assert 0 <= low <= result[share] <= high <= 1
     protocol = result["protocol"]
@@ -249,3 +249,19 @@ def test_a_domain_named_as_a_difficulty_has_a_line_of_its_own():
     }
     lines = evaluate._table("x", result).splitlines()
     assert "  medium: 100.0% of 3" in lines and "  medium: 0.0% of 1" in lines
+
+
+def test_the_table_says_how_many_samples_k_are():
+    share = {"accuracy": 0.5, "accuracy_ci95": [0, 1], "format_rate": 1.0, "n": 4}
+    result = share | {"lenient_accuracy": 0.5, "lenient_accuracy_ci95": [0.1, 0.9]}
+    result |= {"by_difficulty": {}, "by_domain": {}}
+    lenient = "lenient_accuracy 50.0% (95 % interval 10.0% to 90.0%)"
+    assert evaluate._table("x", result).splitlines()[3:] == [lenient]
+    result |= {"k": 3, "pass_at_1": 0.25, "pass_at_1_ci95": [0.0, 0.5]}
+    result |= {"pass_at_k": 0.75, "pass_at_k_ci95": [0.5, 1.0]}
+    assert evaluate._table("x", result).splitlines()[3:] == [
+        lenient,
+        "of k = 3 samples of each problem:",
+        "pass_at_1 25.0% (95 % interval 0.0% to 50.0%)",
+        "pass_at_k 75.0% (95 % interval 50.0% to 100.0%)",
+    ]
