@@ -10,6 +10,8 @@ import math
 import os
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +157,25 @@ def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
         instance_from_str=lambda given: expanded(given[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
+    )
+
+
+@_FLAG_TYPES.primitive_rule
+def _optional_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """X | None, in help and errors as X; the word None, which help has as the default, is None."""
+    kinds = typing.get_args(kind.type)
+    if kind.type_origin not in (types.UnionType, typing.Union) or kinds[1:] != (types.NoneType,):
+        return None
+    of_value = tyro.constructors.PrimitiveTypeInfo.make(kinds[0], kind.markers)
+    spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(of_value)
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
+        return spec
+    return replace(
+        spec,
+        choices=None if spec.choices is None else (*spec.choices, "None"),
+        instance_from_str=lambda g: None if g == ["None"] else spec.instance_from_str(g),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
     )
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jax
 import pytest
@@ -258,6 +259,26 @@ def test_a_path_with_a_tilde_that_no_shell_saw_is_in_the_users_home(monkeypatch,
     for arguments in (["--out=~/x"], ["--out", "y"], []):
         cli.parse(command, arguments, command="x", description=None)
     assert got == [tmp_path / "x", Path("y"), None]
+
+
+def test_a_value_that_may_be_left_out_is_plain_in_help_and_checked(capsys):
+    got = []
+
+    def command(rate: float | None = 1.0, kind: Literal["a", "b"] | None = None) -> int:
+        got.append((rate, kind))
+        return 0
+
+    for arguments in (["--rate", "2", "--kind=b"], ["--rate", "None"], ["--kind", "None"]):
+        cli.parse(command, arguments, command="x", description=None)
+    assert got == [(2.0, "b"), (None, None), (1.0, None)]
+    with pytest.raises(UserError, match="--rate: could not convert string to float: 'x'; python"):
+        cli.parse(command, ["--rate", "x"], command="x", description=None)
+    with pytest.raises(UserError, match="invalid choice 'c' for argument '--kind'"):
+        cli.parse(command, ["--kind", "c"], command="x", description=None)
+    with pytest.raises(SystemExit):
+        cli.parse(command, ["--help"], command="x", description=None)
+    said = capsys.readouterr().out
+    assert "--rate FLOAT" in said and "--kind {a,b}" in said
 
 
 def test_without_a_home_the_cache_is_refused_by_the_variable(monkeypatch):
