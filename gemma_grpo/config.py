@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +171,108 @@ def check_sizes(settings: Any) -> None:
             continue
         if isinstance(value, int | float) and not abs(value) <= most:  # true for NaN too
             raise UserError(f"{name}={value}: must be a number of at most {most:,} in size")
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What some settings need to have an effect.
+
+    Attributes:
+        fields: beginnings of their dotted names.
+        is_met: whether a run has it.
+        fix: what gives them one.
+    """
+
+    fields: tuple[str, ...]
+    is_met: Callable[[RunConfig], bool]
+    fix: str
+
+
+_NEEDS = (  # the first that fails is the one that is said
+    _Need(("sft.",), lambda run: "sft" in run.stage_list, "add sft to stages"),
+    _Need(
+        ("grpo.", "reward.start.", "evaluation.every", "evaluation.snapshot_problems"),
+        lambda run: "grpo" in run.stage_list,
+        "add grpo to stages",
+    ),
+    _Need(("sft.own.",), lambda run: run.samples_demonstrations, "set sft.demonstrations to own"),
+    _Need(
+        ("sft.own.shots_length",), lambda run: run.sft.own.shots > 0, "set sft.own.shots above 0"
+    ),
+    _Need(
+        ("sft.optimizer.final_rate",),
+        lambda run: run.sft.optimizer.decay != "constant",
+        "set sft.optimizer.decay to linear or cosine",
+    ),
+    _Need(
+        ("grpo.optimizer.final_rate",),
+        lambda run: run.grpo.optimizer.decay != "constant",
+        "set grpo.optimizer.decay to linear or cosine",
+    ),
+    _Need(("grpo.loss.distill_weight",), lambda run: run.has_teacher, "name a grpo.teacher"),
+    _Need(
+        ("grpo.loss.kl_estimator",),
+        lambda run: run.has_teacher or run.grpo.loss.beta > 0,
+        "set grpo.loss.beta above 0, or name a grpo.teacher",
+    ),
+    _Need(
+        ("grpo.loss.tis_level",),
+        lambda run: run.grpo.loss.tis_cap is not None,
+        "set grpo.loss.tis_cap",
+    ),
+    _Need(
+        ("grpo.loss.epsilon",),  # and epsilon_high
+        lambda run: run.grpo.num_iterations > 1,
+        "set grpo.num_iterations above 1 (in one update on a rollout every ratio is 1)",
+    ),
+    _Need(
+        tuple(f"grpo.guard.{name}" for name in ("patience", "rollbacks", "min_", "max_")),
+        lambda run: run.grpo.guard.is_on,
+        "set grpo.guard.action to stop or rollback",
+    ),
+    _Need(
+        ("grpo.guard.rollbacks",),
+        lambda run: run.grpo.guard.action == "rollback",
+        "set grpo.guard.action to rollback",
+    ),
+    _Need(("grpo.guard.max_kl",), lambda run: run.grpo.loss.beta > 0, "set grpo.loss.beta above 0"),
+    _Need(
+        ("evaluation.temperature", "evaluation.top_", "evaluation.min_p"),
+        lambda run: run.evaluation.num_samples > 0,
+        "set evaluation.num_samples above 0",
+    ),
+    _Need(
+        ("evaluation.snapshot_problems",),
+        lambda run: run.evaluation.every > 0,
+        "set evaluation.every above 0",
+    ),
+    _Need(
+        tuple(f"model.lora.{name}" for name in ("alpha", "targets", "dropout")),
+        lambda run: run.model.lora.rank > 0,
+        "set model.lora.rank above 0",
+    ),
+    _Need(
+        tuple(f"reward.rubric.{name}" for name in ("timeout", "parallel", "per_call", "question")),
+        lambda run: bool(run.reward.rubric.judges),
+        "give a rubric and a judge",
+    ),
+)
+
+
+def without_effect(before: RunConfig, after: RunConfig) -> list[str]:
+    """A line, with the fix, for settings that were changed and yet change nothing of the run."""
+    old = flat(before)
+    left = [name for name, value in flat(after).items() if value != old[name]]
+    lines = []
+    for need in _NEEDS:
+        if need.is_met(after):
+            continue
+        idle = [name for name in left if name.startswith(need.fields)]
+        left = [name for name in left if name not in idle]
+        if idle:
+            verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
+            lines.append(f"{', '.join(idle)} {verb} no effect: {need.fix}, or leave {them} out")
+    return lines
 
 
 def to_yaml(config: RunConfig) -> str:

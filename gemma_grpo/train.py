@@ -136,6 +136,9 @@ def _main(arguments: list[str]) -> int:
     processes.join(options.coordinator, options.num_processes, options.process_id)
     cli.split_cpu(run.model.cpu_devices, *run.batch_sizes.values())
     preflight.check_backend(jax.default_backend())
+    if processes.is_primary():
+        for warning in [*run.grpo.check(), *config.without_effect(default, run)]:
+            print(f"warning: {warning}", file=sys.stderr)
     return _train(options, run, deadline)
 
 
@@ -196,8 +199,6 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     _require_same_settings(run)
     named = processes.broadcast_from_primary(lambda: _run_dir(options))
     say = print if processes.is_primary() else lambda *_, **__: None
-    for warning in run.grpo.check():
-        say(f"warning: {warning}", file=sys.stderr)
     if options.run_dir and not options.resume:
         processes.run_on_primary(lambda: run_dirs.require_free(named))
     if not options.ignore_plan:

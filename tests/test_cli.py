@@ -281,6 +281,87 @@ def test_a_value_that_may_be_left_out_is_plain_in_help_and_checked(capsys):
     assert "--rate FLOAT" in said and "--kind {a,b}" in said
 
 
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        (
+            {"grpo.loss.distill_weight": 2.0},
+            "grpo.loss.distill_weight has no effect: name a grpo.te",
+        ),
+        (
+            {"sft.own.shots": 2, "sft.own.temperature": 1.0},
+            "sft.own.temperature, sft.own.shots have no effect: set sft.demonstrations to own, or "
+            "leave them out",
+        ),
+        (
+            {"sft.demonstrations": "own", "sft.own.shots": 0, "sft.own.shots_length": 9},
+            "own.shots a",
+        ),
+        ({"grpo.guard.max_kl": 2.0}, "set grpo.guard.action to stop or rollback, or leave it out"),
+        ({"grpo.guard.action": "stop", "grpo.guard.rollbacks": 2}, "grpo.guard.action to rollback"),
+        ({"grpo.guard.action": "stop", "grpo.guard.max_kl": 2.0}, "set grpo.loss.beta above 0, or"),
+        ({"grpo.loss.kl_estimator": "k2"}, "set grpo.loss.beta above 0, or name a grpo.teacher"),
+        ({"grpo.loss.tis_level": "sequence"}, "set grpo.loss.tis_cap"),
+        ({"grpo.loss.epsilon_high": 0.3}, "set grpo.num_iterations above 1"),
+        (
+            {"stages": "sft", "grpo.num_steps": 5},
+            "grpo.num_steps has no effect: add grpo to stages",
+        ),
+        ({"stages": "grpo", "sft.demonstrations": "own"}, "add sft to stages"),
+        (
+            {"evaluation.num_samples": 0, "evaluation.top_p": 0.9},
+            "set evaluation.num_samples above",
+        ),
+        ({"evaluation.snapshot_problems": 9}, "set evaluation.every above 0"),
+        ({"model.lora.alpha": 8.0}, "set model.lora.rank above 0"),
+        (
+            {"sft.optimizer.decay": "constant", "sft.optimizer.final_rate": 0.5},
+            "sft.optimizer.decay",
+        ),
+        (
+            {"grpo.optimizer.decay": "constant", "grpo.optimizer.final_rate": 0.5},
+            "to linear or cos",
+        ),
+        ({"reward.rubric.timeout": 9.0}, "give a rubric and a judge"),
+    ],
+)
+def test_changed_settings_that_have_no_effect_are_named_with_what_they_need(settings, line):
+    default = config.RunConfig()
+    (said,) = config.without_effect(default, default.replace(settings))
+    assert line in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grpo.teacher": "x", "grpo.loss.distill_weight": 2.0, "grpo.loss.kl_estimator": "k2"},
+        {"sft.demonstrations": "own", "sft.own.shots_length": 9},
+        {"grpo.guard.action": "rollback", "grpo.guard.rollbacks": 2, "grpo.guard.patience": 5},
+        {"grpo.loss.beta": 0.1, "grpo.loss.kl_estimator": "k2"},
+        {"grpo.loss.tis_cap": 2.0, "grpo.loss.tis_level": "sequence"},
+        {"grpo.num_iterations": 2, "grpo.loss.epsilon": 0.3},
+        {"evaluation.every": 5, "evaluation.snapshot_problems": 9, "evaluation.top_p": 0.9},
+        {"model.lora.rank": 2, "model.lora.alpha": 8.0},
+        {"stages": "sft", "sft.num_steps": 5, "reward.end.trace": 0.1},
+    ],
+)
+def test_settings_that_have_an_effect_and_those_of_the_default_are_not_named(settings):
+    default = config.RunConfig()
+    after = default.replace(settings)
+    assert config.without_effect(default, after) == []
+    # What was there before is not the user's: back from own to given, sft.own stays as it was.
+    off = {"grpo.teacher": "", "sft.demonstrations": "given", "grpo.guard.action": "none"}
+    assert config.without_effect(after, after.replace(off)) == []
+
+
+def test_train_says_which_flags_have_no_effect(capsys, tmp_path):
+    arguments = ["--dry-run", "--run-dir", str(tmp_path / "run"), "--model.lora.alpha", "8"]
+    arguments += ["--grpo.prompts-per-step", "8"]
+    assert train.main(arguments) == 0
+    line = "warning: model.lora.alpha has no effect: set model.lora.rank above 0, or leave it out\n"
+    assert capsys.readouterr().err.count(line) == 1
+
+
 def test_without_a_home_the_cache_is_refused_by_the_variable(monkeypatch):
     monkeypatch.delenv(assets.CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("HOME")
