@@ -5,6 +5,7 @@ JAX is imported by those functions that need it: --help and a mistyped flag wait
 
 import argparse
 import contextlib
+import functools
 import io
 import math
 import os
@@ -211,7 +212,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(said):
             given = tyro.cli(
-                kind,
+                kind if isinstance(kind, type) else _later(kind),
                 args=arguments,
                 prog=prog,
                 description=description,
@@ -222,9 +223,21 @@ def parse(
         if not stop.code:
             raise  # --help
         raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
+    if not isinstance(kind, type):
+        given = given()  # now that stderr is the user's again
     for part in given if isinstance(given, tuple) else (given,):
         _check_counts(part)
     return given
+
+
+def _later(function: Callable) -> Callable:
+    """The function with the same flags, which returns a call of it that is still to be made."""
+
+    @functools.wraps(function)
+    def bound(*given: Any, **named: Any) -> Callable[[], Any]:
+        return lambda: function(*given, **named)
+
+    return bound
 
 
 def _check_counts(options: Any) -> None:

@@ -362,6 +362,15 @@ def test_train_says_which_flags_have_no_effect(capsys, tmp_path):
     assert capsys.readouterr().err.count(line) == 1
 
 
+def test_what_a_command_that_is_a_function_says_on_stderr_is_seen(capsys):
+    def command(name: str = "") -> int:
+        print(f"warning: {name}", file=sys.stderr)
+        return 3
+
+    assert cli.parse(command, ["--name", "x"], command="x", description=None) == 3
+    assert capsys.readouterr().err == "warning: x\n"
+
+
 def test_without_a_home_the_cache_is_refused_by_the_variable(monkeypatch):
     monkeypatch.delenv(assets.CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("HOME")
