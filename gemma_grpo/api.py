@@ -20,7 +20,7 @@ from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
 from gemma_grpo.records import files, lock, model_card, read, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary as summaries
-from gemma_grpo.runtime import load_model, write_adapters, write_model
+from gemma_grpo.runtime import hub_name, load_model, write_adapters, write_model
 from gemma_grpo.view import page
 
 RUNS = Path("runs")
@@ -185,15 +185,19 @@ class Result:
             )
         with cli.user_errors():
             runtime, params = load_model(model, seed=self.run.seed, trained=trained)
-            if adapter:
-                if warning := write_adapters(out, runtime, params, model.weights):
-                    print(f"warning: {warning}", file=sys.stderr)
-                return out
-            base = Path(model.weights).name
             card = model_card.model_card(
-                self.run_dir, trained.stem, base=base, of_gemma=model.of_gemma
+                self.run_dir,
+                trained.stem,
+                base=Path(model.weights).name,
+                of_gemma=model.of_gemma,
+                adapters=adapter,
+                hub_name=hub_name(model.weights),
             )
             texts = {"README.md": card}
+            if adapter:
+                if warning := write_adapters(out, runtime, params, model.weights, texts=texts):
+                    print(f"warning: {warning}", file=sys.stderr)
+                return out
             write_model(out, runtime, params, model.weights, dtype=dtype, texts=texts)
         return out
 

@@ -267,17 +267,36 @@ def write_model(
     )
 
 
-def write_adapters(out: Path, runtime: Runtime, params: Params, base: str) -> str | None:
+def hub_name(base: str) -> str:
+    """The base's name at Hugging Face; "" where that is not known."""
+    return weights.hub_name(weights.open_source(base))
+
+
+def write_adapters(
+    out: Path,
+    runtime: Runtime,
+    params: Params,
+    base: str,
+    *,
+    texts: Mapping[str, str] | None = None,
+) -> str | None:
     """Writes the adapters alone, in PEFT's format. Arguments and errors as for `write_model`.
 
     Returns:
-        A warning if PEFT cannot load that base.
+        A warning if PEFT cannot load that base, or can on this machine alone.
     """
     source = weights.open_source(base)
-    weights.write_adapter(out, params, runtime.lora, base=source)
-    if (source.path / "config.json").is_file():
+    weights.write_adapter(out, params, runtime.lora, base=source, texts=texts)
+    if not (source.path / "config.json").is_file():
+        return (
+            f"PEFT cannot load {source.path}: give it the same model's Hugging Face folder as base"
+        )
+    if weights.hub_name(source):
         return None
-    return f"PEFT cannot load {source.path}: give it the same model's Hugging Face folder as base"
+    return (
+        f"adapter_config.json names a folder of this machine, {source.path}: elsewhere give PEFT "
+        f"the base, as in {out / 'README.md'}"
+    )
 
 
 def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:

@@ -135,6 +135,36 @@ def test_a_model_made_from_gemma_carries_its_terms(tmp_path):
     assert "license: gemma" in card and "Gemma Terms of Use" in card
 
 
+def test_adapters_have_a_card_and_a_line_says_that_their_base_is_a_folder_of_this_machine(
+    tmp_path, capsys
+):
+    write_run(tmp_path / "run", LORA)
+    out = tmp_path / "adapters"
+    assert export.main([str(tmp_path / "run"), str(out), "--adapter"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: adapter_config.json names a folder of this machine")
+    assert said.count("\n") == 1 and f"as in {out / 'README.md'}" in said
+    card = (out / "README.md").read_text()
+    assert "library_name: peft\n" in card and "base_model:" not in card and "45.7 %" in card
+    assert "`BASE` is the Hugging Face folder of `gemma3-nano`" in card
+    assert (
+        'turns = "<start_of_turn>user\\nWhat is 12 + 7?<end_of_turn>\\n<start_of_turn>model\\n"'
+        in card
+    )
+    assert str(tmp_path) not in card.partition("## How it was trained")[0]
+
+
+def test_a_card_names_a_base_that_is_known_at_hugging_face(tmp_path):
+    write_run(tmp_path, LORA)
+    from gemma_grpo.records import model_card
+
+    of = {"base": "3ab8", "of_gemma": True, "hub_name": "google/gemma-3-1b-it"}
+    for adapters in (True, False):
+        card = model_card.model_card(tmp_path, "sft", adapters=adapters, **of)
+        assert "base_model: google/gemma-3-1b-it\n" in card and "3ab8" not in card
+        assert ('base = AutoModelForCausalLM.from_pretrained("google/gem' in card) == adapters
+
+
 @pytest.mark.parametrize("damage", ["", "[1]", '{"stages": ', '{"stages": 3}'])
 def test_a_card_passes_over_a_damaged_summary_and_takes_the_evaluations(tmp_path, damage):
     write_run(tmp_path, model.NO_LORA)

@@ -3,7 +3,7 @@
 from gemma_grpo.weights.assemble import assemble, hf_tensors
 from gemma_grpo.weights.hf_write import write_folder
 from gemma_grpo.weights.load import NANO, digest, open_source, tokenizer_path
-from gemma_grpo.weights.peft_adapter import write_adapter
+from gemma_grpo.weights.peft_adapter import hub_name, write_adapter
 from gemma_grpo.weights.safetensors_file import load, save
 from gemma_grpo.weights.source import Source
 
@@ -13,6 +13,7 @@ __all__ = [
     "assemble",
     "digest",
     "hf_tensors",
+    "hub_name",
     "load",
     "open_source",
     "save",

@@ -14,6 +14,8 @@ from tolerances import TRANSFORMERS_LOGITS
 from gemma_grpo import model, weights
 from gemma_grpo.model import LoRAConfig
 from gemma_grpo.weights.hf_folder import open_folder
+from gemma_grpo.weights.peft_adapter import hub_name
+from gemma_grpo.weights.source import Source
 
 LORA = LoRAConfig(rank=2, alpha=3.0, targets="q_proj|o_proj|down")
 WRAPPER = "base_model.model."
@@ -84,6 +86,37 @@ def test_the_settings_name_the_adapted_modules_and_no_others_and_a_base_that_is_
     else:  # and the ends of names
         found = {name for name in modules if name.split(".")[-1] in targets}
     assert found == adapted
+
+
+@pytest.mark.parametrize(
+    "where, size, name",
+    [
+        ("models/google/gemma-3/transformers/gemma-3-1b-it/1", "1b", "google/gemma-3-1b-it"),
+        ("gemma-3-4b-pt", "4b", "google/gemma-3-4b-pt"),
+        ("gemma-3-270m", "270m", "google/gemma-3-270m"),
+        ("hub/models--own-er--my--fine.tune/snapshots/3ab8", "1b", "own-er/my--fine.tune"),
+        ("gemma-3-1b-it", "4b", ""),  # another model in a folder of that name
+        ("gemma-3-1b", "1b", ""),  # either of two
+        ("gemma-3-1b-it-mine", "1b", ""),
+        ("models--x--a b/snapshots/1", "1b", ""),
+    ],
+)
+def test_the_hubs_name_of_a_base_is_read_from_its_path(tmp_path, where, size, name):
+    folder = tmp_path / where
+    folder.mkdir(parents=True)
+    source = Source(folder, model.CONFIGS[f"gemma3-{size}"], {}, None)
+    assert hub_name(source) == ""  # no folder in Hugging Face's format
+    (folder / "config.json").touch()
+    assert hub_name(source) == name
+
+
+def test_an_adapter_names_its_base_as_the_hub_does(tmp_path):
+    folder = copy_of("text", tmp_path / "models--owner--name")
+    drawn = drawn_adapter((source := open_folder(folder)).config, LORA, scale=1.0)
+    weights.write_adapter(tmp_path / "adapter", drawn, LORA, base=source, texts={"a.md": "b"})
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "owner/name"
+    assert (tmp_path / "adapter" / "a.md").read_text() == "b"
 
 
 def test_peft_gives_the_merged_exports_logits(written):
