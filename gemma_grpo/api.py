@@ -251,10 +251,11 @@ def fit(
     if run_dir is None:
         run_dir = run_dirs.unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     run_dir = expanded(run_dir).absolute()
+    folder = run.checkpoint.folder
     with cli.user_errors():
+        run_dirs.require_apart(folder, run_dir)
         run_dirs.require_free(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        folder = run.checkpoint.folder
         with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
             pipeline.new_run_dir(run_dir, run)
             try:

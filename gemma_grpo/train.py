@@ -199,6 +199,9 @@ def _train(options: Options, run: RunConfig, deadline: Deadline) -> int:
     _require_same_settings(run)
     named = processes.broadcast_from_primary(lambda: _run_dir(options))
     say = print if processes.is_primary() else lambda *_, **__: None
+    if not options.resume:
+        folder = run.checkpoint.folder
+        processes.run_on_primary(lambda: run_dirs.require_apart(folder, named))
     if options.run_dir and not options.resume:
         processes.run_on_primary(lambda: run_dirs.require_free(named))
     if not options.ignore_plan:

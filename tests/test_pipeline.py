@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_grpo import cli, config, model, pipeline, train, weights
+from gemma_grpo import api, cli, config, model, pipeline, train, weights
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, programs
@@ -1204,6 +1204,25 @@ def test_two_runs_at_a_time_do_not_share_a_folder_for_checkpoints(capsys, tmp_pa
         )
     assert "ck is in use" in line and "name another --checkpoint.folder" in line
     assert run_dirs.owner(folder) == tmp_path / "first"
+
+
+@pytest.mark.parametrize("inside", [".", "ck", "../link"])
+def test_a_folder_for_checkpoints_within_the_runs_own_is_refused_before_anything_is_made(
+    capsys, tmp_path, inside
+):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    folder = os.path.normpath(tmp_path / "run" / inside)
+    line = says(capsys, "--run-dir", str(tmp_path / "run"), "--checkpoint.folder", folder)
+    assert f"--checkpoint.folder {folder} is in the run's own folder" in line
+    run = config.RunConfig(checkpoint=CheckpointConfig(folder=folder))
+    with pytest.raises(UserError, match="is in the run's own folder"):
+        api.fit(run, run_dir=tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_folder_for_checkpoints_beside_the_runs_own_is_apart(tmp_path):
+    for folder in ("", str(tmp_path / "run-ck"), str(tmp_path)):
+        run_dirs.require_apart(folder, tmp_path / "run")
 
 
 def test_a_snapshot_where_a_stage_was_stopped_is_not_paired_with_all_problems(tmp_path):

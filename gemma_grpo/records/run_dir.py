@@ -125,6 +125,15 @@ def claim_checkpoints(folder: Path, run_dir: Path) -> None:
         unfinished.write_text(f"{run_dir.absolute()}\n", encoding="utf-8")
 
 
+def require_apart(folder: str, run_dir: Path) -> None:
+    """Raises UserError if the folder for checkpoints alone is the run's own, or within it."""
+    if folder and Path(folder).resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(
+            f"--checkpoint.folder {folder} is in the run's own folder, {run_dir}: leave it out, "
+            f"and checkpoints go to {run_dir / 'checkpoints'}, or name a folder elsewhere"
+        )
+
+
 @contextlib.contextmanager
 def hold_checkpoints(folder: str, *, is_new: bool) -> Iterator[None]:
     """Holds the lock of a folder for checkpoints alone, if there is one, while the block runs; a
