@@ -281,6 +281,32 @@ def test_a_reward_that_reads_what_was_not_saved_is_one_line(tmp_path, capsys):
     assert "answer_logps were not saved" in said
 
 
+def test_a_batch_reward_that_reads_what_was_not_saved_is_named(tmp_path, capsys):
+    make_run(tmp_path / "run", [[right(), row(WRONG)]])
+    (tmp_path / "mine.py").write_text(
+        "from gemma_grpo.rewards import batch_reward\n"
+        "@batch_reward\ndef f(samples):\n    return [sum(s.answer_logps) for s in samples]\n"
+    )
+    said = error(capsys, tmp_path / "run", "--reward", f"{tmp_path / 'mine.py'}:f")
+    assert "reward 'f' raised LookupError: answer_logps were not saved with the run" in said
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["return len({sample, sample})", "return sample == sample", "return 'easy' in repr(sample)"],
+)
+def test_a_reward_may_hash_compare_and_print_its_sample(tmp_path, capsys, body):
+    make_run(tmp_path / "run", [[right(), row(WRONG)]])
+    spec = reward_file(tmp_path, body)
+    found = report(capsys, tmp_path / "run", "--reward", spec)
+    assert found["rollouts"]["columns"]["f"]["new"] == 1.0 and not found["failures"]
+
+
+def test_saved_samples_are_told_apart_by_all_that_was_saved():
+    of = lambda completion: rescoring._sample(row(completion), max_tokens=60)
+    assert of(RIGHT) == of(RIGHT) and len({of(RIGHT), of(RIGHT), of(WRONG)}) == 2
+
+
 def test_a_batch_reward_sees_a_step_at_once(tmp_path, capsys):
     make_run(tmp_path / "run", [[right(), right()], [right()] * 3])
     path = tmp_path / "mine.py"

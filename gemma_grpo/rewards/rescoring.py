@@ -48,12 +48,20 @@ class Part:
         return all(TOTAL in row for row in self.rows)
 
 
+@dataclass(frozen=True)
 class SavedSample(Sample):
-    """A sample of a finished run, whose log-probs were not saved."""
+    """A sample of a finished run, whose log-probs were not saved: without them it is printed,
+    hashed and compared, so that a reward may be cached.
+
+    Raises:
+        LookupError: `answer_logps` is read.
+    """
+
+    answer_logps: tuple[float, ...] = field(repr=False, compare=False)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "answer_logps":
-            raise UserError("answer_logps were not saved with the run")
+            raise LookupError("answer_logps were not saved with the run")
         return super().__getattribute__(name)
 
 
