@@ -67,6 +67,16 @@ def test_min_p_keeps_what_has_its_share_of_the_likeliest_and_renormalises():
     np.testing.assert_allclose(logps, expected, atol=tolerances.F32)
 
 
+def test_top_p_keeps_the_fewest_that_reach_it_of_the_tempered_distribution():
+    """At temperature 2 the probabilities are 0.5, 0.3, 0.15, 0.05: two of them reach 0.7."""
+    logits = 2 * jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]] * 200))
+    keys = jax.random.split(jax.random.key(1), 200)
+    ids, logps = sample(logits, keys, temperature=2.0, top_p=0.7)
+    assert set(np.asarray(ids).tolist()) == {0, 1}
+    expected = np.log(np.array([0.5, 0.3]) / 0.8)[np.asarray(ids)]
+    np.testing.assert_allclose(logps, expected, atol=tolerances.F32)
+
+
 def test_draws_follow_the_distribution():
     """Chi-square over 20 000 draws: 3 degrees of freedom, 16.27 is the 0.1 % point."""
     probs = np.array([0.5, 0.25, 0.2, 0.05])

@@ -126,6 +126,22 @@ def test_running_groups_equals_the_whole_sequences_in_value_and_gradient_and_so_
         assert_same(again, grouped)
 
 
+def test_remat_keeps_of_each_layer_its_input_or_that_and_the_matmuls_with_its_weights():
+    N = P * S + P * G * T  # tokens, padding too
+    D, F, NH, KH = 18, 26, 4 * 6, 2 * 6
+
+    def widths(remat):
+        """Of all that the backward pass is left for each token of each layer."""
+        run = lambda params: run_groups.__wrapped__(params, *draw_batch(), remat=remat)
+        kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(run, params)[1], PARAMS))
+        of_tokens = [leaf for leaf in kept if leaf.shape[:1] == (3,) and N in leaf.shape]
+        return sorted(leaf.size // (3 * N) for leaf in of_tokens)
+
+    assert widths("full") == [D]
+    assert widths("dots") == sorted([D, NH, KH, KH, D, F, F, D])
+    assert sum(widths("none")) > 2 * sum(widths("dots"))
+
+
 def test_decoding_equals_running_the_whole_sequence_at_every_slot_beyond_the_window_too():
     prompt_ids_PS, prompt_mask_PS, ids_BT, _ = draw_batch()
     every_BT = jnp.ones_like(ids_BT, bool)  # rows go on past their end: it must not matter

@@ -97,6 +97,14 @@ def test_a_merged_tree_computes_what_base_and_adapter_compute(targets):
     np.testing.assert_allclose(hidden(merged, model.NO_LORA), apart, atol=tolerances.HIDDEN_F32)
 
 
+def test_a_merge_into_bfloat16_rounds_once():
+    # 1 + 2^-8 + 2^-20 is nearer to 1 + 2^-7; an adapter rounded by itself would leave a tie, 1.
+    weight = {"w": jnp.ones((1, 1, 1), jnp.bfloat16)}
+    pair = {"a": jnp.ones((1, 1, 1)), "b": jnp.full((1, 1, 1), 2.0**-8 + 2.0**-20)}
+    merged = model.merge_adapter({"w_lora": pair}, weight, scale=1.0)["w"]
+    assert merged.dtype == jnp.bfloat16 and float(merged[0, 0, 0]) == 1 + 2.0**-7
+
+
 def test_targets_are_a_regular_expression_over_the_projections():
     chosen = LoRAConfig(rank=1, targets="q_proj|mlp.(up|down)").chosen
     assert chosen == ("attention.q_proj", "mlp.up", "mlp.down")

@@ -162,3 +162,8 @@ def test_groups_without_signal_are_those_with_equal_rewards():
     np.testing.assert_array_equal(
         advantages.zero_signal_groups(rewards_PG), [True, False, False, True]
     )
+
+
+def test_a_group_whose_rewards_differ_by_a_thousandth_has_a_signal():
+    rewards_PG = jnp.array([[1.0, 1.0], [1.0, 1.001]])
+    np.testing.assert_array_equal(advantages.zero_signal_groups(rewards_PG), [True, False])

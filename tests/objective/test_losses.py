@@ -547,6 +547,15 @@ def test_tis_metrics_by_hand():
     close(means["policy_loss"], loss)
 
 
+def test_of_no_counted_token_every_metric_is_zero_not_nan():
+    zeros_BT = jnp.zeros((1, 2))
+    settings = PLAIN | {"beta": 0.1, "tis_cap": 1.5}
+    inputs = losses.LossInputs(jnp.ones(1), zeros_BT, zeros_BT, None, zeros_BT, zeros_BT, zeros_BT)
+    loss, metrics = jitted_policy_loss(zeros_BT - 1, inputs, LossConfig(**settings))
+    means = losses.metric_means(metrics)
+    assert loss == 0 and len(means) == 8 and set(map(float, means.values())) == {0.0}
+
+
 def test_the_reported_kl_is_k3_per_token_whatever_the_estimator():
     batch = make_batch()
     gap = (batch["ref"].astype(np.float64) - batch["logps"])[batch["mask"] > 0]
@@ -815,13 +824,18 @@ def test_sensible_combinations_pass_in_silence(change):
         ({"epsilon": -0.2}, "epsilon=-0.2"),
         ({"epsilon": math.nan}, "epsilon=nan"),
         ({"epsilon_high": -0.28}, "epsilon_high=-0.28"),
+        ({"epsilon_high": math.nan}, "epsilon_high=nan"),
         ({"beta": -0.1}, "beta=-0.1"),
+        ({"beta": math.nan}, "beta=nan"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
+        ({"dual_clip": math.nan}, "dual_clip=nan"),
         ({"tis_cap": 0.5}, "tis_cap=0.5 must be at least 1"),
+        ({"tis_cap": math.nan}, "tis_cap=nan"),
         ({"kl_estimator": "k1"}, "k1.*gradient is zero.*k2"),
         ({"kl_estimator": "k1", "beta": 0.0, "has_teacher": True}, "k1.*gradient is zero.*k2"),
         ({"policy_weight": 0.0}, "policy_weight=0 leaves nothing to learn from: name a teacher"),
         ({"policy_weight": -1.0}, "policy_weight=-1.0 would punish"),
+        ({"policy_weight": math.nan}, "policy_weight=nan"),
         ({"distill_weight": 0.0}, "distill_weight=0.0 must be above 0"),
         ({"distill_weight": math.nan}, "distill_weight=nan must be above 0"),
         ({"objective": "cispo", "dual_clip": 3.0}, "dual_clip with objective='cispo'"),

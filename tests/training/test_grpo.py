@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tolerances
-from fake_batches import ADVANTAGES, STOP, G, P, T, batch_of, fake_rollout, packs_of
+from fake_batches import ADVANTAGES, PROMPTS, STOP, G, P, T, batch_of, fake_rollout, packs_of
 from flax import nnx
 from stubs import PAD, host, tiny_model, tiny_prompts
 
@@ -18,6 +18,7 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation import collect
+from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.rollout import Rollout, RolloutConfig, make_rollout
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.training import grpo, grpo_update, logps, resample, sft
@@ -187,6 +188,35 @@ def test_the_trainers_log_probs_come_back_in_the_order_of_the_completions(tokens
     _, metrics = update(state, {}, packs)
     exact_BT = np.where(rollout.completion_mask, exact_logps(PARAMS, rollout), 0.0)
     np.testing.assert_allclose(metrics["trainer_logps"], exact_BT, atol=tolerances.MODEL_GRAD)
+
+
+def test_old_and_trained_log_probs_are_of_the_distribution_that_was_sampled_from():
+    config = RolloutConfig(G, T, (STOP,), PAD, SamplingConfig(temperature=0.6))
+    rollout = host(make_rollout(GRAPHDEF, on(), config)(PARAMS, *PROMPTS, jax.random.key(0)))
+    packs = packs_of(batch_of(rollout))
+    settings = UpdateConfig("float32", "none", P * G)
+    score = grpo_update.make_score(GRAPHDEF, on(), temperature=0.6, dtype="float32")
+    update = grpo_update.make_update(GRAPHDEF, on(), SGD, LossConfig(), settings, temperature=0.6)
+    old = np.where(rollout.completion_mask, score(PARAMS, {}, packs)[0], 0.0)
+    _, metrics = update(train_state.init_train_state(PARAMS, SGD, on()), {}, packs)
+    for values in (old, metrics["trainer_logps"]):
+        np.testing.assert_allclose(values, rollout.sampler_logps, atol=tolerances.LOGP_GAP)
+
+
+def test_completions_left_out_of_the_loss_are_measured_all_the_same():
+    rollout = fake_rollout()
+    assert 0 < rollout.stopped.sum() < P * G
+    _, every = gradient(batch_of(rollout))
+    _, without = gradient(batch_of(rollout, mask_truncated=True))
+    for name in ("entropy", "logp_gap/mean", "logp_gap/rms"):
+        np.testing.assert_allclose(without[name], every[name], rtol=1e-6)
+
+
+def test_dr_grpo_divides_by_the_budget_however_short_the_completions():
+    rollout = fake_rollout()
+    mask = rollout.completion_mask & (np.arange(T) < T - 2)
+    batch = batch_of(rollout._replace(completion_mask=mask), aggregation="constant")
+    np.testing.assert_allclose(batch["weights"], mask / (P * G * T), rtol=1e-6)
 
 
 def test_a_toy_reward_rises_within_a_few_steps():

@@ -91,3 +91,23 @@ def test_both_decays_of_adams_moments_are_the_configs():
         updates, state = optimizer.update({"w": jnp.full(1, gradient)}, state, params)
         moves.append(float(updates["w"][0]))
     np.testing.assert_allclose(moves, [-1, 1 / 3], rtol=1e-6)
+
+
+def test_the_gradient_is_scaled_to_its_norm_and_keeps_its_direction():
+    """(3, 4) of norm 5 becomes (0.6, 0.8), and the next a tenth of that: with b1 = 1/2 and
+    b2 = 0.9 the corrected moments are (1/4 + 1/20) / (3/4) = 0.4 and (0.09 + 0.001) / 0.19 of the
+    first gradient and its square, in both places."""
+    config = OptimizerConfig(
+        **dict(learning_rate=1.0, warmup=0.0, decay="constant", max_grad_norm=1.0, b1=0.5, b2=0.9)
+    )
+    optimizer = train_state.make_optimizer(config, 3)
+    params = {"w": jnp.zeros(2)}
+    state = optimizer.init(params)
+    for gradient in ([3.0, 4.0], [0.06, 0.08]):
+        updates, state = optimizer.update({"w": jnp.array(gradient)}, state, params)
+    np.testing.assert_allclose(updates["w"], [-0.4 / math.sqrt(0.091 / 0.19)] * 2, rtol=1e-6)
+
+
+def test_the_warm_up_is_the_nearest_whole_number_of_updates():
+    # 0.05 of 38 updates is 1.9: half the peak, then all of it.
+    assert rates(38, decay="constant", warmup=0.05)[:3] == [1.0, 2.0, 2.0]
