@@ -1,5 +1,7 @@
 """What is sharded, what is replicated, and that it changes no result."""
 
+from unittest.mock import Mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,10 +28,18 @@ def spec(shape, num_devices=8):
     return mesh.fsdp_shardings(devices, jax.ShapeDtypeStruct(shape, jnp.float32)).spec
 
 
+def test_the_devices_of_a_process_stand_side_by_side_in_their_order():
+    device = lambda process, number: Mock(spec=jax.Device, process_index=process, id=number)
+    given = [device(1, 0), device(0, 1), device(1, 2), device(0, 3)]
+    assert [each.id for each in mesh.data_mesh(given).devices.flat] == [1, 3, 0, 2]
+
+
 @pytest.mark.parametrize(
     "shape, expected",
     [
         ((26, 1152, 6912), PartitionSpec(None, None, "data")),
+        ((1024, 1024), PartitionSpec("data")),  # 2^20 elements: the least that are sharded
+        ((1016, 1024), PartitionSpec()),
         ((26, 6912, 1152), PartitionSpec(None, "data")),
         ((26, 1152, 4, 256), PartitionSpec(None, "data")),
         ((262_144, 1152), PartitionSpec("data")),
@@ -117,6 +127,16 @@ def test_resharding_moves_nothing_through_the_host(dtype):
         assert leaf.sharding.is_equivalent_to(wanted[name], 2) and leaf.dtype == dtype
         np.testing.assert_array_equal(np.asarray(leaf), array.astype(dtype))
     assert mesh.reshard(moved, wanted, dtype)["a"] is moved["a"]
+
+
+def test_resharding_casts_what_lies_where_it_should_and_copies_nothing_that_is_so_already():
+    whole = mesh.replicated(mesh.data_mesh(jax.devices()[:1]))
+    tree = {
+        "cast": jax.device_put(jnp.ones(3), whole),
+        "kept": jax.device_put(jnp.ones(3, jnp.bfloat16), whole),
+    }
+    moved = mesh.reshard(tree, {"cast": whole, "kept": whole}, "bfloat16")
+    assert moved["cast"].dtype == jnp.bfloat16 and moved["kept"] is tree["kept"]
 
 
 def test_only_a_cpu_is_given_options_of_a_cpu():
