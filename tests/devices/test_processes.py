@@ -401,6 +401,11 @@ def test_a_job_is_joined_where_the_environment_tells_of_one(monkeypatch, variabl
 # --- addresses ---
 
 
+@pytest.mark.parametrize("address, host", [("[::1]:65535", "::1"), ("10.0.0.1:65535", "10.0.0.1")])
+def test_an_address_of_version_six_is_reached_without_its_brackets(address, host):
+    assert processes._address(address) == (host, 65535)
+
+
 @pytest.mark.parametrize("address", ["host", "host:", ":80", "host:x", "host:0", "host:65536"])
 def test_an_address_that_is_none_is_refused_before_jax_sees_it(address):
     with pytest.raises(UserError, match="write host:port, or auto"):
