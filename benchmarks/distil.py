@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from benchmarks.study import in_child
+from benchmarks.timing import read_rows
 
 
 def rows(
@@ -59,7 +60,7 @@ def rows(
 
 def read(path: Path) -> list[dict]:
     """The rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(path) if path.exists() else []
 
 
 def table(path: Positional[Path]) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.timing import about, chosen
+from benchmarks.timing import about, chosen, read_rows, rounded
 from gemma_grpo.evaluation.statistics import paired_difference
 from gemma_grpo.presets import GEMMA3_NANO
 
@@ -129,7 +129,7 @@ def rows(
     """
     out = work / ROWS
     out.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    known = read_rows(out) if out.exists() else []
     done = [(row["level"], row["seed"], row["settings"]) for row in known]
     for seed in seeds:
         for name, level in chosen(levels, LEVELS).items():
@@ -224,22 +224,16 @@ def start(run: Any, work: Path) -> None:
 
 def right(path: Path) -> str:
     """1 for each problem whose greedy answer is right, else 0."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    greedy = sorted((row for row in lines if row["greedy"]), key=lambda row: row["problem"])
+    rows = [row for row in read_rows(path) if row["greedy"]]
+    greedy = sorted(rows, key=lambda row: row["problem"])
     return "".join(str(int(row["correctness"] > 0)) for row in greedy)
-
-
-def rounded(result: dict) -> dict:
-    """An evaluation's figures, to four digits."""
-    return {key: round(value, 4) for key, value in result.items() if isinstance(value, int | float)}
 
 
 def table(path: Positional[Path]) -> None:
     """Prints a Markdown table: means over seeds, and the difference from the level that each is
     compared with, on the same problems from the same SFT."""
     found: dict[str, dict[int, dict]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows(path):
         found.setdefault(row["level"], {})[row["seed"]] = row
     print("| level | seeds | greedy | sampled | against | greedy, points | sampled, points | cpu |")
     print("|---|---|---|---|---|---|---|---|")

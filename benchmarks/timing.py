@@ -1,4 +1,4 @@
-"""Warm-up, waiting for the device, medians, and one JSON line for each result: what is in it."""
+"""Warm-up, waiting for the device, medians, and one JSON line for each result, out and in."""
 
 import json
 import statistics
@@ -55,6 +55,16 @@ def chosen(names: Sequence[str], known: Mapping[str, T]) -> dict[str, T]:
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     return {name: known[name] for name in names}
+
+
+def rounded(result: Mapping[str, Any]) -> dict[str, int | float]:
+    """An evaluation's figures, to four digits."""
+    return {key: round(value, 4) for key, value in result.items() if isinstance(value, int | float)}
+
+
+def read_rows(*files: Path) -> list[dict]:
+    """The rows of files of JSON lines."""
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
 def print_row(**values: Any) -> None:

@@ -16,6 +16,9 @@ import tyro
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
+from benchmarks.timing import read_rows
+from gemma_grpo.records.report import running_mean
+
 BLOCK = 10  # steps
 SHARES = (0.5, 0.75, 0.9)  # of the rise
 STYLES = {
@@ -42,7 +45,7 @@ def figures(row: dict) -> dict[str, float]:
 
 def main(files: Positional[tuple[Path, ...]], chart: Path | None = None) -> None:
     """Print the summary of JSON lines of `learn`; draw it into a PNG `chart`."""
-    sides = read([json.loads(line) for file in files for line in file.read_text().splitlines()])
+    sides = read(read_rows(*files))
     for row in [*summaries(sides), *reached(sides)]:
         print(json.dumps(row))
     if chart:
@@ -100,11 +103,6 @@ def curve(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     cpu[:, 0] = np.median(cpu[:, 1:], axis=1)
     reward = np.mean([row["reward"] for row in rows], axis=0)
     return running_mean(reward, BLOCK), cpu.mean(axis=0).cumsum()
-
-
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """At each step the mean over the last `window` steps, or over all there are."""
-    return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
 
 
 def draw(sides: Sides, path: Path) -> None:

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import optax
 import tyro
 
-from benchmarks.timing import about, print_row
+from benchmarks.timing import about, print_row, rounded
 from benchmarks.tunix import install
 from benchmarks.tunix.sides import Opener, SideProcess, comparable_run
 from gemma_grpo import pipeline, rewards, weights
@@ -28,6 +29,7 @@ from gemma_grpo.data import batches
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.evaluation.evaluator import make_evaluator
 from gemma_grpo.generation.samples import make_samples
+from gemma_grpo.model import Params
 from gemma_grpo.presets import GEMMA3_NANO
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
@@ -98,17 +100,36 @@ def score(problems_P: Sequence[Problem], drawn: dict, runtime: Runtime) -> rewar
     completions, tokenizer = drawn["completions"], runtime.tokenizer
     num_generations = len(completions) // len(problems_P)
     problems_B = [problem for problem in problems_P for _ in range(num_generations)]
-    ids_BT, mask_BT = padding.pad_right(
-        completions, length=runtime.max_completion_length, pad_id=tokenizer.pad_id
-    )
+    T, pad_id = runtime.max_completion_length, tokenizer.pad_id
+    ids_BT, mask_BT = padding.pad_right(completions, length=T, pad_id=pad_id)
     logps_BT, stopped_B = np.zeros(ids_BT.shape, np.float32), np.array(drawn["stopped"])
     samples = make_samples(problems_B, ids_BT, mask_BT, logps_BT, stopped_B, tokenizer)
     return rewards.score(samples, PAID, trace="structure")
 
 
-def rounded(result: dict) -> dict:
-    """An evaluation's figures, to four digits."""
-    return {key: round(value, 4) for key, value in result.items() if isinstance(value, int | float)}
+def replay(seeds: tuple[int, ...] = (0,), steps: int = 30) -> None:
+    """Take GRPO steps, and print how far apart they have led: a row for each seed (of the problems
+    and the sampling)."""
+    for seed in seeds:
+        run = comparable_run({"seed": seed, "grpo.num_steps": steps})
+        task, rng = pipeline.load_task(run), np.random.default_rng(seed)
+        opener = Opener(run, task.base, stop_ids=task.runtime.tokenizer.stop_ids)
+        ours, theirs = opener.open("ours_stop_untrained"), opener.open("tunix")
+        for number in range(steps):
+            _, prompts = problems_of(run, task, number)
+            drawn = ours.call("draw", prompts=prompts, number=number)["completions"]
+            theirs.call("draw", prompts=prompts, number=number, instead=drawn)
+            paid = (rng.integers(0, 5, len(drawn)) / 4).tolist()
+            for side in (ours, theirs):
+                side.call("learn", rewards=paid)
+        one, other = (side.learned(task.base) for side in (ours, theirs))
+        row = {"benchmark": "tunix/replay", "steps": steps, **about(run)}
+        print_row(**row, apart=distance(one, other) / distance(one, task.base))
+
+
+def distance(one: Params, other: Params) -> float:
+    """The 2-norm of the difference."""
+    return float(optax.tree.norm(optax.tree.sub(one, other)))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ class Side:
     """The calls that the benchmarks make."""
 
     def open(
-        self, folder: str, rows: dict, stop_ids: list[int], run: RunConfig, trained_stop: bool
+        self, run: RunConfig, trained_stop: bool, folder: str, rows: dict, stop_ids: list[int], **_
     ) -> dict:
         """The GRPO stage of `run` on the weights of a folder, ready for its first step. Without
         `trained_stop` completions go into the update without the token that ended them, as Tunix's
-        do. The answer has the logits of padded rows."""
+        do. The answer has the logits of padded rows. `_` is what Tunix is told of the run."""
         self.run, self.stop_ids, self.mesh = run, stop_ids, meshes.data_mesh()
         self.untrained = [] if trained_stop else stop_ids
         how = {"dtype": run.model.dtype, "remat": run.model.remat}
@@ -37,16 +37,13 @@ class Side:
         params = weights.assemble(source, like, dtype="float32", sharding=places)
         self.trainer = grpo.make_trainer(run.grpo, graphdef, self.mesh, **how)
         self.packing = grpo.make_packing(run.grpo, self.lengths, self.mesh.size)
-        sampling = SamplingConfig(temperature=run.grpo.temperature)
-        rollout = RolloutConfig(
-            run.grpo.num_generations, self.lengths[1], tuple(stop_ids), PAD, sampling
-        )
+        drawn = run.grpo.num_generations, self.lengths[1], tuple(stop_ids), PAD
+        rollout = RolloutConfig(*drawn, SamplingConfig(temperature=run.grpo.temperature))
         self.rollout = make_rollout(graphdef, self.mesh, rollout)
 
         @jax.jit
         def logits(params):
-            computed_in = jax.tree.map(lambda array: array.astype(run.model.dtype), params)
-            gemma = nnx.merge(graphdef, computed_in)
+            gemma = nnx.merge(graphdef, model.in_dtype(params, run.model.dtype))
             return gemma.logits(model.forward(gemma, rows["ids"], rows["mask"])[0])
 
         answer = {

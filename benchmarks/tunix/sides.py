@@ -44,23 +44,16 @@ class SideProcess:
     def __init__(self, name: str, command: list, *, folder: Path, cwd: Path, platform: str = "cpu"):
         self.name, self.log = name, folder / f"{name}.log"
         self.connection, its_end = multiprocessing.Pipe()
-        environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
-        environment |= {
+        environment = {key: value for key, value in os.environ.items() if key not in CLEARED} | {
             "JAX_PLATFORMS": platform,
             "JAX_NUM_CPU_DEVICES": "1",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a GPU's peak is then what was needed
             "JAX_COMPILATION_CACHE_DIR": str(folder / f"{name}.cache"),
         }
+        fd = its_end.fileno()
+        how = {"cwd": cwd, "env": environment, "pass_fds": [fd], "stdin": subprocess.DEVNULL}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, str(its_end.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[its_end.fileno()],
-                env=environment,
-                cwd=cwd,
-            )
+            self.process = subprocess.Popen([*command, str(fd)], stdout=log, stderr=log, **how)
         its_end.close()
 
     def call(self, request: str, **arguments: object) -> dict:
@@ -89,15 +82,18 @@ class SideProcess:
         self.process.wait()
 
 
-def start_tunix(folder: Path, platform: str = "cpu") -> SideProcess:
-    """Tunix's side; of this repository only `theirs/` is on its path."""
-    command = [install.check(), HERE / "theirs" / "side.py"]
-    return SideProcess("tunix", command, folder=folder, cwd=folder, platform=platform)
+def start(name: str, folder: Path, platform: str = "cpu") -> SideProcess:
+    """A side's process. Of this repository only `theirs/` is on the path of the side "tunix"."""
+    if name == "tunix":
+        command, cwd = [install.check(), HERE / "theirs" / "side.py"], folder
+    else:
+        command, cwd = [sys.executable, "-m", "benchmarks.tunix.ours"], HERE.parents[1]
+    return SideProcess(name, command, folder=folder, cwd=cwd, platform=platform)
 
 
 class Opener:
     """Opens the sides of one GRPO run, all with the same weights. `opened` has of each side by name
-    its `versions`, its `device`, and the `logits` of two padded rows."""
+    its `versions`, the `logits` of two padded rows and, of ours, the `device`."""
 
     def __init__(
         self,
@@ -114,24 +110,20 @@ class Opener:
         hf_weights, tensors = self.folder / "weights", weights.hf_tensors(params, config)
         weights.write_folder(hf_weights, tensors, config, dtype=np.float32, tokenizer=None)
         self.rows = padded_rows(config.vocab_size, length=96)
-        self.both = {"folder": str(hf_weights), "rows": self.rows, "stop_ids": list(stop_ids)}
-        self.tunix = about(run) | {
+        self.settings = about(run) | {
+            "folder": str(hf_weights),
+            "rows": self.rows,
+            "stop_ids": list(stop_ids),
             "shape": asdict(config),
             "micro_batch": micro_batch,
             "learning_rates": learning_rates(run.grpo.optimizer, run.grpo.num_steps),
-            "first_seed": run.grpo.num_steps * run.seed,
         }
 
     def open(self, name: str) -> SideProcess:
         """The side "ours", "ours_stop_untrained" or "tunix", ready for its first step."""
-        if name == "tunix":
-            side, own = start_tunix(self.folder, self.platform), self.tunix
-        else:
-            command, root = [sys.executable, "-m", "benchmarks.tunix.ours"], HERE.parents[1]
-            how = {"folder": self.folder, "cwd": root, "platform": self.platform}
-            side = SideProcess(name, command, **how)
-            own = {"run": self.run, "trained_stop": name == "ours"}
-        self.opened[name] = side.call("open", **self.both, **own)
+        side = start(name, self.folder, self.platform)
+        own = {} if name == "tunix" else {"run": self.run, "trained_stop": name == "ours"}
+        self.opened[name] = side.call("open", **self.settings, **own)
         return side
 
     def apart(self, moments: dict[str, np.ndarray] | None = None) -> dict[str, float]:

@@ -7,7 +7,6 @@ more is better and the line says so; every row given is in it, those that Tunix 
 """
 
 import itertools
-import json
 import math
 import textwrap
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import NamedTuple
 import tyro
 from matplotlib.figure import Figure
 from tyro.conf import Positional
+
+from benchmarks.timing import read_rows
 
 SCALES = {"s": 1, "GB": 1e9, "TFLOP": 1e12}
 MARKERS = "<!-- table -->", "<!-- /table -->"
@@ -83,7 +84,7 @@ def main(
 ) -> None:
     """Print the table of JSON lines; draw the lines of PICTURED into a PNG `chart`; write the table
     into a Markdown `page` that has it between <!-- table --> and <!-- /table -->."""
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    rows = read_rows(*files)
     lines = lines_of(rows)
     said = "\n".join([*markdown(lines), "", *settings(rows)])
     print(said)

@@ -7,16 +7,18 @@ row counts the body of the loop alone, by the same instrument on both sides; its
 time are of the whole program. A case takes minutes, Tunix's updates the most.
 """
 
+import bisect
 import functools
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
 import tyro
 
 from benchmarks.timing import chosen, print_row
-from benchmarks.tunix.sides import SideProcess, start_tunix
+from benchmarks.tunix.sides import SideProcess, start
 from benchmarks.tunix.theirs import turns
 from gemma_grpo import model, presets
 from gemma_grpo.config import RunConfig
@@ -27,6 +29,7 @@ MODEL, TOPOLOGY, CHIPS = "gemma3-1b", "v5e:2x4", 8
 RUN, CONFIG = presets.preset(MODEL), model.CONFIGS[MODEL]
 S, T = RUN.model.max_prompt_length, RUN.model.max_completion_length
 SIZES = {"dtype": RUN.model.dtype, "prompt_length": S, "budget": T}
+WHERE = {"topology": TOPOLOGY, "model": MODEL, **SIZES}
 OURS = {"decode": "rollout", "logps": "reference", "update": "update"}  # as ours are called
 
 
@@ -61,14 +64,41 @@ CASES = {
     # A step that adds up gradients of eight at a time keeps their sum beside this.
     "tunix-update-8": Program("tunix", "update", "DECODER", sequences=8),
 }
+STEPS = {"ours-update": 64, "tunix-update-best": 32}  # of `largest`: sequences from batch to batch
 
 
 def main(cases: tuple[str, ...] = tuple(CASES)) -> None:
     """Compile cases, by name, one after another, and print a row for each."""
     compiler = Compiler()
     for name, case in chosen(cases, CASES).items():
-        about = {"case": name, "topology": TOPOLOGY, "model": MODEL, **SIZES, **asdict(case)}
+        about = {"case": name, **WHERE, **asdict(case)}
         print_row(benchmark="tunix/v5e", **about, **compiler.compiled(case))
+
+
+def print_largest(cases: tuple[str, ...] = tuple(STEPS)) -> None:
+    """Look for the largest batch of cases, by name, and print a row for each."""
+    compiler = Compiler()
+    for name, step in chosen(cases, STEPS).items():
+        case, peaks = CASES[name], {}
+
+        def fits(sequences: int, case=case, peaks=peaks) -> bool:
+            read = compiler.compiled(replace(case, sequences=sequences))
+            peaks[sequences] = read.get("peak")
+            return read["fits"]
+
+        most = largest(fits, known=case.sequences, step=step)
+        about = {"case": name, "side": case.side, "remat": case.remat, **WHERE}
+        found = {"sequences": most, "refused": most + step, "peaks": peaks}
+        print_row(benchmark="tunix/largest", **about, **found)
+
+
+def largest(fits: Callable[[int], bool], *, known: int, step: int) -> int:
+    """The largest that fits of `known`, which does, and whole steps beyond; all smaller ones are
+    taken to fit too. `known` is a step, or some power of two times one."""
+    while fits(2 * known):
+        known *= 2
+    larger = range(known + step, 2 * known, step)
+    return known + step * bisect.bisect(larger, False, key=lambda n: not fits(n))
 
 
 class Compiler:
@@ -83,7 +113,7 @@ class Compiler:
     @functools.cached_property
     def tunix(self) -> SideProcess:
         """Its process, started when it is first needed."""
-        return start_tunix(Path(self.folder.name))
+        return start("tunix", Path(self.folder.name))
 
     def compiled(self, case: Program) -> dict:
         """What the compiler says of a case."""

@@ -122,7 +122,7 @@ def describe_pair(pair: Any) -> str:
     )
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each value and the up to window - 1 values before it; no value looks ahead."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
@@ -164,7 +164,7 @@ def _draw_metric(axes: Any, lines: list[dict], name: str, title: str, color: str
     else:
         axes.plot(steps, values, "o", color=color, markersize=2.5, alpha=0.35, label="each step")
         label = f"mean of the last {window} steps"
-        axes.plot(steps, _running_mean(values, window), color=color, linewidth=2, label=label)
+        axes.plot(steps, running_mean(values, window), color=color, linewidth=2, label=label)
     _finish(axes, measured=bool(steps))
 
 
@@ -193,7 +193,7 @@ def _draw_difficulties(axes: Any, lines: list[dict]) -> None:
     axes.set(title="Problems by difficulty", xlabel=_step_label(lines), ylabel=f"share{of_steps}")
     for (name, (steps, values)), color in zip(series.items(), (GREEN, BLUE, PURPLE), strict=True):
         style = {"color": color, "linewidth": 2, "marker": _marker(steps)}
-        axes.plot(steps, _running_mean(values, window), label=name, **style)
+        axes.plot(steps, running_mean(values, window), label=name, **style)
     axes.set_ylim(-0.05, 1.05)
     _finish(axes, measured=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import lengths
-from benchmarks.tunix import cpu, flops, largest, sides, table, v5e
+from benchmarks.tunix import cpu, flops, sides, table, v5e
 from gemma_grpo import model
 from gemma_grpo.planning import hlo
 
@@ -248,7 +248,7 @@ def test_our_decoding_stands_against_tunix_prefill_and_decoding_and_by_its_setti
 def test_the_largest_batch_that_fits_is_found_by_whole_steps():
     for limit in (64, 95, 96, 160, 383, 384, 1000):
         for step in (32, 64):
-            found = largest.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
+            found = v5e.largest(lambda n, limit=limit: n <= limit, known=64, step=step)
             assert found <= limit < found + step and (found - 64) % step == 0
 
 
@@ -261,7 +261,7 @@ def test_the_largest_batch_is_looked_for_with_the_cases_other_settings(monkeypat
             return {"fits": case.sequences <= 200, "peak": 10 * case.sequences}
 
     monkeypatch.setattr(v5e, "Compiler", Compiler)
-    largest.main(("tunix-update-best",))
+    v5e.print_largest(("tunix-update-best",))
     row = json.loads(capsys.readouterr().out)
     assert (row["sequences"], row["refused"], row["peaks"]["128"]) == (192, 224, 1280)
     own = v5e.CASES["tunix-update-best"]

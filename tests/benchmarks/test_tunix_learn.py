@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.tunix import curves, learn, ours, replay
-from benchmarks.tunix.theirs import convert
+from benchmarks.tunix import curves, learn, ours
+from benchmarks.tunix.theirs import turns
 from gemma_grpo import model, weights
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.generation.rollout import Rollout
@@ -50,7 +50,7 @@ def test_every_parameter_of_tunix_is_one_of_ours(tmp_path):
     shapes |= {"embedder/input_embedding": (config.vocab_size, D), "final_norm/scale": (D,)}
     rng = np.random.default_rng(0)
     theirs = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
-    tensors = convert.to_ours(theirs)
+    tensors = turns.to_ours(theirs)
     save_file(tensors, tmp_path / "ours.safetensors")
     params = weights.load(tmp_path / "ours.safetensors", model.abstract(config)[1])
     drawn = lambda leaves: np.sort(np.concatenate([np.ravel(leaf) for leaf in leaves]))
@@ -94,7 +94,7 @@ def test_the_update_of_the_untrained_stop_sees_what_tunix_keeps_of_a_completion(
 def test_a_distance_is_over_all_weights():
     one = {"a": np.array([3.0, 0.0]), "b": {"c": np.array(4.0)}}
     other = {"a": np.array([0.0, 0.0]), "b": {"c": np.array(0.0)}}
-    assert replay.distance(one, other) == pytest.approx(5.0)
+    assert learn.distance(one, other) == pytest.approx(5.0)
 
 
 def test_a_running_mean_looks_back_and_never_ahead():

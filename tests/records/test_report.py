@@ -107,11 +107,11 @@ def test_many_points_are_smoothed_and_the_legend_says_so():
     assert values[-1] == pytest.approx(0.59)
 
 
-def test_running_mean_by_hand():
+def testrunning_mean_by_hand():
     values = np.array([4.0, 0.0, 2.0, 7.0])
-    assert report._running_mean(values, 2).tolist() == [4.0, 2.0, 1.0, 4.5]
-    assert report._running_mean(values, 1).tolist() == values.tolist()
-    assert report._running_mean(values, 9).tolist() == [4.0, 2.0, 2.0, 3.25]
+    assert report.running_mean(values, 2).tolist() == [4.0, 2.0, 1.0, 4.5]
+    assert report.running_mean(values, 1).tolist() == values.tolist()
+    assert report.running_mean(values, 9).tolist() == [4.0, 2.0, 2.0, 3.25]
 
 
 def test_the_sft_loss_has_a_panel_above_the_grpo_loss():

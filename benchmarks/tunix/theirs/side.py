@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import convert
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,22 +131,23 @@ class Side:
             num_generations=given.generations, num_iterations=1, beta=0.0, epsilon=0.2
         )
         learner = grpo_learner.GRPOLearner(self.cluster, config, self._reward)
-        opened = {"versions": turns.versions(*PACKAGES), "device": jax.devices()[0].device_kind}
-        learner.train(self._batches(opened | {"logits": logits(model, **rows)}))
+        opened = {"versions": turns.versions(*PACKAGES), "logits": logits(model, **rows)}
+        learner.train(self._batches(opened))
 
     def save(self, out: str) -> dict:
         """The weights, to a file as ours are."""
         state = nnx.to_flat_state(nnx.state(self.cluster.actor_trainer.model, nnx.Param))
         theirs = {"/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in state}
-        safetensors.numpy.save_file(convert.to_ours(theirs), out)
+        safetensors.numpy.save_file(turns.to_ours(theirs), out)
         return {}
 
     def _batches(self, answer: dict) -> Iterator[dict]:
         """Tunix's data set. It is asked for a batch when the step before has ended."""
+        first_seed = self.given.seed * len(self.given.learning_rates)  # of as many steps
         while True:
             asked = self.server.serve("draw", answer)
             self.instead = asked.get("instead")
-            self.rollout.seed = self.given.first_seed + asked["number"]
+            self.rollout.seed = first_seed + asked["number"]
             self.read = turns.start()
             yield {"prompts": np.array([Numbers.decode(ids) for ids in asked["prompts"]])}
             jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))

@@ -1,4 +1,4 @@
-"""What the sides' processes share: requests, the clock, and what a compiler says.
+"""What the sides' processes share: requests, the clock, names of weights, what a compiler says.
 
 Imports nothing of ours, because Tunix's process imports this file too. A request is (name,
 arguments), its answer a dictionary, both pickled with their arrays.
@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,21 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+
+# Our name -> Tunix's, of what both keep once and of what Tunix keeps layer by layer.
+ONCE = {"embedding": "embedder/input_embedding", "final_norm.scale": "final_norm/scale"}
+OF_A_LAYER = {
+    "attention.o_proj": "attn/attn_vec_einsum/w",
+    "attention.q_norm.scale": "attn/_query_norm/scale",
+    "attention.k_norm.scale": "attn/_key_norm/scale",
+    "mlp.gate": "mlp/gate_proj/kernel",
+    "mlp.up": "mlp/up_proj/kernel",
+    "mlp.down": "mlp/down_proj/kernel",
+    "pre_attention_norm.scale": "pre_attention_norm/scale",
+    "post_attention_norm.scale": "post_attention_norm/scale",
+    "pre_mlp_norm.scale": "pre_ffw_norm/scale",
+    "post_mlp_norm.scale": "post_ffw_norm/scale",
+}
 
 
 class Server:
@@ -70,6 +85,22 @@ def first_moment(optimizer: Any) -> np.ndarray:
     """Adam's first moment of the final norm: the gradient that an optimizer saw, if it was its
     first."""
     return np.asarray(optax.tree.get(optimizer, "mu")["final_norm"]["scale"], np.float32)
+
+
+def to_ours(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Name ("layers.attention.q_proj") -> array, of Tunix's ("layers/0/attn/q_einsum/w").
+
+    Ours are stacked over layers with the embedding axis first; Tunix has an array for each layer,
+    the head axis first, keys and values in one.
+    """
+    num_layers = len({name.split("/")[1] for name in theirs if name.startswith("layers/")})
+    stacked = lambda name: np.stack([theirs[f"layers/{n}/{name}"] for n in range(num_layers)])
+    ours = {name: theirs[its] for name, its in ONCE.items()}
+    ours |= {f"layers.{name}": stacked(its) for name, its in OF_A_LAYER.items()}
+    k, v = np.moveaxis(stacked("attn/kv_einsum/w"), 1, 0)
+    for name, heads in {"q": stacked("attn/q_einsum/w"), "k": k, "v": v}.items():
+        ours[f"layers.attention.{name}_proj"] = np.ascontiguousarray(heads.swapaxes(1, 2))
+    return ours
 
 
 def compiled(traced: jax.stages.Traced) -> dict:
