@@ -24,7 +24,7 @@ from flax import nnx
 from benchmarks import packing
 from benchmarks.lengths import GENERATIONS
 from benchmarks.timing import about, print_row
-from benchmarks.tunix.sides import SIDES, Opener, SideProcess, comparable_run
+from benchmarks.tunix.sides import COMPARABLE, SIDES, Opener, SideProcess
 from gemma_grpo.config import RunConfig
 from gemma_grpo.model import CONFIGS, Gemma3, Remat, split
 
@@ -56,9 +56,8 @@ def main(options: Options) -> None:
     params = jax.jit(make)(jax.random.key(0))  # random ones cost what trained ones do
     opener = Opener(run, params, platform=options.platform, micro_batch=micro_batch)
     taken = take_turns(opener, frozen_batch(run), options.rounds, apart=options.apart)
-    apart = opener.apart({name: steps[0]["moment"] for name, steps in taken.items()})
-    row = {"benchmark": f"tunix/{options.platform}", "rounds": options.rounds, **apart}
-    row |= about(run)
+    row = {"benchmark": f"tunix/{options.platform}", "rounds": options.rounds, **about(run)}
+    row |= opener.apart({name: steps[0]["moment"] for name, steps in taken.items()})
     if options.platform != "cpu":
         row["device"] = opener.opened["ours"]["device"]
     settings = {
@@ -72,7 +71,7 @@ def main(options: Options) -> None:
 
 def run_of(options: Options) -> RunConfig:
     """The run of which both sides take steps."""
-    return comparable_run(
+    return COMPARABLE.replace(
         {
             "model.weights": options.model,
             "model.dtype": options.dtype,

@@ -22,8 +22,7 @@ def main(cuda: bool = False) -> None:
     """Make it, or bring it up to date; `cuda` with what jax needs on a GPU."""
     subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
     packages = ["google-tunix", "libtpu", *(["jax[cuda12]"] if cuda else [])]
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--upgrade"]
-    subprocess.run([*pip, *packages], check=True)
+    subprocess.run([PYTHON, "-m", "pip", "install", "-q", "--upgrade", *packages], check=True)
 
 
 def check() -> Path:

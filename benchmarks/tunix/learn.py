@@ -1,7 +1,7 @@
 """Learning curves, ours against Tunix's: GRPO from the same weights, on the same problems.
 
 JAX_PLATFORMS=cpu python -m benchmarks.tunix.learn [--seeds 0 1 2] [--steps 200] > rows.jsonl
-`curves` makes the summary and the chart of the rows.
+`curves` makes the summary and the chart of the rows. `replay` is the command of that name.
 
 docs/tunix.md says what is the same on the three sides: `ours`, `tunix`, and `ours_stop_untrained`,
 which is ours with the token that ends a completion left out of the loss, as it is of Tunix's. A
@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks.timing import about, print_row, rounded
 from benchmarks.tunix import install
-from benchmarks.tunix.sides import Opener, SideProcess, comparable_run
+from benchmarks.tunix.sides import COMPARABLE, Opener, SideProcess
 from gemma_grpo import pipeline, rewards, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data import batches
@@ -41,7 +41,7 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = GEMMA3_NANO.grpo.num_s
     """A row for each side and seed (of our SFT, the problems and the sampling)."""
     install.check()
     for seed in seeds:
-        for row in learn(comparable_run({"seed": seed, "grpo.num_steps": steps})):
+        for row in learn(COMPARABLE.replace({"seed": seed, "grpo.num_steps": steps})):
             print_row(**row)
 
 
@@ -111,7 +111,7 @@ def replay(seeds: tuple[int, ...] = (0,), steps: int = 30) -> None:
     """Take GRPO steps, and print how far apart they have led: a row for each seed (of the problems
     and the sampling)."""
     for seed in seeds:
-        run = comparable_run({"seed": seed, "grpo.num_steps": steps})
+        run = COMPARABLE.replace({"seed": seed, "grpo.num_steps": steps})
         task, rng = pipeline.load_task(run), np.random.default_rng(seed)
         opener = Opener(run, task.base, stop_ids=task.runtime.tokenizer.stop_ids)
         ours, theirs = opener.open("ours_stop_untrained"), opener.open("tunix")

@@ -26,15 +26,18 @@ CLEARED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 # The difference allowed: rms of the logits as a share of their spread, and the gradient's largest
 # as a share of its largest entry.
 APART = {"float32": 1e-3, "bfloat16": 0.1}
-COMPARABLE = {
-    "stages": "sft",
-    "grpo.curriculum": "none",
-    "grpo.scale": "group",
-    "grpo.temperature": 1.0,
-    "grpo.loss.aggregation": "sequence_mean",
-    "grpo.loss.epsilon": 0.2,
-    "grpo.loss.epsilon_high": 0.2,
-}
+# The nano preset without what Tunix cannot do or does otherwise.
+COMPARABLE = GEMMA3_NANO.replace(
+    {
+        "stages": "sft",
+        "grpo.curriculum": "none",
+        "grpo.scale": "group",
+        "grpo.temperature": 1.0,
+        "grpo.loss.aggregation": "sequence_mean",
+        "grpo.loss.epsilon": 0.2,
+        "grpo.loss.epsilon_high": 0.2,
+    }
+)
 
 
 class SideProcess:
@@ -138,11 +141,6 @@ class Opener:
         if not max(far.values()) < APART[self.run.model.dtype]:
             raise SystemExit(f"not the same model or update: {far}")
         return far
-
-
-def comparable_run(settings: dict[str, object]) -> RunConfig:
-    """The nano preset without what Tunix cannot do or does otherwise, with settings by name."""
-    return GEMMA3_NANO.replace(COMPARABLE | settings)
 
 
 def padded_rows(vocab_size: int, *, length: int) -> dict[str, np.ndarray]:

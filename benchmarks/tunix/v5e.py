@@ -4,7 +4,8 @@ python -m benchmarks.tunix.v5e [--cases ours-decode tunix-decode-default]
 
 Nothing is run, and nothing here is a time on a TPU; docs/tunix.md says what is compiled. A decode
 row counts the body of the loop alone, by the same instrument on both sides; its peak and compile
-time are of the whole program. A case takes minutes, Tunix's updates the most.
+time are of the whole program. A case takes minutes, Tunix's updates the most. `print_largest` is
+the command `largest`.
 """
 
 import bisect

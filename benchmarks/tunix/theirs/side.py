@@ -21,13 +21,14 @@ import optax
 import safetensors.numpy
 import turns
 from flax import nnx
-from jax.experimental import topologies
+from jax.experimental.topologies import get_topology_desc
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tunix.generate import sampler, utils
 from tunix.models.gemma3 import model as gemma3
-from tunix.models.gemma3 import params_safetensors
-from tunix.rl import algo_core, common, rl_cluster, trainer
-from tunix.rl.grpo import grpo_learner
+from tunix.models.gemma3.params_safetensors import create_model_from_safe_tensors
+from tunix.rl import algo_core, common, trainer
+from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout import base_rollout
 from tunix.utils import sharding_utils
 
@@ -96,9 +97,7 @@ class Side:
         given = self.given = SimpleNamespace(**settings)
         mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         config = config_of(given.shape, remat="NONE", dtype=given.dtype)
-        model = params_safetensors.create_model_from_safe_tensors(
-            folder, config, mesh, config.param_dtype
-        )
+        model = create_model_from_safe_tensors(folder, config, mesh, config.param_dtype)
         self.rollout = base_rollout.RolloutConfig(
             max_tokens_to_generate=given.budget,
             temperature=1.0,
@@ -109,7 +108,7 @@ class Side:
         )
         rates = jnp.array(given.learning_rates)
         adam = optax.adamw(lambda count: rates[count], b1=0.9, b2=0.95, weight_decay=0.0)
-        training = rl_cluster.RLTrainingConfig(
+        training = RLTrainingConfig(
             actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
             eval_every_n_steps=NEVER,
             max_steps=NEVER,
@@ -117,20 +116,17 @@ class Side:
             train_micro_batch_size=given.micro_batch if given.micro_batch < given.prompts else None,
             rollout_micro_batch_size=given.prompts,
         )
-        cluster = rl_cluster.ClusterConfig(
-            role_to_mesh={rl_cluster.Role.ACTOR: mesh, rl_cluster.Role.ROLLOUT: mesh},
+        cluster = ClusterConfig(
+            role_to_mesh={Role.ACTOR: mesh, Role.ROLLOUT: mesh},
             training_config=training,
             rollout_config=self.rollout,
         )
-        self.cluster = rl_cluster.RLCluster(
-            actor=model, tokenizer=Numbers(), cluster_config=cluster
-        )
+        self.cluster = RLCluster(actor=model, tokenizer=Numbers(), cluster_config=cluster)
         generate = self.cluster.generate
         self.cluster.generate = lambda *args, **kwargs: self._drawn(generate(*args, **kwargs))
-        config = grpo_learner.GRPOConfig(
-            num_generations=given.generations, num_iterations=1, beta=0.0, epsilon=0.2
-        )
-        learner = grpo_learner.GRPOLearner(self.cluster, config, self._reward)
+        how = {"num_iterations": 1, "beta": 0.0, "epsilon": 0.2}
+        config = GRPOConfig(num_generations=given.generations, **how)
+        learner = GRPOLearner(self.cluster, config, self._reward)
         opened = {"versions": turns.versions(*PACKAGES), "logits": logits(model, **rows)}
         learner.train(self._batches(opened))
 
@@ -180,10 +176,8 @@ class Programs:
 
     def __init__(self, *, topology: str, fsdp: int, tp: int, **settings: object):
         # The environment that the benchmark's process hands down lets libtpu do without a TPU.
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, chips_per_host_bounds=(2, 4, 1)
-        ).devices
-        self.mesh = Mesh(np.array(devices).reshape(fsdp, tp), ("fsdp", "tp"))
+        tpu = get_topology_desc(topology, "tpu", chips_per_host_bounds=(2, 4, 1))
+        self.mesh = Mesh(np.array(tpu.devices).reshape(fsdp, tp), ("fsdp", "tp"))
         given = self.given = SimpleNamespace(**settings)
         config = config_of(given.shape, remat=given.remat, dtype=given.dtype)
         self.make = lambda: gemma3.Gemma3(config, rngs=nnx.Rngs(0))
@@ -222,7 +216,7 @@ class Programs:
         adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, b1=0.9, b2=0.95))
         make = lambda: nnx.Optimizer(self.make(), adam, wrt=nnx.Param)
         optimizer, optimizer_state = self.abstract(make)
-        config = grpo_learner.GRPOConfig(num_generations=8, num_iterations=1, beta=0.0)
+        config = GRPOConfig(num_generations=8, num_iterations=1, beta=0.0)
         config.temperature = 1.0
         its = object.__new__(trainer.Trainer)
         its._lora_enabled, its._has_aux = False, True
