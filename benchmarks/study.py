@@ -37,7 +37,12 @@ WEIGHTS = [
     for name in ("trace", "confidence", "verbosity", "format")
 ]
 FEW = {"data.num_train": 60, "grpo.curriculum": "none"}  # each is drawn often
-PLAIN = {"grpo.scale": "group", "grpo.temperature": 1.0}  # what levels change, not nano's own
+PLAIN = {  # what levels change, not nano's own
+    "grpo.scale": "group",
+    "grpo.temperature": 1.0,
+    "grpo.prompts_per_step": 4,
+    "grpo.num_generations": 8,
+}
 RIGHT_ALONE = dict.fromkeys(WEIGHTS, 0.0)
 
 

@@ -312,7 +312,7 @@ class CheckpointConfig:
 class PretrainConfig:
     """The making of gemma3-nano."""
 
-    steps: int = 5000
+    steps: int = 10_000
     """Updates; the learning rate falls to zero over them."""
     batch_size: int = 32
     """Rows a step."""
