@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import numpy as np
 import tyro
 
-from benchmarks.timing import cpus
+from benchmarks.timing import commit, cpus
 
 BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
@@ -223,6 +223,7 @@ def _report(turns: dict[str, list[dict]], new_tokens: int) -> None:
             "side": name,
             "device": cpus(),
             "versions": {package: version(package) for package in packages},
+            "commit": commit(),
             "model": WEIGHTS,
             "dtype": dtype,
             "batch": BATCH,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.timing import print_row
 from gemma_grpo.rewards.answers import answers_match, reading
 
 PAIRS = Path(__file__).parent.parent / "tests" / "rewards" / "grader_pairs.tsv"
@@ -119,7 +120,7 @@ def main() -> None:
         reading.cache_clear()
         for row in verdicts(name, grader):
             print(json.dumps(row, ensure_ascii=False))
-        print(json.dumps(speed(name, grader, PLAIN_NUMBERS if name == "ours" else 500)))
+        print_row(**speed(name, grader, PLAIN_NUMBERS if name == "ours" else 500))
         for row in hostile(name, grader):
             print(json.dumps(row), flush=True)
 

@@ -58,6 +58,7 @@ def main() -> None:
             benchmark="int8_base",
             model="gemma3-270m",
             form=form,
+            dtype="float32",  # computed in, with weights rounded to the form
             tokens=len(near),
             kl_nats_mean=float(np.sum(np.exp(exact) * (exact - near), axis=-1).mean()),
             same_first_choice=float((near.argmax(-1) == exact.argmax(-1)).mean()),

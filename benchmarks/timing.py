@@ -1,5 +1,6 @@
 """Warm-up, waiting for the device, medians, and one JSON line for each result, out and in."""
 
+import functools
 import json
 import statistics
 import subprocess
@@ -33,12 +34,20 @@ def cpus() -> str:
     return f"{len(names)} x {names[0]}"
 
 
+@functools.cache
+def commit() -> str:
+    """This repository's commit, with "+" behind it where files were changed since; "" without
+    git."""
+    git = ["git", "-C", Path(__file__).parent]
+    git += ["describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+
+
 def about(run: RunConfig) -> dict:
-    """What rows of a run say: the machine, this repository's commit, and the run's sizes."""
-    git = ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"]
+    """What rows of a run say: the machine, the commit, and the run's sizes."""
     return {
         "device": cpus(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "model": run.model.weights,
         "dtype": run.model.dtype,
         "prompts": run.grpo.prompts_per_step,
@@ -68,6 +77,7 @@ def read_rows(*files: Path) -> list[dict]:
 
 
 def print_row(**values: Any) -> None:
-    """One JSON line: the values, the device and the version."""
+    """One JSON line: the device, jax's version, the commit, and the values."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(json.dumps({"device": device, "jax": jax.__version__, **values}), flush=True)
+    row = {"device": device, "jax": jax.__version__, "commit": commit()} | values
+    print(json.dumps(row), flush=True)
