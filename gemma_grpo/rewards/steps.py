@@ -3,7 +3,7 @@ about this problem. A step's arithmetic is exact.
 
 An equation is a step if it is true, all its operands stand in the question or are results of
 earlier steps, and it is new: the same numbers in another order are a restatement, and "5 * 1 = 5"
-is filler.
+is filler. "120 minutes = 2 hours" is a conversion: neither true nor false.
 """
 
 import re
@@ -16,6 +16,7 @@ from typing import Literal
 from gemma_grpo.rewards import number_words
 from gemma_grpo.rewards.arithmetic import evaluate, number
 from gemma_grpo.rewards.typography import plain
+from gemma_grpo.rewards.units import are_of_one_dimension
 
 MAX_LINE_CHARS = 500  # this much of a line is looked at: enough to see a step
 MAX_LINES = 60
@@ -52,6 +53,7 @@ _STOP_WORDS = frozenset(
 _UNIT_BEFORE_SIGN = re.compile(
     r"(?<=[\d%])\s*(?:[^\W\d_]+\s+){0,2}[^\W\d_]{2,}(?:/[^\W\d_]+)?\s*(?=[-+*/=)]\s*[\d(.])"
 )
+_QUANTITY = re.compile(rf"\s*(\$?)\s*(?:{_NUMBER})\s*([^\W\d_]*)")
 _SUFFIX = re.compile(r"[-+*/^()\d.,%\s]*$")
 _PREFIX = re.compile(r"^\s*-?\s*[\d(.][-+*/^()\d.,%\s]*")
 
@@ -187,7 +189,8 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
     """The true equations of a line, and whether one of its equations is false."""
     if "=" not in line:
         return [], False
-    line = re.sub(r"<<[^<>]*>>|[$€£¥₹]", "", plain(line).replace("$", " "))
+    line = re.sub(r"<<[^<>]*>>|[€£¥₹]", "", plain(line))
+    written, line = line.split("="), line.replace("$", " ")
     line = re.sub(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.])", " * ", line)
     line = re.sub(r"(?<=[^\W\d_]{2})\s+[xX]\s+(?=[\d(.])", " * ", line)  # "5 vans x 28"
     line = re.sub(r"(?<=[\d%])\s+(?:of|times)\s+(?=[\d(])", " * ", line)
@@ -208,11 +211,21 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
             continue
         as_percentage = "%" not in formula and said.endswith("%")  # "100 - 50 = 50%"
         if left_value[0] not in (right_value[0], 100 * right_value[0] if as_percentage else None):
+            if _is_conversion(*written[i : i + 2]):
+                continue
             return [], True
         if is_formula and not _is_filler(formula):
             operands = sorted(map(number, re.findall(_NUMBER, formula)))
             found.append(Equation(tuple(operands), left_value[0]))
     return found, False
+
+
+def _is_conversion(left: str, right: str) -> bool:
+    """ "120 minutes" and "2 hours": a number in one unit, and one in another of its dimension."""
+    one, other = _QUANTITY.fullmatch(left.rstrip()), _QUANTITY.match(right)
+    if one is None or other is None:
+        return False
+    return are_of_one_dimension(one[1] or one[2], other[1] or other[2])
 
 
 def _readable(text: str, *, part: int) -> str:

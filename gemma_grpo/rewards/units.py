@@ -167,6 +167,12 @@ def unit_of(text: str, *, few: bool) -> Unit | None:
     return Unit(multiplier, words, frozenset(map(_canonical, doubtful)))
 
 
+def are_of_one_dimension(one: str, other: str) -> bool:
+    """Whether two words are different units of the same: "minutes" and "hours", "cents" and "$"."""
+    units = {_canonical(one.lower()), _canonical(other.lower())}
+    return len(units) == 2 and any(units <= kind for kind in _DIMENSIONS)
+
+
 def _num_of(dimension: frozenset[str], words: frozenset[str]) -> int:
     return sum(word.partition("^")[0] in dimension for word in words)
 

@@ -585,6 +585,16 @@ def test_a_step_is_a_true_new_equation_of_known_numbers_and_the_answer_follows(r
         ("100 - 50 = 49%", (0, 1)),
         ("50% * 100 = 50%", (0, 1)),
         ("He works M + 4 + 2 = 8 hours", (0, 0)),
+        ("4 - 2 = 2 hours = 120 minutes left", (1, 1)),  # a conversion: neither true nor false
+        ("4 - 2 = 2 hours = 130 minutes", (1, 1)),
+        ("25 x 4 = 100 cents = $1", (1, 1)),
+        ("Lena = 3.5 hours = 210 minutes", (0, 0)),
+        ("2 x = 120 y", (0, 0)),
+        ("4 - 2 = 2 pears = 120 apples", (0, 1)),  # no units that are known
+        ("4 - 2 = 2 hours = 120 hours", (0, 1)),
+        ("4 - 2 = 2 hours = 120 miles", (0, 1)),
+        ("4 - 2 = 2 hours = 120", (0, 1)),
+        ("1 * 120 minutes = 2 hours", (0, 1)),  # a sum, not a number
         ("3 · 5 = 15", (1, 1)),
         ("", (0, 0)),
     ],
@@ -603,6 +613,15 @@ def test_an_equation_that_leads_back_to_its_own_number_is_no_further_step(paddin
     prompt = "6 workers need 4 days. How many days do 8 workers need?"
     how = {"answer": "3", "prompt": prompt, "difficulty": "hard"}
     assert traced(f"6 * 4 = 24\n24 / 8 = 3{padding}", said="3", **how) == near(expected)
+
+
+def test_a_conversion_gives_no_number_and_no_step():
+    prompt = "Tom worked 4 hours, 2 of them at home, and 5 hours on Sunday. How many minutes?"
+    how = {"answer": "125", "prompt": prompt}
+    wrong = "4 - 2 = 2 hours = 120 minutes\n120 + 5 = 125"  # 120 stands nowhere else
+    right = "4 - 2 = 2 hours = 120 minutes\n2 * 60 = 120\n120 + 5 = 125"
+    assert traced(wrong, said="125", **how) == near(0.5 * 1 / 2)
+    assert traced(right, said="125", **how) == near(1)
 
 
 def test_a_question_with_a_number_of_five_thousand_digits_is_read():
