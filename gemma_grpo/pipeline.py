@@ -321,7 +321,8 @@ class _Session:
 
     def _own_demonstrations(self, task: Task, params: PyTree) -> list[Problem]:
         """The training problems with the model's own answers, which are sampled unless they are on
-        file. Raises OutOfTimeError as `run_stages`, UserError if they are too few."""
+        file. Raises OutOfTimeError as `run_stages`, UserError if they are too few; they stay on
+        file then."""
         config, run_dir = self.run.sft, self.run_dir
         read_back = partial(demonstrations.read_back, run_dir)
         on_file = processes.broadcast_from_primary(read_back)
@@ -331,7 +332,6 @@ class _Session:
             own = demonstrations.sample(
                 config.own, task.runtime, task.train, params, self._require_time_for_sft
             )
-            demonstrations.require_enough(own, config.batch_size)
             self._say("own demonstrations: " + demonstrations.in_words(own.figures))
             seconds = time.monotonic() - started
             record = partial(summaries.add_seconds, run_dir, "demonstrations", seconds)
@@ -340,6 +340,7 @@ class _Session:
             # Read back even when just written, as the weights of a stage.
             on_file = processes.broadcast_from_primary(read_back)
         assert on_file is not None
+        demonstrations.require_enough(on_file, config.batch_size, run_dir)
         return on_file.problems
 
     def _require_time_for_sft(self) -> None:

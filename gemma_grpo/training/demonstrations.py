@@ -162,13 +162,14 @@ def select(
     return Own(kept, figures)
 
 
-def require_enough(own: Own, batch_size: int) -> None:
-    """Raises UserError if there are fewer than an update takes."""
+def require_enough(own: Own, batch_size: int, run_dir: Path) -> None:
+    """Raises UserError if there are fewer than an update takes; `run_dir` holds them."""
     if own.figures["kept"] < batch_size:
         raise UserError(
-            f"sft.demonstrations=own: {in_words(own.figures)}; an update takes "
-            f"sft.batch_size={batch_size}: ask for the format with --model.instruction, take more "
-            "--sft.own.shots or --sft.own.num-samples, or --sft.demonstrations given"
+            f"sft.demonstrations=own: {in_words(own.figures)}, in {run_dir / ROWS}; an update "
+            f"takes sft.batch_size={batch_size}: begin a new run, ask for the format with "
+            "--model.instruction, take more --sft.own.shots or --sft.own.num-samples, or "
+            "--sft.demonstrations given with --data.source of that file"
         )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -244,10 +245,11 @@ def test_fewer_than_an_update_takes_are_one_line_with_the_fix():
         zip(("asked", "sampled", "right", "right_and_well_formed"), (9, 36, 8, 4), strict=True)
     )
     own = Own([], figures | {"kept": 3, "kept_problems": 2})
-    demonstrations.require_enough(own, 3)
+    demonstrations.require_enough(own, 3, Path("here"))
     with pytest.raises(UserError, match="of 36 completions of 9 problems 8 are right, 4 of") as e:
-        demonstrations.require_enough(own, 4)
-    assert "sft.batch_size=4: ask for the format with --model.instruction" in str(e.value)
+        demonstrations.require_enough(own, 4, Path("here"))
+    assert "3 of 2 problems kept, in here/demonstrations.jsonl; an update" in str(e.value)
+    assert "sft.batch_size=4: begin a new run, ask for the format with" in str(e.value)
     assert "\n" not in str(e.value)
 
 
@@ -309,7 +311,7 @@ def session(run_dir, **sft):
 TASK = pipeline.Task(RUNTIME, {}, [], [], rewards.GivenRewards(rewards.RewardConfig(), {}))
 
 
-@pytest.mark.parametrize("end", ["deadline", "kill", "too few"])
+@pytest.mark.parametrize("end", ["deadline", "kill"])
 def test_sampling_that_does_not_come_to_its_end_leaves_nothing(tmp_path, monkeypatch, end):
     of = session(tmp_path, batch_size=4)
     monkeypatch.setattr(of.deadline, "allows", lambda *_: end != "deadline")
@@ -321,13 +323,25 @@ def test_sampling_that_does_not_come_to_its_end_leaves_nothing(tmp_path, monkeyp
         return OWN
 
     monkeypatch.setattr(demonstrations, "sample", stub)
-    kinds = {"deadline": OutOfTimeError, "kill": KeyboardInterrupt, "too few": UserError}
+    kinds = {"deadline": OutOfTimeError, "kill": KeyboardInterrupt}
     with pytest.raises(kinds[end]) as stop:
         of._own_demonstrations(TASK, {})
     assert list(tmp_path.iterdir()) == []
     if end == "deadline":
         unfinished = {"stage": stop.value.stage, "step": stop.value.step, "num_steps": 100}
         assert summary.unfinished_at(unfinished) == "sft step 0 of 100"
+
+
+def test_too_few_stay_on_file_and_a_second_start_says_so_without_sampling_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(demonstrations, "sample", lambda *_: OWN)
+    with pytest.raises(UserError, match="3 of 2 problems kept, in .*demonstrations.jsonl"):
+        session(tmp_path, batch_size=4)._own_demonstrations(TASK, {})
+    assert demonstrations.read_back(tmp_path) == OWN
+    monkeypatch.setattr(demonstrations, "sample", None)
+    with pytest.raises(UserError, match="3 of 2 problems kept, in .*demonstrations.jsonl"):
+        session(tmp_path, batch_size=4)._own_demonstrations(TASK, {})
 
 
 def test_what_is_on_file_is_imitated_without_being_sampled_again(tmp_path, monkeypatch, capsys):
