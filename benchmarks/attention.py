@@ -69,6 +69,7 @@ def main(where: str = "v5e:2x4") -> None:
                 layer=kind,
                 passes="forward and backward" if both_ways else "forward",
                 dtype="bfloat16",
+                heads=dict(zip(("query", "kv", "head_dim"), CASE[1:4], strict=True)),
                 tokens=int((fullest() < NUM_SLOTS).sum()),
                 slots=CASE.num_tokens,
                 pairs_of_blocks=pairs,

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import numpy as np
 import tyro
 
-from benchmarks.timing import commit, cpus
+from benchmarks.timing import cpus, print_row
 
 BATCH, PROMPT_LENGTH = 16, 64
 WEIGHTS = "gemma3-270m"
@@ -218,28 +218,26 @@ def _report(turns: dict[str, list[dict]], new_tokens: int) -> None:
     texts = {name: timed[0]["texts"] for name, timed in turns.items()}
     for name in turns:
         dtype, *packages = SIDES[name]
-        row = {
-            "benchmark": "decode",
-            "side": name,
-            "device": cpus(),
-            "versions": {package: version(package) for package in packages},
-            "commit": commit(),
-            "model": WEIGHTS,
-            "dtype": dtype,
-            "batch": BATCH,
-            "prompt_length": PROMPT_LENGTH,
-            "new_tokens": new_tokens,
-            "tokens_per_s": round(tokens / wall[name], 1),
-            "seconds": {
+        print_row(
+            benchmark="decode",
+            device=cpus(),
+            side=name,
+            versions={package: version(package) for package in packages},
+            model=WEIGHTS,
+            dtype=dtype,
+            batch=BATCH,
+            prompt_length=PROMPT_LENGTH,
+            new_tokens=new_tokens,
+            tokens_per_s=round(tokens / wall[name], 1),
+            seconds={
                 "median": round(wall[name], 2),
                 "all": [round(s[0], 2) for s in seconds[name]],
             },
-            "cpu_seconds": round(cpu[name], 2),
-            "ours_faster": round(wall[name] / wall["ours"], 2),
-            "ours_less_cpu": round(cpu[name] / cpu["ours"], 2),
-            "rows_alike": sum(map(str.__eq__, texts[name], texts["ours"])),
-        }
-        print(json.dumps(row))
+            cpu_seconds=round(cpu[name], 2),
+            ours_faster=round(wall[name] / wall["ours"], 2),
+            ours_less_cpu=round(cpu[name] / cpu["ours"], 2),
+            rows_alike=sum(map(str.__eq__, texts[name], texts["ours"])),
+        )
 
 
 if __name__ == "__main__":

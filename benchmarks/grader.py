@@ -3,17 +3,19 @@
     python -m benchmarks.grader                 ours
     pip install "math-verify[antlr4_13_2]"; python -m benchmarks.grader     both
 
-Prints one JSON object a line: for each grader and kind of pair how often it was wrong in each
-direction, then totals with CPU microseconds a pair, then what each hostile input took.
+Prints one JSON object a line (of texts, which have no dtype): for each grader and kind of pair how
+often it was wrong in each direction, then totals with CPU microseconds a pair, then what each
+hostile input took.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from benchmarks.timing import print_row
+from benchmarks.timing import cpus, print_row
 from gemma_grpo.rewards.answers import answers_match, reading
 
 PAIRS = Path(__file__).parent.parent / "tests" / "rewards" / "grader_pairs.tsv"
@@ -114,15 +116,18 @@ def main() -> None:
         "math-verify, answers in dollars": math_verify("$"),
     }
     for name, grader in graders.items():
+        about: dict[str, Any] = {"benchmark": "grader", "device": cpus()}
         if grader is None:
-            print(json.dumps({"grader": name, "missing": 'pip install "math-verify[antlr4_13_2]"'}))
+            print_row(**about, grader=name, missing='pip install "math-verify[antlr4_13_2]"')
             continue
+        if name != "ours":
+            about["versions"] = {"math-verify": metadata.version("math-verify")}
         reading.cache_clear()
         for row in verdicts(name, grader):
-            print(json.dumps(row, ensure_ascii=False))
-        print_row(**speed(name, grader, PLAIN_NUMBERS if name == "ours" else 500))
+            print_row(**about, **row)
+        print_row(**about, **speed(name, grader, PLAIN_NUMBERS if name == "ours" else 500))
         for row in hostile(name, grader):
-            print(json.dumps(row), flush=True)
+            print_row(**about, **row)
 
 
 if __name__ == "__main__":

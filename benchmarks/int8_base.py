@@ -10,6 +10,7 @@ the yardstick.
 """
 
 from collections.abc import Callable
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,12 @@ def main() -> None:
         near = np.asarray(log_probs(_rounded(params, dtype_of)))[mask_BL]
         print_row(
             benchmark="int8_base",
+            qwix=metadata.version("qwix"),
             model="gemma3-270m",
             form=form,
             dtype="float32",  # computed in, with weights rounded to the form
+            texts=NUM_TEXTS,
+            length=ids_BL.shape[1],
             tokens=len(near),
             kl_nats_mean=float(np.sum(np.exp(exact) * (exact - near), axis=-1).mean()),
             same_first_choice=float((near.argmax(-1) == exact.argmax(-1)).mean()),

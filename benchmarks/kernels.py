@@ -80,8 +80,9 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             else:
                 measured = timed(name, shapes, options.repeats)
             for row in measured:
-                row = dict(op=name, size=size, dtype=dtype, rows=count) | row
-                print_row(benchmark="kernels", **row)
+                row = dict(op=name, size=size, rows=count) | row
+                sizes = dict(vocab_size=config.vocab_size, embed_dim=config.embed_dim)
+                print_row(benchmark="kernels", dtype=dtype, **sizes, **row)
                 made.append(row)
     if not options.json:
         print(table(made))

@@ -128,6 +128,7 @@ def print_places_of(
         held += int(lengths_B.sum() + lengths_P.sum())
     print_row(
         benchmark="packing/places",
+        dtype="int32",
         devices_sharing=DEVICES,
         shape=f"{P} x 8, {S} + {T}",
         pack_tokens=[shape.tokens for shape in plan.shapes],

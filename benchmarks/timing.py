@@ -77,7 +77,8 @@ def read_rows(*files: Path) -> list[dict]:
 
 
 def print_row(**values: Any) -> None:
-    """One JSON line: the device, jax's version, the commit, and the values."""
+    """One JSON line: the device, jax's version, the commit, and the values: `benchmark`, shapes,
+    `dtype`, versions of other packages that compute, and what was measured."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     row = {"device": device, "jax": jax.__version__, "commit": commit()} | values
     print(json.dumps(row), flush=True)
