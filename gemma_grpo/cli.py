@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from gemma_grpo import config, errors
+from gemma_grpo import config, errors, presets
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded, start
@@ -142,6 +142,26 @@ def flag(arguments: Sequence[str], name: str, default: str | None) -> str | None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=default)
     return vars(parser.parse_known_args(arguments)[0])[name]
+
+
+def default_run(arguments: Sequence[str], preset: str, others: Sequence[str] = ()) -> RunConfig:
+    """What stands where no flag is given: of --config or of --preset, which are read first.
+
+    Args:
+        preset: where neither is given.
+        others: flags given that choose all settings too.
+
+    Raises:
+        UserError: more than one of them is given, or what they name cannot be read.
+    """
+    file, named = (flag(arguments, name, None) for name in ("config", "preset"))
+    given = {"--config": file, "--preset": named}
+    names = [name for name, value in given.items() if value is not None] + [*others]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)}: each chooses all settings; give one of them")
+    if file is not None:
+        return config.from_yaml(expanded(file))
+    return presets.preset(preset if named is None else named)
 
 
 _FLAG_TYPES = tyro.constructors.ConstructorRegistry()

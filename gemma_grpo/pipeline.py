@@ -151,10 +151,10 @@ class Task:
 def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
     """Loads and checks what a run needs. Raises UserError, in all processes, for the first thing
     that is wrong in one."""
-    processes.in_all(partial(weights.open_source, run.model.weights))
+    source = processes.in_all(partial(weights.open_source, run.model.weights))
     train, test = processes.in_all(partial(given.load_problems, run))
     rewards = processes.in_all(partial(GivenRewards, run.reward, given.rewards))
-    runtime, base = load_model(run.model, seed=run.seed)
+    runtime, base = load_model(run.model, seed=run.seed, source=source)
     if run.has_teacher:
         runtime = replace(runtime, teacher=_load_teacher(run, runtime))
     task = Task(runtime, base, train, test, rewards)

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_grpo import cli, config, presets
+from gemma_grpo import cli
 from gemma_grpo.config import RunConfig
-from gemma_grpo.errors import UserError, expanded
 
 if TYPE_CHECKING:  # --help does not wait for JAX
     from gemma_grpo.planning.chips import Chip
@@ -54,21 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
-def _default(arguments: list[str]) -> RunConfig:
-    """What stands where no flag is given. Raises UserError where two say that."""
-    preset, file = (cli.flag(arguments, name, None) for name in ("preset", "config"))
-    if preset is not None and file is not None:
-        raise UserError("--config and --preset: each chooses all settings; give one of them")
-    if file is not None:
-        return config.from_yaml(expanded(file))
-    return presets.preset(Options.preset if preset is None else preset)
-
-
 def _main(arguments: list[str]) -> int:
     options, run = cli.parse_run(
         arguments,
         Options(),
-        _default(arguments),
+        cli.default_run(arguments, Options.preset),
         command="plan",
         description="Compile a run for a TPU that is not there, and read off what it takes.",
     )

@@ -145,7 +145,12 @@ class Runtime:
 
 
 def load_model(
-    settings: ModelConfig, *, seed: int, trained: Path | None = None, mesh: Mesh | None = None
+    settings: ModelConfig,
+    *,
+    seed: int,
+    trained: Path | None = None,
+    mesh: Mesh | None = None,
+    source: weights.Source | None = None,
 ) -> tuple[Runtime, Params]:
     """The runtime, and the parameters that are trained: all, or the adapters alone.
 
@@ -155,13 +160,14 @@ def load_model(
         trained: what a stage has left of the trained parameters; None takes the base's own, or
             fresh adapters.
         mesh: of the devices to run it on; None takes all.
+        source: the base model's checkpoint where it is open; None opens it.
 
     Raises:
         UserError: files that are missing, damaged or of another model, or a model that does not
             divide as its rollout's layout wants; a seed out of range.
     """
     check_seed(seed)
-    source = weights.open_source(settings.weights)
+    source = weights.open_source(settings.weights) if source is None else source
     tokenizer = load_tokenizer(settings, source)
     graphdef, shapes = gemma3.abstract(source.config, settings.lora)
     adapter_shapes, base_shapes = gemma3.partition(shapes)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from gemma_grpo import cli, config, presets
+from gemma_grpo import cli, config
 from gemma_grpo.config import RunConfig
 from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded
@@ -148,23 +148,16 @@ def _default(arguments: list[str]) -> RunConfig:
     Raises:
         UserError: more than one of them is given, or what they name cannot be read.
     """
-    file = cli.flag(arguments, "config", None)
-    preset = cli.flag(arguments, "preset", None)
     source = cli.flag(arguments, "resume-from", None)
     resumes = "--resume" in arguments
-    given = {"--config": file, "--preset": preset, "--resume-from": source}
-    names = [name for name, value in given.items() if value is not None]
-    names += ["--resume"] * resumes
-    if len(names) > 1:
-        raise UserError(f"{' and '.join(names)}: each chooses all settings; give one of them")
+    others = ["--resume-from"] * (source is not None) + ["--resume"] * resumes
+    run = cli.default_run(arguments, Options.preset, others)
     if source is not None:
         return cli.config_of(expanded(source))
     if resumes:
         named = cli.flag(arguments, "run-dir", None)
         return cli.config_of(expanded(named) if named else _newest_run())
-    if file is not None:
-        return config.from_yaml(expanded(file))
-    return presets.preset(Options.preset if preset is None else preset)
+    return run
 
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:

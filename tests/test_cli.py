@@ -18,6 +18,7 @@ from gemma_grpo import (
     config,
     evaluate,
     generate,
+    presets,
     pretrain,
     rescore,
     runtime,
@@ -61,6 +62,17 @@ def test_a_bare_resume_takes_the_run_that_was_begun_last(monkeypatch, tmp_path):
     assert train._run_dir(train.Options(resume=True, run_dir=given)) == given
     copy = train.Options(resume_from=tmp_path / "input" / "first")
     assert train._run_dir(copy) == train.RUNS / "first"
+
+
+def test_one_flag_chooses_what_stands_where_no_flag_is_given(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("grpo:\n  num_steps: 7\n")
+    of = lambda *arguments: cli.default_run(arguments, "gemma3-1b")
+    assert of("--seed", "3") == presets.preset("gemma3-1b")
+    assert of("--preset=gemma3-nano") == presets.preset("gemma3-nano")
+    assert of("--config", str(path)).grpo.num_steps == 7
+    with pytest.raises(UserError, match="^--config and --preset and --resume: each chooses all"):
+        cli.default_run(["--preset", "x", "--config", "y"], "gemma3-1b", ["--resume"])
 
 
 def test_a_signal_is_one_line_and_its_status_even_where_an_exception_would_be_lost():

@@ -861,6 +861,13 @@ def test_what_chooses_all_settings_is_given_once_and_not_empty(capsys, arguments
     assert named in says_alone(capsys, *arguments)
 
 
+def test_a_checkpoint_s_header_is_read_once_for_a_run(monkeypatch):
+    opened, open_source = [], weights.open_source
+    monkeypatch.setattr(weights, "open_source", lambda at: opened.append(at) or open_source(at))
+    pipeline.load_task(config.RunConfig(data=config.DataConfig(num_train=20, num_test=8)))
+    assert opened == [weights.NANO]
+
+
 def test_data_changed_since_the_run_began_is_refused_by_what_changed(tmp_path):
     run = begun_run(tmp_path / "run", data=config.DataConfig(num_train=20, num_test=8))
     begun = pipeline.load_task(run)

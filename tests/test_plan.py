@@ -353,7 +353,7 @@ def test_a_runs_own_config_is_planned_and_a_preset_beside_it_refused(tmp_path, c
     run = presets.preset("gemma3-1b-lora").replace({"grpo.num_steps": 7})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(run))
-    assert plan._default(["--config", str(path)]) == run
+    assert cli.default_run(["--config", str(path)], "gemma3-1b") == run
     assert plan.main(["--config", str(path), "--preset", "gemma3-1b"]) == 2
     assert "--config and --preset: each chooses" in capsys.readouterr().err
 
