@@ -111,8 +111,8 @@ class Result:
         """Measures the last stage's model: the figures of summary.json, with their intervals.
 
         Args:
-            problems: problems or rows, or the name of a source (docs/training.md); the run's own
-                held-out ones if None.
+            problems: problems or rows, or the name of a source (docs/training.md), of which a file
+                is taken whole; the run's own held-out ones if None.
             num: at most this many of them; 0 for all; None as many as the run's own setting.
             instruction: put before each question; None takes the run's own.
 
@@ -120,12 +120,10 @@ class Result:
             UserError: bad input, or no stage has finished.
         """
         run, given = self.run, self.given
-        if isinstance(problems, str):
-            run, given = run.replace({"data.source": problems}), NOTHING_GIVEN
-        elif problems is not None:
-            given = pipeline.only_held_out(problems)
         if num is not None:
             run = run.replace({"data.num_test": num})
+        if problems is not None:
+            given = pipeline.only_held_out(problems, run, given)
         if instruction is not None:
             run = run.replace({"model.instruction": instruction})
         with cli.user_errors():

@@ -10,8 +10,9 @@ DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each)
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -63,8 +64,8 @@ class Options:
     """A base model instead: gemma3-nano, gemma3-270m, a folder or a file."""
     task: str = ""
     """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl, .csv or
-    .parquet file, of which the part is taken that training holds out. The run's own, else the
-    curriculum."""
+    .parquet file, which is taken whole; of the one that the run was trained on, the part that it
+    held out. The run's own, else the curriculum."""
     num: int | None = None
     """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else
     all."""
@@ -97,6 +98,8 @@ class Subject:
         where: the run directory or the base model, as the user named it.
         task: the name of the problems' source.
         difficulties: of its problems.
+        trained_on: the source of the run's problems; "" for a base model.
+        load_train: those that it was trained on.
         model: how the model is run.
         trained: what a run's last finished stage has left; None for a base model.
         pay: what the run pays a completion in the end.
@@ -105,6 +108,8 @@ class Subject:
     where: str
     task: str
     difficulties: tuple[str, ...]
+    trained_on: str
+    load_train: Callable[[], list[Problem]]
     model: ModelConfig
     trained: Path | None
     pay: Pay
@@ -171,8 +176,26 @@ def _subject(options: Options) -> Subject:
     from gemma_grpo.evaluation.evaluator import pay_of
 
     warn = lambda line: print(f"warning: {line}", file=sys.stderr)
-    difficulties = DIFFICULTIES if options.task else run.data.difficulty_list
-    return Subject(where, task, difficulties, model, trained, pay_of(run.reward, without=warn))
+    data = run.data
+    return Subject(
+        where,
+        task,
+        difficulties=DIFFICULTIES if options.task else data.difficulty_list,
+        trained_on=data.source if trained else "",
+        load_train=partial(
+            sources.load,
+            data.source,
+            split="train",
+            num=data.num_train,
+            seed=run.seed,
+            difficulties=data.difficulty_list,
+        )
+        if trained
+        else list,
+        model=model,
+        trained=trained,
+        pay=pay_of(run.reward, without=warn),
+    )
 
 
 def _problems(subject: Subject, num: int | None) -> list[Problem]:
@@ -180,8 +203,13 @@ def _problems(subject: Subject, num: int | None) -> list[Problem]:
     same ones."""
     if num is None:
         num = NUM_GENERATED if subject.task.partition(":")[0] in GENERATED_TASKS else 0
-    difficulties = subject.difficulties
-    return sources.load(subject.task, split="test", num=num, seed=0, difficulties=difficulties)
+    return sources.to_measure(
+        subject.task,
+        num=num,
+        difficulties=subject.difficulties,
+        trained_on=subject.trained_on,
+        load_train=subject.load_train,
+    )
 
 
 def _load(subject: Subject, options: Options, problems: Sequence[Problem]) -> tuple[Runtime, dict]:

@@ -108,8 +108,17 @@ def given_objects(
     return specs, Given(functions, listed(problems), listed(held_out))
 
 
-def only_held_out(problems: Iterable) -> Given:
-    """Problems to measure on, none to learn from. Raises UserError."""
+def only_held_out(problems: Iterable | str, run: RunConfig, given: Given) -> Given:
+    """Problems to measure what `run` has trained on, or the name of their source; none to learn
+    from. Raises UserError."""
+    if isinstance(problems, str):
+        problems = sources.to_measure(
+            problems,
+            num=run.data.num_test,
+            difficulties=run.data.difficulty_list,
+            trained_on=run.data.source,
+            load_train=lambda: given.load_problems(run)[0],
+        )
     return Given(problems=[], held_out=jsonl.problems_from(problems))
 
 

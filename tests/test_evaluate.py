@@ -182,9 +182,33 @@ def test_a_file_is_a_task_and_its_longest_prompt_sets_the_budget(tmp_path, unmea
     (runtime,) = unmeasured
     result = json.loads((tmp_path / "evaluations/gemma3-nano-sums/result.json").read_text())
     protocol = result["protocol"]
-    assert 1 <= protocol["n"] < 60  # the part that training holds out
+    assert protocol["n"] == 60
     assert runtime.max_prompt_length % 16 == 0 and "departures" not in protocol
     assert runtime.max_completion_length == evaluate.COMPLETION_LENGTH
+
+
+def test_a_file_is_measured_whole_and_of_the_run_s_own_the_part_it_held_out(tmp_path, capsys):
+    run = finished_run(tmp_path / "run")
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("source: curriculum", "source: own.jsonl"))
+    line = lambda i: json.dumps({"prompt": f"What is {i} + 1?", "answer": str(i + 1)}) + "\n"
+    (tmp_path / "own.jsonl").write_text("".join(line(i) for i in range(100)))
+    (tmp_path / "other.jsonl").write_text("".join(line(i) for i in range(200, 208)))
+    (tmp_path / "mixed.jsonl").write_text("".join(line(i) for i in range(200)))
+    of = lambda task: evaluate._problems(
+        evaluate._subject(evaluate.Options(str(run), task=task)), None
+    )
+    held_out = of("own.jsonl")
+    assert 1 <= len(held_out) < 30 and of("./own.jsonl") == held_out
+    assert len(of("other.jsonl")) == 8
+    assert capsys.readouterr().err == ""
+    assert len(of("mixed.jsonl")) == 200
+    shared = 100 - len(held_out)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: mixed.jsonl: {shared} of 200 problems were trained on")
+    path.write_text(path.read_text().replace("own.jsonl", "gone.jsonl"))
+    assert len(of("mixed.jsonl")) == 200 and capsys.readouterr().err == ""
+    assert len(of("other.jsonl,own.jsonl")) == 100  # two files keep their meaning
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@
     gsm8k-validation[:PATH]    the same training problems; tested on those carved from training
     reasoning_gym:TASK         a task of the reasoning-gym package
     FILE.jsonl                 one file (.csv and .parquet too); about a tenth of its prompts is
-                               held out for the test
+                               held out for the test. A file that is only measured on is taken whole
     TRAIN.jsonl,TEST.jsonl     two files (.csv and .parquet too)
 
 Training and test problems of a source never share a prompt, except GSM8K's official splits, which
 are taken as published. Which problems are held out never depends on the seed.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
@@ -88,6 +90,40 @@ def load(
         return splits.of_difficulties(made, difficulties, source)
     stored = splits.of_difficulties(_stored(source, split), difficulties, source)
     return splits.pick(stored, num, seed)
+
+
+def to_measure(
+    source: str,
+    *,
+    num: int,
+    difficulties: tuple[str, ...] = DIFFICULTIES,
+    trained_on: str = "",
+    load_train: Callable[[], Sequence[Problem]] = list,
+) -> list[Problem]:
+    """What a model is measured on: one file is taken whole, unless the model was trained on it;
+    else the test side of a source. A line on stderr says if a file shares training problems.
+
+    Args:
+        source, num, difficulties, and errors: as for `load`.
+        trained_on: the source that the model was trained on; "" for none.
+        load_train: what was trained on; a UserError, where it is gone, is passed over.
+    """
+    if not source.endswith(tables.SUFFIXES) or source == trained_on:
+        return load(source, split="test", num=num, seed=0, difficulties=difficulties)
+    is_own = bool(trained_on) and expanded(source).resolve() == expanded(trained_on).resolve()
+    if not _is_file(source) or is_own or num < 0:
+        problems = load(source, split="test", num=num, seed=0, difficulties=difficulties)
+    else:
+        stored = splits.of_difficulties(_read(source), difficulties, source)
+        problems = splits.pick(stored, num, seed=0)
+    with contextlib.suppress(UserError):
+        if shared := splits.shared_prompts(problems, load_train()):
+            print(
+                f"warning: {source}: {len(shared)} of {len(problems)} problems were trained on "
+                f'("{shared[0][:60]}"): their answers may be remembered',
+                file=sys.stderr,
+            )
+    return problems
 
 
 def _finite(num: int, source: str) -> int:
