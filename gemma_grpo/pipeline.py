@@ -201,14 +201,16 @@ def _check(run: RunConfig, task: Task) -> None:
             f"{weights.NANO} knows only the words of its own curriculum: for other problems take "
             "another model, such as --preset gemma3-270m"
         )
-    for line in (golds.warning(train + test), of_draws, of_words):
+    imitates_given = "sft" in run.stage_list and not run.samples_demonstrations
+    of_completions = golds.completions_warnings(train) if imitates_given else []
+    for line in (golds.warning(train + test), *of_completions, of_draws, of_words):
         if line and processes.is_primary():
             print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)
     if run.samples_demonstrations:
         demonstrations.check(run.sft.own, runtime, train)
-    elif "sft" in run.stage_list:
+    elif imitates_given:
         runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
     if "sft" in run.stage_list:
