@@ -188,8 +188,10 @@ class Result:
                 trained.stem,
                 base=Path(model.weights).name,
                 of_gemma=model.of_gemma,
-                adapters=adapter,
                 hub_name=hub_name(model.weights),
+                use=model_card.Use(
+                    runtime.question(model_card.QUESTION), model.max_completion_length, adapter
+                ),
             )
             texts = {"README.md": card}
             if adapter:

@@ -92,7 +92,11 @@ class Runtime:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"prompt {prompt[:40]!r}: no text that UTF-8 can hold") from error
-        return self.tokenizer.encode_prompt(prompts.question(self.instruction, prompt))
+        return self.tokenizer.encode_prompt(self.question(prompt))
+
+    def question(self, prompt: str) -> str:
+        """The user's turn: the instruction, if any, on a line of its own before the prompt."""
+        return prompts.question(self.instruction, prompt)
 
     def encode_prompts(
         self, problems: Sequence[prompts.Problem], *, kind: str = ""

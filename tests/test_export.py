@@ -3,6 +3,7 @@
 Where transformers, torch and PEFT are installed, they load what was written.
 """
 
+import ast
 import dataclasses
 import json
 
@@ -160,9 +161,49 @@ def test_a_card_names_a_base_that_is_known_at_hugging_face(tmp_path):
 
     of = {"base": "3ab8", "of_gemma": True, "hub_name": "google/gemma-3-1b-it"}
     for adapters in (True, False):
-        card = model_card.model_card(tmp_path, "sft", adapters=adapters, **of)
+        use = model_card.Use(adapters=adapters)
+        card = model_card.model_card(tmp_path, "sft", use=use, **of)
         assert "base_model: google/gemma-3-1b-it\n" in card and "3ab8" not in card
         assert ('base = AutoModelForCausalLM.from_pretrained("google/gem' in card) == adapters
+
+
+def snippet(card):
+    """The Python that the card shows."""
+    return card.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_a_card_asks_as_the_run_did_within_its_budget(tmp_path, adapters):
+    write_run(tmp_path, LORA)
+    from gemma_grpo.records import model_card
+
+    use = model_card.Use('Say "why".\nWhat is 12 + 7?', 60, adapters)
+    card = model_card.model_card(tmp_path, "sft", base="x", of_gemma=False, use=use)
+    literal = ast.parse(snippet(card))
+    texts = [node.value for node in ast.walk(literal) if isinstance(node, ast.Constant)]
+    asked = use.question
+    assert 60 in texts and 256 not in texts
+    turns = f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n"
+    assert (turns if adapters else asked) in texts
+
+
+def test_the_exported_card_has_the_instruction_and_the_budget_of_the_run(tmp_path):
+    write_run(tmp_path / "run", model.NO_LORA)
+    path = tmp_path / "run" / "config.yaml"
+    changed = path.read_text().replace("instruction: ''", "instruction: Think.")
+    path.write_text(changed.replace("max_completion_length: 60", "max_completion_length: 50"))
+    card = (api.load(tmp_path / "run").export(tmp_path / "out") / "README.md").read_text()
+    assert '"content": "Think.\\nWhat is 12 + 7?"' in card and "max_new_tokens=50" in card
+
+
+def test_a_card_claims_the_format_unless_no_measured_completion_has_it(tmp_path):
+    write_run(tmp_path, model.NO_LORA)
+    from gemma_grpo.records import model_card
+
+    of = lambda stage: model_card.model_card(tmp_path, stage, base="x", of_gemma=False)
+    claim = "answers a user's turn with"
+    assert claim in of("sft") and claim in of("grpo")  # 99 %, and not measured
+    assert claim not in of("base")  # 0 %
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", '{"stages": ', '{"stages": 3}'])

@@ -1,31 +1,33 @@
 """The README.md of an exported model: written from the files of its run."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.records import files, report
 
+QUESTION = "What is 12 + 7?"  # that the card asks
 GEMMA_NOTICE = (
     "Made from Gemma by fine-tuning. Gemma is provided under and subject to the Gemma Terms of Use "
     "found at ai.google.dev/gemma/terms."
 )
 
 
-_USE_OF_MODEL = (
-    "The question goes into a user turn; the chat template is in the folder.",
-    "",
-    "```python",
-    "from transformers import AutoModelForCausalLM, AutoTokenizer",
-    "",
-    'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-    'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
-    'turns = [{"role": "user", "content": "What is 12 + 7?"}]',
-    "inputs = tokenizer.apply_chat_template(",
-    '    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True',
-    ")",
-    "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))",
-    "```",
-)
+@dataclass(frozen=True)
+class Use:
+    """How the model is used, as the card shows it.
+
+    Attributes:
+        question: the user's turn, with the instruction that the run put before each.
+        max_new_tokens: of a completion, the run's own limit.
+        adapters: whether the folder holds the adapters alone, for PEFT.
+    """
+
+    question: str = QUESTION
+    max_new_tokens: int = 256
+    adapters: bool = False
 
 
 def model_card(
@@ -34,8 +36,8 @@ def model_card(
     *,
     base: str,
     of_gemma: bool,
-    adapters: bool = False,
     hub_name: str = "",
+    use: Use = Use(),
 ) -> str:
     """The card of one stage's model, or of its adapters alone.
 
@@ -44,38 +46,38 @@ def model_card(
         stage: whose model it is.
         base: the base model's name.
         of_gemma: whether the base is Google's, so that the Gemma terms go with it.
-        adapters: whether the folder holds the adapters alone, for PEFT.
         hub_name: the base's name at Hugging Face, if that is known.
+        use: how it is asked.
 
     Raises:
         UserError: the run has no config.yaml.
     """
-    base = hub_name or base
+    base, summary = hub_name or base, _summary(run_dir)
     license_lines = ["license: gemma"] if of_gemma else ["license: apache-2.0"]
     terms = [GEMMA_NOTICE, ""] if of_gemma else []
     return "\n".join(
         [
             "---",
             *license_lines,
-            f"library_name: {'peft' if adapters else 'transformers'}",
+            f"library_name: {'peft' if use.adapters else 'transformers'}",
             *([f"base_model: {hub_name}"] if hub_name else []),
             "pipeline_tag: text-generation",
             "---",
             "",
             f"# {base}, trained to show its work",
             "",
-            f"{'Adapters of stage' if adapters else 'Stage'} `{stage}` of a gemma_grpo run from "
-            f"`{base}`. It answers a user's turn with",
-            "`<reasoning>…</reasoning><answer>…</answer>`.",
+            f"{'Adapters of stage' if use.adapters else 'Stage'} `{stage}` of a gemma_grpo run "
+            f"from `{base}`.",
+            *_format(summary["stages"].get(stage)),
             "",
             *terms,
             "## Measured",
             "",
-            *_results(run_dir),
+            *_results(summary),
             "",
             "## Use",
             "",
-            *(_use_of_adapters(base, hub_name) if adapters else _USE_OF_MODEL),
+            *(_use_of_adapters(use, base, hub_name) if use.adapters else _use_of_model(use)),
             "",
             "## How it was trained",
             "",
@@ -89,9 +91,38 @@ def model_card(
     )
 
 
-def _use_of_adapters(base: str, hub_name: str) -> list[str]:
+def _format(result: Any) -> list[str]:
+    """What the model answers with, unless none of its measured completions was in the format."""
+    if isinstance(result, dict) and result.get("format_rate") == 0:
+        return []
+    return [
+        "It answers a user's turn with",
+        "`<reasoning>…</reasoning><answer>…</answer>`.",
+    ]
+
+
+def _use_of_model(use: Use) -> list[str]:
+    return [
+        "The question goes into a user turn; the chat template is in the folder.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        f'turns = [{{"role": "user", "content": {_quoted(use.question)}}}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        *_print(use),
+        "```",
+    ]
+
+
+def _use_of_adapters(use: Use, base: str, hub_name: str) -> list[str]:
     where = f'"{hub_name}"' if hub_name else '"BASE"'
     note = f"`BASE` is the Hugging Face folder of `{base}`, which the adapters were trained over. "
+    turns = f"<start_of_turn>user\n{use.question}<end_of_turn>\n<start_of_turn>model\n"
     return [
         f"{'' if hub_name else note}The question goes into a user turn.",
         "",
@@ -102,20 +133,37 @@ def _use_of_adapters(base: str, hub_name: str) -> list[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
         f"base = AutoModelForCausalLM.from_pretrained({where})",
         'model = PeftModel.from_pretrained(base, "FOLDER")',
-        r'turns = "<start_of_turn>user\nWhat is 12 + 7?<end_of_turn>\n<start_of_turn>model\n"',
+        f"turns = {_quoted(turns)}",
         'inputs = tokenizer(turns, return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))",
+        *_print(use),
         "```",
     ]
 
 
-def _results(run_dir: Path) -> list[str]:
-    """The before/after table, from the summary or, of an unfinished run, from what was measured."""
+def _print(use: Use) -> list[str]:
+    return [
+        f"output = model.generate(**inputs, max_new_tokens={use.max_new_tokens})",
+        "print(tokenizer.decode(output[0]))",
+    ]
+
+
+def _quoted(text: str) -> str:
+    """As a literal of Python, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    """The run's summary or, of an unfinished run, the "stages" that were measured."""
     summary = files.read_json(run_dir / "summary.json") or {}
     if not isinstance(summary.get("stages"), dict):
         paths = sorted((run_dir / "evaluations").glob("*.json"), key=lambda p: p.stat().st_mtime)
         found = {path.stem: files.read_json(path) for path in paths}
         summary = {"stages": {name: result for name, result in found.items() if result}}
+    return summary
+
+
+def _results(summary: dict[str, Any]) -> list[str]:
+    """The before/after table."""
     if not any(isinstance(stage, dict) for stage in summary["stages"].values()):
         return ["Nothing was measured in this run."]
     lines = ["Greedy completions of held-out problems, strict parser:", "", "```text"]

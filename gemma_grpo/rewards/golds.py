@@ -49,8 +49,8 @@ def completions_warnings(problems: Sequence[Problem]) -> list[str]:
     lines = []
     if lack := len(given) - len(formed):
         lines.append(
-            f"{lack} of {len(given)} completions lack <reasoning>...</reasoning><answer>...</answer>"
-            ": SFT will teach what they have"
+            f"{lack} of {len(given)} completions lack "
+            "<reasoning>...</reasoning><answer>...</answer>: SFT will teach what they have"
         )
     if wrong:
         problem, parsed = wrong[0]
