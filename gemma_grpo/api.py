@@ -176,6 +176,9 @@ class Result:
         trained = self._trained()
         if stage:
             trained = trained.with_name(f"{stage}.safetensors")
+        if cut := model_card.unfinished(self.run_dir, trained.stem):
+            goes_on = "--resume (in Python gemma_grpo.resume) goes on"
+            print(f"warning: {cut}; {goes_on}", file=sys.stderr)
         model = replace(self.run.model, dtype="float32", rollout_layout="data")
         if adapter and not model.lora.rank:
             raise UserError(

@@ -206,6 +206,23 @@ def test_a_card_claims_the_format_unless_no_measured_completion_has_it(tmp_path)
     assert claim not in of("base")  # 0 %
 
 
+@pytest.mark.parametrize("summary", [{"unfinished": {"stage": "sft", "num_steps": 300}}, {}])
+def test_a_stage_that_was_cut_short_is_exported_with_a_line_and_a_card_that_say_so(
+    tmp_path, capsys, summary
+):
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    write_run(run_dir, model.NO_LORA)
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | summary))
+    weight = run_dir / "weights" / "sft.safetensors"
+    weight.rename(weight.with_name("sft-step-000038.safetensors"))
+    assert export.main([str(run_dir), str(out)]) == 0
+    of = " of 300" if summary else ""
+    where = f"stage sft, step 38{of}, is not finished"
+    goes_on = "--resume (in Python gemma_grpo.resume) goes on"
+    assert capsys.readouterr().err == f"warning: {where}; {goes_on}\n"
+    assert f"It was cut short: {where}." in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("damage", ["", "[1]", '{"stages": ', '{"stages": 3}'])
 def test_a_card_passes_over_a_damaged_summary_and_takes_the_evaluations(tmp_path, damage):
     write_run(tmp_path, model.NO_LORA)

@@ -43,7 +43,7 @@ def model_card(
 
     Args:
         run_dir: the run; its config.yaml, evaluations/ and summary.json are read.
-        stage: whose model it is.
+        stage: whose model it is; one that was cut short by `run_dir.partial_name`.
         base: the base model's name.
         of_gemma: whether the base is Google's, so that the Gemma terms go with it.
         hub_name: the base's name at Hugging Face, if that is known.
@@ -68,6 +68,7 @@ def model_card(
             "",
             f"{'Adapters of stage' if use.adapters else 'Stage'} `{stage}` of a gemma_grpo run "
             f"from `{base}`.",
+            *([f"It was cut short: {cut}."] if (cut := unfinished(run_dir, stage)) else []),
             *_format(summary["stages"].get(stage)),
             "",
             *terms,
@@ -89,6 +90,18 @@ def model_card(
             "",
         ]
     )
+
+
+def unfinished(run_dir: Path, stage: str) -> str | None:
+    """That a stage was cut short, and where, by its name and the run's summary; None of others."""
+    name, _, step = stage.partition("-step-")
+    if not step.isdecimal():
+        return None
+    stopped = (files.read_json(run_dir / "summary.json") or {}).get("unfinished")
+    of = ""
+    if isinstance(stopped, dict) and stopped.get("stage") == name:
+        of = f" of {stopped.get('num_steps')}"
+    return f"stage {name}, step {int(step)}{of}, is not finished"
 
 
 def _format(result: Any) -> list[str]:
