@@ -203,7 +203,8 @@ def _check(run: RunConfig, task: Task) -> None:
         )
     imitates_given = "sft" in run.stage_list and not run.samples_demonstrations
     of_completions = golds.completions_warnings(train) if imitates_given else []
-    for line in (golds.warning(train + test), *of_completions, of_draws, of_words):
+    of_fields = sources.fields_not_read(run.data.source)
+    for line in (of_fields, golds.warning(train + test), *of_completions, of_draws, of_words):
         if line and processes.is_primary():
             print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):

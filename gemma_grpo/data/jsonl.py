@@ -1,7 +1,8 @@
 """Rows of a JSONL file, one object a line, and problems from rows of any file.
 
 A row holds `prompt` and `answer`, and if it likes `completion`, `difficulty` and `domain`;
-other fields are ignored. A fault is named by file, line and field, as `FILE:LINE: ...`.
+other fields are ignored, and `sources.fields_not_read` names them. A fault is named by file, line
+and field, as `FILE:LINE: ...`.
 """
 
 import codecs
@@ -15,6 +16,7 @@ from typing import Any
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError, expanded
 
+FIELDS = ("prompt", "answer", "completion", "difficulty", "domain")
 MAX_ANSWER_CHARS = 10_000  # of a gold answer; more is a solution or a mistake
 
 

@@ -20,13 +20,15 @@ from typing import Literal
 
 from gemma_grpo.data import curriculum, gsm8k, jsonl, kaggle, reasoning_gym, splits, tables
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
-from gemma_grpo.errors import UserError, expanded
+from gemma_grpo.errors import UserError, expanded, one_line
 
 HELD_OUT_SHARE = 0.1  # of a single file's prompts, by hash; at least one problem on each side
 
 SESSION = "session"  # the source of problems that came from Python, not from a name
 
 MOST_GENERATED = 100_000  # seconds of drawing, and as many different ones are there
+
+_NO_FILES = ("curriculum", "gsm8k", "gsm8k-validation", "reasoning_gym", SESSION)
 
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
@@ -126,6 +128,25 @@ def to_measure(
     return problems
 
 
+def fields_not_read(source: str) -> str | None:
+    """A line on the fields of a source's own files that no problem takes; None if there are none.
+    Raises UserError as `load`."""
+    if source.partition(":")[0] in _NO_FILES:
+        return None
+    found: dict[str, None] = {}
+    for file in _files(source):
+        for _, row in tables.read_rows(file):
+            read = jsonl.FIELDS if row.get("prompt") else (*jsonl.FIELDS, "question")
+            found |= dict.fromkeys(name for name in row if name not in read)
+    if not found:
+        return None
+    meant = {name: name.strip().lower() for name in found}
+    names = [
+        f"{name} (write {meant[name]})" if meant[name] in jsonl.FIELDS else name for name in found
+    ]
+    return f"{source}: fields not read: {one_line(', '.join(names), 200)}"
+
+
 def _finite(num: int, source: str) -> int:
     if num == 0:
         raise UserError(f"{source} has no end, so it cannot give all problems: say how many")
@@ -151,14 +172,20 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
             f"data source {source} is a folder: name a file in it, .jsonl, .csv or .parquet (of a "
             "saved data set, write a split with its to_parquet), or gsm8k:FOLDER"
         )
-    files = [source] if _is_file(source) else source.split(",")
-    if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
-        raise UserError(f'unknown data source "{source}": use {_KNOWN}')
+    files = _files(source)
     if len(files) == 2:
         return _of_pair(files[0], files[1], split)
     return splits.one_side(
-        _read(source), held_out=split == "test", share=HELD_OUT_SHARE, origin=source
+        _read(files[0]), held_out=split == "test", share=HELD_OUT_SHARE, origin=source
     )
+
+
+def _files(source: str) -> list[str]:
+    """The one file or the two that a source names. Raises UserError for any other source."""
+    files = [source] if _is_file(source) else source.split(",")
+    if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
+        raise UserError(f'unknown data source "{source}": use {_KNOWN}')
+    return files
 
 
 def _of_pair(train_file: str, test_file: str, split: str) -> list[Problem]:

@@ -259,3 +259,18 @@ def test_more_problems_than_there_are_end_in_a_line_and_not_in_a_search(monkeypa
     monkeypatch.setitem(sources.curriculum.FAMILIES, "hard", (sources.curriculum.work,))
     with pytest.raises(UserError, match="hard problems alone give hardly more than .* different"):
         sources.load("curriculum", split="test", num=20_000, seed=1, difficulties=("hard",))
+
+
+def test_fields_that_no_problem_takes_are_named_and_what_is_meant_where_only_the_case_differs(
+    tmp_path,
+):
+    row = {"prompt": "1 + 1?", "answer": "2", "tests": [1], "Difficulty": "hard"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "b.csv").write_text("question,answer,domain,id\n2 + 2?,4,sums,7\n")
+    pair = f"{tmp_path}/a.jsonl,{tmp_path}/b.csv"
+    assert sources.fields_not_read(pair) == (
+        f"{pair}: fields not read: tests, Difficulty (write difficulty), id"
+    )
+    file = write(tmp_path / "fine.jsonl", ["x", "y"])
+    for source in (file, "curriculum", "gsm8k:nowhere.jsonl", "session", "reasoning_gym:sums"):
+        assert sources.fields_not_read(source) is None
