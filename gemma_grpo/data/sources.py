@@ -182,7 +182,12 @@ def _stored(source: str, split: Literal["train", "test"]) -> list[Problem]:
 
 def _files(source: str) -> list[str]:
     """The one file or the two that a source names. Raises UserError for any other source."""
-    files = [source] if _is_file(source) else source.split(",")
+    files = [source] if _is_file(source) else [file.strip() for file in source.split(",")]
+    if wrong := next((file for file in files if file.endswith(".json")), None):
+        raise UserError(
+            f"data source {wrong}: a .json file is not read: write a JSON object a line, in a file "
+            "whose name ends in .jsonl"
+        )
     if len(files) > 2 or not all(file.endswith(tables.SUFFIXES) for file in files):
         raise UserError(f'unknown data source "{source}": use {_KNOWN}')
     return files

@@ -49,6 +49,7 @@ def test_two_files_are_taken_as_they_are(tmp_path):
     pair = write(tmp_path / "a.jsonl", ["x", "y"]) + "," + write(tmp_path / "b.jsonl", ["z"])
     assert prompts(pair) == {"x", "y"}
     assert prompts(pair, "test") == {"z"}
+    assert prompts(pair.replace(",", " , "), "test") == {"z"}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -56,6 +57,12 @@ def test_two_files_that_share_a_prompt_are_refused(tmp_path, split):
     pair = write(tmp_path / "a.jsonl", ["x", "y"]) + "," + write(tmp_path / "b.jsonl", ["z", " y"])
     with pytest.raises(UserError, match=r'b\.jsonl shares 1 prompts with .*a\.jsonl \("y"\)'):
         load(pair, split)
+
+
+def test_a_csv_file_of_your_own_may_have_questions(tmp_path):
+    (tmp_path / "mine.csv").write_text("question,answer\n1 + 1?,2\n2 + 2?,4\n")
+    both = load(str(tmp_path / "mine.csv")) + load(str(tmp_path / "mine.csv"), "test")
+    assert {(p.prompt, p.answer) for p in both} == {("1 + 1?", "2"), ("2 + 2?", "4")}
 
 
 def test_a_comma_in_a_file_name_is_no_pair(tmp_path):
@@ -114,7 +121,6 @@ def test_generated_sources_cannot_give_all(source):
         "",
         "curriculm",
         "curriculum:x",
-        "a.json",
         "a.jsonl,b.jsonl,c.jsonl",
         "a.jsonl,b.tsv",
         "gsm",
@@ -129,6 +135,12 @@ def test_an_unknown_source_names_the_known_ones(source):
     ("source", "num", "message"),
     [
         ("gone.jsonl", 0, "no such file: gone.jsonl"),
+        (
+            "list.json",
+            0,
+            r"list\.json: a \.json file is not read: write a JSON object a line, .*jsonl",
+        ),
+        ("a.jsonl,b.json", 0, r"b\.json: a \.json file is not read"),
         ("gsm8k:", 0, "names no path"),
         ("curriculum", -1, "cannot load -1 problems"),
         ("reasoning_gym", 3, "reasoning_gym needs a task"),
