@@ -90,7 +90,9 @@ class Result:
         return page.Inline(page.html([self.run_dir], megabytes), height)
 
     def metrics(self, stage: str = "grpo") -> list[dict[str, Any]]:
-        """The metrics of each step of a stage (docs/metrics.md)."""
+        """The metrics of each step of a stage, sft or grpo (docs/metrics.md)."""
+        if stage not in run_dirs.STAGES:
+            raise UserError(f"no stage is named {stage!r}: use {' or '.join(run_dirs.STAGES)}")
         return [row for row in self._rows("metrics.jsonl") if row.get("stage") == stage]
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
@@ -139,6 +141,12 @@ class Result:
         """
         if isinstance(prompts, str):
             raise UserError('prompts: give a list of questions, such as ["What is 2 + 2?"]')
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"prompt {number} is of type {type(prompt).__name__}: give the question as "
+                    "text; the turn of the chat is put around it"
+                )
         if not prompts:
             return []
         settings = replace(self.run.model, rollout_layout="data")
@@ -175,6 +183,11 @@ class Result:
             raise UserError(f"dtype={dtype!r}: adapters are written as trained, float32")
         trained = self._trained()
         if stage:
+            there = sorted(path.stem for path in trained.parent.glob("*.safetensors"))
+            if stage not in there:
+                raise UserError(
+                    f"stage={stage!r}: {self.run_dir} has weights of {', '.join(there)} alone"
+                )
             trained = trained.with_name(f"{stage}.safetensors")
         if cut := model_card.unfinished(self.run_dir, trained.stem):
             goes_on = "--resume (in Python gemma_grpo.resume) goes on"
@@ -308,7 +321,13 @@ def load(run_dir: str | Path) -> Result:
     """A run on disk, finished or not. Raises UserError if there is none."""
     run_dir = expanded(run_dir).absolute()
     if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+        fault = f"{run_dir}: not a run directory (it has no config.yaml)"
+        if (run_dir / "config.json").is_file():
+            fault += (
+                f"; an exported or Hugging Face model: python -m gemma_grpo.generate --weights "
+                f"{run_dir}, or evaluate --weights {run_dir}"
+            )
+        raise UserError(fault)
     return Result(run_dir, cli.config_of(run_dir))
 
 

@@ -71,7 +71,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run from base model to report."""
+    """One run from base model to report.
+
+    Its sections: `model` (`model.lora`), `data`, `sft` (`sft.optimizer`, `sft.own`), `grpo`
+    (`grpo.optimizer`, `grpo.loss`, `grpo.guard`), `reward` (`reward.start`, `reward.end`,
+    `reward.rubric`), `evaluation` and `checkpoint`; beside them `seed`, `stages`, `tracker`,
+    `keep_checkpoints` and `weights_dtype`. `replace` takes their settings by dotted names, such as
+    `grpo.num_steps`; print one for all of them.
+    """
 
     seed: int = 0
     """The random seed of everything: problems, fresh adapters, sampling."""
@@ -401,4 +408,5 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
             pass
     if type(value) is kind:
         return value
-    raise UserError(f"{where} is {value!r}; use a {kind.__name__}")
+    article = "an" if kind is int else "a"
+    raise UserError(f"{where} is {value!r}; use {article} {kind.__name__}")

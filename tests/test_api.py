@@ -99,6 +99,7 @@ def test_the_commands_keep_their_names():
     ("call", "message"),
     [
         (lambda result: result.generate("What is 2 + 2?"), "prompts: give a list"),
+        (lambda result: result.metrics("gprp"), "no stage is named 'gprp': use sft or grpo"),
         (lambda _: gemma_grpo.preset("gemma3-nano").replace({"sft": {}}), "such as sft."),
         (
             lambda _: gemma_grpo.preset("gemma3-nano").replace({"grpo": {"num_steps": 5}}),
@@ -120,16 +121,51 @@ def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, 
         ("fit(gemma_grpo.preset('gemma3-nano'), rewards=len)", "rewards: give a list"),
         ("fit(gemma_grpo.preset('gemma3-nano'), rewards=3)", "rewards: give a list"),
         ("fit(gemma_grpo.preset('gemma3-nano'), rewards=[{len: 1}])", "reward {<built-in"),
+        (
+            "fit(gemma_grpo.preset('gemma3-nano'), rewards={len: 'x'})",
+            "reward len: its weight is 'x': give a number",
+        ),
+        (
+            "fit(gemma_grpo.preset('gemma3-nano'), problems=3)",
+            "problems are a list, not of type int",
+        ),
         ("fit(gemma_grpo.preset('gemma3-nano'), hours='8')", "--hours 8: give"),
+        (
+            "load('.').generate(['2 + 2?', [{'role': 'user', 'content': '2 + 2?'}]])",
+            "prompt 2 is of type list: give the question as text",
+        ),
         ("preset('gemma3-nano').replace({1: 2})", "there is no setting 1"),
         ("resume('.', may_change='data')", "may_change: 'data'; give a list of"),
     ],
 )
-def test_arguments_of_another_kind_are_refused_in_one_line(call, message):
+def test_arguments_of_another_kind_are_refused_in_one_line(tmp_path, call, message):
     """In a process that checks no types, as a user's."""
     code = f"import gemma_grpo; gemma_grpo.{call}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(RunConfig()))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=children.ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.stderr.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
+
+
+def test_a_model_s_folder_is_no_run_and_the_line_says_what_takes_it(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml\)$"):
+        gemma_grpo.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"generate --weights {tmp_path}, or evaluate --weights"):
+        gemma_grpo.load(tmp_path)
+
+
+def test_the_settings_name_their_sections():
+    said = re.findall(r"`(\w+(?:\.\w+)?)`", RunConfig.__doc__)
+    flat = config.flat(RunConfig())
+    sections = {name.rpartition(".")[0] for name in flat} - {""}
+    alone = {name for name in flat if "." not in name}
+    assert sections | alone == {*said} - {"replace", "grpo.num_steps"}
 
 
 def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
@@ -177,7 +213,7 @@ def test_settings_are_replaced_by_the_names_of_the_flags():
         ({"grpo.stepz": 1}, "grpo has no field 'stepz'"),
         ({"grpoo.num_steps": 1}, "no setting 'grpoo.num_steps'"),
         ({"seed.x": 1}, "no setting 'seed.x'"),
-        ({"grpo.num_steps": "many"}, "grpo.num_steps is 'many'; use a int"),
+        ({"grpo.num_steps": "many"}, "grpo.num_steps is 'many'; use an int"),
         ({"grpo.num_steps": 0}, "must be at least 1"),
     ],
 )
@@ -223,6 +259,8 @@ def test_a_file_is_measured_whole_and_what_was_trained_on_is_named(tmp_path, cap
         (([lambda sample: 1.0], None, None), "no named function: use def"),
         (([], [{"prompt": "2?"}], None), 'problem 1: field "answer" is missing'),
         (([], [3], None), "problem 1 is of type int"),
+        (([], ["prompt", "answer"], None), r'type str: .*pandas frame, df\.to_dict\("records"\)'),
+        (([], "x.jsonl", None), "problems are a list, not of type str: .* set data.source"),
         (([], [], None), "no problems"),
         (([], None, [{"prompt": "2?", "answer": "2"}]), "held_out goes with problems"),
     ],

@@ -260,7 +260,7 @@ def test_bfloat16_halves_the_file(exported, tmp_path):
     [
         (["nowhere", "out"], "nowhere"),
         (["{run}", "{out}"], "there already"),
-        (["{run}", "new", "--stage", "grpo"], "grpo.safetensors"),
+        (["{run}", "new", "--stage", "grpo"], "has weights of sft alone"),
         (["{run}", "."], "the folder you are in"),
         (["{run}", "~nobody-of-that-name/out"], "set HOME"),
     ],

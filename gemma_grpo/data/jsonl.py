@@ -48,6 +48,11 @@ def problems_from(given: Iterable[Any]) -> list[Problem]:
     if isinstance(given, Mapping):
         splits = ", ".join(map(repr, given)) or "none"
         raise UserError(f"problems are one list, not a mapping of several ({splits}): give one")
+    if isinstance(given, str | Path) or not isinstance(given, Iterable):
+        raise UserError(
+            f"problems are a list, not of type {type(given).__name__}: of a file or another source "
+            'set data.source, as in run.replace({"data.source": "problems.jsonl"})'
+        )
     found = []
     for number, row in enumerate(given, start=1):
         if isinstance(row, Problem):
@@ -57,7 +62,7 @@ def problems_from(given: Iterable[Any]) -> list[Problem]:
         else:
             raise UserError(
                 f"problem {number} is of type {type(row).__name__}: give a gemma_grpo.Problem, or "
-                "a dict with prompt and answer"
+                'a dict with prompt and answer (of a pandas frame, df.to_dict("records"))'
             )
     if not found:
         raise UserError("no problems: give at least two")

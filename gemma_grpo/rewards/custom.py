@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gemma_grpo.errors import UserError, described, one_line
+from gemma_grpo.errors import UserError, described, one_line, shown
 from gemma_grpo.rewards.components import COMPONENTS
 from gemma_grpo.rewards.sample import Reward
 from gemma_grpo.rewards.weights import RewardConfig
@@ -46,18 +46,25 @@ def session_specs(
         given: functions, of weight 1, or the weight of each.
 
     Raises:
-        UserError: no list, something that cannot be called or has no name, or two of one name.
+        UserError: no list, something that cannot be called or has no name, two of one name, or a
+            weight that is no number.
     """
     if callable(given) or not isinstance(given, Iterable):
         raise UserError("rewards: give a list of functions, or a dict of their weights")
     pairs = given.items() if isinstance(given, Mapping) else [(each, 1.0) for each in given]
     functions: dict[str, Reward] = {}
-    for function, _ in pairs:
+    for function, weight in pairs:
         name = getattr(function, "__name__", "")
         if not (callable(function) and name.isidentifier()):
             raise UserError(f"reward {one_line(repr(function), 60)} is no named function: use def")
         if name in functions:
             raise UserError(f"two rewards are named {name!r}: rename one of them")
+        try:
+            float(weight)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"reward {name}: its weight is {shown(weight)}: give a number"
+            ) from None
         functions[name] = function
     specs = tuple(f"{SESSION}{f.__name__}={float(weight)!r}" for f, weight in pairs)
     return specs, functions
