@@ -9,6 +9,7 @@ from pathlib import Path
 import children
 import pytest
 from run_folders import write_run
+from tolerances import F32
 
 import gemma_grpo
 from gemma_grpo import config, pipeline, train
@@ -20,6 +21,7 @@ from gemma_grpo.view import page
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
 TINY = {
     "sft.num_steps": 2,
     "sft.batch_size": 4,
@@ -288,7 +290,7 @@ def test_a_command_cannot_go_on_with_objects_of_python(tmp_path, capsys):
 
 
 def test_the_example_of_the_page_runs(tmp_path):
-    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    example = EXAMPLES[0]
     settings = json.dumps(TINY)
     small = re.sub(r"replace\(\n.*?\n\)", f"replace({settings})", example, flags=re.S)
     assert small != example
@@ -302,6 +304,14 @@ def test_the_example_of_the_page_runs(tmp_path):
     assert (tmp_path / "exported" / "model.safetensors").is_file()
     summary = json.loads((run_dir / "summary.json").read_text())
     assert f"{summary['stages']['grpo']['accuracy']}" in said.split("\n")
+
+
+def test_the_loss_of_the_page_is_what_hand_arithmetic_gives(tmp_path):
+    """Advantages 1/2 and -1/2 over three tokens of one third each, at a ratio of 1."""
+    said, _ = python(EXAMPLES[1], tmp_path)
+    loss, *gradient = (float(number) for number in re.findall(r"-?\d+\.\d*", said))
+    assert loss == pytest.approx(-1 / 6, abs=F32)
+    assert gradient == pytest.approx([-1 / 6, -1 / 6, 1 / 6, 0], abs=F32)
 
 
 STOPPED = """
