@@ -127,7 +127,9 @@ NOTES = {
     "reward/std": Note(
         "Standard deviation of the reward within a group, mean over groups.",
         "above 0; falls as groups agree",
-        "At 0 there is nothing to learn from: see all_wrong_groups and all_right_groups.",
+        "At 0 every group's rewards are equal: no gradient. A component that is paid must differ "
+        "within a group: look at your own rewards, all_wrong_groups and all_right_groups.",
+        low=1e-6,
     ),
     "reward/correctness": Note(
         "Share of the sampled completions whose answer is right (temperature sampling, training "
@@ -175,7 +177,7 @@ NOTES = {
     "zero_signal_groups": Note(
         "Groups whose rewards are all equal: they give no gradient.",
         "fewer than half of prompts_per_step",
-        "As for all_wrong_groups and all_right_groups.",
+        "As for reward/std.",
     ),
     "mixed_groups": Note(
         "Groups with right and with wrong completions: they teach most.",

@@ -14,6 +14,8 @@ QUIET = 100  # steps from one line to the next
 REWARD_RISE, ACCURACY_RISE = 0.1, 0.02  # over `APART` steps; a hack earns the one without the other
 APART = 100
 ACCURATE = 0.9  # from here on accuracy has little room to rise
+# Said before all others, in this order: they explain the others.
+_CAUSES = ("reward/std",)
 LONGEST, SHORTEST = 2.0, 0.5  # times the completions' length of the first `WINDOW` steps
 
 
@@ -35,6 +37,10 @@ class History:
         for name, value in metrics.items():
             if value is not None and not isinstance(value, str):
                 self._values.setdefault(name, []).append(float(value))
+
+    def is_zero(self, name: str) -> bool:
+        """Whether it was 0 in each step so far; False if it was never measured."""
+        return name in self._values and not any(self._values[name])
 
     def first(self, name: str) -> float | None:
         """Mean over the first window; None until it is full."""
@@ -73,11 +79,19 @@ class Watch:
         return f"{self._stage} step {step}: {found[metric]}. {NOTES[metric].fix}{also}"
 
 
-def findings(history: History) -> Iterator[Finding]:
-    """What is not healthy now."""
+def findings(history: History) -> list[Finding]:
+    """What is not healthy now, causes before what follows from them.
+
+    A component whose weight was 0 in all steps is left out.
+    """
+    order = {metric: place for place, metric in enumerate(_CAUSES)}
+    return sorted(_found(history), key=lambda found: order.get(found.metric, len(order)))
+
+
+def _found(history: History) -> Iterator[Finding]:
     for metric, note in NOTES.items():
         mean = history.last(metric)
-        if mean is None:
+        if mean is None or history.is_zero("weight/" + metric.removeprefix("reward/")):
             continue
         if note.high is not None and mean > note.high or note.low is not None and mean < note.low:
             seen = f"{metric} is {mean:.3g} in the mean of {WINDOW} steps (healthy: {note.healthy})"

@@ -60,6 +60,7 @@ def test_the_default_run_says_nothing(stage):
         ("all_wrong_groups", 0.8, "too hard"),
         ("all_right_groups", 1.0, "too easy"),
         ("truncated", 0.5, "max-completion-length"),
+        ("reward/std", 0.0, "no gradient"),
         ("entropy", 0.001, "copies"),
         ("entropy", 4.0, "falls apart"),
         ("reward/format", 0.4, "More SFT steps"),
@@ -75,6 +76,20 @@ def test_a_range_that_is_left_for_long_is_named_with_the_fix(metric, value, word
     ((step, line),) = said({metric: value})
     assert step == watch.WINDOW
     assert line.startswith(f"grpo step {watch.WINDOW}: {metric} ") and word in line
+
+
+def test_equal_rewards_are_named_first_and_an_unpaid_component_is_not():
+    """The reward of one's own is always 0, and all built-in weights are."""
+    useless = {"reward/std": 0.0, "reward/format": 0.0, "weight/format": 0.0}
+    ((_, line),) = said(useless | {"kl": 2.0})
+    assert line.startswith("grpo step 30: reward/std is 0 ") and "rewards are equal" in line
+    assert line.endswith("Not healthy either: kl.")
+
+
+def test_a_component_that_is_paid_later_is_named():
+    rising = {"reward/format": 0.0, "weight/format": lambda step: 0.001 * (step - 1)}
+    ((_, line),) = said(rising)
+    assert "reward/format is 0 " in line
 
 
 def test_every_range_of_the_table_is_tried_above():
