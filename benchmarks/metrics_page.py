@@ -18,6 +18,7 @@ that, not this page.
 {watch.QUIET} steps, which names what else is not healthy,
 
 - when the mean of {watch.WINDOW} steps has left a range that has numbers below,
+- when entropy was above {NOTES["entropy"].high:g} in one of {watch.WINDOW} steps,
 - when the learning rate has been 0 for {watch.WINDOW} steps,
 - when reward/mean rose by {watch.REWARD_RISE} in {watch.APART} steps and reward/correctness did \
 not,

@@ -1,7 +1,8 @@
 """Watches a stage's metrics, and says a line when one has left its healthy range for long.
 
-The ranges are those of `metric_notes`, of means over `WINDOW` steps; three rules compare metrics
-with each other or with the stage's beginning. Does not import jax.
+The ranges are those of `metric_notes`, of means over `WINDOW` steps; of entropy also a single step
+counts. Three rules compare metrics with each other or with the stage's beginning. Does not import
+jax.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ REWARD_RISE, ACCURACY_RISE = 0.1, 0.02  # over `APART` steps; a hack earns the o
 APART = 100
 ACCURATE = 0.9  # from here on accuracy has little room to rise
 # Said before all others, in this order: they explain the others.
-_CAUSES = ("reward/std",)
+_CAUSES = ("reward/std", "entropy", "completion_length/mean", "truncated")
 LONGEST, SHORTEST = 2.0, 0.5  # times the completions' length of the first `WINDOW` steps
 
 
@@ -51,6 +52,11 @@ class History:
         values = self._values.get(name, [])
         end = len(values) - ago
         return _mean(values[end - WINDOW : end]) if end >= WINDOW else None
+
+    def highest(self, name: str) -> float | None:
+        """The highest of the last window; None until it is full."""
+        values = self._values.get(name, [])[-WINDOW:]
+        return max(values) if len(values) == WINDOW else None
 
 
 class Watch:
@@ -107,6 +113,17 @@ def _no_learning_rate(history: History) -> Finding | None:
     return None
 
 
+def _entropy_peak(history: History) -> Finding | None:
+    """A policy that falls apart is undecided for some steps, and may then repeat one token: the
+    mean looks healthy."""
+    peak, most = history.highest("entropy"), NOTES["entropy"].high
+    if peak is None or most is None or peak <= most:
+        return None
+    return Finding(
+        "entropy", f"entropy was {peak:.3g} in one of {WINDOW} steps (healthy: at most {most:g})"
+    )
+
+
 def _reward_without_accuracy(history: History) -> Finding | None:
     """The reward has risen, and the share of right answers has not: suspect a hack."""
     reward, accuracy = history.last("reward/mean"), history.last("reward/correctness")
@@ -137,6 +154,7 @@ def _length_drift(history: History) -> Finding | None:
 
 _RULES: tuple[Callable[[History], Finding | None], ...] = (
     _no_learning_rate,
+    _entropy_peak,
     _reward_without_accuracy,
     _length_drift,
 )

@@ -78,6 +78,33 @@ def test_a_range_that_is_left_for_long_is_named_with_the_fix(metric, value, word
     assert line.startswith(f"grpo step {watch.WINDOW}: {metric} ") and word in line
 
 
+def test_a_collapse_is_told_by_its_entropy_before_what_follows_from_it():
+    """As at a learning rate of 0.02: two wild steps, then one token again and again."""
+    collapsed = {
+        "entropy": lambda step: {1: 0.1, 2: 3.6, 3: 4.7}.get(step, 0.03),
+        "completion_length/mean": lambda step: 13.0 if step == 1 else 60.0,
+        "truncated": lambda step: 0.0 if step == 1 else 1.0,
+        "all_wrong_groups": 1.0,
+        "reward/format": 0.0,
+    }
+    ((step, line),) = said(collapsed)
+    assert step == watch.WINDOW and line.startswith("grpo step 30: entropy was 4.7 in one of 30 ")
+    assert "lower grpo.optimizer.learning-rate" in line and "More SFT steps" not in line
+    assert line.endswith("Not healthy either: truncated, reward/format, all_wrong_groups.")
+
+
+def test_length_and_truncation_are_told_before_format():
+    late = lambda before, after: lambda step: before if step <= 30 else after
+    drift = {"completion_length/mean": late(13.0, 60.0), "truncated": late(0.0, 1.0)}
+    (_, line), *_ = said(drift | {"reward/format": late(1.0, 0.0)}, steps=100)
+    assert line.startswith("grpo step 37: truncated is ")
+    worst = watch.History()
+    for step in range(1, 100):
+        worst.add({name: of(step) for name, of in drift.items()} | {"reward/format": 0.0})
+    found = [each.metric for each in watch.findings(worst)]
+    assert found == ["completion_length/mean", "truncated", "reward/format"]
+
+
 def test_equal_rewards_are_named_first_and_an_unpaid_component_is_not():
     """The reward of one's own is always 0, and all built-in weights are."""
     useless = {"reward/std": 0.0, "reward/format": 0.0, "weight/format": 0.0}
