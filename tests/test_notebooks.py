@@ -53,6 +53,16 @@ def test_the_quickstart_keeps_its_table_and_curves():
     assert re.search(r"grpo +[\d.]+ %", kept(quickstart))
 
 
+def test_the_kaggle_notebook_writes_where_a_second_session_finds_it():
+    """What is in /kaggle/working is attached under /kaggle/input/NOTEBOOK by the same names."""
+    path = ROOT / "notebooks" / "kaggle_v5e8.ipynb"
+    code = "\n".join("".join(cell["source"]) for cell in cells(path))
+    written = re.findall(r'(?:run_dir=|"--run-dir", str\(|load\(|export\()([^,)]+)', code)
+    assert written == ['OUTPUT / "run"', 'OUTPUT / "run"', 'OUTPUT / "exported"']
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    assert "--resume-from /kaggle/input/FIRST-NOTEBOOK/run --run-dir /kaggle/working/run" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
