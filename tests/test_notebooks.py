@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,35 @@ def test_the_kaggle_notebook_writes_where_a_second_session_finds_it():
     assert written == ['OUTPUT / "run"', 'OUTPUT / "run"', 'OUTPUT / "exported"']
     text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
     assert "--resume-from /kaggle/input/FIRST-NOTEBOOK/run --run-dir /kaggle/working/run" in text
+
+
+def test_the_kaggle_notebook_shows_a_commands_lines_as_they_come(monkeypatch):
+    """Its `command`, with a child that first prints, and ends when it has been read."""
+    path = ROOT / "notebooks" / "kaggle_v5e8.ipynb"
+    (source,) = ["".join(cell["source"]) for cell in cells(path) if cell["id"] == "cell-06"]
+    names = {}
+    exec(source.rpartition("\n\n\n")[0], names)
+    child = "import sys; print('compiling'); sys.stdin.readline(); sys.exit('a fault')"
+    real = subprocess.Popen
+    children = []
+
+    def start(words, **pipes):
+        python = words[: words.index("-m")]
+        children.append(real([*python, "-c", child], stdin=subprocess.PIPE, **pipes))
+        return children[0]
+
+    def show(line, **_):
+        seen.append(line.strip())
+        if len(seen) == 1:
+            children[0].stdin.write("go on\n")
+            children[0].stdin.flush()
+
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", start)
+    names["print"] = show
+    with pytest.raises(subprocess.CalledProcessError):
+        names["command"]("plan", "--help")
+    assert seen == ["compiling", "a fault"]
 
 
 @pytest.mark.slow
