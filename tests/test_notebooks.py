@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,12 @@ TINY = {  # source lines of each, and what stands in for a quick run
 def cells(path, kind="code"):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def kaggle_cells(kind="code"):
+    """The sources of Kaggle's notebook, by the cell's id."""
+    path = ROOT / "notebooks" / "kaggle_v5e8.ipynb"
+    return {cell["id"]: "".join(cell["source"]) for cell in cells(path, kind)}
 
 
 def kept(path):
@@ -56,20 +63,18 @@ def test_the_quickstart_keeps_its_table_and_curves():
 
 def test_the_kaggle_notebook_writes_where_a_second_session_finds_it():
     """What is in /kaggle/working is attached under /kaggle/input/NOTEBOOK by the same names."""
-    path = ROOT / "notebooks" / "kaggle_v5e8.ipynb"
-    code = "\n".join("".join(cell["source"]) for cell in cells(path))
-    written = re.findall(r'(?:run_dir=|"--run-dir", str\(|load\(|export\()([^,)]+)', code)
+    code = "\n".join(kaggle_cells().values())
+    written = re.findall(r'(?:run_dir=|"--run-dir", str\(|export\()([^,)]+)', code)
     assert written == ['OUTPUT / "run"', 'OUTPUT / "run"', 'OUTPUT / "exported"']
-    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
-    assert "--resume-from /kaggle/input/FIRST-NOTEBOOK/run --run-dir /kaggle/working/run" in text
+    again = kaggle_cells("markdown")["cell-11"]
+    assert '"/kaggle/input/FIRST-NOTEBOOK/run"' in again
+    assert '"--run-dir", str(OUTPUT / "run")' in again and 'load(OUTPUT / "run")' in again
 
 
 def test_the_kaggle_notebook_shows_a_commands_lines_as_they_come(monkeypatch):
     """Its `command`, with a child that first prints, and ends when it has been read."""
-    path = ROOT / "notebooks" / "kaggle_v5e8.ipynb"
-    (source,) = ["".join(cell["source"]) for cell in cells(path) if cell["id"] == "cell-06"]
     names = {}
-    exec(source.rpartition("\n\n\n")[0], names)
+    exec(kaggle_cells()["cell-06"].rpartition("\n\n\n")[0], names)
     child = "import sys; print('compiling'); sys.stdin.readline(); sys.exit('a fault')"
     real = subprocess.Popen
     children = []
@@ -91,6 +96,15 @@ def test_the_kaggle_notebook_shows_a_commands_lines_as_they_come(monkeypatch):
     with pytest.raises(subprocess.CalledProcessError):
         names["command"]("plan", "--help")
     assert seen == ["compiling", "a fault"]
+
+
+def test_after_an_early_deadline_each_cell_of_the_kaggle_notebook_says_a_line(capsys):
+    stopped = {"stage": "base", "step": None, "num_steps": None}
+    names = {"result": SimpleNamespace(summary={"unfinished": stopped})}  # and no other attribute
+    for cell in ("cell-10", "cell-13", "cell-14", "cell-16"):
+        exec(kaggle_cells()[cell], names)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert "'stage': 'base'" in line
 
 
 @pytest.mark.slow
