@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from gemma_grpo import config
+from gemma_grpo import cli, config, presets, train
 from gemma_grpo.config import RunConfig
 from gemma_grpo.rewards import Sample
 
@@ -174,6 +174,26 @@ def test_each_flag_in_the_docs_belongs_to_a_command(monkeypatch, only_parsing):
             run(f"gemma_grpo.{module}", ("--help",), monkeypatch)
         offered |= set(re.findall(r"--([a-z][a-z0-9.-]*)", said.getvalue()))
     assert named and not named - offered
+
+
+METHODS = re.findall(
+    r"^\| ([\w. ]+) \| `(--grpo[^`]+)` \|$",
+    (ROOT / "docs" / "algorithm.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("preset", ["gemma3-nano", "gemma3-1b-lora"])
+@pytest.mark.parametrize("method, flags", METHODS, ids=[method for method, _ in METHODS])
+def test_a_methods_flags_go_together(method, flags, preset):
+    default = presets.PRESETS[preset]
+    arguments = shlex.split(flags)
+    _, run = cli.parse_run(arguments, train.Options(), default, command="train", description="")
+    assert run.grpo.check() == []
+
+
+def test_the_methods_that_have_a_name_are_listed():
+    assert [name for name, _ in METHODS] == ["GRPO", "DAPO", "Dr. GRPO", "GSPO", "CISPO", "MaxRL"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
