@@ -113,8 +113,8 @@ class RunConfig:
             raise UserError(f"stages={self.stages!r}: use sft,grpo or one of them")
         if self.grpo.scale == "mean" and not self.reward.is_binary:
             raise UserError(
-                "grpo.scale='mean' is for a reward that is right or nothing: set every weight of "
-                "reward.start and reward.end but correctness to 0, or use scale='group'"
+                "--grpo.scale mean is for a reward that is right or nothing: set every weight of "
+                "reward.start and reward.end but correctness to 0, or use --grpo.scale group"
             )
 
     def replace(self, settings: Mapping[str, Any]) -> "RunConfig":

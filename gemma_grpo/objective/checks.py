@@ -1,4 +1,4 @@
-"""Which settings of loss and advantages go together: refusals and warnings, by field name."""
+"""Which settings of loss and advantages go together: refusals and warnings, by flag."""
 
 from typing import get_args
 
@@ -18,17 +18,20 @@ def check_combination(
     """A warning for each setting that works but surprises. `num_iterations` is mu.
 
     Raises:
-        UserError: settings that make no sense, alone or together; it names the fields and the fix.
+        UserError: settings that make no sense, alone or together; it names the flags and the fix.
     """
     if num_iterations < 1:
-        raise UserError(f"num_iterations={num_iterations}: a rollout is trained on at least once")
+        raise UserError(
+            f"--grpo.num-iterations {num_iterations}: a rollout is trained on at least once"
+        )
     _refuse_numbers(loss)
     check_advantages(num_generations=num_generations, scale=scale, baseline=baseline)
     _refuse_combinations(loss)
     refuse_kl_loss(loss, has_teacher=has_teacher)
     if loss.policy_weight == 0 and not has_teacher:
         raise UserError(
-            "policy_weight=0 leaves nothing to learn from: name a teacher, or use 1 for GRPO"
+            "--grpo.loss.policy-weight 0 leaves nothing to learn from: name a --grpo.teacher, or "
+            "use 1 for GRPO"
         )
     return _warnings(loss, num_generations, scale, num_iterations)
 
@@ -36,23 +39,23 @@ def check_combination(
 def check_advantages(*, num_generations: int, scale: str, baseline: str) -> None:
     """Raises UserError for an unknown name, G = 1, and leave_one_out with a scale of the group."""
     if scale not in get_args(Scale):
-        raise UserError(f"scale={scale!r} is unknown: use one of {get_args(Scale)}")
+        raise UserError(f"--grpo.scale {scale} is unknown: use one of {get_args(Scale)}")
     if baseline not in get_args(Baseline):
-        raise UserError(f"baseline={baseline!r} is unknown: use one of {get_args(Baseline)}")
+        raise UserError(f"--grpo.baseline {baseline} is unknown: use one of {get_args(Baseline)}")
     if num_generations < 2:
         raise UserError(
-            f"num_generations={num_generations} leaves nothing to compare a completion with: "
-            "use at least 2, better 8"
+            f"--grpo.num-generations {num_generations} leaves nothing to compare a completion "
+            "with: use at least 2, better 8"
         )
     if baseline == "leave_one_out" and scale == "group":
         raise UserError(
-            "baseline='leave_one_out' with scale='group': the group's std contains the reward that "
-            "leave-one-out leaves out; use scale='batch' or 'none'"
+            "--grpo.baseline leave_one_out with --grpo.scale group: the group's std contains the "
+            "reward that leave-one-out leaves out; use --grpo.scale batch or none"
         )
     if baseline == "leave_one_out" and scale == "mean":
         raise UserError(
-            "baseline='leave_one_out' with scale='mean': the group's mean contains the reward that "
-            "leave-one-out leaves out; use baseline='mean'"
+            "--grpo.baseline leave_one_out with --grpo.scale mean: the group's mean contains the "
+            "reward that leave-one-out leaves out; use --grpo.baseline mean"
         )
 
 
@@ -60,54 +63,60 @@ def refuse_kl_loss(loss: LossConfig, *, has_teacher: bool) -> None:
     """Raise UserError for k1 as a loss; at beta=0 it is only measured, which is fine."""
     if (loss.beta > 0 or has_teacher) and loss.kl_estimator == "k1":
         raise UserError(
-            "kl_estimator='k1' as a loss: its expected gradient is zero, so it adds noise and "
-            "holds nothing; use 'k2', 'k3_k2grad' or 'k3_unbiased'"
+            "--grpo.loss.kl-estimator k1 as a loss: its expected gradient is zero, so it adds "
+            "noise and holds nothing; use k2, k3_k2grad or k3_unbiased"
         )
 
 
 def _refuse_numbers(loss: LossConfig) -> None:
     """Raise UserError for a number out of range. Written as `not (x > low)`, so NaN is refused."""
-    for name, width in zip(("epsilon", "epsilon_high"), loss.widths, strict=True):
+    for name, width in zip(("epsilon", "epsilon-high"), loss.widths, strict=True):
         if not width > 0:
             raise UserError(
-                f"{name}={width} must be above 0: the first update has ratio 1, which would be "
-                "on the clip's edge; none is the objective's own width"
+                f"--grpo.loss.{name} {width} must be above 0: the first update has ratio 1, which "
+                "would be on the clip's edge; None is the objective's own width"
             )
     if not loss.beta >= 0:
-        raise UserError(f"beta={loss.beta} would reward distance from the reference: use 0 or more")
+        raise UserError(
+            f"--grpo.loss.beta {loss.beta} would reward distance from the reference: use 0 or more"
+        )
     if not loss.distill_weight > 0:
-        raise UserError(f"distill_weight={loss.distill_weight} must be above 0: 1 is usual")
+        raise UserError(
+            f"--grpo.loss.distill-weight {loss.distill_weight} must be above 0: 1 is usual"
+        )
     if not loss.policy_weight >= 0:
         raise UserError(
-            f"policy_weight={loss.policy_weight} would punish what is rewarded: use 0 or more"
+            f"--grpo.loss.policy-weight {loss.policy_weight} would punish what is rewarded: use "
+            "0 or more"
         )
     if loss.dual_clip is not None and not loss.dual_clip > 1:
         raise UserError(
-            f"dual_clip={loss.dual_clip} must be above 1, or it stops every completion that did "
-            "worse than its group; 3 is usual"
+            f"--grpo.loss.dual-clip {loss.dual_clip} must be above 1, or it stops every completion "
+            "that did worse than its group; 3 is usual"
         )
     if loss.tis_cap is not None and not loss.tis_cap >= 1:
         raise UserError(
-            f"tis_cap={loss.tis_cap} must be at least 1, or it scales down tokens on which "
-            "sampler and trainer agree; 2 is usual"
+            f"--grpo.loss.tis-cap {loss.tis_cap} must be at least 1, or it scales down tokens on "
+            "which sampler and trainer agree; 2 is usual"
         )
 
 
 def _refuse_combinations(loss: LossConfig) -> None:
     if loss.level != "token" and loss.objective == "cispo":
         raise UserError(
-            f"objective='cispo' with level={loss.level!r}: CISPO weighs each token's own log-prob "
-            "by that token's ratio; use level='token'"
+            f"--grpo.loss.objective cispo with --grpo.loss.level {loss.level}: CISPO weighs each "
+            "token's own log-prob by that token's ratio; use --grpo.loss.level token"
         )
     if loss.level != "token" and loss.aggregation != "sequence_mean":
         raise UserError(
-            f"level={loss.level!r} with aggregation={loss.aggregation!r}: a sequence's ratio would "
-            "count once for each of its tokens; GSPO needs aggregation='sequence_mean'"
+            f"--grpo.loss.level {loss.level} with --grpo.loss.aggregation {loss.aggregation}: a "
+            "sequence's ratio would count once for each of its tokens; GSPO needs "
+            "--grpo.loss.aggregation sequence_mean"
         )
     if loss.dual_clip is not None and loss.objective == "cispo":
         raise UserError(
-            "dual_clip with objective='cispo': CISPO's weights are bounded already; "
-            "set dual_clip to none"
+            "--grpo.loss.dual-clip with --grpo.loss.objective cispo: CISPO's weights are bounded "
+            "already; use --grpo.loss.dual-clip None"
         )
 
 
@@ -118,18 +127,18 @@ def _warnings(
     warnings = []
     if num_generations < 4 and scale == "group":
         warnings.append(
-            f"num_generations={num_generations} with scale='group': a std of this few rewards "
-            "hides how large they are (with 2, an advantage is always 0 or 0.71 in size); "
-            "use 4 or more, or scale='none'"
+            f"--grpo.num-generations {num_generations} with --grpo.scale group: a std of this few "
+            "rewards hides how large they are (with 2, an advantage is always 0 or 0.71 in size); "
+            "use 4 or more, or --grpo.scale none"
         )
     if num_iterations == 1 and loss.dual_clip is not None:
         warnings.append(
-            "dual_clip with num_iterations=1: on the first update of a rollout every ratio is 1, "
-            "so dual_clip has no effect"
+            "--grpo.loss.dual-clip with --grpo.num-iterations 1: on the first update of a rollout "
+            "every ratio is 1, so it has no effect"
         )
     if num_iterations == 1 and loss.objective == "cispo":
         warnings.append(
-            "objective='cispo' with num_iterations=1: on the first update of a rollout every ratio "
-            "is 1, so this is plain REINFORCE"
+            "--grpo.loss.objective cispo with --grpo.num-iterations 1: on the first update of a "
+            "rollout every ratio is 1, so this is plain REINFORCE"
         )
     return warnings

@@ -136,17 +136,17 @@ def test_prompts_that_do_not_divide_over_the_devices_are_refused():
 
 @pytest.mark.parametrize("scale, baseline", SETTINGS)
 def test_one_generation_is_refused(scale, baseline):
-    with pytest.raises(UserError, match="num_generations=1"):
+    with pytest.raises(UserError, match="--grpo.num-generations 1"):
         advantages.group_advantages(jnp.ones((4, 1)), scale=scale, baseline=baseline)
 
 
 def test_leave_one_out_with_the_group_std_is_refused():
-    with pytest.raises(UserError, match="leave_one_out.*scale='group'.*'batch' or 'none'"):
+    with pytest.raises(UserError, match="leave_one_out.*--grpo.scale group.*batch or none"):
         advantages.group_advantages(jnp.ones((4, 3)), scale="group", baseline="leave_one_out")
 
 
 def test_leave_one_out_with_the_group_mean_is_refused():
-    with pytest.raises(UserError, match="leave_one_out.*scale='mean'.*baseline='mean'"):
+    with pytest.raises(UserError, match="leave_one_out.*--grpo.scale mean.*--grpo.baseline mean"):
         advantages.group_advantages(jnp.ones((4, 3)), scale="mean", baseline="leave_one_out")
 
 

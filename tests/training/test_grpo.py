@@ -325,7 +325,7 @@ def test_without_rounds_nothing_is_resampled():
 @pytest.mark.parametrize(
     "change, named",
     [
-        (dict(num_generations=1), "num_generations"),
+        (dict(num_generations=1), "num-generations"),
         (dict(temperature=0.0), "temperature"),
         (dict(pack_tokens=-1), "pack_tokens=-1"),
         (dict(resample_rounds=-1), "resample_rounds"),
