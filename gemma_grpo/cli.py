@@ -41,6 +41,13 @@ _MAY_CHANGE = (  # in a run that goes on; beginnings of fields' names
 )
 
 
+# Flags by names that other trainers have for them, where tyro finds none that comes close.
+_OTHER_NAMES = {
+    "--lr": "--grpo.optimizer.learning-rate or --sft.optimizer.learning-rate",
+    "--system-prompt": "--model.instruction",
+}
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what the disk or a device says in the block into a UserError, where it has one line."""
@@ -295,6 +302,10 @@ def parse_run(
         UserError: as `parse`.
     """
     kind = type(options)
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if meant := _OTHER_NAMES.get(name):
+            raise UserError(f"Unrecognized options: {name}; perhaps you meant {meant}")
 
     def both(
         options: Any = options, run: Annotated[RunConfig, tyro.conf.arg(name="")] = default

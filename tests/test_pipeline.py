@@ -775,6 +775,8 @@ def devices_stay_as_they_are(monkeypatch):
         (["--grpo.loss.epsilon-high", "nan"], "epsilon"),
         (["--grpo.num-step", "4"], "perhaps you meant --grpo.num-steps"),
         (["--grpo.num-step=4"], "perhaps you meant --grpo.num-steps"),
+        (["--lr", "1e-4"], "--lr; perhaps you meant --grpo.optimizer.learning-rate or --sft."),
+        (["--system_prompt=Think."], "--system-prompt; perhaps you meant --model.instruction"),
         (["--model.rollout-layout", "hybri"], "'tensor_parallel'"),
         (["--model.remat", "some"], "'dots'"),
         (["--grpo.guard.action", "retry"], "'rollback'"),
