@@ -16,7 +16,7 @@ from gemma_grpo import cli, pipeline
 from gemma_grpo.errors import InterruptedRunError, UserError, expanded
 from gemma_grpo.generation.config import SamplingConfig
 from gemma_grpo.generation.generator import make_generator
-from gemma_grpo.pipeline import NOTHING_GIVEN, Deadline, Given, RunConfig
+from gemma_grpo.pipeline import CHANGES, NOTHING_GIVEN, Deadline, Given, RunConfig
 from gemma_grpo.records import files, lock, model_card, read, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary as summaries
@@ -288,7 +288,7 @@ def resume(
     problems: Problems | None = None,
     held_out: Problems | None = None,
     hours: float | None = None,
-    may_change: Sequence[Literal["data", "base"]] = (),
+    may_change: Sequence[Literal["data", "base", "rewards"]] = (),
 ) -> Result:
     """Goes on with a run that was stopped or killed, as it was begun.
 
@@ -298,14 +298,16 @@ def resume(
             cannot hold.
         hours: as for `fit`.
         may_change: "data", if the problems may be others than the run began with, "base", if base
-            weights and tokenizer may.
+            weights and tokenizer may, "rewards", if the files of own rewards, judges and rubric
+            may.
 
     Raises:
         UserError, InterruptedRunError: as for `fit`.
     """
     run_dir, deadline = expanded(run_dir).absolute(), Deadline(hours)
-    if others := {may_change} if isinstance(may_change, str) else {*may_change} - {"data", "base"}:
-        raise UserError(f"may_change: {others.pop()!r}; give a list of 'data' and 'base'")
+    if others := {may_change} if isinstance(may_change, str) else {*may_change} - {*CHANGES}:
+        known = ", ".join(map(repr, CHANGES))
+        raise UserError(f"may_change: {others.pop()!r}; give a list of some of {known}")
     run = cli.config_of(run_dir)
     specs, given = pipeline.given_objects(rewards, problems, held_out)
     pipeline.require_objects(run, given)

@@ -84,10 +84,11 @@ class Given:
 NOTHING_GIVEN = Given()
 
 # What a resumed run may take other than it began with, if the user allows it: by the flag's name,
-# what digests are of.
+# how what digests are of begins.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
     "base": ("base weights", "tokenizer", "teacher weights"),
+    "rewards": ("reward ", "judge ", "rubric"),
 }
 
 
@@ -498,7 +499,8 @@ def _digests(run: RunConfig, task: Task) -> dict[str, str]:
         model, trained = _teacher_files(run)
         of_trained = "" if trained is None else origin.of_files(trained)
         digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
-    return digests
+    own = extra_rewards.files_of(run.reward)
+    return digests | {name: origin.of_files(path) for name, path in own.items()}
 
 
 def _check_origin(
@@ -507,14 +509,16 @@ def _check_origin(
     """Notes what the run begins with. Raises UserError where a resumed one began with other that
     may not change; what was measured or sampled with what may is made again, so that all compare
     like with like."""
-    allowed = {name for kind in may_change for name in CHANGES[kind]}
-    kept = {name: digest for name, digest in digests.items() if name not in allowed}
-    refused = set(origin.changed(run_dir, kept))
-    flags = [f"--allow-changed-{kind}" for kind in CHANGES if refused & set(CHANGES[kind])]
+    allowed = tuple(name for kind in may_change for name in CHANGES[kind])
+    kept = {name: digest for name, digest in digests.items() if not name.startswith(allowed)}
+    refused = origin.changed(run_dir, kept)
+    is_of = lambda kind: any(name.startswith(CHANGES[kind]) for name in refused)
+    flags = [f"--allow-changed-{kind}" for kind in CHANGES if is_of(kind)]
     origin.check(run_dir, kept, way_out=f"go on all the same with {' and '.join(flags)}")
     changed = set(origin.changed(run_dir, digests))
     stale = ""
-    if changed & {"held-out problems", "tokenizer"}:
+    of_rewards = any(name.startswith("reward ") for name in changed)
+    if of_rewards or changed & {"held-out problems", "tokenizer"}:
         stale = "*.json"
     elif "base weights" in changed:
         stale = "*.json" if run.model.lora.rank else "base.json"  # adapters stand on the base

@@ -78,6 +78,9 @@ class Options:
     allow_changed_base: bool = False
     """With --resume or --resume-from: base weights, tokenizer and teacher may be others than the
     run began with; what was measured or sampled with them is made again."""
+    allow_changed_rewards: bool = False
+    """With --resume or --resume-from: the files of own rewards, judges and rubric may be others
+    than the run began with; if a reward's is, all is measured again."""
     dry_run: bool = False
     """Load and check everything, print the plan, train nothing."""
     ignore_plan: bool = False
@@ -98,14 +101,18 @@ class Options:
         resumes = self.resume or self.resume_from is not None
         if not resumes and (self.may_change or self.restart_stage):
             raise UserError(
-                "--allow-changed-data, --allow-changed-base and --restart-stage go with --resume "
-                "or --resume-from"
+                "--allow-changed-data, --allow-changed-base, --allow-changed-rewards and "
+                "--restart-stage go with --resume or --resume-from"
             )
 
     @property
     def may_change(self) -> list[str]:
         """Of `pipeline.CHANGES`."""
-        flags = {"data": self.allow_changed_data, "base": self.allow_changed_base}
+        flags = {
+            "data": self.allow_changed_data,
+            "base": self.allow_changed_base,
+            "rewards": self.allow_changed_rewards,
+        }
         return [kind for kind, is_allowed in flags.items() if is_allowed]
 
 

@@ -137,7 +137,10 @@ def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, 
             "prompt 2 is of type list: give the question as text",
         ),
         ("preset('gemma3-nano').replace({1: 2})", "there is no setting 1"),
-        ("resume('.', may_change='data')", "may_change: 'data'; give a list of"),
+        (
+            "resume('.', may_change='data')",
+            "may_change: 'data'; give a list of some of 'data', 'base', 'rewards'",
+        ),
     ],
 )
 def test_arguments_of_another_kind_are_refused_in_one_line(tmp_path, call, message):

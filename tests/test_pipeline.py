@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_grpo import api, cli, config, model, pipeline, train, weights
+from gemma_grpo import api, cli, config, model, pipeline, rewards, train, weights
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.planning import disk, programs
@@ -914,6 +914,37 @@ def test_what_changed_on_purpose_is_allowed_by_its_own_flag_and_measured_again(
     pipeline._check_origin(
         run, run_dir, pipeline._digests(run, task)
     )  # what was allowed is what the run has now
+
+
+def test_a_changed_file_of_an_own_reward_or_judge_is_refused_by_name_and_allowed_by_its_flag(
+    tmp_path,
+):
+    mine, asks, rubric = tmp_path / "mine.py", tmp_path / "asks.py", tmp_path / "rubric.yaml"
+    mine.write_text("def half(sample):\n    return 0.5\n")
+    asks.write_text("def yes(questions):\n    return [True] * len(questions)\n")
+    rubric.write_text("arithmetic: [Is it right?]\n")
+    run_dir, data = tmp_path / "run", config.DataConfig(num_train=20, num_test=8)
+    rubrics = rewards.RubricConfig(str(rubric), (f"{asks}:yes=0",))
+    reward = rewards.RewardConfig(extra=(f"{mine}:half=2",), rubric=rubrics)
+    run = begun_run(run_dir, data=data, reward=reward)
+    # A run of a version that noted no files of rewards goes on, and notes them.
+    task = pipeline.load_task(begun_run(tmp_path / "other", data=data))
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
+    (run_dir / "evaluations").mkdir()
+    for path, name, left in (
+        (asks, "judge yes", True),
+        (rubric, "rubric", True),
+        (mine, "reward half", False),
+    ):
+        (run_dir / "evaluations" / "base.json").touch()
+        path.write_text(path.read_text() + "# another\n")
+        digests = pipeline._digests(run, task)
+        said = f"its {name} are not .* go on all the same with --allow-changed-rewards$"
+        with pytest.raises(UserError, match=said):
+            pipeline._check_origin(run, run_dir, digests, ["data", "base"])
+        pipeline._check_origin(run, run_dir, digests, ["rewards"])
+        assert (run_dir / "evaluations" / "base.json").exists() == left
+        pipeline._check_origin(run, run_dir, digests)
 
 
 @pytest.mark.parametrize("what", ["train", "base"])

@@ -59,6 +59,18 @@ def load_rewards(
     return extra
 
 
+def files_of(config: rewards.RewardConfig) -> dict[str, Path]:
+    """The files of the user's own rewards, judges and rubric, by what they are."""
+    specs = [("reward", spec) for spec in config.extra]
+    specs += [("judge", spec) for spec in config.rubric.judges]
+    found = {"rubric": Path(config.rubric.file)} if config.rubric.file else {}
+    for kind, spec in specs:
+        file, _, name = custom.split_weight(spec, f"--{kind}")[0].rpartition(":")
+        if not spec.startswith((custom.SESSION, MODEL)):
+            found[f"{kind} {name}"] = Path(file)
+    return found
+
+
 def check_rewards(
     given: rewards.GivenRewards, runtime: Runtime, problems: Sequence[Problem]
 ) -> None:
