@@ -342,6 +342,47 @@ def with_rewards(
     return replace(run, reward=reward)
 
 
+def with_moved_rewards(
+    run: RunConfig, extra: Sequence[str], rubric: str, judges: Sequence[str]
+) -> RunConfig:
+    """The run that goes on, with `--reward` and `--judge` in place of those of the same names, and
+    `--rubric`: files that have moved. A weight that is unsaid stays.
+
+    Raises:
+        UserError: the run was begun without one of that name.
+    """
+    before, of_rubric = run.reward, run.reward.rubric
+    moved = replace(
+        of_rubric,
+        file=rubric or of_rubric.file,
+        judges=_moved(of_rubric.judges, judges, "--judge"),
+    )
+    reward = replace(before, extra=_moved(before.extra, extra, "--reward"), rubric=moved)
+    return replace(run, reward=reward)
+
+
+def _moved(before: Sequence[str], given: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The rewards of a run, FILE:NAME=WEIGHT, with those given in place of theirs."""
+    name_of = lambda spec: spec.rpartition(":")[2].partition("=")[0]
+    moved = {name_of(spec): spec for spec in before}
+    for spec in given:
+        old = moved.get(name_of(spec))
+        if old is None:
+            known = ", ".join(moved) or "none"
+            raise UserError(f"{flag} {spec}: the run was begun without it; its own: {known}")
+        weight = old.rpartition(":")[2].partition("=")[1:]
+        moved[name_of(spec)] = spec if "=" in spec.rpartition(":")[2] else spec + "".join(weight)
+    return tuple(moved.values())
+
+
+def without_places(run: RunConfig) -> RunConfig:
+    """The settings, without the folders of own rewards, judges and rubric: files may move."""
+    names = lambda specs: tuple(spec.rpartition(":")[2] for spec in specs)
+    rubric = run.reward.rubric
+    rubric = replace(rubric, file=Path(rubric.file).name, judges=names(rubric.judges))
+    return replace(run, reward=replace(run.reward, extra=names(run.reward.extra), rubric=rubric))
+
+
 def one_model(run_or_weights: str, weights: str) -> str:
     """The model that the user named, as the first argument or with `--weights`.
 
@@ -381,9 +422,8 @@ def config_of(run_dir: Path) -> RunConfig:
 
 def check_unchanged(before: RunConfig, after: RunConfig, fault: str) -> None:
     """Raises UserError if settings differ that a run which goes on may not change."""
-    if changed := [
-        line for line in config.changed_fields(before, after) if not line.startswith(_MAY_CHANGE)
-    ]:
+    changed = config.changed_fields(without_places(before), without_places(after))
+    if changed := [line for line in changed if not line.startswith(_MAY_CHANGE)]:
         raise UserError(
             f"{fault} ({', '.join(changed)}): a run goes on with the settings it began with; for "
             "others begin a new one, from its model if you like (export, then --model.weights)"

@@ -52,7 +52,7 @@ class Options:
     """YAML file that the other flags change, such as an earlier run's config.yaml."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; give the
-    flag once for each."""
+    flag once for each. With --resume or --resume-from: where the file of that function is now."""
     rubric: str = ""
     """A YAML file of yes/no criteria for each domain of the data, which --judge answers."""
     judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -130,14 +130,16 @@ def _main(arguments: list[str]) -> int:
         command="train",
         description="Train base -> SFT -> GRPO, each measured on the same held-out problems.",
     )
-    run = cli.with_rewards(run, options.reward, options.rubric, options.judge)
+    resumes = options.resume or options.resume_from is not None
+    with_rewards = cli.with_moved_rewards if resumes else cli.with_rewards
+    run = with_rewards(run, options.reward, options.rubric, options.judge)
     import jax
 
     from gemma_grpo import pipeline
     from gemma_grpo.devices import processes
 
     deadline = pipeline.Deadline(options.hours)
-    if options.resume or options.resume_from is not None:
+    if resumes:
         _check_settings(options, run, default)
     preflight.check()
     processes.join(options.coordinator, options.num_processes, options.process_id)
@@ -169,7 +171,7 @@ def _default(arguments: list[str]) -> RunConfig:
 
 def _check_settings(options: Options, run: RunConfig, default: RunConfig) -> None:
     """Raises UserError for settings that a resumed run cannot change."""
-    changed = config.changed_fields(default, run)
+    changed = config.changed_fields(cli.without_places(default), cli.without_places(run))
     if options.resume and changed:
         cli.check_unchanged(default, run, "--resume with other settings")
         raise UserError(f"--resume: {changed[0]}: only --resume-from goes on with another")

@@ -947,6 +947,25 @@ def test_a_changed_file_of_an_own_reward_or_judge_is_refused_by_name_and_allowed
         pipeline._check_origin(run, run_dir, digests)
 
 
+@pytest.mark.parametrize("resume", ["--resume", "--resume-from"])
+def test_a_reward_that_moved_is_named_where_it_is_now_by_the_name_that_it_has(
+    tmp_path, monkeypatch, capsys, resume
+):
+    executed = []
+    monkeypatch.setattr(pipeline, "execute", lambda run, *_, **__: executed.append(run) or 1 / 0)
+    own = rewards.RewardConfig(extra=("mine.py:half=2", "mine.py:other"))
+    begun_run(tmp_path / "run", reward=own)
+    flags = [resume, "--run-dir", str(tmp_path / "run")]
+    if resume == "--resume-from":
+        flags = [resume, str(tmp_path / "run"), "--run-dir", str(tmp_path / "next")]
+    refused = says_alone(capsys, *flags, "--reward", "d/mine.py:third")
+    assert "the run was begun without it; its own: half, other" in refused
+    assert "reward.extra" in says_alone(capsys, *flags, "--reward", "d/mine.py:half=3")
+    with pytest.raises(ZeroDivisionError):
+        train.main([*flags, "--reward", "d/mine.py:half", "--reward", "d=1/mine.py:other"])
+    assert executed[0].reward.extra == ("d/mine.py:half=2", "d=1/mine.py:other")
+
+
 @pytest.mark.parametrize("what", ["train", "base"])
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_demonstrations_of_what_changed_are_sampled_again_unless_sft_has_begun_with_them(

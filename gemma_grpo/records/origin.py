@@ -63,7 +63,7 @@ def begun_elsewhere(run_dir: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{error}; the run was begun in {folder}: relative paths count from there, so start "
-            "it there"
+            "it there, or name a reward where it is now with --reward FILE:NAME"
         ) from error
 
 
