@@ -403,6 +403,10 @@ def config_of(run_dir: Path) -> RunConfig:
     Raises:
         UserError: there is none, it is another version's, or it was edited since the run began.
     """
+    if not (run_dir / "config.yaml").exists():
+        near = sorted({*run_dir.glob("*/config.yaml"), *run_dir.parent.glob("*/config.yaml")})
+        named = ", ".join(str(path.parent) for path in near[:5])
+        raise UserError(f"no run in {run_dir}" + (f"; near it are {named}" if near else ""))
     try:
         run = config.from_yaml(run_dir / "config.yaml")
     except UserError as error:

@@ -947,6 +947,19 @@ def test_a_changed_file_of_an_own_reward_or_judge_is_refused_by_name_and_allowed
         pipeline._check_origin(run, run_dir, digests)
 
 
+def test_a_folder_without_a_run_is_named_with_the_runs_below_and_beside_it(tmp_path, capsys):
+    begun_run(tmp_path / "out" / "below")
+    begun_run(tmp_path / "beside")
+    line = says_alone(capsys, "--resume-from", str(tmp_path / "out"))
+    near = f"{tmp_path / 'beside'}, {tmp_path / 'out' / 'below'}"
+    assert line == f"error: no run in {tmp_path / 'out'}; near it are {near}\n"
+    alone = tmp_path / "a" / "b"
+    assert says_alone(capsys, "--resume-from", str(alone)) == f"error: no run in {alone}\n"
+    (tmp_path / "beside" / "config.yaml").write_text("sea: 1")
+    line = says_alone(capsys, "--resume-from", str(tmp_path / "beside"))
+    assert "a run can be resumed by the version" in line
+
+
 @pytest.mark.parametrize("resume", ["--resume", "--resume-from"])
 def test_a_reward_that_moved_is_named_where_it_is_now_by_the_name_that_it_has(
     tmp_path, monkeypatch, capsys, resume
