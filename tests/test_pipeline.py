@@ -392,10 +392,12 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     )
     error = output.strip().splitlines()[-1]
     assert status == 2 and error.startswith("error: all 8 completions") and "fussy" in error
+    saved = run_dir / "checkpoints" / "grpo" / "000002"
+    assert f"; step 2 is saved ({saved}): --resume goes on" in error
     assert "Traceback" not in output
     assert [path.name for path in (run_dir / "checkpoints" / "grpo").iterdir()] == ["000002"]
     reward.write_text(FAILING_REWARD.format(calls=10**9))
-    status, output = finish("--run-dir", str(run_dir), "--resume")
+    status, output = finish("--run-dir", str(run_dir), "--resume", "--allow-changed-rewards")
     assert status == 0, output
     lines = metrics_without_times(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["reward/fussy"] == 1.0

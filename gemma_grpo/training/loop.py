@@ -164,9 +164,15 @@ def _take_step(
     started = time.monotonic()
     try:
         state, result = step_fn(state, step)
-    except UserError:  # a reward that fails, say: it did so before the update
+    except UserError as error:  # a reward that fails, say: it did so before the update
         keeper.stop(step, state)
-        raise
+        if not step:
+            raise
+        saved = keeper.checkpoints.stopped.directory / f"{step:06d}"
+        raise UserError(
+            f"{error}; step {step} is saved ({saved}): --resume goes on, with "
+            "--allow-changed-rewards if you change the file of a reward"
+        ) from error
     step, phase = step + 1, {"phase": result.metrics.get("phase")}
     keeper.files.deadline.note("step", time.monotonic() - started)
     if keeper.files.snapshots.is_due(step):
