@@ -1,6 +1,8 @@
 """SIGTERM and SIGINT turned into a flag that a loop reads between steps."""
 
+import contextlib
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -9,8 +11,9 @@ from gemma_grpo.errors import InterruptedRunError
 
 
 class Interrupt:
-    """While entered, the first signal is only noted; a second SIGINT stops at once, unsaved. One
-    that came after the last step had asked is not lost: leaving raises InterruptedRunError.
+    """While entered, the first signal is only noted, and a line on stderr says what follows (a step
+    ends with its snapshot, if one is due); a second SIGINT stops at once, unsaved. One that came
+    after the last step had asked is not lost: leaving raises InterruptedRunError.
 
     Outside the main thread nothing is noted: Python lets only that one handle signals.
 
@@ -40,6 +43,10 @@ class Interrupt:
                 handler(number, frame)
             raise KeyboardInterrupt
         self.signal_number = number
+        again = "; Ctrl-C again stops unsaved" if number == signal.SIGINT else ""
+        # Amid the writing of another line, or with stderr gone, there is none: saving goes first.
+        with contextlib.suppress(RuntimeError, OSError, ValueError):
+            print(f"\nfinishing the step, then saving{again}", file=sys.stderr, flush=True)
 
 
 def can_catch_signals() -> bool:

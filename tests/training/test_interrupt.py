@@ -17,6 +17,16 @@ def test_a_signal_that_no_step_has_seen_is_raised_when_the_stage_is_left(number)
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize(
+    "number, again", [(signal.SIGINT, "; Ctrl-C again stops unsaved"), (signal.SIGTERM, "")]
+)
+def test_a_signal_is_answered_at_once_by_what_follows(capsys, number, again):
+    with pytest.raises(InterruptedRunError), Interrupt():
+        signal.raise_signal(number)
+        said = capsys.readouterr().err
+        assert said == f"\nfinishing the step, then saving{again}\n"
+
+
 def test_an_exception_passes_a_signal_that_was_noted():
     with pytest.raises(ValueError, match="mine"), Interrupt():
         signal.raise_signal(signal.SIGTERM)
