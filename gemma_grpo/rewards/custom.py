@@ -1,6 +1,7 @@
 """Rewards of the user's own: functions in Python files, loaded by path, or of a Python session."""
 
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
@@ -81,7 +82,7 @@ def load_extra_rewards(
 
     Raises:
         UserError: a weight that is no finite number, two rewards of one name, a function of a
-            session that is not here, or what `load_reward` refuses.
+            session that is not here or takes no one sample, or what `load_reward` refuses.
     """
     loaded, taken = [], set(COMPONENTS)
     for spec in specs:
@@ -127,12 +128,40 @@ def _load(location: str, name: str, functions: Mapping[str, Reward]) -> Reward:
             f"reward {name!r} was a function of a Python session: go on from Python, with "
             f"gemma_grpo.resume(RUN, rewards=[{name}])"
         )
+    _require_one_argument(functions[name], name)
     return functions[name]
 
 
 def load_reward(spec: str) -> Reward:
-    """The reward that "path/to/file.py:function" names. Raises as `load_function`."""
-    return load_function(spec, what="reward")
+    """The reward that "path/to/file.py:function" names. Raises as `load_function`, and UserError
+    for a function that does not take one sample, or is an `async def`."""
+    function = load_function(spec, what="reward")
+    _require_one_argument(function, spec)
+    return function
+
+
+def _require_one_argument(reward: Callable[..., Any], named: str) -> None:
+    """Raises UserError for a function that cannot be called with one sample, or all of a step, as
+    far as its signature tells."""
+    if inspect.iscoroutinefunction(reward):
+        raise UserError(f"reward {named!r} is an async def, which nothing awaits: use def")
+    try:
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # built in, without one
+        return
+    is_batch = getattr(reward, "takes_batch", False)
+    is_of_trl = not is_batch and next(iter(signature.parameters), "") in ("completions", "prompts")
+    try:
+        signature.bind(None)
+    except TypeError:
+        pass
+    else:
+        if not is_of_trl:
+            return
+    raise UserError(
+        f"reward {named!r} has the parameters {signature}: a reward takes one gemma_grpo.Sample; "
+        "use @batch_reward for all of a step at once"
+    )
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import runpy
 import subprocess
 import sys
 import time
@@ -1086,6 +1087,44 @@ def test_a_batch_reward_sees_all_samples_and_must_return_a_value_for_each():
     short = rewards.batch_reward(lambda samples: [1.0])
     with pytest.raises(UserError, match="'short' returned 1 values for 2 samples"):
         rewards.score(two, DISTINCT, extra=[("short", short, 1.0)])
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("def f(completions, **kw)", "takes one gemma_grpo.Sample; use @batch_reward"),
+        ("def f(prompts, completions)", "takes one gemma_grpo.Sample"),
+        ("def f(sample, answer)", "has the parameters (sample, answer): a reward takes one"),
+        ("def f()", "takes one gemma_grpo.Sample"),
+        ("def f(*, sample)", "takes one gemma_grpo.Sample"),
+        ("async def f(sample)", "is an async def, which nothing awaits: use def"),
+    ],
+)
+def test_a_reward_that_does_not_take_one_sample_is_refused_where_it_is_loaded(
+    tmp_path, text, named
+):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{text}:\n    return 1.0\n")
+    with pytest.raises(UserError) as error:
+        rewards.load_reward(f"{file}:f")
+    assert named in str(error.value)
+    with pytest.raises(UserError) as error:
+        rewards.load_extra_rewards(["session:f"], {"f": runpy.run_path(str(file))["f"]})
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(sample, scale=2)",
+        "def f(*samples)",
+        "from gemma_grpo.rewards import batch_reward\n@batch_reward\ndef f(completions)",
+    ],
+)
+def test_a_reward_that_can_be_called_with_one_argument_is_loaded(tmp_path, text):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{text}:\n    return 1.0\n")
+    assert rewards.load_reward(f"{file}:f")([]) == 1.0
 
 
 def test_a_coroutine_is_no_number_and_leaves_no_warning_behind(recwarn):
