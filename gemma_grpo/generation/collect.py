@@ -140,7 +140,7 @@ def make_sampler(runtime: Runtime, *, num_generations: int, sampling: SamplingCo
 
 
 def joined(parts: Sequence[Groups]) -> Groups:
-    """The groups of all parts, in order."""
+    """The groups of all parts, in order; they were scored at the same time."""
     listed = lambda lists: list(itertools.chain.from_iterable(lists))
     components = [part.scores.components for part in parts]
     return Groups(
@@ -153,6 +153,7 @@ def joined(parts: Sequence[Groups]) -> Groups:
         rewards.Scores(
             {name: listed(values[name] for values in components) for name in components[0]},
             listed(part.scores.totals for part in parts),
+            max(part.scores.seconds for part in parts),
         ),
     )
 

@@ -236,6 +236,12 @@ NOTES = {
     ),
     "time/step_s": Note("Seconds of the whole step.", "steady after the second step"),
     "time/rollout_s": Note("Of them, sampling and scoring.", "steady after the second step"),
+    "time/reward_s": Note(
+        "Of them, scoring: built-in and own rewards, and judges.",
+        "at most half of time/step_s",
+        "Make your own reward faster: @batch_reward takes all of a step at once; a judge asks more "
+        "at a time with reward.rubric.parallel.",
+    ),
     "time/snapshot_s": Note("Seconds of the snapshot after the step.", "steady"),
     "tokens_per_s": Note("Completion tokens per second of the step.", "steady"),
 }

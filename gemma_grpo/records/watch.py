@@ -1,7 +1,7 @@
 """Watches a stage's metrics, and says a line when one has left its healthy range for long.
 
 The ranges are those of `metric_notes`, of means over `WINDOW` steps; of entropy also a single step
-counts. Three rules compare metrics with each other or with the stage's beginning. Does not import
+counts. Four rules compare metrics with each other or with the stage's beginning. Does not import
 jax.
 """
 
@@ -15,6 +15,7 @@ QUIET = 100  # steps from one line to the next
 REWARD_RISE, ACCURACY_RISE = 0.1, 0.02  # over `APART` steps; a hack earns the one without the other
 APART = 100
 ACCURATE = 0.9  # from here on accuracy has little room to rise
+SCORING = 0.5  # largest share of a step's seconds
 # Said before all others, in this order: they explain the others.
 _CAUSES = ("reward/std", "entropy", "completion_length/mean", "truncated")
 LONGEST, SHORTEST = 2.0, 0.5  # times the completions' length of the first `WINDOW` steps
@@ -152,11 +153,20 @@ def _length_drift(history: History) -> Finding | None:
     )
 
 
+def _slow_rewards(history: History) -> Finding | None:
+    scoring, step = history.last("time/reward_s"), history.last("time/step_s")
+    if scoring is None or step is None or scoring <= SCORING * step:
+        return None
+    seen = f"scoring takes {scoring:.3g} of a step's {step:.3g} seconds"
+    return Finding("time/reward_s", f"{seen}, in the mean of {WINDOW} steps")
+
+
 _RULES: tuple[Callable[[History], Finding | None], ...] = (
     _no_learning_rate,
     _entropy_peak,
     _reward_without_accuracy,
     _length_drift,
+    _slow_rewards,
 )
 
 

@@ -3,9 +3,10 @@
 import inspect
 import math
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
 
@@ -25,10 +26,12 @@ class Scores:
         components: reward name -> B unweighted values; the built-in five, then the extras. None
             where a judge's or a `TolerantReward`'s is missing.
         totals: B weighted sums.
+        seconds: that it took to have them.
     """
 
     components: dict[str, list[Any]]
     totals: list[float]
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def score(
         UserError: an extra whose name is taken or whose weight is not finite; a reward that raises,
             or returns anything but a finite number. It names the reward and the row.
     """
+    started = time.monotonic()
     rewards: dict[str, Reward | BatchReward] = {**COMPONENTS, "trace": TRACES[trace]}
     weight_of = weights.named()
     for name, reward, weight in extra:
@@ -103,7 +107,7 @@ def score(
         sum(weight_of[name] * values[row] for name, values in paid.items())
         for row in range(len(samples))
     ]
-    return Scores(components, totals)
+    return Scores(components, totals, time.monotonic() - started)
 
 
 def _filled(values: list[Any], samples: Sequence[Sample]) -> list[float]:

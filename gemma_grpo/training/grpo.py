@@ -257,6 +257,7 @@ class Stage:
         metrics |= {
             "time/step_s": seconds,
             "time/rollout_s": collected.seconds,
+            "time/reward_s": collected.groups.scores.seconds,
             "tokens_per_s": float(collected.groups.rollout.completion_mask.sum()) / seconds,
         }
         return StepResult(metrics, rollouts, tokens)

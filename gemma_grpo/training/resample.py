@@ -1,6 +1,7 @@
 """Groups that are all right or all wrong, sampled again within bounds (DAPO's dynamic sampling)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -50,14 +51,16 @@ def mixed_groups(groups: Groups) -> Bool[np.ndarray, " P"]:
 
 
 def _replace_groups(groups: Groups, at: np.ndarray, other: Groups, source: np.ndarray) -> Groups:
-    """`groups` with groups `at` taken from groups `source` of `other`."""
+    """`groups` with groups `at` taken from groups `source` of `other`, which was scored later."""
     from_other = dict(zip(at.tolist(), source.tolist(), strict=True))
-    return joined(
+    both = joined(
         [
             _group(other, from_other[p]) if p in from_other else _group(groups, p)
             for p in range(len(groups.problems))
         ]
     )
+    seconds = groups.scores.seconds + other.scores.seconds
+    return replace(both, scores=replace(both.scores, seconds=seconds))
 
 
 def _group(groups: Groups, p: int) -> Groups:

@@ -45,6 +45,13 @@ def test_a_healthy_run_says_nothing():
     assert said({}, steps=300) == []
 
 
+def test_scoring_that_takes_more_than_half_of_a_step_is_said():
+    ((step, line),) = said({"time/step_s": 4.0, "time/reward_s": 3.0})
+    assert step == watch.WINDOW and "scoring takes 3 of a step's 4 seconds" in line
+    assert "@batch_reward" in line
+    assert said({"time/step_s": 4.0, "time/reward_s": 2.0}) == []
+
+
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_the_default_run_says_nothing(stage):
     series = DEFAULT_RUN[stage]

@@ -1127,6 +1127,11 @@ def test_a_reward_that_can_be_called_with_one_argument_is_loaded(tmp_path, text)
     assert rewards.load_reward(f"{file}:f")([]) == 1.0
 
 
+def test_scores_tell_how_long_they_took():
+    slow = lambda one: time.sleep(0.02) or 1.0
+    assert rewards.score([sample(), sample()], DISTINCT, [("slow", slow, 1.0)]).seconds >= 0.04
+
+
 def test_a_coroutine_is_no_number_and_leaves_no_warning_behind(recwarn):
     async def mine(sample):
         return 1.0

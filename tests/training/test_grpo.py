@@ -274,7 +274,9 @@ def groups_of(correct_PG, mark):
         characters=ids,
         samples=[rewards.Sample(f"{mark}-{b}", "", "1", "easy", 1, 2, (), True) for b in range(B)],
         scores=rewards.Scores(
-            {"correctness": np.ravel(correct_PG).astype(float).tolist()}, [float(mark)] * B
+            {"correctness": np.ravel(correct_PG).astype(float).tolist()},
+            [float(mark)] * B,
+            seconds=2.0**mark,
         ),
     )
 
@@ -290,6 +292,7 @@ def collect_from(draws, resample_rounds):
         collect_one, lambda sampling_round: [], jax.random.key(0), resample_rounds=resample_rounds
     )
     assert len(set(keys)) == len(keys)  # every round draws with a key of its own
+    assert groups.scores.seconds == 2 ** len(keys) - 1  # 1 + 2 + 4 + ...: they follow each other
     return groups, rounds
 
 
@@ -315,6 +318,11 @@ def test_resampling_stops_at_its_bound_and_keeps_what_is_left():
     groups, rounds = collect_from([[ALL_RIGHT, MIXED]] + [[ALL_WRONG, ALL_WRONG]] * 2, 2)
     assert [problem.prompt for problem in groups.problems] == ["0-0", "0-1"]
     assert rounds == 2
+
+
+def test_processes_score_at_the_same_time():
+    parts = [groups_of([MIXED], mark) for mark in (3, 2)]
+    assert collect.joined(parts).scores.seconds == 8
 
 
 def test_without_rounds_nothing_is_resampled():
