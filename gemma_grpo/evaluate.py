@@ -177,10 +177,11 @@ def _subject(options: Options) -> Subject:
 
     warn = lambda line: print(f"warning: {line}", file=sys.stderr)
     data = run.data
+    difficulties = DIFFICULTIES if options.task else run.data.difficulty_list
     return Subject(
         where,
         task,
-        difficulties=DIFFICULTIES if options.task else data.difficulty_list,
+        difficulties=difficulties,
         trained_on=data.source if trained else "",
         load_train=partial(
             sources.load,
