@@ -25,6 +25,12 @@ not,
 - when completions are {watch.LONGEST:g} or {watch.SHORTEST:g} times as long as in the first \
 {watch.WINDOW} steps.
 
+`pd.read_json("RUN/metrics.jsonl", lines=True)` reads them into pandas; TensorBoard draws them:
+
+```bash
+tensorboard --logdir RUN/tensorboard
+```
+
 | metric | what it is | healthy | else |
 |---|---|---|---|
 """
