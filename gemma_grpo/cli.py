@@ -376,8 +376,10 @@ def _moved(before: Sequence[str], given: Sequence[str], flag: str) -> tuple[str,
 
 
 def without_places(run: RunConfig) -> RunConfig:
-    """The settings, without the folders of own rewards, judges and rubric: files may move."""
-    names = lambda specs: tuple(spec.rpartition(":")[2] for spec in specs)
+    """The settings, without where the files of own rewards, judges and rubric are: they may move.
+    Functions of a Python session and models stay as they are."""
+    name = lambda spec: spec.rpartition(":")[2] if ".py:" in spec else spec
+    names = lambda specs: tuple(map(name, specs))
     rubric = run.reward.rubric
     rubric = replace(rubric, file=Path(rubric.file).name, judges=names(rubric.judges))
     return replace(run, reward=replace(run.reward, extra=names(run.reward.extra), rubric=rubric))

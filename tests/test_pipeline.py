@@ -968,17 +968,18 @@ def test_a_reward_that_moved_is_named_where_it_is_now_by_the_name_that_it_has(
 ):
     executed = []
     monkeypatch.setattr(pipeline, "execute", lambda run, *_, **__: executed.append(run) or 1 / 0)
-    own = rewards.RewardConfig(extra=("mine.py:half=2", "mine.py:other"))
+    own = rewards.RewardConfig(extra=("mine.py:half=2", "mine.py:other", "session:ours"))
     begun_run(tmp_path / "run", reward=own)
     flags = [resume, "--run-dir", str(tmp_path / "run")]
     if resume == "--resume-from":
         flags = [resume, str(tmp_path / "run"), "--run-dir", str(tmp_path / "next")]
     refused = says_alone(capsys, *flags, "--reward", "d/mine.py:third")
-    assert "the run was begun without it; its own: half, other" in refused
+    assert "the run was begun without it; its own: half, other, ours" in refused
     assert "reward.extra" in says_alone(capsys, *flags, "--reward", "d/mine.py:half=3")
+    assert "reward.extra" in says_alone(capsys, *flags, "--reward", "d/mine.py:ours")
     with pytest.raises(ZeroDivisionError):
         train.main([*flags, "--reward", "d/mine.py:half", "--reward", "d=1/mine.py:other"])
-    assert executed[0].reward.extra == ("d/mine.py:half=2", "d=1/mine.py:other")
+    assert executed[0].reward.extra == ("d/mine.py:half=2", "d=1/mine.py:other", "session:ours")
 
 
 @pytest.mark.parametrize("what", ["train", "base"])
