@@ -10,6 +10,7 @@ there, and `train` finds what was compiled.
 import json
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def _main(arguments: list[str]) -> int:
     where = topology.target(options.topology)
     if topology.is_here() and not options.topology:
         cli.use_compilation_cache(options.run_dir.parent)
+    else:  # of chips that are not here, a kept program cannot be read, and is compiled again
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     rows = fit.plan(run, architecture, where.mesh, where.chip, ids)
     account = ledger.of_run(run, architecture, rows, where.mesh.size)
     result = summary(run, rows, account, where.chip, where.mesh.size, options.hours)

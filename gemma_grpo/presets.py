@@ -25,7 +25,7 @@ GEMMA3_NANO = RunConfig(
     ),
     grpo=GRPOConfig(
         num_steps=200,
-        # Not 4 x 8: more prompts in smaller groups end higher (docs/recipes.md).
+        # Not 4 x 8: of three seeds none ends lower, and two higher (docs/recipes.md).
         prompts_per_step=8,
         num_generations=4,
         pack_tokens=192,
