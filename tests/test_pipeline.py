@@ -513,7 +513,7 @@ LETTERS = "def letters(sample): return min(1.0, sample.completion.count('e') / 2
 DESTRUCTIVE = [
     "--stages", "grpo", "--grpo.num-steps", "5", "--grpo.checkpoint-every", "1",
     "--grpo.num-iterations", "1", "--grpo.temperature", "4", "--grpo.optimizer.warmup", "0",
-    "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.13",
+    "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.2",
     "--grpo.guard.max-kl", "1.3", "--grpo.guard.patience", "2",
     "--grpo.scale", "group",  # with it half the rate destroys no more
 ]  # fmt: skip
@@ -570,7 +570,7 @@ def test_a_destructive_rate_is_halved_from_the_last_good_checkpoint_on(rolled_ba
     steps, stopped_steps = metrics_without_times(run_dir), metrics_without_times(stopped[0])
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
     rates = [line["learning_rate"] for line in steps]
-    np.testing.assert_allclose(rates, [0.13, 0.13, 0.065, 0.065, 0.065], rtol=1e-6)
+    np.testing.assert_allclose(rates, [0.2, 0.2, 0.1, 0.1, 0.1], rtol=1e-6)
     # The same weights draw the same completions; after an update at another rate they do not.
     same = [a["kl"] == b["kl"] for a, b in zip(steps, stopped_steps, strict=False)]
     assert same[:4] == [True, True, True, False]

@@ -174,8 +174,9 @@ def test_a_file_of_golds_that_are_not_what_they_seem_is_counted_before_training(
         path.write_text(f"{json.dumps(row)}\n" * 8)
     status, _, error = dry_run(capsys, "--data.source", ",".join(map(str, paths)))
     assert status == 0, error
-    golds, words = error.splitlines()
+    golds, completions, words = error.splitlines()
     assert "12 of 12 gold answers look like numbers" in golds
+    assert "8 of 8 completions lack <reasoning>" in completions
     assert "gemma3-nano knows only the words of its own curriculum" in words
 
 
