@@ -507,14 +507,14 @@ def test_a_run_is_repeated_by_its_own_config(continued, full_run):
     assert_same_run(continued, full_run)  # of which it had no more than the config
 
 
-# --- a guard of a run that is paid for a letter, at a rate that takes the KL above 1.3 ------------
+# --- a guard of a run that is paid for a letter, at a rate that takes the KL above 2 --------------
 
 LETTERS = "def letters(sample): return min(1.0, sample.completion.count('e') / 20)"
 DESTRUCTIVE = [
     "--stages", "grpo", "--grpo.num-steps", "5", "--grpo.checkpoint-every", "1",
     "--grpo.num-iterations", "1", "--grpo.temperature", "4", "--grpo.optimizer.warmup", "0",
     "--grpo.optimizer.decay", "constant", "--grpo.optimizer.learning-rate", "0.2",
-    "--grpo.guard.max-kl", "1.3", "--grpo.guard.patience", "2",
+    "--grpo.guard.max-kl", "2", "--grpo.guard.patience", "2",
     "--grpo.scale", "group",  # with it half the rate destroys no more
 ]  # fmt: skip
 
@@ -547,9 +547,7 @@ def stopped(runs, destructive):
 def test_a_destructive_rate_stops_the_run_in_a_line_with_a_good_and_measured_model(stopped):
     run_dir, output = stopped
     line = output.splitlines()[-1]
-    assert line.startswith(
-        "stopped by the guard: grpo has collapsed: kl was above 1.3 in steps 4 to"
-    )
+    assert line.startswith("stopped by the guard: grpo has collapsed: kl was above 2 in steps 4 to")
     assert "grpo step 2 of 5 is kept; --resume-from" in line and "Traceback" not in output
     summary = json.loads((run_dir / "summary.json").read_text())
     unfinished = summary["unfinished"]
