@@ -115,17 +115,18 @@ class Result:
         Args:
             problems: problems or rows, or the name of a source (docs/training.md), of which a file
                 is taken whole; the run's own held-out ones if None.
-            num: at most this many of them; 0 for all; None as many as the run's own setting.
+            num: at most this many of them; 0 for all. None takes data.num_test of the run's own,
+                all of others, and 400 of a source that has no end.
             instruction: put before each question; None takes the run's own.
 
         Raises:
             UserError: bad input, or no stage has finished.
         """
         run, given = self.run, self.given
-        if num is not None:
-            run = run.replace({"data.num_test": num})
         if problems is not None:
-            given = pipeline.only_held_out(problems, run, given)
+            run, given = pipeline.to_measure(problems, num, run, given)
+        elif num is not None:
+            run = run.replace({"data.num_test": num})
         if instruction is not None:
             run = run.replace({"model.instruction": instruction})
         with cli.user_errors():

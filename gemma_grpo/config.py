@@ -14,7 +14,7 @@ import yaml
 from gemma_grpo.data.problem import DIFFICULTIES
 from gemma_grpo.errors import UNREADABLE, UserError, expanded, one_line
 from gemma_grpo.evaluation.config import RunEvaluationConfig, evaluation_prompts
-from gemma_grpo.model import LoRAConfig as LoRAConfig  # all settings
+from gemma_grpo.model import LoRAConfig as LoRAConfig  # for presets, with all other settings
 from gemma_grpo.model import ModelConfig, check_seed
 from gemma_grpo.records import files
 from gemma_grpo.records.metrics import STAGES

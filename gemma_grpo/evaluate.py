@@ -41,8 +41,6 @@ TEMPLATE = (
 )
 
 COMPLETION_LENGTH = 256  # for a base model on a task without a protocol or a budget of its own
-NUM_GENERATED = 400  # problems of a task that has no end
-GENERATED_TASKS = ("curriculum", "reasoning_gym")  # they have no end
 _NO_CONDITIONS = ("run", "weights", "task", "out", "json", "evaluation", "batch_size")
 SHARES = ("lenient_accuracy", "truncation_rate")
 SHARES_OF_SAMPLES = (
@@ -176,23 +174,21 @@ def _subject(options: Options) -> Subject:
     from gemma_grpo.evaluation.evaluator import pay_of
 
     warn = lambda line: print(f"warning: {line}", file=sys.stderr)
-    data = run.data
     difficulties = DIFFICULTIES if options.task else run.data.difficulty_list
+    learnt_from = partial(
+        sources.load,
+        run.data.source,
+        split="train",
+        num=run.data.num_train,
+        seed=run.seed,
+        difficulties=run.data.difficulty_list,
+    )
     return Subject(
         where,
         task,
         difficulties=difficulties,
-        trained_on=data.source if trained else "",
-        load_train=partial(
-            sources.load,
-            data.source,
-            split="train",
-            num=data.num_train,
-            seed=run.seed,
-            difficulties=data.difficulty_list,
-        )
-        if trained
-        else list,
+        trained_on=run.data.source if trained else "",
+        load_train=learnt_from if trained else list,
         model=model,
         trained=trained,
         pay=pay_of(run.reward, without=warn),
@@ -202,8 +198,6 @@ def _subject(options: Options) -> Subject:
 def _problems(subject: Subject, num: int | None) -> list[Problem]:
     """The held-out problems. Their seed is fixed, as in training: all models are measured on the
     same ones."""
-    if num is None:
-        num = NUM_GENERATED if subject.task.partition(":")[0] in GENERATED_TASKS else 0
     return sources.to_measure(
         subject.task,
         num=num,

@@ -83,8 +83,8 @@ class Given:
 
 NOTHING_GIVEN = Given()
 
-# What a resumed run may take other than it began with, if the user allows it: by the flag's name,
-# how what digests are of begins.
+# What may have changed when a run is resumed, if the user allows it: for each --allow-changed-KIND,
+# beginnings of the names that digests have in origin.json.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
     "base": ("base weights", "tokenizer", "teacher weights"),
@@ -109,18 +109,21 @@ def given_objects(
     return specs, Given(functions, listed(problems), listed(held_out))
 
 
-def only_held_out(problems: Iterable | str, run: RunConfig, given: Given) -> Given:
-    """Problems to measure what `run` has trained on, or the name of their source; none to learn
-    from. Raises UserError."""
+def to_measure(
+    problems: Iterable | str, num: int | None, run: RunConfig, given: Given
+) -> tuple[RunConfig, Given]:
+    """A run and what it is given, with other problems to measure on: at most `num` of these, of all
+    difficulties, or of those of a named source. Raises UserError."""
     if isinstance(problems, str):
         problems = sources.to_measure(
             problems,
-            num=run.data.num_test,
-            difficulties=run.data.difficulty_list,
+            num=num,
             trained_on=run.data.source,
             load_train=lambda: given.load_problems(run)[0],
         )
-    return Given(problems=[], held_out=jsonl.problems_from(problems))
+    others = replace(given, problems=[], held_out=jsonl.problems_from(problems))
+    data = replace(run.data, num_test=num or 0, difficulties=config.DataConfig.difficulties)
+    return replace(run, data=data), others
 
 
 def with_objects(run: RunConfig, specs: tuple[str, ...], given: Given) -> RunConfig:
@@ -204,7 +207,7 @@ def _check(run: RunConfig, task: Task) -> None:
         )
     imitates_given = "sft" in run.stage_list and not run.samples_demonstrations
     of_completions = golds.completions_warnings(train) if imitates_given else []
-    of_fields = sources.fields_not_read(run.data.source)
+    of_fields = sources.fields_not_read(run.data.source) if processes.is_primary() else None
     for line in (of_fields, golds.warning(train + test), *of_completions, of_draws, of_words):
         if line and processes.is_primary():
             print(f"warning: {line}", file=sys.stderr)

@@ -247,13 +247,19 @@ def test_a_file_is_measured_whole_and_what_was_trained_on_is_named(tmp_path, cap
     rows = [{"prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(50)]
     file = tmp_path / "e.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measured = lambda run, given: pipeline.only_held_out(str(file), run, given).load_problems(run)
+
+    def measured(run, given, problems=str(file)):
+        run, given = pipeline.to_measure(problems, None, run, given)
+        return given.load_problems(run)
+
     learnt, held_out = measured(RunConfig(), pipeline.NOTHING_GIVEN)
     assert (len(learnt), len(held_out)) == (0, 50) and capsys.readouterr().err == ""
     _, given = pipeline.given_objects([], rows[:20], None)
     assert len(measured(RunConfig(), given)[1]) == 50
     shared = len(given.load_problems(RunConfig())[0])
     assert f"{file}: {shared} of 50 problems were trained on" in capsys.readouterr().err
+    few = RunConfig().replace({"data.num_test": 5, "data.difficulties": "hard"})  # of its own
+    assert len(measured(few, given)[1]) == len(measured(few, given, rows)[1]) == 50
     own = RunConfig().replace({"data.source": str(file)})
     assert measured(own, pipeline.NOTHING_GIVEN)[1] == pipeline.NOTHING_GIVEN.load_problems(own)[1]
 

@@ -28,7 +28,10 @@ SESSION = "session"  # the source of problems that came from Python, not from a 
 
 MOST_GENERATED = 100_000  # seconds of drawing, and as many different ones are there
 
-_NO_FILES = ("curriculum", "gsm8k", "gsm8k-validation", "reasoning_gym", SESSION)
+NUM_GENERATED = 400  # problems to measure on of a source that has no end
+_ENDLESS = ("curriculum", "reasoning_gym")
+
+_NO_FILES = (*_ENDLESS, "gsm8k", "gsm8k-validation", SESSION)
 
 _KNOWN = (
     "curriculum, gsm8k, gsm8k:PATH, gsm8k-validation, gsm8k-validation:PATH, reasoning_gym:TASK, "
@@ -97,7 +100,7 @@ def load(
 def to_measure(
     source: str,
     *,
-    num: int,
+    num: int | None = None,
     difficulties: tuple[str, ...] = DIFFICULTIES,
     trained_on: str = "",
     load_train: Callable[[], Sequence[Problem]] = list,
@@ -106,18 +109,26 @@ def to_measure(
     else the test side of a source. A line on stderr says if a file shares training problems.
 
     Args:
-        source, num, difficulties, and errors: as for `load`.
+        source, difficulties, and errors: as for `load`.
+        num: as for `load`; None takes all, and `NUM_GENERATED` of a source that has no end.
         trained_on: the source that the model was trained on; "" for none.
         load_train: what was trained on; a UserError, where it is gone, is passed over.
     """
-    if not source.endswith(tables.SUFFIXES) or source == trained_on:
-        return load(source, split="test", num=num, seed=0, difficulties=difficulties)
-    is_own = bool(trained_on) and expanded(source).resolve() == expanded(trained_on).resolve()
-    if not _is_file(source) or is_own or num < 0:
-        problems = load(source, split="test", num=num, seed=0, difficulties=difficulties)
-    else:
+    if num is None:
+        num = NUM_GENERATED if source.partition(":")[0] in _ENDLESS else 0
+    of_files = source.endswith(tables.SUFFIXES)
+    is_own = source == trained_on or (
+        of_files
+        and bool(trained_on)
+        and expanded(source).resolve() == expanded(trained_on).resolve()
+    )
+    if of_files and _is_file(source) and not is_own and num >= 0:
         stored = splits.of_difficulties(_read(source), difficulties, source)
         problems = splits.pick(stored, num, seed=0)
+    else:
+        problems = load(source, split="test", num=num, seed=0, difficulties=difficulties)
+    if is_own or not of_files:
+        return problems
     with contextlib.suppress(UserError):
         if shared := splits.shared_prompts(problems, load_train()):
             print(
