@@ -6,8 +6,12 @@ import numpy as np
 from flax import nnx
 
 from gemma_grpo import model
+from gemma_grpo.devices import mesh
 from gemma_grpo.model import NO_LORA, Gemma3Config, LoRAConfig
+from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
+from gemma_grpo.text.tokenizer import Tokenizer
+from gemma_grpo.weights.assets import NANO_TOKENIZER
 
 TINY = Gemma3Config(
     vocab_size=40,
@@ -28,6 +32,29 @@ def tiny_model(seed: int = 0, scale: float = 3.0) -> tuple[nnx.GraphDef, model.P
     """A graph and random parameters; `scale` sharpens the output, so that tokens really differ."""
     graphdef, params = drawn_model(TINY, seed=seed)
     return graphdef, params | {"embedding": params["embedding"] * scale}
+
+
+def tiny_runtime(
+    num_devices: int = 1,
+    *,
+    instruction: str = "",
+    max_prompt_length: int = 48,
+    max_completion_length: int = 9,
+) -> Runtime:
+    """The tiny model with nano's tokenizer, in float32."""
+    return Runtime(
+        graphdef=tiny_model()[0],
+        frozen={},
+        lora=NO_LORA,
+        tokenizer=Tokenizer(NANO_TOKENIZER),
+        mesh=mesh.data_mesh(jax.devices()[:num_devices]),
+        instruction=instruction,
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+        dtype="float32",
+        remat="none",
+        seed=0,
+    )
 
 
 def drawn_model(

@@ -35,8 +35,9 @@ TINY = {
 }
 
 
-def python(script, folder):
-    """What a script prints, and its errors' lines, in a process of its own."""
+def python(script, folder, status=0):
+    """What a script prints, and its errors' lines, in a process of its own, which checks no types,
+    as a user's does not."""
     child = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -45,7 +46,7 @@ def python(script, folder):
         env=children.ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         timeout=900,
     )
-    assert child.returncode == 0, child.stderr
+    assert child.returncode == status, child.stderr
     return child.stdout, child.stderr
 
 
@@ -144,17 +145,9 @@ def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, 
     ],
 )
 def test_arguments_of_another_kind_are_refused_in_one_line(tmp_path, call, message):
-    """In a process that checks no types, as a user's."""
-    code = f"import gemma_grpo; gemma_grpo.{call}"
     (tmp_path / "config.yaml").write_text(config.to_yaml(RunConfig()))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=children.ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.stderr.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
+    _, said = python(f"import gemma_grpo; gemma_grpo.{call}", tmp_path, status=1)
+    assert said.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
 
 
 def test_a_model_s_folder_is_no_run_and_the_line_says_what_takes_it(tmp_path):

@@ -6,21 +6,16 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from stubs import tiny_model
+from stubs import tiny_runtime
 
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
 from gemma_grpo.evaluation import evaluator, statistics
 from gemma_grpo.evaluation.config import RunEvaluationConfig
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.generation.sampling import SamplingConfig
-from gemma_grpo.model import NO_LORA
-from gemma_grpo.runtime import Runtime
-from gemma_grpo.text.tokenizer import Tokenizer
-from gemma_grpo.weights import assets
 
 
 def answered(problem, answer, *, steps=2, stopped=True, well_formed=True):
@@ -196,10 +191,7 @@ def test_samples_are_drawn_by_the_settings_and_greedy_ones_by_none(monkeypatch):
 
     monkeypatch.setattr(collect, "make_rollout", make_rollout)
     settings = dict(temperature=0.8, top_k=7, top_p=0.9, min_p=0.1)
-    tokenizer, devices = Tokenizer(assets.NANO_TOKENIZER), mesh.data_mesh()
-    runtime = Runtime(
-        tiny_model()[0], {}, NO_LORA, tokenizer, devices, "", 48, 9, "float32", "none", 0
-    )
+    runtime = tiny_runtime(jax.device_count())
     evaluator.make_evaluator(evaluator.EvaluationConfig(num_samples=4, **settings), runtime)
     greedy = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
     assert made == [(4, SamplingConfig(**settings)), (1, SamplingConfig(**greedy))]
@@ -246,9 +238,10 @@ def fake_evaluator(monkeypatch):
         return collect.Groups(problems, ids, mask, drawn, drawn.completion_ids, samples, scores)
 
     monkeypatch.setattr(collect.Sampler, "collect", fake_collect)
-    one, tokenizer = mesh.data_mesh(jax.devices()[:1]), Tokenizer(assets.NANO_TOKENIZER)
-    greedy, sampled = (collect.Sampler(lambda: None, one, tokenizer, "", 48, G) for G in (1, 2))
-    runtime = Runtime(tiny_model()[0], {}, NO_LORA, tokenizer, one, "", 48, 9, "float32", "none", 0)
+    runtime = tiny_runtime()
+    greedy, sampled = (
+        collect.Sampler(lambda: None, runtime.mesh, runtime.tokenizer, "", 48, G) for G in (1, 2)
+    )
     config = evaluator.EvaluationConfig(batch_size=4, num_samples=2)
     return evaluator.Evaluator(config, greedy, sampled, runtime), seen
 

@@ -9,25 +9,20 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from stubs import tiny_model
+from stubs import tiny_runtime
 
 from gemma_grpo import pipeline, rewards
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data import jsonl
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
-from gemma_grpo.model import NO_LORA
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary
 from gemma_grpo.rewards import Sample
-from gemma_grpo.runtime import Runtime
-from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.training import demonstrations
 from gemma_grpo.training.config import OwnConfig, SFTConfig
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.demonstrations import Own, select
-from gemma_grpo.weights.assets import NANO_TOKENIZER
 
 RIGHT = "<reasoning>\n{0} + {0} = {1}\n</reasoning>\n<answer>\n{1}\n</answer>"
 
@@ -82,19 +77,7 @@ class FakeSampler:
         return SimpleNamespace(samples=samples, scores=scores)
 
 
-RUNTIME = Runtime(
-    graphdef=tiny_model()[0],
-    frozen={},
-    lora=NO_LORA,
-    tokenizer=Tokenizer(NANO_TOKENIZER),
-    mesh=mesh.data_mesh(jax.devices()[:1]),
-    instruction="Solve it.",
-    max_prompt_length=64,
-    max_completion_length=60,
-    dtype="float32",
-    remat="none",
-    seed=0,
-)
+RUNTIME = tiny_runtime(instruction="Solve it.", max_prompt_length=64, max_completion_length=60)
 
 
 def sampled(monkeypatch, config, problems, answers, runtime=RUNTIME, **how):

@@ -11,43 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from stubs import tiny_model
+from stubs import tiny_runtime
 
 from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
-from gemma_grpo.devices import mesh
 from gemma_grpo.generation import collect
 from gemma_grpo.generation.rollout import Rollout
-from gemma_grpo.model import NO_LORA
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.rewards import GivenRewards, RewardConfig
-from gemma_grpo.runtime import Runtime
-from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.training import grpo
 from gemma_grpo.training.config import OptimizerConfig
 from gemma_grpo.training.draw import Draws, History
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.loop import RunFiles
 from gemma_grpo.training.state import TrainState
-from gemma_grpo.weights.assets import NANO_TOKENIZER
 
 P, G, T = 2, 2, 3
 MASK_BT = np.arange(T) < np.array([3, 1, 2, 3])[:, None]
 PROBLEMS = [Problem("one", "1", difficulty="easy"), Problem("two", "2", difficulty="hard")]
-RUNTIME = Runtime(
-    graphdef=tiny_model()[0],
-    frozen={},
-    lora=NO_LORA,
-    tokenizer=Tokenizer(NANO_TOKENIZER),
-    mesh=mesh.data_mesh(jax.devices()[:1]),
-    instruction="",
-    max_prompt_length=4,
-    max_completion_length=T,
-    dtype="float32",
-    remat="none",
-    seed=0,
-)
+RUNTIME = tiny_runtime(max_prompt_length=4, max_completion_length=T)
 
 
 @dataclass(frozen=True)
