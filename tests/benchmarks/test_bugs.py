@@ -21,6 +21,7 @@ def test_a_text_that_is_gone_ends_the_run(tmp_path):
 
 def test_a_bug_is_in_the_tree_only_while_it_is_tried(tmp_path):
     (tmp_path / "gemma_grpo").mkdir()
+    (tmp_path / "gemma_grpo" / "__init__.py").touch()
     path = tmp_path / "gemma_grpo" / "x.py"
     path.write_text("one = 1\n")
     (tmp_path / "test_x.py").write_text("from gemma_grpo.x import one\ndef test(): assert one == 1")
