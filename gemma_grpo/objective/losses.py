@@ -7,6 +7,9 @@ gradient, `old_logps` is the policy that sampled the rollout, as the trainer com
 Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
 tokens that count, the stop token included, and 0 elsewhere; values where it is 0 may be NaN.
 
+Each e^x of a difference of log-probs has x held at `MAX_LOG_RATIO` at most, without gradient beyond
+(`_held`): float32 overflows at 88. Below nothing is held, for e^x goes to 0.
+
 How a loss is composed (`policy_loss`), each step a function below:
 
     ratio_BT     importance_ratio            token, GSPO or GSPO-token
@@ -39,7 +42,7 @@ from gemma_grpo.objective.config import (
 )
 
 MAX_LOG_SEQUENCE_RATIO = 10.0  # as verl does: a geometric mean ratio of e^10 is a broken policy
-MAX_LOG_RHO = 20.0  # keeps exp finite in float32; any sensible cap is reached long before
+MAX_LOG_RATIO = 20.0  # as verl does: a token this unlikely when sampled is one in 5e8
 
 
 def token_weights(
@@ -86,11 +89,11 @@ def importance_ratio(
     s_i stands at each token of its row (padding excepted). s_it has the value of s_i, but token t's
     own gradient: d s_it = s_i * d logps_it, where d s_i gives each token s_i/L_i * d logps_it.
 
-    log s is clamped to at most 10, without gradient there; the token ratio is not clamped.
+    log s is held at 10 at most, without gradient beyond; the token's log ratio at 20.
     """
     log_ratio_BT = _zero_padding(logps_BT, mask_BT) - _zero_padding(old_logps_BT, mask_BT)
     if level == "token":
-        return jnp.exp(log_ratio_BT)
+        return jnp.exp(_held(log_ratio_BT))
     lengths_B1 = (mask_BT > 0).sum(axis=1, keepdims=True)
     log_s_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / jnp.maximum(lengths_B1, 1)
     if level == "sequence":
@@ -124,7 +127,7 @@ def clipped_surrogate(
         A < 0     0                   A dr       A dr                      0 with dual clip
 
     epsilon_high > epsilon is DAPO's clip-higher (2503.14476). Dual clip is 1912.09729: without it
-    the loss of a token with A < 0 that became likely is unbounded.
+    the loss of a token with A < 0 that became likely grows with the ratio, which ends at e^20.
     """
     advantages_B1 = advantages_B[:, None]
     clipped_BT = jnp.clip(ratio_BT, 1 - epsilon, 1 + epsilon_high)
@@ -173,7 +176,7 @@ def kl(
         k3_unbiased   r * k3                  grad KL(pi || ref), even if tokens come from pi_old
 
     `ratio_BT` is the unclipped token ratio pi / pi_old, gradient and all; the last needs it
-    (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value.
+    (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value. k3 holds x at 20 at most.
 
     On-policy distillation (Agarwal et al., 2306.13649; Gu et al., 2306.08543) has the teacher for
     ref. On-policy the gradient of all but k1 and k3 is that of the per-token advantage x, as in Lu
@@ -181,7 +184,9 @@ def kl(
     """
     x_BT = ref_logps_BT - logps_BT
     k2_BT = jnp.square(x_BT) / 2
-    k3_BT = jnp.expm1(x_BT) - x_BT  # expm1: near the reference e^x - 1 cancels to nothing in f32
+    held_BT = _held(x_BT)
+    # expm1: near the reference e^x - 1 cancels to nothing in float32.
+    k3_BT = jnp.expm1(held_BT) - held_BT
     if estimator == "k1":
         return -x_BT
     if estimator == "k2":
@@ -208,7 +213,7 @@ def truncated_importance_weights(
 
     Corrects for two graphs that disagree about one policy (Yao et al. 2025, "Your Efficient RL
     Framework Secretly Brings You Off-Policy RL Training"). At level "sequence" rho is the product
-    over the row's tokens, at each of them. Padding has weight 1. |log rho| is clamped to 20.
+    over the row's tokens, at each of them. Padding has weight 1. log rho is held at 20 at most.
     """
     gap_BT = _zero_padding(trainer_logps_BT, mask_BT) - _zero_padding(sampler_logps_BT, mask_BT)
     if level == "sequence":
@@ -216,8 +221,7 @@ def truncated_importance_weights(
         gap_BT = _zero_padding(jnp.broadcast_to(row_gap_B1, gap_BT.shape), mask_BT)
     elif level != "token":
         raise _unknown("tis_level", level, TisLevel)
-    rho_BT = jnp.exp(jnp.clip(gap_BT, -MAX_LOG_RHO, MAX_LOG_RHO))
-    return jax.lax.stop_gradient(jnp.minimum(rho_BT, cap))
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(_held(gap_BT)), cap))
 
 
 class LossInputs(NamedTuple):
@@ -330,6 +334,11 @@ def _policy_term(logps_BT, ratio_BT, advantages_B, config):
     if config.objective == "cispo":
         return cispo(logps_BT, ratio_BT, advantages_B, **widths), too_low_BT | too_high_BT
     raise _unknown("objective", config.objective, Objective)
+
+
+def _held(log_ratio_BT):
+    """The log ratio, `MAX_LOG_RATIO` at most and without gradient beyond; NaN stays NaN."""
+    return jnp.minimum(log_ratio_BT, MAX_LOG_RATIO)
 
 
 def _zero_padding(values_BT, mask_BT):

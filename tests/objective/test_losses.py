@@ -381,7 +381,7 @@ def test_clipping_stops_only_steps_already_taken_too_far(advantage, ratio, loss,
     close(actual_slope_BT[0, 0], slope)
 
 
-def test_without_dual_clip_a_bad_token_that_became_likely_has_no_bound():
+def test_without_dual_clip_the_loss_of_a_bad_token_grows_with_its_ratio():
     arguments = (jnp.array([[40.0]]), jnp.array([-2.0]))
     loss_BT = losses.clipped_surrogate(*arguments, epsilon=0.2, epsilon_high=0.3, dual_clip=None)
     close(loss_BT, [[80.0]])
@@ -519,9 +519,9 @@ def test_tis_by_hand():
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_a_wild_gap_between_sampler_and_trainer_stays_finite(level):
-    trainer_BT, sampler_BT = [[0.0], [-100.0]], [[-100.0], [0.0]]
+    trainer_BT, sampler_BT = [[0.0], [-200.0]], [[-200.0], [0.0]]
     weight_BT = tis(trainer_BT, sampler_BT, [[1.0], [1.0]], cap=1e30, level=level)
-    np.testing.assert_allclose(weight_BT, np.exp([[20.0], [-20.0]]), rtol=F32)
+    np.testing.assert_allclose(weight_BT, [[math.exp(20.0)], [0.0]], rtol=F32)
 
 
 def test_tis_gives_no_gradient():
@@ -621,6 +621,47 @@ def test_a_nan_on_a_counted_token_is_not_hidden():
     batch = make_batch()
     batch["logps"][0, 0] = np.nan
     assert np.isnan(run(batch, "token_mean", PLAIN)[0])
+
+
+# --- log-probs far apart --------------------------------------------------------------------------
+
+
+def test_a_token_ratio_is_held_at_e_to_the_twentieth():
+    # Log ratios 19, 25, 200 and -200. Within the bound the gradient is the ratio itself.
+    new_BT, ones_BT = jnp.array([[-1.0, -1.0, -1.0, -201.0]]), jnp.ones((1, 4))
+    old_BT = jnp.array([[-20.0, -26.0, -201.0, -1.0]])
+    ratio_BT, vjp = jax.vjp(lambda x_BT: jitted_ratio(x_BT, old_BT, ones_BT, level="token"), new_BT)
+    e19, e20 = math.exp(19.0), math.exp(20.0)
+    np.testing.assert_allclose(ratio_BT, [[e19, e20, e20, 0.0]], rtol=F32)
+    np.testing.assert_allclose(vjp(ones_BT)[0], [[e19, 0.0, 0.0, 0.0]], rtol=GRAD_F32)
+
+
+def test_k3_is_held_where_the_policy_is_far_below_the_reference_and_nowhere_else():
+    # x = ref - logps = 19, 25, 200, -25, -200: k3 = e^x - x - 1 with slope 1 - e^x by logps.
+    logps_BT = jnp.array([[-20.0, -26.0, -201.0, -1.0, -1.0]])
+    ref_BT = jnp.array([[-1.0, -1.0, -1.0, -26.0, -201.0]])
+    k3_BT, vjp = jax.vjp(lambda x_BT: losses.kl(x_BT, ref_BT, estimator="k3"), logps_BT)
+    e19, e20 = math.exp(19.0), math.exp(20.0)
+    np.testing.assert_allclose(k3_BT, [[e19 - 20, e20 - 21, e20 - 21, 24.0, 199.0]], rtol=F32)
+    slope_BT = vjp(jnp.ones_like(k3_BT))[0]
+    np.testing.assert_allclose(slope_BT, [[1 - e19, 0.0, 0.0, 1.0, 1.0]], rtol=GRAD_F32)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("change", [{}, {"dual_clip": None}, {"objective": "cispo"}])
+def test_loss_and_gradient_are_finite_however_far_apart_the_log_probs_are(change, estimator, level):
+    # Each of logps, old, ref and sampler at 0 or far below it, in all 16 ways, for each sign of A.
+    far_B4 = -1e12 * (np.arange(16)[:, None] >> np.arange(4) & 1).repeat(2, axis=0)
+    names = ("logps", "old", "ref", "sampler")
+    batch = {name: column_B[:, None] for name, column_B in zip(names, far_B4.T, strict=True)}
+    batch |= {"advantages": np.resize([1.0, -1.0], 32), "mask": np.ones((32, 1))}
+    batch = {name: array.astype(np.float32) for name, array in batch.items()}
+    tis_level = "sequence" if level == "sequence" else "token"
+    settings = PLAIN | {"level": level, "kl_estimator": estimator, "tis_level": tis_level}
+    loss, gradient_BT, metrics = run(batch, "token_mean", settings | change)
+    assert np.isfinite([loss, *map(float, metrics.values())]).all()
+    assert np.isfinite(gradient_BT).all()
 
 
 # --- TRL's own figures --------------------------------------------------------------------------
