@@ -1,6 +1,7 @@
 """LoRA adapters written as the PEFT library reads them.
 
     adapter_config.json, adapter_model.safetensors, README.md
+    SHA256SUMS              of the first two; `sha256sum -c` reads it
 
 PEFT keeps a torch layer's layout: lora_A is [rank, in], lora_B [out, rank]. It finds a layer by its
 module's name in the class that transformers makes of the base: of a multimodal one, the text model
@@ -96,6 +97,7 @@ def write_adapter(
         (folder / "adapter_config.json").write_text(
             json.dumps(settings, indent=2) + "\n", encoding="utf-8"
         )
+        files.write_sums(folder, ("adapter_config.json", "adapter_model.safetensors"))
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """gemma_grpo.weights.peft_adapter: added to the modules that it names, an adapter is what was
 trained; by hand on the folders that transformers wrote, and by PEFT where that is installed."""
 
+import hashlib
 import json
 import re
 
@@ -86,6 +87,16 @@ def test_the_settings_name_the_adapted_modules_and_no_others_and_a_base_that_is_
     else:  # and the ends of names
         found = {name for name in modules if name.split(".")[-1] in targets}
     assert found == adapted
+
+
+def test_the_sums_are_of_the_adapters_and_their_settings(written):
+    _, adapter, _ = written
+    expected = {
+        name: hashlib.sha256((adapter / name).read_bytes()).hexdigest()
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    lines = (adapter / "SHA256SUMS").read_text().splitlines()
+    assert lines == [f"{digest}  {name}" for name, digest in expected.items()]
 
 
 @pytest.mark.parametrize(
