@@ -502,8 +502,7 @@ def _digests(run: RunConfig, task: Task) -> dict[str, str]:
         model, trained = _teacher_files(run)
         of_trained = "" if trained is None else origin.of_files(trained)
         digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
-    own = extra_rewards.files_of(run.reward)
-    return digests | {name: origin.of_files(path) for name, path in own.items()}
+    return digests | extra_rewards.digests_of(run.reward)
 
 
 def _check_origin(

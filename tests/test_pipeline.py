@@ -947,6 +947,33 @@ def test_a_changed_file_of_an_own_reward_or_judge_is_refused_by_name_and_allowed
         pipeline._check_origin(run, run_dir, digests)
 
 
+def test_a_changed_module_that_a_reward_imports_from_its_folder_is_refused_by_name(
+    tmp_path, monkeypatch
+):
+    mine, pack = tmp_path / "mine.py", tmp_path / "pack_of_mine"
+    pack.mkdir()
+    for name in ("words_of_mine.py", "not_imported.py", "pack_of_mine/__init__.py"):
+        (tmp_path / name).write_text("HALF = 0.5\n")
+    mine.write_text(
+        "import json\nimport jax\nfrom gemma_grpo import api\nimport pack_of_mine\n"
+        "from words_of_mine import HALF\ndef half(sample):\n    return HALF\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run_dir, data = tmp_path / "run", config.DataConfig(num_train=20, num_test=8)
+    run = begun_run(run_dir, data=data, reward=rewards.RewardConfig(extra=(f"{mine}:half",)))
+    task = pipeline.load_task(run)
+    digests = pipeline._digests(run, task)
+    assert [name for name in digests if "half" in name] == [
+        "reward half", "reward half's pack_of_mine/__init__.py", "reward half's words_of_mine.py",
+    ]  # fmt: skip
+    pipeline._check_origin(run, run_dir, digests)
+    (tmp_path / "words_of_mine.py").write_text("HALF = 0.25\n")
+    said = "its reward half's words_of_mine.py are not .* with --allow-changed-rewards$"
+    with pytest.raises(UserError, match=said):
+        pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task), ["rewards"])
+
+
 def test_a_folder_without_a_run_is_named_with_the_runs_below_and_beside_it(tmp_path, capsys):
     begun_run(tmp_path / "out" / "below")
     begun_run(tmp_path / "beside")

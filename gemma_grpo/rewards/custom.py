@@ -17,6 +17,7 @@ from gemma_grpo.rewards.sample import Reward
 from gemma_grpo.rewards.weights import RewardConfig
 
 SESSION = "session:"  # before the name of a function that came from Python, not from a file
+_OF_FILE = "gemma_grpo_reward:"  # before the path of a file, in its module's name
 
 # What else rollouts, evaluations and metrics (reward/mean) say under a name of its own.
 COLUMNS = frozenset(
@@ -195,9 +196,25 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     return function
 
 
+def modules_beside(file: Path) -> dict[str, Path]:
+    """The modules under a reward file's folder that are imported by now, by their path from there;
+    installed ones are none of them, nor the script that runs."""
+    folder, found = file.resolve().parent, {}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "")
+        is_ours = name.startswith(("gemma_grpo.", _OF_FILE)) or name in ("gemma_grpo", "__main__")
+        is_pythons = name.partition(".")[0] in sys.stdlib_module_names
+        if is_ours or is_pythons or {"site-packages", "dist-packages"} & {*path.parts}:
+            continue
+        path = path.resolve()
+        if path.is_file() and path.is_relative_to(folder):
+            found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
 def _run_file(path: Path, what: str) -> ModuleType:
     """The module made by running `path`; registered, since dataclasses look their module up."""
-    module_name = f"gemma_grpo_reward:{path.resolve()}"
+    module_name = f"{_OF_FILE}{path.resolve()}"
     module_spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     assert module_spec is not None and module_spec.loader is not None  # of a .py file
     module = importlib.util.module_from_spec(module_spec)

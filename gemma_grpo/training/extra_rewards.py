@@ -10,6 +10,7 @@ from gemma_grpo import rewards
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation.samples import answer_span
+from gemma_grpo.records import origin
 from gemma_grpo.rewards import custom
 from gemma_grpo.rewards.judge import Judge, load_judge
 from gemma_grpo.rewards.rubric import JudgedReward, load_rubric
@@ -59,16 +60,20 @@ def load_rewards(
     return extra
 
 
-def files_of(config: rewards.RewardConfig) -> dict[str, Path]:
-    """The files of the user's own rewards, judges and rubric, by what they are."""
+def digests_of(config: rewards.RewardConfig) -> dict[str, str]:
+    """Of the user's own rewards, judges and rubric, once they are loaded, by what they are, and
+    of the modules that their files imported from their own folders."""
     specs = [("reward", spec) for spec in config.extra]
     specs += [("judge", spec) for spec in config.rubric.judges]
-    found = {"rubric": Path(config.rubric.file)} if config.rubric.file else {}
+    files = {"rubric": Path(config.rubric.file)} if config.rubric.file else {}
     for kind, spec in specs:
-        file, _, name = custom.split_weight(spec, f"--{kind}")[0].rpartition(":")
-        if not spec.startswith((custom.SESSION, MODEL)):
-            found[f"{kind} {name}"] = Path(file)
-    return found
+        location, _ = custom.split_weight(spec, f"--{kind}")
+        if not location.startswith((custom.SESSION, MODEL)):
+            file, _, name = location.rpartition(":")
+            files[f"{kind} {name}"] = Path(file)
+            beside = custom.modules_beside(Path(file))
+            files |= {f"{kind} {name}'s {path}": module for path, module in beside.items()}
+    return {name: origin.of_files(path) for name, path in files.items()}
 
 
 def check_rewards(
@@ -116,10 +121,10 @@ def gold_sample(problem: Problem, runtime: Runtime) -> rewards.Sample:
 def _load_judge(location: str, settings: rewards.RubricConfig, runtime: Runtime) -> Judge:
     if not location.startswith(MODEL):
         return load_judge(location)
-    weights = location.removeprefix(MODEL)
+    where = location.removeprefix(MODEL)
     return load_judge_model(
-        weights,
-        Path(weights).name,
+        where,
+        Path(where).name,
         dtype=cast(Dtype, runtime.dtype),
         question_tokens=settings.question_tokens,
         num_rows=settings.per_call,
