@@ -24,6 +24,7 @@ import children
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hf_folders import all_tensors, copy_of, save_as_one
 
 from gemma_grpo import api, cli, config, model, pipeline, rewards, train, weights
 from gemma_grpo.data.problem import DIFFICULTIES, Problem
@@ -972,6 +973,22 @@ def test_a_changed_module_that_a_reward_imports_from_its_folder_is_refused_by_na
     with pytest.raises(UserError, match=said):
         pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
     pipeline._check_origin(run, run_dir, pipeline._digests(run, task), ["rewards"])
+
+
+def test_other_weights_of_a_judge_are_refused_by_name(tmp_path):
+    judge = copy_of("text", tmp_path / "sage")
+    run_dir, data = tmp_path / "run", config.DataConfig(num_train=20, num_test=8)
+    task = pipeline.load_task(begun_run(tmp_path / "other", data=data))
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text("arithmetic: [Is it right?]\n")
+    rubrics = rewards.RubricConfig(str(rubric), (f"model:{judge}=0.5",))
+    run = begun_run(run_dir, data=data, reward=rewards.RewardConfig(rubric=rubrics))
+    pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
+    tensors = all_tensors(judge)
+    save_as_one(judge, {name: -tensor for name, tensor in tensors.items()})
+    said = "its judge sage are not .* go on all the same with --allow-changed-rewards$"
+    with pytest.raises(UserError, match=said):
+        pipeline._check_origin(run, run_dir, pipeline._digests(run, task))
 
 
 def test_a_folder_without_a_run_is_named_with_the_runs_below_and_beside_it(tmp_path, capsys):

@@ -1,5 +1,5 @@
 """What a run began with: its settings, the folder it was started in, and digests of its problems,
-base weights, tokenizer, teacher, the files of own rewards.
+base weights, tokenizer, teacher, the files of own rewards and the weights of judges.
 
 They are kept in the run's origin.json. What goes on with the run, or uses its model, compares them:
 a file that was changed meanwhile would make another run of it without a word. Does not import jax.

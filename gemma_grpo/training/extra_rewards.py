@@ -6,7 +6,7 @@ from typing import cast
 
 import jax
 
-from gemma_grpo import rewards
+from gemma_grpo import rewards, weights
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
 from gemma_grpo.generation.samples import answer_span
@@ -61,19 +61,23 @@ def load_rewards(
 
 
 def digests_of(config: rewards.RewardConfig) -> dict[str, str]:
-    """Of the user's own rewards, judges and rubric, once they are loaded, by what they are, and
-    of the modules that their files imported from their own folders."""
+    """Of the user's own rewards, judges and rubric, once they are loaded, by what they are: of
+    files, with the modules that those imported from their own folder, and of judges' weights."""
     specs = [("reward", spec) for spec in config.extra]
     specs += [("judge", spec) for spec in config.rubric.judges]
     files = {"rubric": Path(config.rubric.file)} if config.rubric.file else {}
+    models = {}
     for kind, spec in specs:
         location, _ = custom.split_weight(spec, f"--{kind}")
-        if not location.startswith((custom.SESSION, MODEL)):
+        if location.startswith(MODEL):
+            where = location.removeprefix(MODEL)
+            models[f"{kind} {Path(where).name}"] = weights.digest(where)
+        elif not location.startswith(custom.SESSION):
             file, _, name = location.rpartition(":")
             files[f"{kind} {name}"] = Path(file)
             beside = custom.modules_beside(Path(file))
             files |= {f"{kind} {name}'s {path}": module for path, module in beside.items()}
-    return {name: origin.of_files(path) for name, path in files.items()}
+    return {name: origin.of_files(path) for name, path in files.items()} | models
 
 
 def check_rewards(
