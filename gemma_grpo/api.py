@@ -5,9 +5,10 @@ model.
 docs/api.md.
 """
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -218,6 +219,27 @@ class Result:
             write_model(out, runtime, params, model.weights, dtype=dtype, texts=texts)
         return out
 
+    def copy(self, run_dir: str | Path, settings: Mapping[str, Any] | None = None) -> "Result":
+        """Copies what is needed to go on with the run into a new folder, where `resume` does; this
+        one may be read-only, such as a run attached on Kaggle.
+
+        Args:
+            run_dir: the new folder.
+            settings: of those that may change in a run that goes on, as `RunConfig.replace` takes
+                them: where model, tokenizer, data, teacher and files of own rewards are,
+                checkpoint.folder, and grpo.guard's.
+
+        Raises:
+            UserError: something is there already, another setting would change, checkpoints are
+                lost or damaged, or the disk is full.
+        """
+        run_dir, run = expanded(run_dir).absolute(), self.run.replace(settings or {})
+        cli.check_unchanged(self.run, run, "copy with other settings")
+        with cli.user_errors(), _new_folder(run_dir, run):
+            pipeline.copy_run_dir(self.run_dir, run_dir, run, restart_stage=False)
+            run_dirs.copy_cache(self.run_dir, run_dir.parent)
+        return Result(run_dir, run, self.given)
+
     def _trained(self) -> Path:
         """The weights of the last stage. Raises UserError if none has finished."""
         _, trained = cli.trained(str(self.run_dir))
@@ -268,18 +290,9 @@ def fit(
     if run_dir is None:
         run_dir = run_dirs.unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     run_dir = expanded(run_dir).absolute()
-    folder = run.checkpoint.folder
-    with cli.user_errors():
-        run_dirs.require_apart(folder, run_dir)
-        run_dirs.require_free(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
-            pipeline.new_run_dir(run_dir, run)
-            try:
-                return _execute(Result(run_dir, run, given), deadline)
-            except UserError:
-                run_dirs.remove_unused(run_dir)
-                raise
+    with cli.user_errors(), _new_folder(run_dir, run):
+        pipeline.new_run_dir(run_dir, run)
+        return _execute(Result(run_dir, run, given), deadline)
 
 
 def resume(
@@ -294,7 +307,7 @@ def resume(
     """Goes on with a run that was stopped or killed, as it was begun.
 
     Args:
-        run_dir: its folder.
+        run_dir: its folder; where that is read-only, `load(it).copy(another)` makes another.
         rewards, problems, held_out: the Python objects that it was begun with, which its files
             cannot hold.
         hours: as for `fit`.
@@ -332,6 +345,22 @@ def load(run_dir: str | Path) -> Result:
             )
         raise UserError(fault)
     return Result(run_dir, cli.config_of(run_dir))
+
+
+@contextlib.contextmanager
+def _new_folder(run_dir: Path, run: RunConfig) -> Iterator[None]:
+    """Makes a run's folder and holds its locks while the block runs; after a UserError a folder
+    that holds nothing yet is removed. Raises UserError if it, or that for checkpoints, is taken."""
+    folder = run.checkpoint.folder
+    run_dirs.require_apart(folder, run_dir)
+    run_dirs.require_free(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with lock.hold(run_dir), run_dirs.hold_checkpoints(folder, is_new=True):
+        try:
+            yield
+        except UserError:
+            run_dirs.remove_unused(run_dir)
+            raise
 
 
 def _execute(result: Result, deadline: Deadline, may_change: Sequence[str] = ()) -> Result:

@@ -190,6 +190,24 @@ def test_a_run_is_resumed_as_it_was_begun(tmp_path, arguments, message):
         gemma_grpo.resume(tmp_path / "run", **arguments)
 
 
+def test_a_run_is_copied_with_moved_files_and_no_other_setting(tmp_path):
+    pipeline.new_run_dir(tmp_path / "run", gemma_grpo.preset("gemma3-nano"))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "sft", "step": 1}\n')
+    before, result = sorted((tmp_path / "run").iterdir()), gemma_grpo.load(tmp_path / "run")
+    with pytest.raises(gemma_grpo.UserError, match=r"other settings \(seed 0 -> 1\)"):
+        result.copy(tmp_path / "next", {"seed": 1})
+    with pytest.raises(gemma_grpo.UserError, match="is there already"):
+        result.copy(tmp_path / "run")
+    assert not (tmp_path / "next").exists()
+    copy = result.copy(
+        tmp_path / "next", {"data.source": "moved.jsonl", "grpo.guard.action": "stop"}
+    )
+    assert copy.metrics("sft") == [{"stage": "sft", "step": 1}]
+    assert gemma_grpo.load(tmp_path / "next").run == copy.run
+    assert (copy.run.data.source, copy.run.grpo.guard.action) == ("moved.jsonl", "stop")
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
 def test_a_run_that_could_not_start_leaves_its_name_free(tmp_path):
     run = gemma_grpo.preset("gemma3-nano").replace({"data.num-test": 8})
     problems = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]  # no completion
@@ -342,11 +360,13 @@ for wrong in ({}, {"problems": problems}, {"rewards": [pay]}):
     except gemma_grpo.UserError as error:
         print("refused:", error)
 results = []
+gemma_grpo.load("run").copy("next")
 def go_on():
-    results.append(gemma_grpo.resume("run", rewards=[pay], problems=problems))
+    results.append(gemma_grpo.resume("next", rewards=[pay], problems=problems))
 thread = threading.Thread(target=go_on)
 thread.start(); thread.join()
 print(len(results[0].metrics()), len(calls), results[0].summary["unfinished"])
+print(len(gemma_grpo.load("run").metrics()), pathlib.Path("next/weights/grpo.safetensors").exists())
 held_out = [{"prompt": p.prompt, "answer": p.answer} for p in problems[:8]]
 print(results[0].evaluate(held_out)["n"])
 """
@@ -355,7 +375,7 @@ print(results[0].evaluate(held_out)["n"])
 def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_path, one_layer):
     settings = TINY | {"grpo.num_steps": 3, "stages": "grpo", "model.weights": one_layer}
     said, warned = python(STOPPED.replace("SETTINGS", repr(settings)), tmp_path)
-    stopped, steps, *refused, done, measured = said.splitlines()
+    stopped, steps, *refused, done, copied, measured = said.splitlines()
     assert stopped == "stopped: stopped by SIGINT" and steps == "2"
     assert "/run') goes on" in warned
     assert "the problems were objects" in refused[0]
@@ -364,3 +384,4 @@ def test_a_run_is_stopped_saved_and_resumed_in_a_thread_after_jax_was_used(tmp_p
     # Three steps of eight, four gold completions before each session, and two evaluations of a
     # tenth of the problems.
     assert done == f"3 {3 * 8 + 2 * 4 + 2 * 4} None" and measured == "8"
+    assert copied == "2 True"  # the run went on in its copy, and was only read
