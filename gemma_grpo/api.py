@@ -21,12 +21,23 @@ from gemma_grpo.pipeline import CHANGES, NOTHING_GIVEN, Deadline, Given, RunConf
 from gemma_grpo.records import files, lock, model_card, read, report
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary as summaries
-from gemma_grpo.runtime import hub_name, load_model, write_adapters, write_model
+from gemma_grpo.runtime import (
+    ModelConfig,
+    Params,
+    Runtime,
+    check_seed,
+    hub_name,
+    load_model,
+    write_adapters,
+    write_model,
+)
 from gemma_grpo.view import page
 
 RUNS = Path("runs")
 EXPORTED = ("float32", "bfloat16", "float16")
 BATCH = 16  # prompts that `Result.generate` completes at a time
+
+_kept: dict[tuple[ModelConfig, Path, int], tuple[Runtime, Params]] = {}  # the model used last
 
 Rewards = Sequence[Callable[..., Any]] | Mapping[Callable[..., Any], float]
 Problems = Iterable[Any]
@@ -131,7 +142,8 @@ class Result:
         if instruction is not None:
             run = run.replace({"model.instruction": instruction})
         with cli.user_errors():
-            return pipeline.measure(run, self._trained(), given)
+            loaded = _loaded(run.model, run.seed, self._trained())
+            return pipeline.measure(run, *loaded, given)
 
     def generate(
         self, prompts: Sequence[str], *, temperature: float = 0.0, seed: int = 0
@@ -153,7 +165,7 @@ class Result:
             return []
         settings = replace(self.run.model, rollout_layout="data")
         with cli.user_errors():
-            runtime, params = load_model(settings, seed=seed, trained=self._trained())
+            runtime, params = _loaded(settings, seed, self._trained())
             sampling = SamplingConfig(temperature)
             generator = make_generator(runtime, params, num=1, sampling=sampling)
             encoded = [runtime.encode_question(prompt) for prompt in prompts]
@@ -200,7 +212,7 @@ class Result:
                 f"{self.run_dir} trained all weights and has no adapters; export without --adapter"
             )
         with cli.user_errors():
-            runtime, params = load_model(model, seed=self.run.seed, trained=trained)
+            runtime, params = _loaded(model, self.run.seed, trained)
             card = model_card.model_card(
                 self.run_dir,
                 trained.stem,
@@ -218,6 +230,11 @@ class Result:
                 return out
             write_model(out, runtime, params, model.weights, dtype=dtype, texts=texts)
         return out
+
+    def unload(self) -> None:
+        """Gives back the memory of the model that `generate`, `evaluate` and `export` keep loaded;
+        `fit` and `resume` do so too."""
+        _kept.clear()
 
     def copy(self, run_dir: str | Path, settings: Mapping[str, Any] | None = None) -> "Result":
         """Copies what is needed to go on with the run into a new folder, where `resume` does; this
@@ -363,8 +380,22 @@ def _new_folder(run_dir: Path, run: RunConfig) -> Iterator[None]:
             raise
 
 
+def _loaded(settings: ModelConfig, seed: int, trained: Path) -> tuple[Runtime, Params]:
+    """What `load_model` gives, from the files only if another model was used last, or they have
+    changed since. Raises as `load_model`."""
+    check_seed(seed)
+    key = (replace(settings, instruction=""), trained, trained.stat().st_mtime_ns)
+    found = _kept.get(key)
+    if found is None:
+        _kept.clear()  # before the next one takes its memory
+        found = _kept[key] = load_model(settings, seed=seed, trained=trained)
+    runtime, params = found
+    return replace(runtime, instruction=settings.instruction, seed=seed), params
+
+
 def _execute(result: Result, deadline: Deadline, may_change: Sequence[str] = ()) -> Result:
     """The run, its folder made and its lock held."""
+    _kept.clear()
     run = result.run
     for warning in run.grpo.check():
         print(f"warning: {warning}", file=sys.stderr)

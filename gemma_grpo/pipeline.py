@@ -39,7 +39,7 @@ from gemma_grpo.records import (
 from gemma_grpo.records import run_dir as run_dirs
 from gemma_grpo.records import summary as summaries
 from gemma_grpo.rewards import GivenRewards, Reward, custom, golds
-from gemma_grpo.runtime import ModelConfig, Runtime, Teacher, load_model, load_teacher
+from gemma_grpo.runtime import ModelConfig, Params, Runtime, Teacher, load_model, load_teacher
 from gemma_grpo.training import demonstrations, draw, extra_rewards, grpo, saving, sft
 from gemma_grpo.training.deadline import Deadline, OutOfTimeError
 from gemma_grpo.training.guard import CollapsedError, guard_of
@@ -547,13 +547,13 @@ def _forget_demonstrations(run: RunConfig, run_dir: Path) -> None:
         figures.unlink()
 
 
-def measure(run: RunConfig, trained: Path | None, given: Given = NOTHING_GIVEN) -> dict:
-    """The figures (`evaluator.summarize`) of what a stage has left, on the run's held-out problems.
+def measure(run: RunConfig, runtime: Runtime, params: Params, given: Given = NOTHING_GIVEN) -> dict:
+    """The figures (`evaluator.summarize`) of a model, as `load_model` gives it, on the run's
+    held-out problems.
 
     Raises:
         UserError: a prompt over the budget, or a batch that does not split over the devices.
     """
-    runtime, params = load_model(run.model, seed=run.seed, trained=trained)
     _, problems = given.load_problems(run)
     runtime.encode_prompts(problems)
     runtime.check_rows(run.batch_sizes)

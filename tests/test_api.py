@@ -1,6 +1,7 @@
 """The Python API: what a notebook does, in processes of its own, on the embedded model."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from run_folders import write_run
 from tolerances import F32
 
 import gemma_grpo
-from gemma_grpo import config, pipeline, train
+from gemma_grpo import api, config, model, pipeline, train, weights
 from gemma_grpo.config import RunConfig
 from gemma_grpo.data.problem import Problem
 from gemma_grpo.errors import UserError
@@ -236,6 +237,48 @@ def test_settings_are_replaced_by_the_names_of_the_flags():
 def test_a_wrong_setting_is_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):
         RunConfig().replace(settings)
+
+
+@pytest.fixture
+def trained(tmp_path, one_layer):
+    """A run folder whose SFT has left the base's own weights."""
+    run = gemma_grpo.preset("gemma3-nano").replace({"model.weights": one_layer, "stages": "sft"})
+    source = weights.open_source(one_layer)
+    shapes = model.abstract(source.config)[1]
+    base = weights.assemble(source, shapes, dtype="float32", sharding=None)
+    pipeline.new_run_dir(tmp_path / "run", run)
+    (tmp_path / "run" / "weights").mkdir()
+    weights.save(tmp_path / "run" / "weights" / "sft.safetensors", base)
+    yield tmp_path / "run"
+    gemma_grpo.load(tmp_path / "run").unload()
+
+
+def test_a_model_is_loaded_once_and_given_back_on_demand_and_before_training(trained, monkeypatch):
+    loads, asked = [], []
+    load = api.load_model
+    monkeypatch.setattr(
+        api, "load_model", lambda *a, **k: loads.append(k["trained"]) or load(*a, **k)
+    )
+    monkeypatch.setattr(
+        pipeline, "measure", lambda run, runtime, params, given: asked.append(runtime) or {}
+    )
+    result = gemma_grpo.load(trained)
+    for instruction in (None, "Think.", None):
+        result.evaluate(instruction=instruction)
+    assert result.generate(["1 + 2?"], seed=5) == result.generate(["1 + 2?"], seed=6)
+    assert len(loads) == 1
+    of_run = result.run.model.instruction
+    assert [runtime.instruction for runtime in asked] == [of_run, "Think.", of_run]
+    path = trained / "weights" / "sft.safetensors"
+    os.utime(path, ns=(0, 1))  # written again meanwhile
+    result.evaluate()
+    result.unload()
+    assert not api._kept
+    result.evaluate()
+    assert len(loads) == 3
+    monkeypatch.setattr(pipeline, "execute", lambda *_: 1 / len(api._kept))
+    with pytest.raises(ZeroDivisionError):
+        gemma_grpo.resume(trained)
 
 
 def test_functions_are_recorded_by_name_and_weight_and_wanted_again():
