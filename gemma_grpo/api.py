@@ -146,9 +146,19 @@ class Result:
             return pipeline.measure(run, *loaded, given)
 
     def generate(
-        self, prompts: Sequence[str], *, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        instruction: str | None = None,
     ) -> list[str]:
-        """The last stage's completion of each question; 0 takes the likeliest token each time.
+        """The last stage's completion of each question.
+
+        Args:
+            temperature: 0 takes the likeliest token each time.
+            seed: of the draw.
+            instruction: put before each question; None takes the run's own.
 
         Raises:
             UserError: a prompt over model.max_prompt_length, or no stage has finished.
@@ -164,6 +174,8 @@ class Result:
         if not prompts:
             return []
         settings = replace(self.run.model, rollout_layout="data")
+        if instruction is not None:
+            settings = replace(settings, instruction=instruction)
         with cli.user_errors():
             runtime, params = _loaded(settings, seed, self._trained())
             sampling = SamplingConfig(temperature)

@@ -266,6 +266,10 @@ def test_a_model_is_loaded_once_and_given_back_on_demand_and_before_training(tra
     for instruction in (None, "Think.", None):
         result.evaluate(instruction=instruction)
     assert result.generate(["1 + 2?"], seed=5) == result.generate(["1 + 2?"], seed=6)
+    with_instruction = result.generate(["1 + 2?"], instruction="Add.")
+    assert with_instruction == result.generate(["Add.\n1 + 2?"], instruction="")
+    with pytest.raises(gemma_grpo.UserError, match="prompt 1 takes"):
+        result.generate(["1 + 2?"], instruction="Add. " * 60)
     assert len(loads) == 1
     of_run = result.run.model.instruction
     assert [runtime.instruction for runtime in asked] == [of_run, "Think.", of_run]
