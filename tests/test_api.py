@@ -118,37 +118,50 @@ def test_what_is_no_list_and_no_settings_is_refused_in_one_line(tmp_path, call, 
         call(gemma_grpo.load(run_dir))
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        ("fit('gemma3-nano')", "run: give settings"),
-        ("fit(gemma_grpo.preset('gemma3-nano'), rewards=len)", "rewards: give a list"),
-        ("fit(gemma_grpo.preset('gemma3-nano'), rewards=3)", "rewards: give a list"),
-        ("fit(gemma_grpo.preset('gemma3-nano'), rewards=[{len: 1}])", "reward {<built-in"),
-        (
-            "fit(gemma_grpo.preset('gemma3-nano'), rewards={len: 'x'})",
-            "reward len: its weight is 'x': give a number",
-        ),
-        (
-            "fit(gemma_grpo.preset('gemma3-nano'), problems=3)",
-            "problems are a list, not of type int",
-        ),
-        ("fit(gemma_grpo.preset('gemma3-nano'), hours='8')", "--hours 8: give"),
-        (
-            "load('.').generate(['2 + 2?', [{'role': 'user', 'content': '2 + 2?'}]])",
-            "prompt 2 is of type list: give the question as text",
-        ),
-        ("preset('gemma3-nano').replace({1: 2})", "there is no setting 1"),
-        (
-            "resume('.', may_change='data')",
-            "may_change: 'data'; give a list of some of 'data', 'base', 'rewards'",
-        ),
-    ],
-)
-def test_arguments_of_another_kind_are_refused_in_one_line(tmp_path, call, message):
-    (tmp_path / "config.yaml").write_text(config.to_yaml(RunConfig()))
-    _, said = python(f"import gemma_grpo; gemma_grpo.{call}", tmp_path, status=1)
-    assert said.splitlines()[-1].startswith(f"gemma_grpo.errors.UserError: {message}")
+REFUSED = {
+    "fit('gemma3-nano')": "run: give settings",
+    "fit(gemma_grpo.preset('gemma3-nano'), rewards=len)": "rewards: give a list",
+    "fit(gemma_grpo.preset('gemma3-nano'), rewards=3)": "rewards: give a list",
+    "fit(gemma_grpo.preset('gemma3-nano'), rewards=[{len: 1}])": "reward {<built-in",
+    "fit(gemma_grpo.preset('gemma3-nano'), rewards={len: 'x'})": (
+        "reward len: its weight is 'x': give a number"
+    ),
+    "fit(gemma_grpo.preset('gemma3-nano'), problems=3)": "problems are a list, not of type int",
+    "fit(gemma_grpo.preset('gemma3-nano'), hours='8')": "--hours 8: give",
+    "load('.').generate(['2 + 2?', [{'role': 'user', 'content': '2 + 2?'}]])": (
+        "prompt 2 is of type list: give the question as text"
+    ),
+    "preset('gemma3-nano').replace({1: 2})": "there is no setting 1",
+    "resume('.', may_change='data')": (
+        "may_change: 'data'; give a list of some of 'data', 'base', 'rewards'"
+    ),
+}
+CALL_EACH = """
+import json, traceback
+import gemma_grpo
+said = {}
+for call in CALLS:
+    try:
+        eval(f"gemma_grpo.{call}")
+    except Exception as error:
+        said[call] = traceback.format_exception(error)[-1]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """What a call said as it failed, by the call: all in one process, which checks no types."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "config.yaml").write_text(config.to_yaml(RunConfig()))
+    said, _ = python(CALL_EACH.replace("CALLS", repr(list(REFUSED))), folder)
+    return json.loads(said)
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_arguments_of_another_kind_are_refused_in_one_line(refusals, call):
+    error = f"gemma_grpo.errors.UserError: {REFUSED[call]}"
+    assert refusals[call].startswith(error) and refusals[call].count("\n") == 1
 
 
 def test_a_model_s_folder_is_no_run_and_the_line_says_what_takes_it(tmp_path):
