@@ -1,4 +1,4 @@
-"""The Python API: what a notebook does, in processes of its own, on the embedded model."""
+"""The Python API: what a notebook does, in processes of its own, on one layer of the nano model."""
 
 import json
 import os
@@ -39,16 +39,10 @@ TINY = {
 def python(script, folder, status=0):
     """What a script prints, and its errors' lines, in a process of its own, which checks no types,
     as a user's does not."""
-    child = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=children.ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
-    assert child.returncode == status, child.stderr
-    return child.stdout, child.stderr
+    child = children.Forked(script, cwd=folder)
+    said, errors = child.communicate(timeout=900)
+    assert child.returncode == status, errors
+    return said, errors
 
 
 def test_importing_the_package_imports_no_library():
@@ -56,7 +50,8 @@ def test_importing_the_package_imports_no_library():
         "import sys; import gemma_grpo; gemma_grpo.UserError, dir(gemma_grpo); "
         "print({'jax', 'numpy', 'flax', 'yaml'} & {name.split('.')[0] for name in sys.modules})"
     )
-    assert python(script, ROOT)[0] == "set()\n"
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_all_names_are_there_and_the_page_names_them():
@@ -369,9 +364,9 @@ def test_a_command_cannot_go_on_with_objects_of_python(tmp_path, capsys):
     assert error.startswith("error: the problems were objects of a Python session")
 
 
-def test_the_example_of_the_page_runs(tmp_path):
+def test_the_example_of_the_page_runs(tmp_path, one_layer):
     example = EXAMPLES[0]
-    settings = json.dumps(TINY)
+    settings = json.dumps(TINY | {"model.weights": one_layer})
     small = re.sub(r"replace\(\n.*?\n\)", f"replace({settings})", example, flags=re.S)
     assert small != example
     said, _ = python(small.replace("num=50", "num=8"), tmp_path)

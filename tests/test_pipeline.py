@@ -1,7 +1,7 @@
 """A run through its command line: what it writes, how it resumes, how it refuses.
 
 Real processes on one layer of the embedded model, a few steps each; they share one compilation
-cache. A rehearsal on eight devices is in `test_rehearsal.py`, the whole model in `test_api.py`.
+cache. A rehearsal on eight devices, of two layers, is in `test_rehearsal.py`.
 """
 
 import contextlib
@@ -51,19 +51,13 @@ SMALL = [
 TIMES = ("time/", "tokens_per_s")
 
 
-def command(*arguments):
+def command(*arguments, before=""):
     """A training process, on a machine of its own as far as JAX can tell: one CPU device."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "gemma_grpo.train", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=children.ENVIRONMENT,
-    )
+    return children.Forked(f"{before}\n{children.TRAIN}", *arguments, stderr=subprocess.STDOUT)
 
 
-def finish(*arguments):
-    process = command(*arguments)
+def finish(*arguments, before=""):
+    process = command(*arguments, before=before)
     output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
@@ -81,8 +75,9 @@ def small(one_layer):
 
 @pytest.fixture(scope="module")
 def full_run(runs, small):
-    """A run that nothing interrupted, with its checkpoints; beside it are the most bytes that its
-    folder held while it ran, in `peak.json`, and what it said, in `said.txt`."""
+    """A run by the command itself that nothing interrupted, with its checkpoints; beside it are the
+    most bytes that its folder held while it ran, in `peak.json`, and what it said, in `said.txt`.
+    """
     run_dir, peak, ended = runs / "full", [0], threading.Event()
 
     def watch():
@@ -92,12 +87,20 @@ def full_run(runs, small):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        status, output = finish("--run-dir", str(run_dir), *small, "--keep-checkpoints")
+        arguments = ["--run-dir", str(run_dir), *small, "--keep-checkpoints"]
+        done = subprocess.run(
+            [sys.executable, "-m", "gemma_grpo.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=children.ENVIRONMENT,
+            timeout=900,
+        )
     finally:
         ended.set()
         watcher.join()
-    assert status == 0, output
-    (runs / "said.txt").write_text(output)
+    assert done.returncode == 0, done.stdout
+    (runs / "said.txt").write_text(done.stdout)
     (runs / "peak.json").write_text(json.dumps(max(peak[0], size_of(run_dir))))
     return run_dir
 
@@ -231,21 +234,21 @@ def fails(sample):
 
 
 def test_snapshots_change_no_weight_compile_nothing_and_survive_a_kill_and_a_reward_that_fails(
-    runs, full_run, small, monkeypatch
+    runs, full_run, small
 ):
-    run_dir, kept = runs / "snapshots", runs / "snapshots.txt"
-    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    run_dir = runs / "snapshots"
+    logged = "import jax; jax.config.update('jax_log_compiles', True)"
     (runs / "fails.py").write_text(FAILS)
     every = ["--evaluation.every", "1", "--evaluation.snapshot-problems", "3"]
     every += ["--reward", f"{runs / 'fails.py'}:fails=0"]
-    process = command("--run-dir", str(run_dir), *small, *every)
+    process = command("--run-dir", str(run_dir), *small, *every, before=logged)
     wait_for_lines(process, run_dir / "metrics.jsonl", 4 + 3)  # of SFT; into GRPO
     process.kill()
     first, _ = process.communicate()
     assert len(list((run_dir / "evaluations").glob("grpo-step-*.json"))) >= 3
-    status, second = finish("--run-dir", str(run_dir), "--resume")
+    status, second = finish("--run-dir", str(run_dir), "--resume", before=logged)
     assert status == 0, second
-    kept.write_text(first + second)
+    assert "Compiling " in first  # so it would be said
     for said, begin, end in (
         (first, "\ngrpo 2/4", "\nmeasuring grpo"),
         (second, "\ngrpo 3/4", "\ngrpo 4/4"),  # its base evaluation is on file: compiled before
@@ -387,7 +390,8 @@ def test_a_reward_that_fails_loses_no_step_and_the_run_goes_on_once_it_is_fixed(
     reward, run_dir = runs / "fussy.py", runs / "fussy"
     reward.write_text(FAILING_REWARD.format(calls=2 * 8))  # on all 8 completions of the third step
     arguments = [*small, "--stages", "grpo", "--grpo.checkpoint-every", "100"]
-    arguments += ["--grpo.curriculum", "phases"]
+    arguments += ["--grpo.curriculum", "phases", "--grpo.loss.beta", "0"]
+    arguments += ["--grpo.num-iterations", "1"]  # fewer programs
     status, output = finish(
         "--run-dir", str(run_dir), *arguments, "--reward", f"{reward}:fussy=0.1"
     )
@@ -423,39 +427,25 @@ def test_adapters_go_through_both_stages_on_two_devices_and_checkpoints_go_after
 AN_HOUR_A_STEP = """
 import sys
 from pathlib import Path
-from gemma_grpo import train
 from gemma_grpo.training import deadline
 def hours():
-    lines = Path(sys.argv[1]) / "metrics.jsonl"
+    lines = Path(sys.argv[2]) / "metrics.jsonl"  # of --run-dir
     return 3600 * len(lines.read_text().splitlines()) if lines.exists() else 0
 deadline.seconds_since_start = hours
 note = deadline.Deadline.note
 deadline.Deadline.note = lambda self, kind, seconds: note(
     self, kind, 3600 if kind == "step" else seconds
 )
-sys.exit(train.main(sys.argv[2:]))
 """
-
-
-def finish_in(run_dir, hours, *arguments):
-    """A run whose every step takes an hour."""
-    done = subprocess.run(
-        [sys.executable, "-c", AN_HOUR_A_STEP, str(run_dir)]
-        + ["--run-dir", str(run_dir), "--hours", str(hours), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=children.ENVIRONMENT,
-        timeout=900,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
 def cut_run(runs, full_run):
     """A run by the whole one's config that its deadline stopped after the third GRPO step: a
     checkpoint falls on no third."""
-    status, output = finish_in(runs / "cut", 7.5, "--config", str(full_run / "config.yaml"))
+    arguments = ["--run-dir", str(runs / "cut"), "--hours", "7.5"]
+    arguments += ["--config", str(full_run / "config.yaml")]
+    status, output = finish(*arguments, before=AN_HOUR_A_STEP)
     assert status == 75 and "Traceback" not in output, output
     assert "grpo step 3 of 4; --resume goes on" in output
     return runs / "cut"
@@ -710,16 +700,11 @@ sys.exit(*status)
 
 def test_a_run_in_a_thread_of_a_process_that_uses_jax_takes_the_devices_there(runs, small):
     arguments = ["--run-dir", str(runs / "notebook"), *small, "--stages", "sft"]
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_NOTEBOOK, *arguments, "--model.cpu-devices", "2"],
-        capture_output=True,
-        text=True,
-        env=children.ENVIRONMENT,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "JAX runs already, with 1 CPU devices: model.cpu_devices=2 is ignored" in done.stderr
-    assert "not in the main thread" in done.stderr
+    process = children.Forked(IN_A_NOTEBOOK, *arguments, "--model.cpu-devices", "2")
+    _, warned = process.communicate(timeout=900)
+    assert process.returncode == 0, warned
+    assert "JAX runs already, with 1 CPU devices: model.cpu_devices=2 is ignored" in warned
+    assert "not in the main thread" in warned
     summary = json.loads((runs / "notebook" / "summary.json").read_text())
     assert summary["device"].startswith("1 x cpu") and list(summary["stages"]) == ["base", "sft"]
 
