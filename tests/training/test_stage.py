@@ -1,10 +1,11 @@
-"""A step of GRPO as it is put together: what its draws, scores and updates are given, what it says.
+"""A step as it is put together, of GRPO and of SFT: what its draws, scores and updates are given,
+what it says.
 
 Nothing is sampled here and no model runs: the weights are one number, which each update raises by
 one, and a log-prob is that number.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.objective import advantages
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.rewards import GivenRewards, RewardConfig
-from gemma_grpo.training import grpo
-from gemma_grpo.training.config import OptimizerConfig
+from gemma_grpo.runtime import Runtime
+from gemma_grpo.training import grpo, sft
+from gemma_grpo.training.config import OptimizerConfig, SFTConfig
 from gemma_grpo.training.draw import Draws, History
 from gemma_grpo.training.interrupt import Interrupt
 from gemma_grpo.training.loop import RunFiles
@@ -204,3 +206,52 @@ def test_a_stage_samples_at_its_temperature_and_goes_on_with_the_share_of_its_ra
     stage = step.__self__
     np.testing.assert_allclose(stage.learning_rates, [0.2, 0.15, 0.1, 0.05], rtol=1e-5)
     assert rates_of(stage.trainer.optimizer, 4) == pytest.approx([0.2, 0.15, 0.1, 0.05], rel=1e-5)
+
+
+def sft_stage():
+    """SFT's stage over two demonstrations of 3 and of 1 token, and the packs of its updates."""
+    config, packs = SFTConfig(num_steps=3, batch_size=2), []
+
+    def update(state, frozen, given):
+        packs.append(given)
+        return state, {"loss": jnp.float32(0.5), "grad_norm": jnp.float32(2)}
+
+    how = sft.make_packing(config, RUNTIME.lengths, 1)
+    rates = np.array([0.1, 0.2, 0.3], np.float32)
+    return sft.Stage(config, RUNTIME, [[5], [6]], [[7, 8, 9], [7]], how, rates, update), packs
+
+
+def test_an_sft_step_says_its_own_learning_rate_and_the_speed_in_tokens_that_are_learnt():
+    stage, _ = sft_stage()
+    for step, rate in enumerate([0.1, 0.2, 0.3]):
+        said = stage.step(state_at(0), step)[1].metrics
+        assert said["learning_rate"] == pytest.approx(rate)
+        assert said["tokens_per_s"] * said["time/step_s"] == pytest.approx(3 + 1)
+        assert (said["loss"], said["grad_norm"]) == (0.5, 2.0)
+
+
+def test_each_sft_step_drops_other_inputs_of_the_adapters(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Runtime, "dropout_keys", lambda _, *given: asked.append(given) or {})
+    stage, _ = sft_stage()
+    for step in range(3):
+        stage.step(state_at(0), step)
+    assert asked == [(0, 2, 1), (1, 2, 1), (2, 2, 1)]  # step, prompts, completions of each
+
+
+def test_the_sft_stage_cuts_its_batches_over_all_devices(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(sft, "init_train_state", lambda *_: state_at(0))
+    monkeypatch.setattr(
+        sft, "run_steps", lambda name, step_fn, state, *_, **__: begun.append(step_fn) or state
+    )
+    runtime = tiny_runtime(2)
+    shown = [replace(problem, completion=problem.answer) for problem in PROBLEMS]
+    sft.train(
+        SFTConfig(num_steps=3, batch_size=2),
+        runtime,
+        shown,
+        {},
+        RunFiles(tmp_path, None, Interrupt()),
+    )
+    assert begun[0].__self__.packing.num_devices == 2
