@@ -239,7 +239,7 @@ def _prompt_length(task: str, problems: Sequence[Problem], runtime: Runtime) -> 
         instruction=runtime.instruction,
         max_prompt_length=sys.maxsize,
     )
-    return padding.bucket(max(map(len, encoded)), multiple=16, maximum=sys.maxsize)
+    return padding.bucket(max(map(len, encoded)), multiple=16)
 
 
 def _protocol(

@@ -34,6 +34,6 @@ def pad_right(
     return ids_BT, mask_BT
 
 
-def bucket(longest: int, *, multiple: int, maximum: int) -> int:
+def bucket(longest: int, *, multiple: int) -> int:
     """The length to pad to: `longest` rounded up to a multiple, so that few shapes are compiled."""
-    return min(-(-longest // multiple) * multiple, maximum)
+    return -(-longest // multiple) * multiple
