@@ -256,6 +256,21 @@ def test_what_moved_most_against_its_group_comes_first(tmp_path, capsys):
     assert moved[0]["file"] == "rollouts/grpo-000001.jsonl"
 
 
+def test_beside_a_group_of_one_the_others_move_against_their_own_mean(tmp_path, capsys):
+    rows = [right(), right(num_tokens=60), right(group=1, num_tokens=60)]
+    make_run(tmp_path / "run", [rows])
+    spec = reward_file(tmp_path, "return float(sample.num_tokens == 60)")
+    moved = report(capsys, tmp_path / "run", "--reward", spec)["moved"]
+    assert [each["shift"] for each in moved] == pytest.approx([-0.5, 0.5])
+
+
+def test_a_group_in_which_one_of_the_best_stays_the_best_has_not_changed_it(tmp_path, capsys):
+    rows = [right(), right(num_tokens=60), row(WRONG)]
+    make_run(tmp_path / "run", [rows])
+    spec = reward_file(tmp_path, "return float(sample.num_tokens == 60)")
+    assert report(capsys, tmp_path / "run", "--reward", spec)["rollouts"]["best_changed"] == 0
+
+
 def test_a_reward_that_raises_on_one_completion_is_counted_and_the_rest_goes_on(tmp_path, capsys):
     steps = [[right(), row(WRONG, num_tokens=n)] for n in range(10, 60)]
     run = make_run(tmp_path / "run", steps)

@@ -54,6 +54,9 @@ TRAPS = [
     # two numbers: the last one said, the last one marked
     ("first 17, then 18", "18"),
     (r"\boxed{17} no, \boxed{18}", "18"),
+    # two forms of a mark: the block before the hash line, that before the box, wherever they stand
+    ("#### 18\n\\boxed{17}", "18"),
+    ("<answer>18</answer>\n#### 17", "18"),
     # percent
     ("It grew by 25%.", "25%"),
     ("It grew by 25%.", "25"),

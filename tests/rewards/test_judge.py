@@ -191,6 +191,15 @@ def test_a_judge_that_hangs_costs_its_timeout_once_and_the_rest_of_the_calls_com
     release.set()
 
 
+def test_calls_that_hang_since_different_steps_add_up():
+    release = threading.Event()
+    hung = verdicts(lambda _: release.wait(60), timeout=0.05, parallel=2, per_call=7)
+    reasons = [hung.of(QUESTIONS)[1] for _ in range(3)]
+    release.set()
+    late = "no verdict within 0.05 seconds"
+    assert reasons == [late, late, "all 2 parallel calls hang since earlier steps"]
+
+
 def test_a_generator_is_a_judge_and_its_time_counts():
     def ask(questions):
         for _ in questions:

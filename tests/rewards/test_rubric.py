@@ -142,6 +142,17 @@ def test_the_group_of_a_missing_value_is_the_samples_of_its_prompt_not_the_batch
     assert np.subtract(paid, bare).tolist() == pytest.approx([0, 0, 0.5, 0.5])
 
 
+def test_two_problems_of_one_question_are_two_groups_of_a_missing_value():
+    def given(samples):
+        return [0.0, None, 1.0, None]
+
+    given.takes_batch = given.may_be_missing = True
+    samples = [replace(sample(""), answer=answer) for answer in "5577"]
+    bare = rewards.score(samples, START_WEIGHTS).totals
+    paid = rewards.score(samples, START_WEIGHTS, extra=[("judge", given, 0.5)]).totals
+    assert np.subtract(paid, bare).tolist() == pytest.approx([0, 0, 0.5, 0.5])
+
+
 def test_weight_zero_records_the_score_and_changes_no_bit_of_the_total():
     draw = random.Random(1)
     samples = [
