@@ -44,13 +44,13 @@ def group_advantages(
     `scale="group"` is GRPO (DeepSeekMath, 2402.03300); `"none"` is Dr.GRPO (2503.20783); `"batch"`
     keeps the group mean and divides by one std for the whole batch, that of the mean-centred
     rewards (REINFORCE++-baseline, 2501.03262). `"mean"` is MaxRL (2602.02710), for rewards that are
-    either 0 or one positive number: a group with one right completion of G weighs most, as it does
-    in the likelihood of being right; a group without one gives 0.
+    either 0 or one positive number: the rarer a right completion in its group, the more it weighs,
+    as in the gradient of log P(right); a group without one gives 0.
     `baseline="leave_one_out"` is RLOO (2402.14740), where a reward is compared with the mean
     of the *other* G-1, which equals G/(G-1) * (R - mean); the batch std is the same for both.
 
-    Under `shard_map`, `axis_name` is the mesh axis over which P is split; it matters for "batch"
-    alone, whose sum of squares and count run over all devices.
+    Under `shard_map`, `axis_name` is the mesh axis that P is sharded over. Only "batch" uses it:
+    its sum of squares and its count cover all devices.
 
     Raises UserError for G=1 and for leave_one_out with scale="group" or "mean".
     """
@@ -76,10 +76,9 @@ def group_advantages(
 def sharded_group_advantages(
     rewards_PG: Float[Array, "P G"], mesh: Mesh, *, scale: Scale, baseline: Baseline
 ) -> Float[Array, "P G"]:
-    """`group_advantages` with P split over the mesh axis "data"; a group stays on one device.
+    """`group_advantages` with P sharded over the mesh axis "data"; a group stays on one device.
 
-    Raises UserError if P is not a multiple of the devices on that axis, and what
-    `group_advantages` raises.
+    Raises UserError if P is not a multiple of the devices on that axis, or as `group_advantages`.
     """
     num_prompts, num_devices = rewards_PG.shape[0], mesh.shape["data"]
     if num_prompts % num_devices:
@@ -107,7 +106,7 @@ def zero_signal_groups(
 
 
 def _batch_std(centred_PG: Float[Array, "P G"], *, axis_name: str | None) -> Float[Array, ""]:
-    """Std, ddof=1, of numbers whose groups each have mean zero, over all devices of the axis."""
+    """Std, ddof=1, over all devices of the axis. Each group has mean zero, so the batch has too."""
     sum_of_squares, count = jnp.square(centred_PG).sum(), centred_PG.size
     if axis_name is not None:
         sum_of_squares, count = jax.lax.psum((sum_of_squares, count), axis_name)

@@ -18,7 +18,7 @@ def check_combination(
     """A warning for each setting that works but surprises. `num_iterations` is mu.
 
     Raises:
-        UserError: settings that make no sense, alone or together; it names the flags and the fix.
+        UserError: settings that make no sense, alone or together; names the flags and the fix.
     """
     if num_iterations < 1:
         raise UserError(
@@ -37,7 +37,7 @@ def check_combination(
 
 
 def check_advantages(*, num_generations: int, scale: str, baseline: str) -> None:
-    """Raises UserError for an unknown name, G = 1, and leave_one_out with a scale of the group."""
+    """Raises UserError for an unknown name, G = 1, or leave_one_out with scale group or mean."""
     if scale not in get_args(Scale):
         raise UserError(f"--grpo.scale {scale} is unknown: use one of {get_args(Scale)}")
     if baseline not in get_args(Baseline):
@@ -60,7 +60,7 @@ def check_advantages(*, num_generations: int, scale: str, baseline: str) -> None
 
 
 def refuse_kl_loss(loss: LossConfig, *, has_teacher: bool) -> None:
-    """Raise UserError for k1 as a loss; at beta=0 it is only measured, which is fine."""
+    """Raises UserError for k1 as a loss; with beta=0 and no teacher it is not part of the loss."""
     if (loss.beta > 0 or has_teacher) and loss.kl_estimator == "k1":
         raise UserError(
             "--grpo.loss.kl-estimator k1 as a loss: its expected gradient is zero, so it adds "
@@ -69,7 +69,7 @@ def refuse_kl_loss(loss: LossConfig, *, has_teacher: bool) -> None:
 
 
 def _refuse_numbers(loss: LossConfig) -> None:
-    """Raise UserError for a number out of range. Written as `not (x > low)`, so NaN is refused."""
+    """Raises UserError for a number out of range. `not (x > low)` refuses NaN too."""
     for name, width in zip(("epsilon", "epsilon-high"), loss.widths, strict=True):
         if not width > 0:
             raise UserError(

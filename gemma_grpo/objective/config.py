@@ -11,9 +11,9 @@ TisLevel = Literal["token", "sequence"]
 Scale = Literal["group", "batch", "mean", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
-# (epsilon, epsilon_high) by objective, and by whether the ratio is a token's. CISPO looks at tokens
-# only; with a sequence's ratio `checks` refuses it.
-_OWN_WIDTHS = {
+# (epsilon, epsilon_high) by objective and by whether the ratio is per token. `checks` refuses CISPO
+# with a ratio per sequence.
+_DEFAULT_WIDTHS = {
     ("clip", True): (0.2, 0.28),  # DAPO, 2503.14476
     ("clip", False): (3e-4, 4e-4),  # GSPO, 2507.18071: a mean over the tokens moves far less
     ("cispo", True): (1.0, 4.0),  # the cap of 5 of ScaleRL (2510.13786), as TRL recommends it
@@ -28,15 +28,15 @@ class LossConfig:
     objective: Objective = "clip"
     """clip: PPO's clipped surrogate; cispo: clipped weights, unclipped gradient."""
     level: Level = "token"
-    """Ratio of each token, or GSPO's of the sequence."""
+    """One ratio per token, or GSPO's: one per sequence."""
     aggregation: Aggregation = "token_mean"
     """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
     epsilon: float | None = None
-    """Lower clip width: ratios below 1 - epsilon are clipped; none is the objective's own: 0.2, of
-    a sequence's ratio 3e-4, with cispo 1 (no lower bound)."""
+    """Lower clip width: ratios below 1 - epsilon are clipped. None takes the objective's default:
+    0.2 per token, 3e-4 per sequence, 1 (no lower bound) with cispo."""
     epsilon_high: float | None = None
-    """Upper clip width: ratios above 1 + epsilon_high are clipped; none is the objective's own:
-    0.28, of a sequence's ratio 4e-4, with cispo 4 (a cap of 5)."""
+    """Upper clip width: ratios above 1 + epsilon_high are clipped. None takes the objective's
+    default: 0.28 per token, 4e-4 per sequence, 4 (a cap of 5) with cispo."""
     dual_clip: float | None = None
     """Bound on the loss of tokens with a negative advantage, above 1; none is off."""
     beta: float = 0.0
@@ -46,18 +46,20 @@ class LossConfig:
     distill_weight: float = 1.0
     """Weight of the KL to the teacher (grpo.teacher), if there is one."""
     policy_weight: float = 1.0
-    """Weight of what rewards teach. 0 with a teacher distils alone; rewards are then only
+    """Weight of the policy loss. 0 trains on the teacher's KL alone; rewards are then only
     recorded."""
     tis_cap: float | None = None
     """Cap of the sampler-trainer importance weight; none is off."""
     tis_level: TisLevel = "token"
-    """Importance weight of each token, or of the sequence."""
+    """One importance weight per token, or one per sequence."""
     mask_truncated: bool = False
     """Leave truncated completions (cut off by the token budget) out of the loss."""
 
     @property
     def widths(self) -> tuple[float, float]:
-        """`epsilon` and `epsilon_high`, each the objective's own where it is None."""
-        own = _OWN_WIDTHS[self.objective, self.level == "token"]
-        low, high = self.epsilon, self.epsilon_high
-        return own[0] if low is None else low, own[1] if high is None else high
+        """`epsilon` and `epsilon_high`, with the objective's default where one is None."""
+        low, high = _DEFAULT_WIDTHS[self.objective, self.level == "token"]
+        return (
+            low if self.epsilon is None else self.epsilon,
+            high if self.epsilon_high is None else self.epsilon_high,
+        )

@@ -3,12 +3,12 @@
 Everything here is *minimised*: a loss is minus the paper's objective. Names: `logps` carries the
 gradient, `old_logps` is the policy that sampled the rollout, as the trainer computes it;
 `sampler_logps` is the same policy as the sampler computed it, `ref_logps` the frozen reference,
-`teacher_logps` a teacher that is distilled.
+`teacher_logps` the teacher that is distilled.
 Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
 tokens that count, the stop token included, and 0 elsewhere; values where it is 0 may be NaN.
 
-Each e^x of a difference of log-probs has x held at `MAX_LOG_RATIO` at most, without gradient beyond
-(`_held`): float32 overflows at 88. Below nothing is held, for e^x goes to 0.
+Before each e^x of a difference of log-probs x is clamped to at most `MAX_LOG_RATIO`, without gradient
+beyond (`_clamped`): float32 overflows at 88. There is no bound from below, where e^x goes to 0.
 
 How a loss is composed (`policy_loss`), each step a function below:
 
@@ -28,7 +28,7 @@ from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gemma_grpo.errors import UserError
 from gemma_grpo.objective import checks as loss_checks
@@ -48,7 +48,7 @@ MAX_LOG_RATIO = 20.0  # as verl does: a token this unlikely when sampled is one 
 def token_weights(
     mask_BT: Float[Array, "B T"], *, aggregation: Aggregation, max_completion_length: int
 ) -> Float[Array, "B T"]:
-    """The share of each token in the loss, float32, zero where the mask is: loss = sum(w * loss).
+    """The weight w of each token in loss = sum(w * token_loss), float32; 0 where the mask is 0.
 
     With L_i tokens counted in row i and R rows that count at all (L_i > 0):
 
@@ -58,8 +58,8 @@ def token_weights(
 
     Rows that are fully masked (truncated completions, say) do not count in the first two averages.
     They do count in B: Dr.GRPO's normaliser is a constant of the run, so that a token's gradient
-    never depends on what else was sampled. `max_completion_length` is the budget
-    in tokens, not the longest row nor the padded width T.
+    never depends on what else was sampled. `max_completion_length` is the budget in tokens, not the
+    longest row nor the padded width T.
     """
     keep_BT = (mask_BT > 0).astype(jnp.float32)
     lengths_B1 = keep_BT.sum(axis=1, keepdims=True)
@@ -86,21 +86,21 @@ def importance_ratio(
         sequence         s_i  = exp(mean_t (logps - old_logps))           GSPO, 2507.18071
         sequence_token   s_it = sg[s_i] * pi_it / sg[pi_it]               GSPO-token, same paper
 
-    s_i stands at each token of its row (padding excepted). s_it has the value of s_i, but token t's
-    own gradient: d s_it = s_i * d logps_it, where d s_i gives each token s_i/L_i * d logps_it.
+    s_i is repeated at each token of its row. s_it has the value of s_i, but the gradient of token t
+    alone: d s_it = s_i * d logps_it, whereas d s_i gives each token s_i/L_i * d logps_it.
 
-    log s is held at 10 at most, without gradient beyond; the token's log ratio at 20.
+    log s is clamped to at most 10, without gradient there, and the token's log ratio to 20.
     """
     log_ratio_BT = _zero_padding(logps_BT, mask_BT) - _zero_padding(old_logps_BT, mask_BT)
     if level == "token":
-        return jnp.exp(_held(log_ratio_BT))
+        return jnp.exp(_clamped(log_ratio_BT))
     lengths_B1 = (mask_BT > 0).sum(axis=1, keepdims=True)
     log_s_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / jnp.maximum(lengths_B1, 1)
     if level == "sequence":
         log_s_BT = jnp.broadcast_to(log_s_B1, logps_BT.shape)
     elif level == "sequence_token":
-        own_BT = _zero_padding(logps_BT, mask_BT)  # own - sg(own) is 0, with the token's gradient
-        log_s_BT = own_BT - jax.lax.stop_gradient(own_BT) + jax.lax.stop_gradient(log_s_B1)
+        token_BT = _zero_padding(logps_BT, mask_BT)  # x - sg(x) is 0, with the gradient of x
+        log_s_BT = token_BT - jax.lax.stop_gradient(token_BT) + jax.lax.stop_gradient(log_s_B1)
     else:
         raise _unknown("level", level, Level)
     return jnp.exp(_zero_padding(jnp.minimum(log_s_BT, MAX_LOG_SEQUENCE_RATIO), mask_BT))
@@ -151,7 +151,8 @@ def cispo(
         J = sg[clip(r, 1 - epsilon, 1 + epsilon_high)] * A * logps
 
     REINFORCE with a bounded importance weight: no token is ever dropped. epsilon=1 gives the
-    paper's form without a lower bound. Both are widths about 1; TRL's `epsilon_high` is the cap.
+    paper's form without a lower bound. Both epsilons are distances from 1; TRL's `epsilon_high` is
+    the cap itself.
     """
     weight_BT = jax.lax.stop_gradient(jnp.clip(ratio_BT, 1 - epsilon, 1 + epsilon_high))
     return -weight_BT * advantages_B[:, None] * logps_BT
@@ -175,18 +176,18 @@ def kl(
         k3_k2grad     k3, straight through    grad KL(pi || ref), and an unbiased value
         k3_unbiased   r * k3                  grad KL(pi || ref), even if tokens come from pi_old
 
-    `ratio_BT` is the unclipped token ratio pi / pi_old, gradient and all; the last needs it
-    (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value. k3 holds x at 20 at most.
+    `ratio_BT` is the unclipped token ratio pi / pi_old with its gradient; only k3_unbiased needs it
+    (DeepSeek-V3.2, 2512.02556, eq. 7). k1 and k3 are unbiased in value. In k3, x is at most 20.
 
-    On-policy distillation (Agarwal et al., 2306.13649; Gu et al., 2306.08543) has the teacher for
-    ref. On-policy the gradient of all but k1 and k3 is that of the per-token advantage x, as in Lu
-    et al. ("On-Policy Distillation", Thinking Machines 2025).
+    In on-policy distillation (Agarwal et al., 2306.13649; Gu et al., 2306.08543) ref is the
+    teacher. On-policy, the gradient of all but k1 and k3 is that of a per-token advantage x, as in
+    Lu et al. ("On-Policy Distillation", Thinking Machines 2025).
     """
     x_BT = ref_logps_BT - logps_BT
     k2_BT = jnp.square(x_BT) / 2
-    held_BT = _held(x_BT)
+    clamped_BT = _clamped(x_BT)
     # expm1: near the reference e^x - 1 cancels to nothing in float32.
-    k3_BT = jnp.expm1(held_BT) - held_BT
+    k3_BT = jnp.expm1(clamped_BT) - clamped_BT
     if estimator == "k1":
         return -x_BT
     if estimator == "k2":
@@ -209,11 +210,11 @@ def truncated_importance_weights(
     cap: float,
     level: TisLevel,
 ) -> Float[Array, "B T"]:
-    """min(rho, cap) with rho = pi_old as the trainer sees it / as the sampler saw it; no gradient.
+    """min(rho, cap), where rho = pi_old of the trainer / pi_old of the sampler; no gradient.
 
-    Corrects for two graphs that disagree about one policy (Yao et al. 2025, "Your Efficient RL
-    Framework Secretly Brings You Off-Policy RL Training"). At level "sequence" rho is the product
-    over the row's tokens, at each of them. Padding has weight 1. log rho is held at 20 at most.
+    Corrects for two programs that disagree about one policy (Yao et al. 2025, "Your Efficient RL
+    Framework Secretly Brings You Off-Policy RL Training"). At level "sequence" every token of a row
+    has the product over the row. Padding has weight 1. log rho is clamped to at most 20.
     """
     gap_BT = _zero_padding(trainer_logps_BT, mask_BT) - _zero_padding(sampler_logps_BT, mask_BT)
     if level == "sequence":
@@ -221,18 +222,18 @@ def truncated_importance_weights(
         gap_BT = _zero_padding(jnp.broadcast_to(row_gap_B1, gap_BT.shape), mask_BT)
     elif level != "token":
         raise _unknown("tis_level", level, TisLevel)
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(_held(gap_BT)), cap))
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(_clamped(gap_BT)), cap))
 
 
 class LossInputs(NamedTuple):
     """What the loss of a micro-batch takes besides the log-probs that are trained.
 
     Attributes:
-        advantages: one a row.
+        advantages: one per row.
         mask: 1 on completion tokens that count, else 0.
-        weights: this micro-batch's rows of `token_weights` of the whole batch.
-        old_logps: None if the trained log-probs are pi_old's own (the first update on a rollout):
-            the ratio is then 1, and has a gradient.
+        weights: this micro-batch's rows of the whole batch's `token_weights`.
+        old_logps: None on the first update of a rollout, where pi is still pi_old: the ratio is
+            then 1, and has a gradient.
         ref_logps: needed when beta > 0; at beta = 0 the KL is only measured.
         sampler_logps: needed when `tis_cap` is not None.
         teacher_logps: None where there is no teacher.
@@ -250,18 +251,18 @@ class LossInputs(NamedTuple):
 def policy_loss(
     logps_BT: Float[Array, "B T"], inputs: LossInputs, config: LossConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of one micro-batch, to be summed over all of them and all devices; metrics likewise.
+    """The loss and metrics of one micro-batch: sums, to be added over micro-batches and devices.
 
         loss = sum_BT weights * (policy_weight * min(rho, tis_cap) * policy + beta * kl
                                  + distill_weight * teacher_kl)
 
-    The KLs' ratio is the token's at every level. `config` is static under jit.
+    The KLs use the token ratio at every level. `config` is static under jit.
 
-    Metrics are sums, so that they add over micro-batches as the loss does: `policy_loss`, `kl_loss`
-    and `teacher_kl_loss`, each before its own factor, are weighted as the loss is; `tokens` counts
-    tokens; `clipped_tokens`, `kl_sum` and `teacher_kl_sum` (k3, whatever the estimator),
-    `tis_weight_sum` and `tis_capped_tokens` are sums over them. `metric_means` divides. A metric
-    that was not measured is absent.
+    Metrics: `policy_loss`, `kl_loss` and `teacher_kl_loss`, with the token weights but without the
+    factors policy_weight, beta and distill_weight; `tokens`, the number that count;
+    `clipped_tokens`, `kl_sum` and `teacher_kl_sum` (k3, whatever the estimator), `tis_weight_sum`
+    and `tis_capped_tokens`, sums over these tokens. `metric_means` divides. A metric that was not
+    measured is absent.
 
     Raises UserError for k1 as a loss, and for missing log-probs.
     """
@@ -287,41 +288,46 @@ def policy_loss(
     metrics["policy_loss"] = (inputs.weights * policy_BT).sum()
     loss = config.policy_weight * metrics["policy_loss"]
     token_ratio_BT = importance_ratio(logps_BT, old_logps_BT, mask_BT, level="token")
-    for name, others_BT, weight in (
+    for name, target_logps_BT, weight in (
         ("kl", inputs.ref_logps, beta),
         ("teacher_kl", inputs.teacher_logps, config.distill_weight),
     ):
-        if others_BT is not None:
-            others_BT = _zero_padding(others_BT, mask_BT)
-            kl_BT = kl(logps_BT, others_BT, token_ratio_BT, estimator=config.kl_estimator)
+        if target_logps_BT is not None:
+            target_logps_BT = _zero_padding(target_logps_BT, mask_BT)
+            kl_BT = kl(logps_BT, target_logps_BT, token_ratio_BT, estimator=config.kl_estimator)
             metrics[f"{name}_loss"] = (inputs.weights * kl_BT).sum()
-            metrics[f"{name}_sum"] = kl(logps_BT, others_BT, estimator="k3").sum()
+            metrics[f"{name}_sum"] = kl(logps_BT, target_logps_BT, estimator="k3").sum()
             loss = loss + weight * metrics[f"{name}_loss"]
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def metric_means(sums: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
-    """The metrics of a whole update from `policy_loss`'s, added over its micro-batches.
+    """The metrics of a whole update, from those of `policy_loss` summed over micro-batches.
 
-    `policy_loss`, `kl_loss`, `teacher_kl_loss`: as they went into the loss. Means over counted
-    tokens: `clip_fraction`; `kl` and `teacher_kl`, in nats per token; `tis_weight`;
+    `policy_loss`, `kl_loss` and `teacher_kl_loss` are returned as they are. Means over the tokens
+    that count: `clip_fraction`; `kl` and `teacher_kl`, in nats per token; `tis_weight`;
     `tis_capped_fraction`.
     """
     tokens = jnp.maximum(sums["tokens"], 1)
-    as_they_are = ("policy_loss", "kl_loss", "teacher_kl_loss")
-    means = {name: sums[name] for name in as_they_are if name in sums}
-    over_tokens = {
+    losses = ("policy_loss", "kl_loss", "teacher_kl_loss")
+    means = {name: sums[name] for name in losses if name in sums}
+    sum_of_mean = {
         "clip_fraction": "clipped_tokens",
         "kl": "kl_sum",
         "teacher_kl": "teacher_kl_sum",
         "tis_weight": "tis_weight_sum",
         "tis_capped_fraction": "tis_capped_tokens",
     }
-    return means | {name: sums[key] / tokens for name, key in over_tokens.items() if key in sums}
+    return means | {name: sums[key] / tokens for name, key in sum_of_mean.items() if key in sums}
 
 
-def _policy_term(logps_BT, ratio_BT, advantages_B, config):
-    """Policy loss of each token, and whether clipping acts on it."""
+def _policy_term(
+    logps_BT: Float[Array, "B T"],
+    ratio_BT: Float[Array, "B T"],
+    advantages_B: Float[Array, "B"],
+    config: LossConfig,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """The policy loss of each token, and whether it is clipped."""
     epsilon, epsilon_high = config.widths
     widths = dict(epsilon=epsilon, epsilon_high=epsilon_high)
     too_low_BT, too_high_BT = ratio_BT < 1 - epsilon, ratio_BT > 1 + epsilon_high
@@ -336,21 +342,24 @@ def _policy_term(logps_BT, ratio_BT, advantages_B, config):
     raise _unknown("objective", config.objective, Objective)
 
 
-def _held(log_ratio_BT):
-    """The log ratio, `MAX_LOG_RATIO` at most and without gradient beyond; NaN stays NaN."""
+def _clamped(log_ratio_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """The log ratio, at most `MAX_LOG_RATIO`, without gradient beyond; NaN stays NaN."""
     return jnp.minimum(log_ratio_BT, MAX_LOG_RATIO)
 
 
-def _zero_padding(values_BT, mask_BT):
-    """Zero where the mask is, in value and gradient, even for NaN (0 * NaN is NaN)."""
+def _zero_padding(
+    values_BT: Float[Array, "B T"], mask_BT: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """The values where the mask is 1, else 0, in value and gradient, even for NaN."""
+    # Not values * mask: 0 * NaN is NaN.
     return jnp.where(mask_BT > 0, values_BT, 0)
 
 
-def _count(true_BT, mask_BT):
-    """How many counted tokens are true, as float32 like the other metrics; exact to 2^24."""
+def _count(true_BT: Bool[Array, "B T"] | bool, mask_BT: Float[Array, "B T"]) -> Float[Array, ""]:
+    """How many unmasked tokens are true, as float32 like the other metrics; exact to 2^24."""
     return (true_BT & (mask_BT > 0)).sum(dtype=jnp.float32)
 
 
-def _unknown(name, value, names):
-    """The error for a name outside of a Literal, for callers without a type checker."""
+def _unknown(name: str, value: object, names: object) -> UserError:
+    """The error for a value outside the Literal `names`, for callers without a type checker."""
     return UserError(f"{name}={value!r} is unknown: use one of {get_args(names)}")
