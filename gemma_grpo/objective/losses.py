@@ -7,8 +7,8 @@ gradient, `old_logps` is the policy that sampled the rollout, as the trainer com
 Log-probs are natural logs, float32, of the token that was sampled. `mask_BT` is 1 on completion
 tokens that count, the stop token included, and 0 elsewhere; values where it is 0 may be NaN.
 
-Before each e^x of a difference of log-probs x is clamped to at most `MAX_LOG_RATIO`, without gradient
-beyond (`_clamped`): float32 overflows at 88. There is no bound from below, where e^x goes to 0.
+Before each e^x of a difference of log-probs, x is clamped to at most `MAX_LOG_RATIO`, without
+gradient beyond (`_clamped`): float32 overflows at 88. Below there is no bound, as e^x goes to 0.
 
 How a loss is composed (`policy_loss`), each step a function below:
 
