@@ -10,7 +10,7 @@ HELP = "/reset forgets the conversation, /exit or the end of input leaves, Ctrl-
 
 
 class Screen(NamedTuple):
-    """Where a conversation is shown: `write` takes the model's text, `note` a line of ours."""
+    """Where a conversation is shown: `write` takes the model's text, `note` the program's lines."""
 
     write: Callable[[str], object]
     note: Callable[[str], object]
@@ -32,9 +32,9 @@ def converse(
 
     Args:
         lines: what the user types; blank ones are skipped.
-        reply: a prompt's ids -> the model's text in parts, as it is generated.
+        reply: prompt ids -> the model's text in parts, as it is generated.
         instruction: put before the first turn that is kept, on a line of its own.
-        max_prompt_length: tokens the conversation may take.
+        max_prompt_length: the most tokens of the conversation.
     """
     turns: list[str] = []
     note = screen.note
@@ -66,15 +66,15 @@ def _within(
 ) -> tuple[list[int] | None, list[str]]:
     """The ids of the most recent turns that fit, and those turns; None if not even one fits."""
     while turns:
-        asked = [question(instruction, turns[0]), *turns[1:]]
-        if len(ids := tokenizer.encode_turns(asked)) <= budget:
+        instructed = [question(instruction, turns[0]), *turns[1:]]
+        if len(ids := tokenizer.encode_turns(instructed)) <= budget:
             return ids, turns
         turns = turns[2:]
     return None, turns
 
 
 def _reply(parts: Iterator[str], screen: Screen) -> str:
-    """The text that was written: the whole reply, or what came before the user stopped it."""
+    """Writes the reply as it grows; returns its text, up to where the user stopped it."""
     text = ""
     try:
         for part in parts:

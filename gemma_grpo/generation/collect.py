@@ -30,7 +30,7 @@ class Groups:
         problems: P problems.
         prompt_ids, prompt_mask: [P, S].
         rollout: its arrays as numpy, B rows.
-        characters: [B, T], how many of the completion's text each token stands for.
+        characters: [B, T], how many characters of the completion's text each token stands for.
         samples: B samples.
         scores: of the B samples.
     """
@@ -50,12 +50,12 @@ class Sampler:
 
     Attributes:
         rollout: (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
-        mesh: that it runs on.
-        tokenizer: for prompts and for the text of completions.
+        mesh: where `rollout` runs.
+        tokenizer: encodes prompts, decodes completions.
         instruction: put before every question.
         max_prompt_length: S.
         num_generations: G.
-        examples: turns before each prompt, which count in S; see `text.prompts`.
+        examples: turns before each prompt, counted in S; see `text.prompts`.
     """
 
     rollout: Callable[..., Rollout]
@@ -77,8 +77,8 @@ class Sampler:
     ) -> Groups:
         """One rollout of the problems, scored. The host waits for the devices once.
 
-        Every process encodes, decodes and scores the rows of its own devices, and receives those
-        of the other processes.
+        Every process encodes, decodes and scores the rows of its own devices, and then gathers
+        those of the others.
         """
         own = problems_P[meshes.own_slice(self.mesh, len(problems_P))]
         prompts = encode_prompts(
@@ -140,19 +140,19 @@ def make_sampler(runtime: Runtime, *, num_generations: int, sampling: SamplingCo
 
 
 def joined(parts: Sequence[Groups]) -> Groups:
-    """The groups of all parts, in order; they were scored at the same time."""
-    listed = lambda lists: list(itertools.chain.from_iterable(lists))
+    """The groups of all parts, in order; the parts were scored in parallel."""
+    chained = lambda lists: list(itertools.chain.from_iterable(lists))
     components = [part.scores.components for part in parts]
     return Groups(
-        listed(part.problems for part in parts),
+        chained(part.problems for part in parts),
         np.concatenate([part.prompt_ids for part in parts]),
         np.concatenate([part.prompt_mask for part in parts]),
         jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.rollout for part in parts]),
         np.concatenate([part.characters for part in parts]),
-        listed(part.samples for part in parts),
+        chained(part.samples for part in parts),
         rewards.Scores(
-            {name: listed(values[name] for values in components) for name in components[0]},
-            listed(part.scores.totals for part in parts),
+            {name: chained(values[name] for values in components) for name in components[0]},
+            chained(part.scores.totals for part in parts),
             max(part.scores.seconds for part in parts),
         ),
     )
@@ -161,7 +161,7 @@ def joined(parts: Sequence[Groups]) -> Groups:
 def token_arrays(
     rollout: Rollout, characters_BT: np.ndarray, trainer_logps_BT: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """The completion tokens of B rows, one row's behind another's, as `records.tokens` has them."""
+    """The completion tokens of B rows, concatenated, in the form of `records.tokens`."""
     mask_BT = np.asarray(rollout.completion_mask)
     sampler_logps_BT = np.asarray(rollout.sampler_logps)
     arrays_BT = {

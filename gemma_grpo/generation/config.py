@@ -9,13 +9,13 @@ from gemma_grpo.kernels.truncation import check_truncation
 class SamplingConfig:
     """The distribution that tokens are drawn from; by default the model's own.
 
-    Truncations apply in the order top_k, top_p, min_p, each to what the one before has left.
+    Truncations apply in the order top_k, top_p, min_p, each to the tokens that the last one kept.
 
     Attributes:
-        temperature: divides the logits; 0 takes the largest, with its log-prob at temperature 1.
-        top_k: keep the k largest, and whatever ties with the smallest of them; 0 keeps all.
-        top_p: then keep the smallest set of largest ones whose mass reaches p; 1 keeps all.
-        min_p: then keep those of min_p times the largest probability or more; 0 keeps all.
+        temperature: divides the logits; 0 is greedy, with log-probs at temperature 1.
+        top_k: keep the k most likely tokens, and ties with the last of them; 0 keeps all.
+        top_p: then keep the fewest most likely tokens whose mass reaches p; 1 keeps all.
+        min_p: then keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
 
     Raises:
         UserError: a value is out of its range.

@@ -1,6 +1,6 @@
-"""Completions of prompts as text: finished, in batches, or while they are drawn.
+"""Completions of prompts as text: in batches, or while they grow.
 
-The engine is the rollout of training, in one program (`complete`) or read as it grows (`stream`).
+Sampling is training's rollout, in one program (`complete`) or a few tokens at a time (`stream`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +17,18 @@ from gemma_grpo.model import Params
 from gemma_grpo.runtime import Runtime
 from gemma_grpo.text import padding
 
-CHUNK = 4  # tokens between two updates of a stream: smooth to read, little host overhead
-SHORTEST = 64  # slots for prompts: 64, 128, 256, ... so that few shapes are compiled
+CHUNK = 4  # tokens per update of a stream: smooth to read, little host overhead
+SHORTEST = 64  # prompts are padded to 64, 128, 256, ... slots, so that few shapes are compiled
 
 
 class Completion(NamedTuple):
-    """One completion, whole or so far.
+    """One completion, finished or so far.
 
     Attributes:
-        text: decoded, stop token and an unfinished last character left out.
-        logp: sum of the log-probs of its tokens, the stop token's too.
-        num_tokens: the stop token included.
-        stopped: it ended on a stop token of its own.
+        text: decoded, without the stop token and an unfinished last character.
+        logp: sum of the log-probs of its tokens, stop token included.
+        num_tokens: stop token included.
+        stopped: whether it ended on a stop token rather than on the budget.
     """
 
     text: str
@@ -39,7 +39,13 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Generator:
-    """A model with the settings to sample from it; see `make_generator`."""
+    """A model with its sampling programs; see `make_generator`.
+
+    Attributes:
+        num: completions per prompt.
+        rollout: of `make_rollout`.
+        growing: of `make_stream`.
+    """
 
     runtime: Runtime
     params: Params
@@ -50,7 +56,7 @@ class Generator:
     def complete(self, prompts: Sequence[Sequence[int]], key: jax.Array) -> list[list[Completion]]:
         """`num` completions of each prompt, in one batch.
 
-        The batch is padded with copies of the last prompt to divide over the devices.
+        The batch is padded with copies of the last prompt, so that it divides over the devices.
 
         Raises:
             UserError: a prompt is longer than the budget.
@@ -64,8 +70,8 @@ class Generator:
     def complete_all(
         self, prompts: Sequence[Sequence[int]], key: jax.Array, batch_size: int
     ) -> Iterator[list[Completion]]:
-        """`num` completions of each prompt, `batch_size` prompts at a time; the last batch has the
-        shape of the others. Raises as `complete`, before anything is generated."""
+        """`num` completions of each prompt, `batch_size` prompts at a time, the last batch padded.
+        Raises as `complete`, before anything is generated."""
         self.check(prompts)
         size = min(batch_size, len(prompts))
         for start in range(0, len(prompts), size):
@@ -74,16 +80,16 @@ class Generator:
             yield from self.complete(filled, jax.random.fold_in(key, start))[: len(batch)]
 
     def stream(self, prompt: Sequence[int], key: jax.Array) -> Iterator[list[Completion]]:
-        """The `num` completions of one prompt as they grow; the last yielded are `complete`'s.
+        """The `num` completions of one prompt as they grow; the last ones equal `complete`'s.
 
-        A text yielded earlier is a prefix of every later one.
+        Each text is a prefix of all later ones.
 
         Raises:
             UserError: the prompt is longer than the budget.
         """
         ids, mask = self._padded([prompt])
         for drawn in self.growing(self.params, ids, mask, key, CHUNK):
-            yield [self._completion(drawn, row, whole=False) for row in range(self.num)]
+            yield [self._completion(drawn, row, finished=False) for row in range(self.num)]
         yield [self._completion(drawn, row) for row in range(self.num)]
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -102,24 +108,24 @@ class Generator:
         slots = max(SHORTEST, 1 << (longest - 1).bit_length())
         return padding.pad_left(prompts, length=slots, pad_id=self.runtime.tokenizer.pad_id)
 
-    def _completion(self, drawn: Rollout, row: int, *, whole: bool = True) -> Completion:
-        kept = drawn.completion_mask[row]
-        ids = drawn.completion_ids[row][kept].tolist()
+    def _completion(self, drawn: Rollout, row: int, *, finished: bool = True) -> Completion:
+        mask = drawn.completion_mask[row]
+        ids = drawn.completion_ids[row][mask].tolist()
         tokenizer, stopped = self.runtime.tokenizer, bool(drawn.stopped[row])
-        decode = tokenizer.decode if whole or stopped else tokenizer.decode_whole
+        decode = tokenizer.decode if finished or stopped else tokenizer.decode_whole
         return Completion(
-            decode(ids), float(np.sum(drawn.sampler_logps[row][kept])), len(ids), stopped
+            decode(ids), float(np.sum(drawn.sampler_logps[row][mask])), len(ids), stopped
         )
 
 
 def make_generator(
     runtime: Runtime, params: Params, *, num: int, sampling: SamplingConfig
 ) -> Generator:
-    """The generator of a model. Prompts and completions may be as long as the runtime's maxima.
+    """The generator of a model, within the runtime's prompt and completion lengths.
 
     Args:
-        params: the model's trained parameters, as `load_model` gives them.
-        num: completions of each prompt.
+        params: the model's trained parameters, as `load_model` returns them.
+        num: completions per prompt.
         sampling: the distribution that tokens are drawn from.
     """
     config = RolloutConfig(

@@ -1,17 +1,17 @@
-"""Sampling completions: prefill, the decode loop, and what comes out, all of it token ids.
+"""Sampling completions: prompt ids in; prefill and the decode loop; completion ids out.
 
     make_rollout  prefill and the whole loop in one program: training, evaluation, batches
-    make_stream   the same two parts as two programs, the loop run a few tokens at a time
+    make_stream   prefill and loop as two programs, the loop run a few tokens at a time
 
 In a rollout every device prefills its own prompts, once per prompt, and decodes their groups;
 nothing goes to the host before the end. There are two layouts of the weights (`runtime.LAYOUTS`):
 
-    data             replicated: each device runs its own loop, which ends when its own rows have
-                     ended, and needs no collective
-    tensor_parallel  MLPs and embedding sharded (`model/layout.py`): two collectives a layer, and
-                     1/n of the bytes of these weights. Every device draws a token for all rows
-                     from its shard of the vocabulary, so all devices see when all rows have ended:
-                     the loops end together without a collective
+    data             replicated: each device runs its own loop, without collectives, until its own
+                     rows have ended
+    tensor_parallel  MLPs and embedding sharded (`model/layout.py`): two collectives a layer, and a
+                     device reads 1/n of these weights. Together the devices draw every row's token,
+                     so each knows when all rows have ended: the loops end at the same step without
+                     another collective
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Rollout(NamedTuple):
 
     Attributes:
         completion_ids: right-padded with the pad id, stop token included.
-        completion_mask: True on completion tokens, the stop token too.
+        completion_mask: True on completion tokens, stop token included.
         sampler_logps: of each token under the distribution it was drawn from; 0 on padding.
         stopped: True where the row ended on a stop token, False where the budget cut it off.
     """
@@ -54,8 +54,8 @@ class RolloutConfig:
     """What a rollout draws.
 
     Attributes:
-        num_generations: G, completions of each prompt.
-        max_completion_length: T, tokens, the stop token included.
+        num_generations: G, completions per prompt.
+        max_completion_length: T, tokens, stop token included.
         stop_ids: a row ends after any of these.
         pad_id: fills the slots after the end.
         sampling: the distribution that tokens are drawn from.
@@ -77,11 +77,11 @@ def make_rollout(
 ) -> Callable[..., Rollout]:
     """The jitted function (params, prompt_ids_PS, prompt_mask_PS, key) -> Rollout.
 
-    P must divide evenly over the mesh. The draw of row b at slot t depends on (key, b, t) alone, so
-    the same rows come out whatever the layout and the number of devices.
+    P must divide evenly over the mesh. The random numbers of row b at slot t depend on (key, b, t)
+    alone, so the layout and the number of devices do not change the draws.
 
     Args:
-        graphdef: of the model whose parameters will be given.
+        graphdef: the model's.
         mesh: with a data axis.
         config: what to draw.
         layout: of the parameters while sampling; parameters in another layout are moved to it.
@@ -104,7 +104,7 @@ def make_rollout(
             mesh=mesh,
             in_specs=(layout.specs(params), by_rows, by_rows, replicated),
             out_specs=by_rows,
-            check_vma=False,  # the loop's first state is made of constants, alike on all devices
+            check_vma=False,  # would refuse the loop's first state: constants, same on all devices
         )(params, prompt_ids_PS, prompt_mask_PS, key)
 
     return jax.jit(rollout)
@@ -113,18 +113,18 @@ def make_rollout(
 def make_stream(graphdef: nnx.GraphDef, config: RolloutConfig) -> Callable[..., Iterator[Rollout]]:
     """The function (params, prompt_ids_PS, prompt_mask_PS, key, chunk) -> Rollouts that grow.
 
-    Each is on the host and holds all that was drawn so far, up to `chunk` tokens a row more than
-    the one before; the last has the tokens that `make_rollout` draws. Runs on the first of the
-    devices that its parameters are replicated over: the TPU's kernels run on one device, or under
-    `shard_map`. Compiled once for a shape of the prompts, whatever the chunks; the two
-    programs at the same time, since the first token waits for both.
+    Each Rollout is on the host and holds all tokens so far, up to `chunk` per row more than the one
+    before; the last has the tokens of `make_rollout`. Runs on the first device that `params` are
+    replicated over: TPU kernels run on one device or under `shard_map`. Compiled once per shape
+    of the prompts, whatever the chunks; the two programs in parallel, since the first token waits
+    for both.
     """
     T = config.max_completion_length
     decoder = _Decoder(graphdef, gemma3.REPLICATED, config)
     compiled = {}
 
     def programs(*arguments) -> list[jax.stages.Compiled]:
-        """Prefill and decode."""
+        """Prefill and decode, compiled."""
         params, prompt_ids_PS, *_ = arguments
         if prompt_ids_PS.shape not in compiled:
             prefill = jax.jit(decoder.prefill).trace(*arguments)
@@ -150,12 +150,12 @@ def make_stream(graphdef: nnx.GraphDef, config: RolloutConfig) -> Callable[..., 
     return stream
 
 
-# B rows are this device's own; R rows are all that it draws a token for, which under tensor
-# parallelism are those of all devices.
+# B rows are this device's own. R rows are those it draws tokens for: its own or, tensor-parallel,
+# those of all devices.
 
 
 class _Given(NamedTuple):
-    """What decoding reads and does not change: the weights by layer, the prompts, the keys."""
+    """What decoding reads and does not change: weights by layer, prompt cache, random keys."""
 
     blocks: list
     prompt_kv: gemma3.KV
@@ -164,7 +164,7 @@ class _Given(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What the loop carries: `slot` is the next to be filled, from `hidden`. `drawn` has R rows."""
+    """The loop's carry: `hidden` predicts the token of `slot`, the next; `drawn` has R rows."""
 
     slot: Int[Array, ""]
     hidden: Float[Array, "B D"]
@@ -174,7 +174,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jit hashes the object of a bound method
 class _Decoder:
-    """The two parts of a rollout, as functions to be traced."""
+    """The two parts of a rollout, to be traced."""
 
     graphdef: nnx.GraphDef
     layout: gemma3.Layout
@@ -183,7 +183,7 @@ class _Decoder:
     def prefill(
         self, params, prompt_ids_PS, prompt_mask_PS, key, first_row
     ) -> tuple[_Given, _State]:
-        """Runs the prompts. Own rows are numbered from `first_row`; their keys follow from it."""
+        """Runs the prompts. This device's rows are numbered from `first_row`, for their keys."""
         layout, G, T = self.layout, self.config.num_generations, self.config.max_completion_length
         model = nnx.merge(self.graphdef, params)
         B = prompt_ids_PS.shape[0] * G
@@ -194,7 +194,7 @@ class _Decoder:
         row_keys_R = jax.vmap(partial(jax.random.fold_in, key))(rows_R)
         given = _Given(gemma3.unstack_layers(model), prompt_kv, prompt_mask_PS, row_keys_R)
         R = len(rows_R)
-        nothing = Rollout(
+        empty = Rollout(
             completion_ids=jnp.full((R, T), self.config.pad_id, jnp.int32),
             completion_mask=jnp.zeros((R, T), bool),
             sampler_logps=jnp.zeros((R, T), jnp.float32),
@@ -202,15 +202,15 @@ class _Decoder:
         )
         state = _State(
             slot=jnp.zeros((), jnp.int32),
-            # Left-padded: the last slot is the last token.
+            # Prompts are left-padded: the last slot holds the last token.
             hidden=jnp.repeat(hidden_PSD[:, -1], G, axis=0),
             cache=gemma3.empty_cache(model.config, num_rows=B, num_slots=T, dtype=hidden_PSD.dtype),
-            drawn=nothing,
+            drawn=empty,
         )
         return given, state
 
     def decode(self, params, given: _Given, state: _State, end) -> _State:
-        """The loop, until slot `end` or until all rows have stopped."""
+        """Runs the loop until slot `end`, or until all rows have stopped."""
         model = nnx.merge(self.graphdef, params)
 
         def unfinished(state):
@@ -235,7 +235,7 @@ class _Decoder:
     def _draw(
         self, model: gemma3.Gemma3, given: _Given, state: _State
     ) -> tuple[Rollout, Int[Array, " R"]]:
-        """What has been drawn with slot `state.slot` filled, and the ids there."""
+        """`state.drawn` with slot `state.slot` filled, and the ids drawn for it."""
         t, drawn, done_R = state.slot, state.drawn, state.drawn.stopped
         keys_R = jax.vmap(lambda row_key: jax.random.fold_in(row_key, t))(given.row_keys)
         ids_R, logps_R = sampling.sample(

@@ -1,5 +1,5 @@
-"""From sampled ids to what rewards look at: text, length, the answer's log-probs. Does not import
-jax."""
+"""From sampled ids to the `Sample`s that rewards score: text, length, the answer's log-probs. Does
+not import jax."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def make_samples(
     stopped_B: Bool[np.ndarray, " B"],
     tokenizer: Tokenizer,
 ) -> list[Sample]:
-    """One `Sample` a row; the problem of row b is `problems_B[b]`."""
+    """One `Sample` per row; the problem of row b is `problems_B[b]`."""
     samples = []
     for row, problem in enumerate(problems_B):
         ids = completion_ids_BT[row][completion_mask_BT[row]].tolist()
@@ -43,9 +43,9 @@ def make_samples(
 
 
 def answer_span(pieces: Sequence[str]) -> range:
-    """The tokens that hold the text between the first `<answer>` and the `</answer>` after it.
+    """The indices of the tokens between the first `<answer>` and the `</answer>` after it.
 
-    White space around the answer is left out; an answer that is not closed has no tokens.
+    Whitespace around the answer is left out; an answer that is not closed has no tokens.
     """
     ends = np.cumsum([len(piece) for piece in pieces])
     text = "".join(pieces)
@@ -59,6 +59,6 @@ def answer_span(pieces: Sequence[str]) -> range:
     stop = start + len(answer.strip())
     if stop <= start:
         return range(0)
-    # The first token that ends after `start`, to the first that ends at or after `stop`.
+    # From the first token that ends after `start` to the first that ends at or after `stop`.
     first = int(np.searchsorted(ends, start, side="right"))
     return range(first, int(np.searchsorted(ends, stop, side="left")) + 1)

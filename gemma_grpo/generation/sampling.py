@@ -1,7 +1,4 @@
-"""Hidden states to the next token and its log-prob.
-
-The drawing itself is the kernels'; this chooses the one that serves the settings.
-"""
+"""Hidden states to the next token and its log-prob, by the kernel that fits the settings."""
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -18,17 +15,17 @@ def sample(
     *,
     axis_name: str | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draw one token for each row with that row's key, the tied head included.
+    """Apply the tied head and draw one token for each row.
 
     Args:
-        keys_B: one key a row; a draw depends on its own row alone.
+        keys_B: one key per row; a draw depends on its own row alone.
         config: the distribution to draw from.
         axis_name: inside `shard_map`, the axis that the vocabulary is sharded over; `embedding_VD`
-            is then this device's shard, and every device draws the same.
+            is then this device's shard, and every device draws the same tokens.
 
     Returns:
-        Ids, and their log-probs under the distribution drawn from: tempered and, where tokens were
-        cut off, renormalised over the kept ones. Greedy log-probs are of the full distribution.
+        Ids, and their log-probs under the distribution drawn from: tempered and, if truncated,
+        renormalised over the kept tokens. Greedy log-probs are of the full distribution.
     """
     if config.truncates:
         drawn = truncated_sampling(
