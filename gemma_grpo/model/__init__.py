@@ -1,6 +1,6 @@
 """Gemma 3 text as a Flax NNX module: config, layers, attention, packed rows, transformer.
 
-The names are there when they are used: settings and sizes do not import jax.
+Names are imported on first use, so that settings and sizes can be read without importing jax.
 """
 
 import importlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemma_grpo.model.stack import Gather
     from gemma_grpo.model.transformer import Gemma3, Params, abstract, init_adapter, split
 
-_HOMES = (  # in which a name is looked for, in this order: the first two do not import jax
+_MODULES = (  # searched for a name in this order; the first two do not import jax
     *("config", "settings", "params", "lora", "layout", "transformer", "stack"),
     *("sequences", "decoding", "packed", "groups"),
 )
@@ -59,8 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for home in _HOMES if name in __all__ else ():
-        module = importlib.import_module(f"{__name__}.{home}")
+    for module_name in _MODULES if name in __all__ else ():
+        module = importlib.import_module(f"{__name__}.{module_name}")
         if name in vars(module):
             return vars(module)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

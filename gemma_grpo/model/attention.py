@@ -1,7 +1,7 @@
 """Attention masks and grouped-query attention with QK-norm.
 
-Key slots are of two kinds: the prompt's, which all completions of a group share (P rows), and the
-sequence's own (B rows). A plain sequence has only its own.
+Key slots are of two kinds: the prompt's, shared by all completions of a group (P rows), and the
+row's own (B rows). A plain sequence has only own slots.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from gemma_grpo.model import lora
 from gemma_grpo.model.layers import RMSNorm, adapted, rotate
 from gemma_grpo.model.settings import LoRAConfig
 
-# Large, yet finite: a row whose slots are all masked gives a uniform average, which is never read,
-# where -inf would give NaN and poison the gradient.
+# Large, but finite: a query with all slots masked gets a uniform average, which is never read; with
+# -inf it would get NaN, also in the gradient.
 MASKED = -1e30
 
 
 def causal_mask(length: int, *, window: int | None) -> Bool[Array, "1 L L"]:
-    """Which slots a query slot sees; with a window w, itself and the w - 1 before.
+    """Which slots a query slot sees: itself and all before it; in a window w the w - 1 before it.
 
     For length 4 and window 2 (rows are queries):
 
@@ -86,12 +86,12 @@ def attend_with_prompt(
 ) -> Float[Array, "B L N H"]:
     """`attend` over the group's prompt slots and then the row's own, without repeating the prompt.
 
-    The G rows b = p*G + g of a group meet the same keys in one matmul (Hydragen, arXiv 2402.05099,
-    section 3.1); the partial softmaxes share their maximum and their sum.
+    The G rows b = p*G + g of a group share one matmul with the prompt's keys (Hydragen, arXiv
+    2402.05099, section 3.1); the partial softmaxes share their maximum and their sum.
 
     Args:
         own: the row's own slots in one or more parts, each (k_BCKH, v_BCKH, mask_BLC) as in
-            `attend`. With more than one, a cache can be read before it is written.
+            `attend`: a new token's can be given beside a cache that does not hold it yet.
     """
     B, L, N, H = q_BLNH.shape
     P, _, K, _ = prompt_k_PSKH.shape
@@ -118,10 +118,10 @@ def attend_with_prompt(
 
 
 class _Slots:
-    """Keys and values with the mask over them, for plain batched matmuls.
+    """Keys, values and their mask, for plain batched matmuls.
 
-    The query heads of a kv head are folded into its query slots, M = R * L rows of one matmul:
-    XLA's CPU backend transposes any other arrangement through memory, at several times the cost.
+    The R query heads of a kv head and the L query slots are the M = R * L rows of one matmul: XLA's
+    CPU backend transposes any other arrangement through memory, at several times the cost.
     """
 
     def __init__(self, k_BCKH: jax.Array, v_BCKH: jax.Array, mask_BLC: jax.Array, *, scale: float):
@@ -130,12 +130,14 @@ class _Slots:
         self.scale = scale
 
     def scores(self, q_BKRLH: jax.Array) -> jax.Array:
+        """[B, K, R, L, C], scaled and masked."""
         B, K, R, L, H = q_BKRLH.shape
         q_BKMH = q_BKRLH.reshape(B, K, R * L, H)
         scores = einsum("bkmh,bkch->bkmc", q_BKMH, self.k_BKCH)
         return jnp.where(self.mask, scores.reshape(B, K, R, L, -1) * self.scale, MASKED)
 
     def mix(self, weights_BKRLC: jax.Array) -> jax.Array:
+        """The weighted sum of the values, [B, K, R, L, H]."""
         B, K, R, L, C = weights_BKRLC.shape
         weights_BKMC = weights_BKRLC.reshape(B, K, R * L, C).astype(self.v_BKCH.dtype)
         mixed = einsum("bkmc,bkch->bkmh", weights_BKMC, self.v_BKCH)
@@ -191,7 +193,7 @@ class Attention(nnx.Module):
         cos_BLh: Float[Array, "B L h"],
         keys_BL: Key[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-        """Projected heads; queries and keys normalised, then rotated."""
+        """Queries, keys and values; the first two normalised, then rotated."""
         q_BLNH = self._heads(x_BLD, self.q_proj[...], self.q_proj_lora, keys_BL)
         k_BLKH = self._heads(x_BLD, self.k_proj[...], self.k_proj_lora, keys_BL)
         v_BLKH = self._heads(x_BLD, self.v_proj[...], self.v_proj_lora, keys_BL)
@@ -202,7 +204,7 @@ class Attention(nnx.Module):
     def output(
         self, heads_BLNH: Float[Array, "B L N H"], keys_BL: Key[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """The heads mixed back into the residual stream."""
+        """The heads projected back to the residual stream."""
         o_proj = self.o_proj[...]
         flat = heads_BLNH.reshape(*heads_BLNH.shape[:2], -1)
         return adapted(flat, o_proj.reshape(-1, o_proj.shape[-1]), self.o_proj_lora, keys_BL)

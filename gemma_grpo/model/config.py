@@ -29,10 +29,10 @@ class Gemma3Config:
         query_pre_attn_scalar: queries are scaled by this to the power -1/2.
         rope_base_local: RoPE base of local layers.
         rope_base_global: RoPE base of global layers.
-        rope_scale_global: positions are divided by it in global layers (Chen et al., arXiv
-            2306.15595, eq. 4): how the models from 4B up reach 128K tokens of context.
+        rope_scale_global: divides positions in global layers (Chen et al., arXiv 2306.15595, eq.
+            4): how the models from 4B up reach 128K tokens of context.
         norm_eps: added to the mean square in RMSNorm.
-        scan_unroll: layers compiled together in the scan over them. Changes no result: 1 keeps
+        scan_unroll: layers per iteration of the scan over layers. Changes no result: 1 keeps
             compile time flat in depth; num_layers runs a tiny model faster on CPU.
     """
 
@@ -128,8 +128,8 @@ GEMMA3_27B = Gemma3Config(
     rope_scale_global=8.0,
 )
 
-# Ours: small enough to train on two CPU cores, every feature of the architecture in use. The window
-# is shorter than its problems, so that local and global layers really differ.
+# The embedded model: small enough to train on two CPU cores, with every feature of the
+# architecture. The window is shorter than its problems, so that local and global layers differ.
 GEMMA3_NANO = Gemma3Config(
     vocab_size=512,
     num_layers=6,

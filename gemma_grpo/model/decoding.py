@@ -1,4 +1,4 @@
-"""One more token of each row: the cache, and the blocks one by one as `decode` wants them."""
+"""Decoding: one more token of each row, with a key-value cache."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from gemma_grpo.model.sequences import KV
 from gemma_grpo.model.stack import rope_tables, score_scale
 from gemma_grpo.model.transformer import Block, Gemma3
 
-# One (keys, values) pair for each layer, [row, slot, K, H] each, of as many slots as it needs.
+# One (keys, values) pair per layer, [row, slot, K, H] each, with as many slots as the layer needs.
 Cache = list[tuple[Float[Array, "B _C K H"], Float[Array, "B _C K H"]]]
 
 
 def unstack_layers(model: Gemma3) -> list[Block]:
-    """The blocks one by one, for `decode`. Copies the weights: call it outside the decode loop."""
+    """A list of the blocks, for `decode`. Copies the weights: call it outside the decode loop."""
     graphdef, stacked = nnx.split(model.layers)
     block = lambda i: nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[i], stacked))
     return [block(i) for i in range(model.config.num_layers)]
@@ -28,8 +28,8 @@ def unstack_layers(model: Gemma3) -> list[Block]:
 def empty_cache(config: Gemma3Config, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
     """Zeroed keys and values for the `num_slots` completion slots of `num_rows` rows.
 
-    C is as many for a global layer. A local one has a ring of no more than its window, in which
-    completion slot t stands at t % C: what leaves the window is written over.
+    A global layer has C = num_slots. A local one has a ring buffer of at most its window, in which
+    completion slot t is at t % C: tokens that leave the window are overwritten.
     """
 
     def empty(is_global: bool) -> jax.Array:
@@ -54,13 +54,13 @@ def decode(
     Args:
         model: for the embedding and the final norm.
         blocks: `unstack_layers(model)`.
-        ids_R: the token at `slot` in all rows (see `Layout`); everything else is of the B own ones.
+        ids_R: the token at `slot`, for all R rows (see `Layout`); all else is for the B own rows.
             Rows that have ended may hold anything.
-        slot: the completion slot, the same for all rows since prompts end at the same slot.
-        cache: of `empty_cache`, slots below `slot` written.
+        slot: the completion slot, the same in all rows: all prompts end at the same slot.
+        cache: of `empty_cache`, with the slots below `slot` written.
         prompt_kv: from `forward` over the left-padded prompts.
         prompt_mask_PS: True on prompt tokens.
-        layout: how the weights lie.
+        layout: of the weights.
 
     Returns:
         Hidden states after the final norm, and the cache with slot `slot` filled.
@@ -83,18 +83,18 @@ def decode(
 
         x_B1D, new = block(x_B1D, ropes[is_global], attend, layout=layout)
         tokens.append(new)
-    # Written when all were read, which the barrier holds the compiler to: a cache updated before,
-    # or while the TPU has it on chip, is written back whole.
+    # The barrier makes the compiler write after all reads: a cache updated before, or while the TPU
+    # has it on chip, would be written back whole.
     x_B1D, tokens = jax.lax.optimization_barrier((x_B1D, tokens))
-    # XLA drops the barrier on a CPU, and would copy every cache. There the place depends on x.
-    nothing = jax.lax.platform_dependent(
+    # XLA drops the barrier on CPU, and would copy every cache: there the index depends on x.
+    zero = jax.lax.platform_dependent(
         x_B1D[0, 0, 0],
-        cpu=lambda x: (x < -jnp.inf).astype(slot.dtype),  # never; XLA does not see that
+        cpu=lambda x: (x < -jnp.inf).astype(slot.dtype),  # always 0, but XLA does not see that
         default=lambda _: jnp.zeros_like(slot),
     )
 
     def write(old: jax.Array, token: jax.Array) -> jax.Array:
-        at = slot % old.shape[1] + nothing
+        at = slot % old.shape[1] + zero
         return jax.lax.dynamic_update_slice_in_dim(old, token.astype(old.dtype), at, axis=1)
 
     cache = jax.tree.map(write, cache, tokens)
@@ -102,18 +102,18 @@ def decode(
 
 
 class _Masks(NamedTuple):
-    """What the token at `slot` sees through a window."""
+    """What the token at `slot` sees in a window."""
 
     slot: Int[Array, ""]
     prompt_mask: Bool[Array, "P S"]
 
     def of_prompt(self, window: int | None) -> Bool[Array, "P 1 S"]:
-        """Of its prompt."""
+        """The slots of its prompt."""
         S = self.prompt_mask.shape[1]
         near = attention.prompt_window_mask(S, self.slot[None], window=window)
         return near & self.prompt_mask[:, None, :]
 
     def of_cache(self, C: int, window: int | None) -> Bool[Array, "1 1 C"]:
-        """Of the tokens before it in its completion, in a cache of C slots."""
-        age_C = (self.slot - 1 - jnp.arange(C)) % C + 1  # of what each slot holds; 1 is the newest
+        """The earlier tokens of its completion, in a cache of C slots."""
+        age_C = (self.slot - 1 - jnp.arange(C)) % C + 1  # of each slot's token; 1 is the newest
         return ((age_C <= self.slot) & (age_C < (window or C + 1)))[None, None]

@@ -1,4 +1,4 @@
-"""Prompts and their completions through the model as one row, for training: prompts run once."""
+"""The forward pass of training: prompts, each run once, and their completions as one row."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from gemma_grpo.model.stack import (
 )
 from gemma_grpo.model.transformer import Attend, Gemma3
 
-QUERIES, BLOCKS = 256, 8  # without the kernel: of a block at least, and of a row at most
+# Without the kernel: the fewest queries of a block, and the most blocks of a row.
+QUERIES, BLOCKS = 256, 8
 
 
 def forward_groups(
@@ -33,26 +34,27 @@ def forward_groups(
 ) -> Float[Array, "1 N D"]:
     """Run prompts and their completions, every prompt once.
 
-    All tokens go through the layers as one row and come apart for attention alone: a layer's
+    All tokens go through the layers as one row; only attention tells sequences apart. So a layer's
     weights are gathered and read once, and compiled for one shape.
 
     Args:
         tokens: ids and mask of prompts, left-padded; ids and mask of completions, right-padded and
             group-major.
-        rows: the slots that are computed, all or those that hold tokens.
-        remat: what of a block the backward pass computes again rather than have it kept.
-        gather: gathers a layer's parameters as the scan comes to it, and again in the backward pass
-            under remat; None where they are replicated.
+        rows: the slots that are computed: all, or those that hold tokens.
+        remat: what of a block the backward pass computes again instead of storing it.
+        gather: gathers a layer's parameters when the scan reaches it, and again in the backward
+            pass under remat; None where they are replicated.
         dropout_keys: a key for each prompt and each completion, for adapters with dropout; None
             drops nothing.
 
     Returns:
-        Hidden states after the final norm, equal to those of the whole sequences, as `rows` packs.
+        Hidden states after the final norm, equal to those of whole sequences, packed by `rows`.
     """
     prompt_ids_PS, prompt_mask_PS, completion_ids_BT, completion_mask_BT = tokens
     (P, _), (B, T) = rows.prompts, rows.completions
-    after_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None]
-    positions_1N = rows.pack(positions(prompt_mask_PS), after_B1 + jnp.arange(T)[None])
+    prompt_length_B1 = jnp.repeat(prompt_mask_PS.sum(axis=1), B // P)[:, None]
+    completion_positions_BT = prompt_length_B1 + jnp.arange(T)[None]
+    positions_1N = rows.pack(positions(prompt_mask_PS), completion_positions_BT)
     keys_1N = None
     if dropout_keys is not None:
         row_PS, row_BT = (jnp.indices(shape)[0] for shape in (rows.prompts, rows.completions))
@@ -66,8 +68,8 @@ def forward_groups(
 
     def layer(x_1ND, scanned):
         block, is_global, layer_keys_1N = layer_block(model, scanned, keys_1N)
-        seen = jax.tree.map(lambda near, far: jnp.where(is_global, far, near), *masks)
-        attend = _attend(rows, seen, score_scale(model.config))
+        mask = jax.tree.map(lambda local, full: jnp.where(is_global, full, local), *masks)
+        attend = _attend(rows, mask, score_scale(model.config))
         x_1ND, _ = block(x_1ND, select_rope(ropes, is_global), attend, layer_keys_1N)
         return x_1ND, None
 
@@ -80,7 +82,7 @@ def forward_groups(
 def _masks(
     rows: Rows, prompt_mask_PS: jax.Array, completion_mask_BT: jax.Array, window: int | None
 ) -> tuple:
-    """What a layer sees through a window: the kernel's block mask, and the masks of prompts over
+    """The masks of a layer with this window: the kernel's block mask, and those of prompts over
     themselves, of completions over their prompts and of completions over themselves."""
     (_, S), (_, T) = rows.prompts, rows.completions
     of_prompts_1TS = attention.prompt_window_mask(S, jnp.arange(T), window=window)
@@ -93,10 +95,10 @@ def _masks(
     )
 
 
-def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
-    """Attention within the row by the kernel; without it a block of queries at a time, or on the
-    padded arrays, whichever scores fewer pairs."""
-    block_mask, prompt_mask, of_prompts_mask, own_mask = seen
+def _attend(rows: Rows, masks: tuple, scale: float) -> Attend:
+    """Attention within the row, with the masks of `_masks`: by the kernel, or without it a block of
+    queries at a time or on the padded arrays, whichever scores fewer pairs."""
+    block_mask, prompt_mask, of_prompts_mask, own_mask = masks
     (P, S), (B, T) = rows.prompts, rows.completions
     padded_pairs = P * S**2 + B * T * (S + T)
 
@@ -112,7 +114,7 @@ def _attend(rows: Rows, seen: tuple, scale: float) -> Attend:
         blocks = _query_blocks(q_1N.shape[1])
         if sum((each.stop - each.start) * each.stop for each in blocks) > padded_pairs:
             return padded(q_1N, k_1N, v_1N)
-        mixed = []  # no query sees a key behind its block's end
+        mixed = []  # no query sees a key after the end of its block
         for queries in blocks:
             k, v = k_1N[:, : queries.stop], v_1N[:, : queries.stop]
             mask = packed_attention.dense_mask(block_mask, queries)

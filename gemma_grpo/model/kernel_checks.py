@@ -1,9 +1,9 @@
-"""Every op of `kernels/` beside its reference there, on the device present.
+"""Every op of `kernels/` compared with its reference there, on the device present.
 
-Hidden states and embedding are bfloat16 (two multiplied are exact in float32, on any backend) and
-drawn from a seed; the references are plain float32 JAX. For an op that draws, the log-prob of its
-token is compared with the reference's for that token, and the tokens drawn must be the reference's
-in nearly every row: rounding may decide a tie.
+Hidden states and embedding are drawn from a seed, in bfloat16 by default: products of two are exact
+in float32 on any backend. The references are plain float32 JAX. For an op that draws tokens, its
+log-probs are compared with the reference's of the same tokens, and the tokens must be the
+reference's in nearly every row: rounding may decide a tie.
 """
 
 from collections.abc import Iterator
@@ -45,12 +45,12 @@ class Finding:
 
     @property
     def passes(self) -> bool:
-        """NaN does not."""
+        """Whether the error is allowed; NaN is not."""
         return self.error <= self.allowed
 
 
 def compare(config: Gemma3Config, rows: int, seed: int, dtype: str) -> Iterator[Finding]:
-    """Every op, with the sizes of the model's head and attention.
+    """Compares every op, with the sizes of the model's head and attention.
 
     Args:
         rows: hidden states.
@@ -62,7 +62,7 @@ def compare(config: Gemma3Config, rows: int, seed: int, dtype: str) -> Iterator[
 
 
 def compare_head(V: int, D: int, rows: int, seed: int, dtype: str) -> Iterator[Finding]:
-    """The ops on one drawn head."""
+    """Compares the ops of the head, on one random head."""
     hidden_key, head_key, ids_key, draw_key = jax.random.split(jax.random.key(seed), 4)
     hidden_BD = jax.random.normal(hidden_key, (rows, D), dtype)
     embedding_VD = (3 * D**-0.5 * jax.random.normal(head_key, (V, D))).astype(dtype)
@@ -76,7 +76,7 @@ def compare_head(V: int, D: int, rows: int, seed: int, dtype: str) -> Iterator[F
 
 
 def compare_fused(hidden_BD, embedding_VD, keys_B, temperature: float) -> Iterator[Finding]:
-    """Tokens, and the log-probs of the tokens drawn."""
+    """Compares tokens, and the log-probs of the tokens drawn."""
     ours = partial(fused_sampling, temperature=temperature)
     ids_B, logps_B = jax.jit(ours)(hidden_BD, embedding_VD, keys_B)
     own_ids_B, _ = fused_reference.fused_sampling(
@@ -91,7 +91,7 @@ def compare_fused(hidden_BD, embedding_VD, keys_B, temperature: float) -> Iterat
 
 
 def compare_truncated(hidden_BD, embedding_VD, keys_B, name: str) -> Iterator[Finding]:
-    """Tokens, kept masses, and the log-probs where the tokens are the same."""
+    """Compares tokens, kept masses, and log-probs where the tokens are the same."""
     truncation, temperature = TRUNCATIONS[name], 0.8
     settings = truncation._asdict() | dict(temperature=temperature)
     drawn = jax.jit(lambda *a: truncated_sampling(*a, **settings))(hidden_BD, embedding_VD, keys_B)
@@ -113,7 +113,7 @@ def compare_truncated(hidden_BD, embedding_VD, keys_B, name: str) -> Iterator[Fi
 
 
 def compare_logps(hidden_BD, embedding_VD, ids_B) -> Iterator[Finding]:
-    """Values, and the gradients of both sides."""
+    """Compares values, and gradients by hidden states and by embedding."""
     op, setting = "lm_head_logps", "T = 0.9"
     ours = lambda h, e: lm_head_logps(h, e, ids_B, temperature=0.9)
     theirs = lambda h, e: logps_reference.lm_head_logps(h, e, ids_B, temperature=0.9)
@@ -138,8 +138,8 @@ def compare_logps(hidden_BD, embedding_VD, ids_B) -> Iterator[Finding]:
 
 
 def compare_attention(config: Gemma3Config, seed: int, dtype: str) -> Iterator[Finding]:
-    """The result, and all gradients, of a packed row of two groups: a prompt of 300 tokens and one
-    of 130, three completions each. Only a TPU has a kernel here; on other devices the reference is
+    """Compares the result and all gradients of a packed row of two groups: prompts of 300 and 130
+    tokens, three completions each. Only a TPU has a kernel here; on other devices the reference is
     compared with itself."""
     op = "packed_attention"
     prompts, completions = (2, 300), (6, 400)

@@ -48,8 +48,8 @@ def adapted(
     keys_BL: Key[Array, "B L"] | None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "B L O"]:
-    """x @ weight, plus the adapter's output where there is one, in x's dtype or in `dtype`. The sum
-    is rounded once: a small adapter changes no bit of a product that is rounded already."""
+    """x @ weight, plus the adapter's output if there is one, in x's dtype or in `dtype`. The sum is
+    rounded once: added to a rounded x @ weight, a small adapter would be lost."""
     if adapter is None:
         return project(x_BLI, weight_IO, dtype)
     out_BLO = project(x_BLI, weight_IO, jnp.float32) + adapter(x_BLI, keys_BL)
@@ -84,11 +84,11 @@ class GatedMLP(nnx.Module):
         keys_BL: Key[Array, "B L"] | None = None,
         dtype: DTypeLike | None = None,
     ) -> Float[Array, "B L D"]:
-        """In x's dtype or in `dtype`; `keys_BL` are the tokens' dropout keys, for adapters in
-        training."""
+        """The output, in x's dtype or in `dtype`. `keys_BL`: dropout keys of the tokens, for
+        adapters in training."""
         gate_BLF = adapted(x_BLD, self.gate[...], self.gate_lora, keys_BL)
         up_BLF = adapted(x_BLD, self.up[...], self.up_lora, keys_BL)
-        # In float32, for the constants of the tanh: bfloat16 would round them.
+        # In float32: bfloat16 would round the constants of the tanh approximation.
         gelu_BLF = jax.nn.gelu(gate_BLF.astype(jnp.float32), approximate=True)
         inner_BLF = gelu_BLF.astype(x_BLD.dtype) * up_BLF
         return adapted(inner_BLF, self.down[...], self.down_lora, keys_BL, dtype)

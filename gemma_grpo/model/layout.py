@@ -1,12 +1,12 @@
 """How the embedding and the MLPs are laid out when the model runs: replicated, or tensor-parallel.
 
-In both layouts a device has its own rows of every activation and cache, and all of attention's
-weights. Tensor-parallel, it also has a shard of 1/n of each MLP's hidden units and of the
+In both layouts a device has its own rows of every activation and cache, and all attention weights.
+In the tensor-parallel one it has only a shard of 1/n of each MLP's hidden units and of the
 vocabulary: the rows of all devices are gathered before the MLP, and its partial sums are
 reduce-scattered back to their rows after it (Megatron-LM, Shoeybi et al., arXiv 1909.08053, section
 3, with the rows split in between as in Korthikanti et al., arXiv 2205.05198, section 4.2.2). The
-arithmetic stays the same, and a device reads 1/n of these weights, which is faster where few rows
-run at a time: in decoding.
+FLOPs stay the same, and a device reads 1/n of these weights, which is faster where few rows run at
+a time: in decoding.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.kernels import block_draw
 from gemma_grpo.model.config import Gemma3Config
 
-# The sharded axis of each array. Blocks' matrices are [layer, in, out]. Adapters are sharded as
-# their weights are, on the side of the hidden units.
+# The sharded axis of each array. Block weights are [layer, in, out]. Adapters are sharded like
+# their weights, on the side of the hidden units.
 _SHARDED_AXIS = {
     "embedding": 0,
     "layers.mlp.gate": 2,
@@ -39,33 +39,33 @@ _SHARDED_AXIS = {
 class Layout:
     """All weights replicated: a device runs its rows without communication.
 
-    The R rows are those of all devices that the weights are sharded over, in order, and the B rows
-    this device's own; here they are the same.
+    The B rows are this device's own; the R rows are those of all devices that share the sharded
+    weights, in order. Here the two are the same.
 
     Attributes:
         axis_name: the mesh axis that the vocabulary is sharded over; None where it is replicated.
-        partial_dtype: of a device's part of a matmul, for `scatter`; None: the model's own.
+        partial_dtype: dtype of a device's partial sums, for `scatter`; None: the model's own.
     """
 
     axis_name: str | None = None
     partial_dtype: ClassVar[DTypeLike | None] = None
 
     def gather(self, own: Shaped[Array, "B *rest"]) -> Shaped[Array, "R *rest"]:
-        """All rows, from each device's own."""
+        """All rows, from the own rows of each device."""
         return own
 
     def scatter(self, partial: Float[Array, "R *rest"]) -> Float[Array, "B *rest"]:
-        """Own rows of the sum over the devices."""
+        """Own rows of the sum over the devices of their partial sums."""
         return partial
 
     def own(self, everyone: Shaped[Array, "R *rest"]) -> Shaped[Array, "B *rest"]:
-        """Own rows of what every device has: the inverse of `gather`."""
+        """Own rows, from all rows, which every device has: the inverse of `gather`."""
         return everyone
 
     def lookup(
         self, embedding_VD: Float[Array, "V D"], ids: Int[Array, "R ..."]
     ) -> Float[Array, "R ... D"]:
-        """This device's part of the ids' embeddings, for `scatter`."""
+        """This device's partial sum of the ids' embeddings, for `scatter`."""
         return embedding_VD[ids] if embedding_VD.dtype == jnp.float32 else _rows(embedding_VD, ids)
 
     def specs(self, params: PyTree) -> PyTree:
@@ -73,7 +73,7 @@ class Layout:
         return jax.tree.map(lambda _: PartitionSpec(), params)
 
     def check(self, config: Gemma3Config, num_devices: int) -> None:
-        """Raises UserError where a model of this shape does not divide."""
+        """Raises UserError if a model of this shape does not divide over the devices."""
 
 
 REPLICATED = Layout()
@@ -81,8 +81,8 @@ REPLICATED = Layout()
 
 @jax.custom_vjp
 def _rows(embedding_VD, ids):
-    """embedding_VD[ids]; a row's gradient is added up in float32 and rounded once. In bfloat16 a
-    sum of some hundred like terms stops growing."""
+    """embedding_VD[ids]; each row's gradient is summed in float32 and rounded once: in bfloat16 a
+    sum stops growing after a few hundred similar terms."""
     return embedding_VD[ids]
 
 
@@ -93,7 +93,7 @@ def _rows_forward(embedding_VD, ids):
 def _rows_backward(kept, gradient):
     embedding_VD, ids = kept
     num_ids, D = ids.size, embedding_VD.shape[1]
-    # Places beyond the last id that occurs repeat the first, and add 0.
+    # `unique` fills up with the smallest id, whose extra terms are 0.
     occurring, which = jnp.unique(ids, return_inverse=True, size=num_ids)
     terms = gradient.reshape(num_ids, D).astype(jnp.float32)
     sums = jnp.zeros((num_ids, D), jnp.float32).at[which.reshape(-1)].add(terms)
@@ -109,7 +109,7 @@ class TensorParallel(Layout):
     """MLPs and embedding sharded. All but `specs` and `check` is for use inside `shard_map`."""
 
     axis_name: str
-    partial_dtype = jnp.float32  # each device would round its part, and each sum of two
+    partial_dtype = jnp.float32  # bfloat16 would round every partial sum and every addition
 
     def gather(self, own):
         return jax.lax.all_gather(own, self.axis_name, tiled=True)

@@ -1,9 +1,9 @@
 """Low-rank adapters beside projections: the module, and the merge into a base.
 
-Hu et al., arXiv 2106.09685, eq. 3: h = W x + (alpha / r) B A x, with W frozen. Theirs is [out, in];
-here `a` is [in, r] and `b` [r, out], so that h = x W + (alpha / r) (x a) b.
+Hu et al., arXiv 2106.09685, eq. 3: h = W x + (alpha / r) B A x, with W frozen. The paper's weights
+are [out, in]; here `a` is [in, r] and `b` [r, out]: h = x W + (alpha / r) (x a) b.
 
-In a parameter tree an adapter stands beside its weight, under the weight's name + "_lora".
+In a parameter tree an adapter is beside its weight, under the weight's name + "_lora".
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ class LoRA(nnx.Module):
         """The adapter's part of the output, in float32.
 
         Args:
-            keys_BL: a key for each token, to drop inputs by; None drops nothing.
+            keys_BL: a dropout key for each token; None drops nothing.
         """
         if keys_BL is not None and self.dropout > 0:
             kept_of_token = lambda key: jax.random.bernoulli(
@@ -61,8 +61,8 @@ def make(in_dim: int, out_dim: int, name: str, config: LoRAConfig, rngs: nnx.Rng
 
 
 def merge_adapter(adapter: dict[str, Any], base: dict[str, Any], *, scale: float) -> dict[str, Any]:
-    """The base with the adapters added into its weights: W + scale * a b, in float32, then in W's
-    dtype. A tree without adapters, with which the model computes the same.
+    """The base with the adapters merged into its weights: W + scale * a b, in float32, then in W's
+    dtype. A tree without adapters, which gives the same model.
 
     Args:
         adapter: of `partition`.

@@ -1,12 +1,11 @@
 """Prompts [P, S] and completions [B, T] as one row of tokens, and back.
 
-    Rows    every slot in its order, padding too
+    Rows    every slot in order, padding included
     Packed  the slots that hold tokens, as `slots` lists them
 
-All that is done to each token alone (projections, MLP, norms, the head) is done to the row.
-Attention is within the row too, on TPU by a kernel (`kernels/packed_attention`); without one it is,
-or takes the padded arrays where these hold fewer pairs. The idea is that of "unpadding": Zeng et
-al., "Boosting Distributed Training Performance of the Unpadded BERT Model", arXiv 2208.08124.
+Everything that works on single tokens (projections, MLP, norms, the head) works on this row, and
+so does attention (`model/groups.py`). This is "unpadding": Zeng et al., "Boosting Distributed
+Training Performance of the Unpadded BERT Model", arXiv 2208.08124.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from gemma_grpo.kernels.packed_attention import Segments
 
 @dataclass(frozen=True)
 class Rows:
-    """Every slot: z = p*S + s of a prompt's, then P*S + b*T + t of a completion's.
+    """Every slot: z = p*S + s in a prompt, then P*S + b*T + t in a completion.
 
     Attributes:
         prompts: (P, S).
@@ -33,7 +32,7 @@ class Rows:
     def pack(
         self, x_PS: Shaped[Array, "P S *rest"], x_BT: Shaped[Array, "B T *rest"]
     ) -> Shaped[Array, "1 N *rest"]:
-        """As one row."""
+        """The slots as one row."""
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         return jnp.concatenate([flat(x_PS), flat(x_BT)])[None]
 
@@ -47,14 +46,14 @@ class Rows:
         return prompts.reshape(*self.prompts, *rest), completions.reshape(*self.completions, *rest)
 
     def places(self) -> Int[Array, " Z"]:
-        """Where in the row each slot stands."""
+        """The place of each slot in the row."""
         (P, S), (B, T) = self.prompts, self.completions
         return jnp.arange(P * S + B * T)
 
     def segments(
         self, prompt_mask_PS: Bool[Array, "P S"], completion_mask_BT: Bool[Array, "B T"]
     ) -> Segments:
-        """Where each place of the row belongs, for the attention kernel."""
+        """The segment of each place in the row, for the attention kernel."""
         (P, S), (B, T) = self.prompts, self.completions
         places_Z, length_P = self.places(), prompt_mask_PS.sum(axis=1)
         prompt_P = jnp.take(places_Z, jnp.arange(1, P + 1) * S - length_P, mode="clip")
@@ -72,15 +71,15 @@ class Rows:
         return Segments(*(x_1N[0] for x_1N in packed))
 
     def predictors(self, hidden_1ND: Float[Array, "1 N D"]) -> Float[Array, "1 M D"]:
-        """What predicts the token at each place that the head is applied at: the hidden state one
-        token earlier, of a completion's first token the prompt's last. M = B*T: completions."""
+        """The hidden states that the head is applied to, M = B*T: for each completion token that of
+        the token before it; for the first one, that of the prompt's last token."""
         hidden_PSD, hidden_BTD = self.unpack(hidden_1ND)
         last_BD = jnp.repeat(hidden_PSD[:, -1], self.completions[0] // self.prompts[0], axis=0)
         before_BTD = jnp.concatenate([last_BD[:, None], hidden_BTD[:, :-1]], axis=1)
         return before_BTD.reshape(1, -1, before_BTD.shape[-1])
 
     def are_predicted(self) -> Bool[Array, "1 M"] | None:
-        """Whether each place that the head is applied at is a completion's; None where all are."""
+        """Whether each place of `predictors` predicts a completion slot; None if all do."""
         return None
 
     def head_places(self, x_BT: Shaped[Array, "B T"]) -> Shaped[Array, "1 M"]:
@@ -94,7 +93,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Packed(Rows):
-    """The slots that hold tokens. Those of a prompt, or of a completion, must stand side by side.
+    """The slots that hold tokens. Those of one prompt, or of one completion, must be adjacent.
 
     Attributes:
         slots: the slot at each place; Z, the number of slots, where the row is empty.
@@ -108,7 +107,7 @@ class Packed(Rows):
     def of(
         cls, slots_N: Int[Array, " N"], prompts: tuple[int, int], completions: tuple[int, int]
     ) -> "Packed":
-        """From the slots alone, which must differ from each other where they are below Z."""
+        """From the slots alone; those below Z must be distinct."""
         N, Z = len(slots_N), prompts[0] * prompts[1] + completions[0] * completions[1]
         place_Z = jnp.full(Z, N).at[slots_N].set(jnp.arange(N), mode="drop")
         return cls(prompts, completions, slots_N, place_Z)
@@ -125,7 +124,7 @@ class Packed(Rows):
         return self.place_of
 
     def predictors(self, hidden_1ND):
-        """M = N: every place. At a prompt's places stands what no completion asks for."""
+        """M = N: every place; those of prompts predict no completion token."""
         (P, S), (B, T) = self.prompts, self.completions
         first_B = self.place_of[P * S :: T]
         last_B = jnp.repeat(self.place_of[S - 1 : P * S : S], B // P)
@@ -145,14 +144,14 @@ class Packed(Rows):
 
 
 def positions(mask_BL: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """Of each token in its row, padding left out."""
+    """The position of each token in its row, padding not counted."""
     return jnp.maximum(jnp.cumsum(mask_BL, axis=1) - 1, 0)
 
 
 @jax.custom_vjp
 def _take(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index], 0 where the index is beyond the end. `inverse` is the same going back: by it the
-    gradient is such a gather too, where autodiff would add up row by row."""
+    """x[index], 0 where the index is past the end. With the inverse index the gradient is such a
+    gather too, where autodiff would scatter-add row by row."""
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 

@@ -1,4 +1,4 @@
-"""Parameter trees: adapters and base, split and joined, casts to the compute dtype, and the key."""
+"""Parameter trees: split into adapters and base, joined, cast; and the random key."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax
 from gemma_grpo.model.lora import SUFFIX
 from gemma_grpo.model.settings import check_seed
 
-PRNG = "threefry2x32"  # named: JAX_DEFAULT_PRNG_IMPL may say rbg, whose draws depend on the devices
+PRNG = "threefry2x32"  # whatever JAX_DEFAULT_PRNG_IMPL is: rbg's draws depend on the devices
 
 
 def random_key(seed: int) -> jax.Array:
@@ -32,7 +32,7 @@ def partition(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two trees without a common leaf as one."""
+    """Two trees that share no leaf, merged into one."""
     joined = dict(second)
     for name, value in first.items():
         joined[name] = join(value, second[name]) if name in second else value
@@ -40,5 +40,5 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_dtype(params: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The parameters to compute with: a cast copy of the master weights, or themselves."""
+    """The parameters cast to the compute dtype; the same arrays where they have it already."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

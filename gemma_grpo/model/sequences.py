@@ -1,4 +1,4 @@
-"""Whole sequences through the model: hidden states, and the keys and values for a cache."""
+"""The forward pass over whole sequences: hidden states, and keys and values for decoding."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -19,12 +19,12 @@ def forward(
     *,
     layout: Layout = REPLICATED,
 ) -> tuple[Float[Array, "B L D"], KV]:
-    """Run whole sequences. Padding may stand on either side; its hidden states mean nothing.
+    """Run whole sequences. Padding may be on either side; its hidden states mean nothing.
 
     Args:
-        ids_RL: tokens of all rows (see `Layout`); everything else is of the B own ones.
-        mask_BL: True on tokens, False on padding. Tokens of a row stand together.
-        layout: how the weights lie.
+        ids_RL: tokens of all R rows (see `Layout`); all else is for the B own rows.
+        mask_BL: True on tokens, False on padding. The tokens of a row are adjacent.
+        layout: of the weights.
 
     Returns:
         Hidden states after the final norm, and every layer's keys and values.

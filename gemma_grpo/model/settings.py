@@ -16,15 +16,15 @@ TARGETS = (
     "mlp.up",
     "mlp.down",
 )
-# none: all is kept, logits too. dots: matmuls with weights are, and the rest (norms, attention, the
-# MLP's gate) computed again. full: a block's input is, and all of it computed again.
+# What the forward pass stores for the backward pass. none: everything, logits too. dots: matmuls
+# with weights; norms, attention and the MLP's gate are computed again. full: a block's input alone.
 Remat = Literal["none", "dots", "full"]
-_MOST_CPU_DEVICES = 256  # XLA starts threads for each; of very many it crashes
-_SEEDS = 2**31 - 1  # below what a signed integer of 32 bits holds
+_MOST_CPU_DEVICES = 256  # XLA starts threads for each, and crashes with too many
+_SEEDS = 2**31 - 1  # seeds below this fit a signed 32-bit integer
 
 
 def check_seed(seed: int) -> None:
-    """Raises UserError for a seed of which JAX would drop bits."""
+    """Raises UserError for a seed whose bits JAX would truncate."""
     if not 0 <= seed < _SEEDS:
         raise UserError(f"seed={seed}: must be 0 or more, and below {_SEEDS}")
 
@@ -42,8 +42,8 @@ class LoRAConfig:
     and .down: the projections that get an adapter, in every layer."""
     dropout: float = 0.0
     """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
-    under the update's own dropout masks: so the ratio is 1 until the weights move, and the KL is 0
-    while they are the reference's. Sampling drops nothing, so that logp_gap is not measured."""
+    under the update's dropout masks, so the ratio is 1 until the weights move, and the KL is 0
+    while they equal the reference's. Sampling drops nothing, so logp_gap is not measured."""
 
     def __post_init__(self):
         if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
@@ -65,7 +65,7 @@ class LoRAConfig:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The names in `TARGETS` that get an adapter."""
+        """The projections in `TARGETS` that get an adapter."""
         if self.rank == 0:
             return ()
         return tuple(name for name in TARGETS if re.search(self.targets, name))
@@ -80,14 +80,14 @@ class ModelConfig:
 
     weights: str = "gemma3-nano"
     """gemma3-nano (embedded), gemma3-270m (its installed package), a folder (Hugging Face's or
-    Kaggle's), a file (.safetensors in such a folder, .gguf) or a model at Kaggle
+    Kaggle's), a file (.safetensors in such a folder, .gguf) or a model on Kaggle
     (kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION)."""
     tokenizer: str = ""
     """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
     lora: LoRAConfig = NO_LORA
     """Adapters; off unless lora.rank is set."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computed in; master weights are float32 regardless. On a TPU float32 takes six passes of the
+    """Compute dtype; master weights are always float32. On a TPU float32 takes six passes of the
     matrix units where bfloat16 takes one."""
     instruction: str = ""
     """Put before every question, on a line of its own."""
@@ -96,15 +96,15 @@ class ModelConfig:
     max_completion_length: int = 60
     """Tokens a completion may take, stop token included."""
     remat: Remat = "none"
-    """What the backward pass computes again, to need less memory: none; dots, all but the matmuls
-    with weights; full, each block. none keeps the logits too, where the embedding is trained: a GB
-    for a thousand tokens of a pack."""
+    """What the backward pass computes again, to save memory: none; dots, all but the matmuls with
+    weights; full, each block. none stores the logits too, if the embedding is trained: a GB for a
+    thousand tokens of a pack."""
     rollout_layout: Literal["data", "tensor_parallel"] = "data"
     """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
-    sharded over the devices, faster where few rows are decoded on each of several chips."""
+    sharded over the devices, faster where each of several chips decodes few rows."""
     cpu_devices: int = 0
     """CPU devices; 0: one device per core, reduced until batch sizes divide evenly. A large model
-    runs its matmuls over all cores anyway and wants 1."""
+    uses all cores in its matmuls anyway: set 1."""
 
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:

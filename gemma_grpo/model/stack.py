@@ -12,13 +12,14 @@ from gemma_grpo.model.settings import Remat
 from gemma_grpo.model.transformer import Block, Gemma3
 
 Gather = Callable[[nnx.State], nnx.State]  # one layer's parameters, sharded -> whole
-_KEPT = {
+_POLICIES = {  # what the backward pass finds stored
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 def score_scale(config: Gemma3Config) -> float:
+    """The factor of attention scores."""
     return config.query_pre_attn_scalar**-0.5
 
 
@@ -32,14 +33,16 @@ def rope_tables(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax
 
 
 def select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (near_sin, near_cos), (far_sin, far_cos) = ropes
-    return jnp.where(is_global, far_sin, near_sin), jnp.where(is_global, far_cos, near_cos)
+    """The table for a layer, of `rope_tables`."""
+    (local_sin, local_cos), (global_sin, global_cos) = ropes
+    sin = jnp.where(is_global, global_sin, local_sin)
+    return sin, jnp.where(is_global, global_cos, local_cos)
 
 
 def layer_block(
     model: Gemma3, scanned: tuple, keys_BL: jax.Array | None
 ) -> tuple[Block, jax.Array, jax.Array | None]:
-    """One layer's module, its kind, and its dropout keys."""
+    """One layer's module, whether it is global, and its tokens' dropout keys."""
     state, index, is_global = scanned
     if keys_BL is not None:
         keys_BL = _fold_in(keys_BL, index)
@@ -49,7 +52,7 @@ def layer_block(
 def token_keys(
     keys_B: jax.Array | None, row_BL: jax.Array, positions_BL: jax.Array
 ) -> jax.Array | None:
-    """Each token's dropout key, of its row's key and its position: in any layout the same."""
+    """Each token's dropout key, from its row's key and its position: the same in any layout."""
     return None if keys_B is None else _fold_in(keys_B[row_BL], positions_BL)
 
 
@@ -69,15 +72,16 @@ def scan_layers(
     """Carry `x` through the stacked blocks, collecting what each returns."""
     state = nnx.state(model.layers)
 
-    def whole_layer(x, scanned):
+    def gathered_layer(x, scanned):
         stored, *others = scanned
         return layer(x, (gather(stored) if gather else stored, *others))
 
     is_global = jnp.asarray(model.config.is_global)
     index = jnp.arange(model.config.num_layers)
-    body = whole_layer
+    body = gathered_layer
     if remat != "none":
-        # In a scan nothing can be merged with the forward pass; guarding against that costs time.
-        body = jax.checkpoint(whole_layer, policy=_KEPT[remat], prevent_cse=False)
+        # Within a scan XLA cannot merge the recomputation with the forward pass (CSE), and
+        # preventing that costs time.
+        body = jax.checkpoint(gathered_layer, policy=_POLICIES[remat], prevent_cse=False)
     scanned = (state, index, is_global)
     return jax.lax.scan(body, x, scanned, unroll=model.config.scan_unroll)

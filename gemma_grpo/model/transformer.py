@@ -21,11 +21,11 @@ from gemma_grpo.model.params import partition, random_key
 from gemma_grpo.model.settings import NO_LORA, LoRAConfig
 
 Params = dict[str, Any]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) -> mixed heads
 
 
 class Block(nnx.Module):
-    """x + post(attention(pre(x))), then the same around the MLP: norms on both sides of each."""
+    """x + post_norm(attention(pre_norm(x))), then the same with the MLP."""
 
     def __init__(self, config: Gemma3Config, lora_config: LoRAConfig, rngs: nnx.Rngs):
         dim, eps = config.embed_dim, config.norm_eps
@@ -52,7 +52,7 @@ class Block(nnx.Module):
         keys_BL: jax.Array | None = None,
         layout: Layout = REPLICATED,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """The block's output and this layer's new keys and values."""
+        """The block's output, and its keys and values."""
         q_BLNH, k_BLKH, v_BLKH = self.attention.qkv(self.pre_attention_norm(x_BLD), *rope, keys_BL)
         mixed_BLD = self.attention.output(attend(q_BLNH, k_BLKH, v_BLKH), keys_BL)
         x_BLD = x_BLD + self.post_attention_norm(mixed_BLD)
@@ -63,10 +63,10 @@ class Block(nnx.Module):
 
 
 class Gemma3(nnx.Module):
-    """The parameters of one Gemma 3 text model, float32 at birth.
+    """One Gemma 3 text model, with float32 parameters.
 
-    Weights start as the architecture's own normal; the embedding is N(0, 1/D), so that the scaled
-    input has unit variance and the tied head gives logits of order one. Adapters start as nothing.
+    Projections start LeCun-normal; the embedding starts as N(0, 1/D), so that the scaled input has
+    unit variance and the tied head gives logits of order one. Adapters start with zero output.
     """
 
     def __init__(self, config: Gemma3Config, *, rngs: nnx.Rngs, lora_config: LoRAConfig = NO_LORA):
@@ -105,7 +105,7 @@ def abstract(
 
 
 def init_adapter(config: Gemma3Config, lora_config: LoRAConfig, *, seed: int) -> Params:
-    """Fresh adapters, float32. No base weight is made: nothing reads it, so XLA leaves it out."""
+    """Fresh adapters, float32. Base weights are not computed: XLA drops them as unused."""
 
     @jax.jit
     def make(key: jax.Array) -> Params:
