@@ -181,7 +181,12 @@ class _Decoder:
     config: RolloutConfig
 
     def prefill(
-        self, params, prompt_ids_PS, prompt_mask_PS, key, first_row
+        self,
+        params: gemma3.Params,
+        prompt_ids_PS: Int[Array, "P S"],
+        prompt_mask_PS: Bool[Array, "P S"],
+        key: Key[Array, ""],
+        first_row: Int[Array, ""],
     ) -> tuple[_Given, _State]:
         """Runs the prompts. This device's rows are numbered from `first_row`, for their keys."""
         layout, G, T = self.layout, self.config.num_generations, self.config.max_completion_length
@@ -209,7 +214,9 @@ class _Decoder:
         )
         return given, state
 
-    def decode(self, params, given: _Given, state: _State, end) -> _State:
+    def decode(
+        self, params: gemma3.Params, given: _Given, state: _State, end: Int[Array, ""] | int
+    ) -> _State:
         """Runs the loop until slot `end`, or until all rows have stopped."""
         model = nnx.merge(self.graphdef, params)
 
