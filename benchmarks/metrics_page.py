@@ -9,15 +9,19 @@ from gemma_grpo.records import watch
 from gemma_grpo.records.metric_notes import NOTES
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
-HEAD = f"""# Metrics: what each one says
+HEAD = f"""# Metrics: what each one means
 
-Written by `python -m benchmarks.metrics_page` from `gemma_grpo/records/metric_notes.py`: change
-that, not this page.
+What each metric of a run means, what is healthy, and what to do if it is not. `metrics.jsonl` has
+one line per step, and TensorBoard the same names:
 
-`metrics.jsonl` has a line a step, TensorBoard the same names. `train` says a line, at most one in
-{watch.QUIET} steps, which names what else is not healthy,
+```bash
+tensorboard --logdir RUN/tensorboard
+```
 
-- when the mean of {watch.WINDOW} steps has left a range that has numbers below,
+`pd.read_json("RUN/metrics.jsonl", lines=True)` reads them into pandas. `train` warns, with at most
+one line in {watch.QUIET} steps, which names all metrics that are not healthy,
+
+- when the mean over {watch.WINDOW} steps has left a range that is given in numbers below,
 - when entropy was above {NOTES["entropy"].high:g} in one of {watch.WINDOW} steps,
 - when the learning rate has been 0 for {watch.WINDOW} steps,
 - when reward/mean rose by {watch.REWARD_RISE} in {watch.APART} steps and reward/correctness did \
@@ -25,13 +29,10 @@ not,
 - when completions are {watch.LONGEST:g} or {watch.SHORTEST:g} times as long as in the first \
 {watch.WINDOW} steps.
 
-`pd.read_json("RUN/metrics.jsonl", lines=True)` reads them into pandas; TensorBoard draws them:
+This page is written by `python -m benchmarks.metrics_page` from
+`gemma_grpo/records/metric_notes.py`; edit that instead.
 
-```bash
-tensorboard --logdir RUN/tensorboard
-```
-
-| metric | what it is | healthy | else |
+| metric | what it is | healthy | if not |
 |---|---|---|---|
 """
 
