@@ -5,14 +5,14 @@ import sys
 COMMANDS = {
     "train": "train a model: SFT, then GRPO, each stage measured",
     "evaluate": "measure a run's model, or a base model, on held-out problems",
-    "generate": "completions of a prompt or of a file of prompts, or a conversation",
+    "generate": "complete a prompt or a file of prompts, or hold a conversation",
     "export": "write a run's model as a Hugging Face folder, or its adapters for PEFT",
-    "view": "a run's figures and completions, as a page or in the terminal",
-    "plan": "will a run fit on given chips, and what will it take there",
-    "rescore": "a run's completions under other rewards, weights or readers",
-    "ablation": "the reward ablation of the original design document",
-    "verify_kernels": "compare every kernel with its reference on the devices here",
-    "pretrain": "make gemma3-nano, the embedded base model, again",
+    "view": "show a run's figures and completions, as a page or in the terminal",
+    "plan": "say whether a run fits on given chips, and how long it takes there",
+    "rescore": "score a run's completions again with other rewards, weights or readers",
+    "ablation": "print what each reward component changes, on handwritten completions",
+    "verify_kernels": "compare every kernel with its reference on this machine's devices",
+    "pretrain": "rebuild gemma3-nano, the embedded base model",
 }
 
 

@@ -46,11 +46,11 @@ class DataConfig:
     .parquet file, or two of them with a comma between: train,test. PATH may be
     kagglehub:OWNER/DATASET."""
     num_train: int = 2000
-    """Problems to learn from; 0 for all of a source that ends."""
+    """Training problems; 0: all of a finite source."""
     num_test: int = 400
-    """Held-out problems; 0 for all of a source that ends."""
+    """Held-out problems; 0: all of a finite source."""
     difficulties: str = ",".join(DIFFICULTIES)
-    """Problems of other difficulties are left out, to learn from and held out."""
+    """Only problems of these difficulties are used, for training and held out."""
 
     def __post_init__(self) -> None:
         if not set(self._named) <= set(DIFFICULTIES):
@@ -83,14 +83,15 @@ class RunConfig:
     seed: int = 0
     """The random seed of everything: problems, fresh adapters, sampling."""
     stages: str = ",".join(STAGES)
-    """sft,grpo or one of them."""
+    """sft,grpo, or only one of them."""
     tracker: TrackerName = "none"
-    """Where metrics also go: wandb or trackio (extras of these names)."""
+    """Also send the metrics to wandb or trackio (extras of these names)."""
     keep_checkpoints: bool = False
     """Keep the checkpoints (they hold the optimizer state) of a stage whose weights are written."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that a stage leaves. bfloat16 halves the files, but the next stage then begins
-    with rounded weights, which a model computed in bfloat16 leaves only after many small steps."""
+    """Dtype of the weights that a stage leaves. bfloat16 halves the files, but the next stage then
+    starts from rounded weights, and a model computed in bfloat16 changes only after many small
+    steps."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When training states are saved, and where."""
     model: ModelConfig = field(default_factory=ModelConfig)

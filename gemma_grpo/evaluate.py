@@ -1,10 +1,10 @@
-"""The evaluation command: how good is a run's model, or a base model, on held-out problems.
+"""The evaluation command: measures a run's model, or a base model, on held-out problems.
 
     python -m gemma_grpo.evaluate RUN [--task gsm8k:FOLDER]
     python -m gemma_grpo.evaluate --weights gemma3-270m --task reasoning_gym:chain_sum --num 200
 
-Writes DIR/result.json (figures with 95 % intervals, and the protocol they were taken under) and
-DIR/generations.jsonl (every completion, greedy and sampled, one JSON line each).
+Writes result.json (figures with 95 % intervals, and their protocol) and generations.jsonl (every
+completion, greedy and sampled, one JSON line each) into --out.
 """
 
 import hashlib
@@ -56,32 +56,32 @@ SHARES_OF_SAMPLES = (
 class Options:
     """Measure a model."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = ""
     """A run directory; its last finished stage is measured."""
     weights: str = ""
-    """A base model instead: gemma3-nano, gemma3-270m, a folder or a file."""
+    """Instead of a run, a base model: gemma3-nano, gemma3-270m, a folder or a file."""
     task: str = ""
-    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME or a .jsonl, .csv or
-    .parquet file, which is taken whole; of the one that the run was trained on, the part that it
-    held out. The run's own, else the curriculum."""
+    """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME, or a .jsonl, .csv or
+    .parquet file. A file is used whole, except that of the run's own file only the held-out part
+    is. By default the run's own task, or the curriculum."""
     num: int | None = None
-    """Held-out problems at most; 0 for all of a task that ends. 400 of a task that has no end, else
-    all."""
+    """Most held-out problems; 0: all of a finite task. By default all, or 400 if the task is
+    endless."""
     out: Path | None = None
-    """A new folder for the results. RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK here, and in
-    the name what else is not the default, as in curriculum-seed=1."""
+    """A new folder for the results. By default RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK
+    here, with other settings that are not the default in the name, as in curriculum-seed=1."""
     instruction: str | None = None
-    """Put before every question. The run's own; for a base model on GSM8K the protocol's, else
-    none."""
+    """Text put before every question. By default the run's own; for a base model on GSM8K the
+    protocol's, otherwise none."""
     max_prompt_length: int = 0
-    """Tokens; 0 takes GSM8K's protocol's, or what the longest prompt needs."""
+    """Most tokens of a prompt; 0: as in GSM8K's protocol, or what the longest prompt needs."""
     max_completion_length: int = 0
-    """Tokens, stop token included; 0 takes GSM8K's protocol's, or the run's own, or 256 (60 for a
-    base model on the curriculum)."""
+    """Most tokens of a completion, including the stop token; 0: as in GSM8K's protocol, or the
+    run's own, or 256 (60 for a base model on the curriculum)."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Computed in. The run's own, else float32."""
+    """Compute dtype. By default the run's own, or float32."""
     seed: int = 0
-    """Of the k samples."""
+    """Random seed of the k samples."""
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = EvaluationConfig()
     """What is measured."""
     json: bool = False

@@ -1,13 +1,13 @@
-"""The export command: a run's model as a Hugging Face folder, or its adapters as PEFT reads them.
+"""The export command: writes a run's model as a Hugging Face folder, or its adapters for PEFT.
 
     python -m gemma_grpo.export RUN OUT
     python -m gemma_grpo.export RUN OUT --adapter
 
-transformers and vLLM load the folder as it is, and llama.cpp's converter makes a GGUF file of it.
+transformers and vLLM load the folder as it is, and llama.cpp's converter turns it into a GGUF file.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,8 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _export(
-    run: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     stage: Literal["", "sft", "grpo"] = "",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     adapter: bool = False,
@@ -31,9 +31,9 @@ def _export(
     Args:
         run: a run directory.
         out: the folder to make.
-        stage: whose model; the run's last finished one if unsaid.
-        dtype: stored in. float32 keeps every bit of what was trained.
-        adapter: write the LoRA adapters alone, in PEFT's format, instead of a full model.
+        stage: the stage to export; by default the last finished one.
+        dtype: dtype of the files. float32 keeps every bit of what was trained.
+        adapter: write only the LoRA adapters, in PEFT's format, instead of a full model.
     """
     from gemma_grpo import api  # --help does not wait for JAX
 

@@ -1,9 +1,11 @@
-"""The generation command: completions of a prompt or of a file of prompts, or a conversation.
+"""The generation command: completes a prompt or a file of prompts, or holds a conversation.
 
-python -m gemma_grpo.generate RUN --prompt "What is 12 + 7?"     a run's last finished stage
-python -m gemma_grpo.generate --weights ~/gemma-3-1b-it --chat   a checkpoint, turn after turn
-python -m gemma_grpo.generate --weights gemma3-270m --raw --prompt "The capital of France is"
-python -m gemma_grpo.generate RUN --prompts questions.txt --out answers.jsonl
+    python -m gemma_grpo.generate RUN --prompt "What is 12 + 7?"     a run's last finished stage
+    python -m gemma_grpo.generate --weights ~/gemma-3-1b-it --chat   a checkpoint, turn by turn
+    python -m gemma_grpo.generate --weights gemma3-270m --raw --prompt "The capital of France is"
+    python -m gemma_grpo.generate RUN --prompts questions.txt --out answers.jsonl
+
+Prints completions, or with --prompts or --json JSON lines, which --out writes to a file.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -42,7 +44,7 @@ MAX_COMPLETION_LENGTH = 512  # of a model that comes without a run's own budget
 class Options:
     """What is completed, how, and where it goes."""
 
-    run_or_weights: tyro.conf.Positional[str] = ""
+    run_or_weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = ""
     """The model, as for --weights."""
     weights: str = ""
     """A run directory (its last finished stage), gemma3-nano (embedded), gemma3-270m (its installed
@@ -50,38 +52,39 @@ class Options:
     prompt: str | None = None
     """The user's turn."""
     prompts: Path | None = None
-    """A file of prompts: .jsonl with a field "prompt", or text with one a line. Answered in JSON
-    lines."""
+    """A file of prompts: .jsonl with a field "prompt", or text with one per line. The answers are
+    JSON lines."""
     chat: bool = False
-    """A conversation, line by line from the standard input."""
+    """A conversation, read line by line from standard input."""
     raw: bool = False
-    """No chat turns: the model goes on from the prompt as it stands (for base models)."""
+    """No chat turns: the model continues the prompt as it is (for base models)."""
     instruction: str | None = None
-    """Put before the question on a line of its own; unsaid, the run's own."""
+    """Text put before the question on its own line; by default the run's own."""
     num: int = 1
     """Completions of each prompt."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     top_k: int = 0
-    """Sample from this many likeliest tokens; 0 from all."""
+    """Sample from this many of the likeliest tokens; 0: from all."""
     top_p: float = 1.0
-    """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    """Sample from the smallest set of likeliest tokens with this total probability; 1: from all."""
     min_p: float = 0.0
-    """Sample from the tokens with this share of the likeliest one's probability; 0 from all."""
+    """Sample from tokens with at least this share of the likeliest one's probability; 0: from
+    all."""
     seed: int = 0
-    """Of the draw."""
+    """Random seed of the samples."""
     max_prompt_length: int = 2048
-    """Tokens a prompt or a conversation may take."""
+    """Most tokens of a prompt or a conversation."""
     max_completion_length: int = 0
-    """Tokens a completion may take; 0 is the run's own budget, or 512."""
+    """Most tokens of a completion; 0: the run's own budget, or 512."""
     batch_size: int = 16
     """Prompts of a file that are completed at a time."""
     dtype: Literal["", "float32", "bfloat16"] = ""
-    """Computed in; unsaid, the run's own, or float32."""
+    """Compute dtype; by default the run's own, or float32."""
     stream: Literal["auto", "yes", "no"] = "auto"
-    """Show text while it is drawn; auto does where one completion goes to a terminal."""
+    """Show text while it is generated; auto does so if a single completion goes to a terminal."""
     json: bool = False
-    """Print one JSON line a completion, with its log-prob, instead of the text."""
+    """Print one JSON line per completion, with its log-prob, instead of the text."""
     out: Path | None = None
     """A file for those JSON lines."""
 

@@ -35,14 +35,16 @@ class Options:
     preset: str = "gemma3-1b"
     """Named configuration that the other flags change."""
     config: Path | None = None
-    """YAML file instead that the other flags change, such as an earlier run's config.yaml."""
+    """YAML file that the other flags change, such as an earlier run's config.yaml; used instead of
+    --preset."""
     topology: str = ""
-    """Chips to compile for, such as v5e:2x4 or v5e:16x16; those of this host if it has any, else
-    v5e:2x4."""
+    """Chips to compile for, such as v5e:2x4 or v5e:16x16. By default those of this host, or v5e:2x4
+    if it has none."""
     hours: float = 9.0
-    """Of a session (Kaggle's has 9): how many GRPO steps fit into it, beside all else."""
+    """Hours of a session (Kaggle's has 9): how many GRPO steps fit into it after everything
+    else."""
     run_dir: Path = Path("runs/run")
-    """Where training will write: what is compiled is kept beside that folder, for `train`."""
+    """Where training will write; compiled programs are kept beside that folder, for `train`."""
     search: bool = False
     """Also double the prompts per step until they no longer fit."""
     json: bool = False

@@ -6,6 +6,7 @@ python -m gemma_grpo.pretrain OUT
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,8 +18,8 @@ from gemma_grpo.training.config import PretrainConfig
 class Options(PretrainConfig):
     """Train gemma3-nano and its tokenizer into OUT, a folder as Hugging Face has it."""
 
-    out: tyro.conf.Positional[Path]
-    """The folder, which `--model.weights` then takes; it appears when all is done."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The folder to make, for `--model.weights`; it appears when everything is done."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -55,13 +55,13 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE:FUNCTION[=WEIGHT]",
-        help="a reward to add, or in place of one of the run's own --reward; weight 1 if unsaid",
+        help="a reward to add, or to replace the run's own of that name; the default weight is 1",
     )
     parser.add_argument(
         "--weights",
         default="",
         metavar="NAME=WEIGHT,...",
-        help="what components are worth, at all steps; the others keep the run's own",
+        help="weights of components, at all steps; the others keep the run's own",
     )
     parser.add_argument(
         "--reader",
@@ -71,8 +71,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "generous reader does; saved (the default) takes the saved values. Confidence needs "
         "log-probs and keeps its saved value",
     )
-    parser.add_argument("--trace", choices=list(TRACES), help="read traces again, this way")
-    parser.add_argument("--json", action="store_true", help="print JSON, each step by itself")
+    parser.add_argument("--trace", choices=list(TRACES), help="score the traces again, this way")
+    parser.add_argument("--json", action="store_true", help="print JSON, with each step separately")
     return parser.parse_args(arguments)
 
 

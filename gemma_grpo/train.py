@@ -51,47 +51,48 @@ class Options:
     config: Path | None = None
     """YAML file that the other flags change, such as an earlier run's config.yaml."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; give the
-    flag once for each. With --resume or --resume-from: where the file of that function is now."""
+    """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; repeat the
+    flag for each. With --resume or --resume-from: where the file of that function is now."""
     rubric: str = ""
     """A YAML file of yes/no criteria for each domain of the data, which --judge answers."""
     judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Who answers the criteria of --rubric: path/to/file.py:function=weight, or
     model:WEIGHTS=weight for a Gemma 3; weight 0 only records."""
     run_dir: Path | None = None
-    """Where the run's files go. If unsaid, runs/<preset>-<date>-<time>, or with --resume-from
-    runs/<the name of its folder>; a number is added to one that is there."""
+    """Folder for the run's files. By default runs/<preset>-<date>-<time>, or with --resume-from
+    runs/<the name of its folder>; a number is added if it exists."""
     resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one in runs/."""
+    """Continue the run in --run-dir, or the newest one in runs/."""
     resume_from: Path | None = None
-    """Go on with the run in this folder, which may be read-only, in a new --run-dir: what is needed
+    """Continue the run in this folder, which may be read-only, in a new --run-dir: what is needed
     is copied there. --model.weights, --model.tokenizer and --data.source may name moved files,
     --checkpoint.folder another folder, and --grpo.guard may change."""
     restart_stage: bool = False
-    """With --resume or --resume-from: begin a stage again if its checkpoints are lost."""
+    """With --resume or --resume-from: start a stage again if its checkpoints are lost."""
     hours: float | None = None
-    """Stop in time before this many hours since the process's start: saved, evaluated as far as it
-    got, with the exit status 75; --resume goes on."""
+    """Stop within this many hours of the process's start: save, evaluate what was finished, and
+    exit with status 75. --resume continues."""
     allow_changed_data: bool = False
-    """With --resume or --resume-from: the problems may be others than the run began with; if the
-    held-out ones are, all is measured again."""
+    """With --resume or --resume-from: accept other problems than the run started with; if the
+    held-out ones differ, everything is measured again."""
     allow_changed_base: bool = False
-    """With --resume or --resume-from: base weights, tokenizer and teacher may be others than the
-    run began with; what was measured or sampled with them is made again."""
+    """With --resume or --resume-from: accept other base weights, tokenizer or teacher than the run
+    started with; what was measured or sampled with them is redone."""
     allow_changed_rewards: bool = False
-    """With --resume or --resume-from: the files of own rewards, judges and rubric may be others
-    than the run began with; if a reward's is, all is measured again."""
+    """With --resume or --resume-from: accept changed files of custom rewards, judges or rubric; if
+    a reward's file changed, everything is measured again."""
     dry_run: bool = False
-    """Load and check everything, print the plan, train nothing."""
+    """Load and check everything and print the plan, but train nothing."""
     ignore_plan: bool = False
-    """Start although the run will not fit, by the TPU's compiler (`plan`) or the disk's size."""
+    """Start even if the run will not fit, according to the TPU compiler (`plan`) or the disk's
+    size."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     quiet: bool = False
-    """Print errors, warnings and the end alone."""
+    """Print only errors, warnings and the result."""
     coordinator: str = ""
     """With many processes: host:port of the primary one, or auto, which asks the TPU pod or the
-    cluster. SLURM steps and JAX_COORDINATOR_ADDRESS are noticed without it."""
+    cluster. SLURM steps and JAX_COORDINATOR_ADDRESS are detected without it."""
     num_processes: int | None = None
     """How many processes the job has, with --coordinator host:port."""
     process_id: int | None = None

@@ -27,10 +27,10 @@ def verify(
     """Compare every op with its reference on the device present.
 
     Args:
-        size: of the model whose head is taken; use 1b on a TPU.
-        rows: hidden states.
+        size: model whose sizes are used; take 1b on a TPU.
+        rows: number of hidden states.
         seed: random seed of the inputs and the draws.
-        dtype: of the inputs, as --model.dtype of a run.
+        dtype: dtype of the inputs, as a run's --model.dtype.
 
     Returns:
         0 if all are within tolerance, else 1.

@@ -13,15 +13,17 @@ class EvaluationConfig:
     batch_size: int = 64
     """Completions sampled at a time."""
     num_samples: int = 4
-    """k of pass@k and maj@k, completions a problem; 0 measures greedy completions only."""
+    """k of pass@k and maj@k: sampled completions per problem; 0 measures only greedy
+    completions."""
     temperature: float = 1.0
-    """Of those k samples."""
+    """Temperature of those k samples."""
     top_k: int = 0
-    """Sample from this many likeliest tokens; 0 from all."""
+    """Sample from this many of the likeliest tokens; 0: from all."""
     top_p: float = 1.0
-    """Sample from the smallest set of likeliest tokens with this mass; 1 from all."""
+    """Sample from the smallest set of likeliest tokens with this total probability; 1: from all."""
     min_p: float = 0.0
-    """Sample from the tokens with this share of the likeliest one's probability; 0 from all."""
+    """Sample from tokens with at least this share of the likeliest one's probability; 0: from
+    all."""
 
     def __post_init__(self):
         if self.batch_size < 1 or self.num_samples < 0:
@@ -44,10 +46,10 @@ class RunEvaluationConfig(EvaluationConfig):
     """What is measured before and after each stage, and during GRPO."""
 
     every: int = 0
-    """GRPO steps between snapshots: the same few held-out problems, answered greedily, on file as
-    evaluations/grpo-step-NNNNNN; 0 takes none."""
+    """GRPO steps between snapshots: the same few held-out problems, answered greedily, saved as
+    evaluations/grpo-step-NNNNNN; 0: none."""
     snapshot_problems: int = 64
-    """Held-out problems of a snapshot: the first this many."""
+    """How many held-out problems a snapshot takes, from the first on."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -34,7 +34,7 @@ class LoRAConfig:
     """Train low-rank adapters beside a frozen base instead of all weights."""
 
     rank: int = 0
-    """r, the adapters' inner width; 0 trains all weights and has no adapter."""
+    """Rank r of the adapters; 0 trains all weights, without adapters."""
     alpha: float = 32.0
     """The adapters' output is scaled by alpha / rank."""
     targets: str = ".*"
@@ -42,8 +42,8 @@ class LoRAConfig:
     and .down: the projections that get an adapter, in every layer."""
     dropout: float = 0.0
     """Share of the adapters' inputs dropped in training. Old and reference log-probs are scored
-    under the update's dropout masks, so the ratio is 1 until the weights move, and the KL is 0
-    while they equal the reference's. Sampling drops nothing, so logp_gap is not measured."""
+    under the update's own dropout masks, so that the ratio is 1 until the weights move, and the KL
+    is 0 while they equal the reference's. Sampling drops nothing, so logp_gap is not measured."""
 
     def __post_init__(self):
         if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
@@ -83,28 +83,29 @@ class ModelConfig:
     Kaggle's), a file (.safetensors in such a folder, .gguf) or a model on Kaggle
     (kagglehub:OWNER/MODEL/FRAMEWORK/VARIATION)."""
     tokenizer: str = ""
-    """A SentencePiece tokenizer.model; "" takes the one that comes with the weights."""
+    """A SentencePiece tokenizer.model; "" uses the one that comes with the weights."""
     lora: LoRAConfig = NO_LORA
     """Adapters; off unless lora.rank is set."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; master weights are always float32. On a TPU float32 takes six passes of the
     matrix units where bfloat16 takes one."""
     instruction: str = ""
-    """Put before every question, on a line of its own."""
+    """Text put before every question, on its own line."""
     max_prompt_length: int = 48
-    """Tokens a prompt may take, chat turns included."""
+    """Most tokens of a prompt, including the chat turns."""
     max_completion_length: int = 60
-    """Tokens a completion may take, stop token included."""
+    """Most tokens of a completion, including the stop token."""
     remat: Remat = "none"
-    """What the backward pass computes again, to save memory: none; dots, all but the matmuls with
-    weights; full, each block. none stores the logits too, if the embedding is trained: a GB for a
+    """What the backward pass recomputes to save memory: none; dots, all but the matmuls with
+    weights; full, each block. none also keeps the logits if the embedding is trained: a GB per
     thousand tokens of a pack."""
     rollout_layout: Literal["data", "tensor_parallel"] = "data"
-    """Weights while sampling. data: replicated on every device. tensor_parallel: MLPs and embedding
-    sharded over the devices, faster where each of several chips decodes few rows."""
+    """Layout of the weights while sampling. data: replicated on every device. tensor_parallel: MLPs
+    and embedding sharded over the devices, faster if each of several chips decodes only a few
+    rows."""
     cpu_devices: int = 0
-    """CPU devices; 0: one device per core, reduced until batch sizes divide evenly. A large model
-    uses all cores in its matmuls anyway: set 1."""
+    """CPU devices; 0: one per core, reduced until batch sizes divide evenly. Use 1 for a large
+    model, whose matmuls use all cores anyway."""
 
     def __post_init__(self):
         if self.max_prompt_length < 1 or self.max_completion_length < 1:

@@ -28,30 +28,30 @@ class LossConfig:
     objective: Objective = "clip"
     """clip: PPO's clipped surrogate; cispo: clipped weights, unclipped gradient."""
     level: Level = "token"
-    """One ratio per token, or GSPO's: one per sequence."""
+    """The ratio of each token, or GSPO's ratio of the sequence."""
     aggregation: Aggregation = "token_mean"
     """token_mean (DAPO), sequence_mean (GRPO), constant (Dr.GRPO)."""
     epsilon: float | None = None
-    """Lower clip width: ratios below 1 - epsilon are clipped. None takes the objective's default:
-    0.2 per token, 3e-4 per sequence, 1 (no lower bound) with cispo."""
+    """Lower clip width: ratios below 1 - epsilon are clipped. none uses the objective's default:
+    0.2; 3e-4 for a sequence's ratio; 1 with cispo (no lower bound)."""
     epsilon_high: float | None = None
-    """Upper clip width: ratios above 1 + epsilon_high are clipped. None takes the objective's
-    default: 0.28 per token, 4e-4 per sequence, 4 (a cap of 5) with cispo."""
+    """Upper clip width: ratios above 1 + epsilon_high are clipped. none uses the objective's
+    default: 0.28; 4e-4 for a sequence's ratio; 4 with cispo (a cap of 5)."""
     dual_clip: float | None = None
-    """Bound on the loss of tokens with a negative advantage, above 1; none is off."""
+    """Bound on the loss of tokens with a negative advantage, above 1; none turns it off."""
     beta: float = 0.0
-    """Weight of the KL to the reference, the model that the stage began with; 0 loads none."""
+    """Weight of the KL to the reference, the model that the stage started from; with 0 no reference
+    is loaded."""
     kl_estimator: KlEstimator = "k3_unbiased"
     """Per-token estimate of that KL, and of the KL to a teacher."""
     distill_weight: float = 1.0
     """Weight of the KL to the teacher (grpo.teacher), if there is one."""
     policy_weight: float = 1.0
-    """Weight of the policy loss. 0 trains on the teacher's KL alone; rewards are then only
-    recorded."""
+    """Weight of the policy loss. 0 with a teacher only distils; rewards are then only recorded."""
     tis_cap: float | None = None
-    """Cap of the sampler-trainer importance weight; none is off."""
+    """Cap of the sampler-trainer importance weight; none turns it off."""
     tis_level: TisLevel = "token"
-    """One importance weight per token, or one per sequence."""
+    """The importance weight of each token, or of the sequence."""
     mask_truncated: bool = False
     """Leave truncated completions (cut off by the token budget) out of the loss."""
 

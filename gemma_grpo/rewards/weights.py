@@ -68,7 +68,7 @@ def weights_at(start: RewardWeights, end: RewardWeights, progress: float) -> Rew
 
 @dataclass(frozen=True)
 class RubricConfig:
-    """Criteria that judges answer by yes or no."""
+    """Yes/no criteria that judges answer."""
 
     file: str = ""
     """A YAML file: for each domain of the data a list of yes/no questions about a completion, each
@@ -78,13 +78,13 @@ class RubricConfig:
     probability of yes. Weight 0 records the score and pays nothing."""
     timeout: float = 60.0
     """Seconds that a step waits for a judge; a completion without all its verdicts then gets no
-    judge's reward. A model has no limit."""
+    reward from that judge. A model has no limit."""
     parallel: int = 4
-    """Calls of a judge at a time."""
+    """Parallel calls of a judge."""
     per_call: int = 8
-    """Questions that a judge gets in one call; rows that a model computes at a time."""
+    """Questions per call of a judge; for a model, rows computed at a time."""
     question_tokens: int = 512
-    """Tokens of a question to a model, completion and criterion included; a longer one is not
+    """Most tokens of a question to a model, including completion and criterion; a longer one is not
     judged."""
 
     def __post_init__(self):
@@ -112,7 +112,7 @@ class RewardConfig:
     extra: tuple[str, ...] = ()
     """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
     rubric: RubricConfig = RubricConfig()
-    """Criteria that judges answer by yes or no."""
+    """Yes/no criteria that judges answer."""
 
     @property
     def is_binary(self) -> bool:

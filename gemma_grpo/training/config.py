@@ -58,18 +58,18 @@ class OwnConfig:
     without its rationalizations) and rejection sampling (arXiv 2308.01825)."""
 
     num_problems: int = 0
-    """Training problems that are asked, the first this many; 0: all."""
+    """How many training problems are asked, from the first on; 0: all."""
     num_samples: int = 4
-    """Completions of each."""
+    """Completions of each problem."""
     temperature: float = 0.7
-    """Of the sampler."""
+    """Temperature of the sampler."""
     shots: int = 4
-    """Worked problems before each question, from the given solutions; they are not asked. 0: the
-    instruction alone."""
+    """Worked examples before each question, from the given solutions; they are not asked
+    themselves. 0: only the instruction."""
     shots_length: int = 1024
-    """Tokens that these may take."""
+    """Most tokens of these examples."""
     max_per_problem: int = 2
-    """Different right and well-formed completions that are kept of a problem, at most."""
+    """Most different completions, right and well formed, that are kept for a problem."""
     batch_size: int = 64
     """Completions sampled at a time."""
 
@@ -108,24 +108,24 @@ class SFTConfig:
     """Stage one."""
 
     demonstrations: Literal["given", "own"] = "given"
-    """What is imitated: the solutions that problems come with, or right answers of the model itself
-    (own)."""
+    """What is imitated: the solutions that come with the problems (given), or the model's own right
+    answers (own)."""
     own: OwnConfig = field(default_factory=OwnConfig)
-    """How own demonstrations are sampled."""
+    """How the model's own demonstrations are sampled."""
     num_steps: int = 100
     """Optimizer updates."""
     batch_size: int = 32
-    """Demonstrations an update."""
+    """Demonstrations per update."""
     pack_tokens: int = 0
-    """Tokens that a device computes at a time: prompts and completions in rows of this length, or
-    of the longest prompt and completion, as many as they need. Less needs less memory. 0 computes
-    its whole share at once, padding too."""
+    """Tokens that a device computes at a time: prompts and completions are packed into rows of this
+    length, or of the longest prompt plus completion if that is more. Fewer tokens need less memory.
+    0 computes its whole share at once, padding included."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
     )
     """How the weights move."""
     checkpoint_every: int = 50
-    """Steps between checkpoints; 0 saves none by steps."""
+    """Steps between checkpoints; 0: none by steps."""
 
     def __post_init__(self):
         if self.num_steps < 1 or self.batch_size < 1:
@@ -145,32 +145,32 @@ class GuardConfig:
     """
 
     action: Literal["none", "stop", "rollback"] = "none"
-    """After a collapse: nothing; stop with the last good checkpoint; or go back to it, with half
-    the learning rate. A checkpoint is good if its step and the next keep all limits, and
-    the share of right completions is above the midpoint of its limit and its best."""
+    """After a collapse: do nothing; stop with the last good checkpoint; or roll back to it, with
+    half the learning rate. A checkpoint is good if its step and the next meet all limits, and the
+    share of right completions is above the midpoint between its limit and its best."""
     patience: int = 10
     """Consecutive steps outside one limit that count as a collapse."""
     rollbacks: int = 3
-    """A run goes back this often; the next collapse stops it."""
+    """A run rolls back at most this often; the next collapse stops it."""
     min_format: float = NOTES["reward/format"].low or 0.0
-    """Least share of completions that are well formed."""
+    """Smallest share of completions that are well formed."""
     min_correctness: float = 0.5
-    """Least share of right completions in the mean of `patience` steps, as a multiple of the best
-    such mean in the same phase of the curriculum."""
+    """Smallest share of right completions, averaged over `patience` steps, as a multiple of the
+    best such mean in the same phase of the curriculum."""
     min_entropy: float = NOTES["entropy"].low or 0.0
-    """Least entropy of the sampler, nats per token."""
+    """Smallest entropy of the sampler, nats per token."""
     max_entropy: float = NOTES["entropy"].high or 0.0
-    """Most entropy of the sampler, nats per token."""
+    """Largest entropy of the sampler, nats per token."""
     min_length: float = 0.25
-    """Least mean length of completions, as a multiple of that of the first `patience` steps."""
+    """Smallest mean length of completions, as a multiple of that of the first `patience` steps."""
     max_length: float = 4.0
-    """Most mean length of completions, as such a multiple."""
+    """Largest mean length of completions, as such a multiple."""
     max_truncated: float = 0.5
     """Largest share of completions that hit the token limit."""
     max_kl: float = 1.0
     """Largest KL to the reference, nats per token; measured with grpo.loss.beta above 0."""
     max_logp_gap: float = NOTES["logp_gap/mean"].high or 0.0
-    """Largest mean gap of the trainer's log-probs to the sampler's, nats."""
+    """Largest mean gap between the trainer's and the sampler's log-probs, nats."""
 
     def __post_init__(self):
         for name, number in (("patience", self.patience), ("rollbacks", self.rollbacks)):
@@ -203,42 +203,43 @@ class GRPOConfig:
     num_steps: int = 200
     """Steps; each is one rollout and `num_iterations` updates."""
     prompts_per_step: int = 8
-    """P, different prompts a step."""
+    """P, different prompts per step."""
     num_generations: int = 8
     """G, completions of each prompt."""
     temperature: float = 1.0
-    """Of the sampler, and of the log-probs trained on."""
+    """Temperature of the sampler, and of the log-probs trained on."""
     num_iterations: int = 1
     """Updates on each rollout (mu)."""
     pack_tokens: int = 0
-    """Tokens that a device computes at a time in an update: prompts and completions in rows of this
-    length, or of the longest prompt and completion, as many as they need. Less needs less memory.
-    0 computes its whole share at once, padding too."""
+    """Tokens that a device computes at a time in an update: prompts and completions are packed into
+    rows of this length, or of the longest prompt plus completion if that is more. Fewer tokens need
+    less memory. 0 computes its whole share at once, padding included."""
     scale: Scale = "group"
     """What advantages are divided by: the group's std, the batch's, the group's mean (MaxRL: only
-    where right is all that is paid), or nothing."""
+    if correctness alone is paid), or nothing."""
     baseline: Baseline = "mean"
     """What is subtracted from a reward: the mean of its group, or of the group's other rewards
     (leave_one_out)."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The objective."""
     teacher: str = ""
-    """A model with the same tokenizer, whose log-probs of the sampled completions are distilled
-    (grpo.loss.distill_weight): a run folder, or weights as model.weights has them. "" has none."""
+    """A model with the same tokenizer whose log-probs of the sampled completions are distilled
+    (grpo.loss.distill_weight): a run folder, or weights as for model.weights. "": none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the weights are updated."""
     resample_rounds: int = 0
-    """Extra rollouts a step, at most, to replace groups that are all right or all wrong (DAPO)."""
+    """Most extra rollouts per step, to replace groups that are all right or all wrong (DAPO)."""
     curriculum: Curriculum = "phases"
     """phases: easy problems first, then medium, then hard ones; pass_rate: kinds of problems
-    (difficulty and domain) by how undecided their groups were lately; none: all, epoch by epoch."""
+    (difficulty and domain) by how mixed their recent groups were; none: all problems, epoch by
+    epoch."""
     skip_uniform: float = 0.0
-    """Chance that another problem of its difficulty stands in for one whose last group was all
-    right or all wrong; after z such groups in a row 1 - (1 - skip_uniform)^z."""
+    """Chance that a problem whose last group was all right or all wrong is replaced by another of
+    its difficulty; after z such groups in a row 1 - (1 - skip_uniform)^z."""
     checkpoint_every: int = 50
-    """Steps between checkpoints; 0 saves none by steps."""
+    """Steps between checkpoints; 0: none by steps."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """What is done after a collapse."""
+    """What to do after a collapse."""
 
     def __post_init__(self):
         if self.num_steps < 1 or self.prompts_per_step < 1:
@@ -286,16 +287,17 @@ class CheckpointConfig:
     """When training states are saved, where, and how many are kept."""
 
     minutes: float = 0.0
-    """Also save when this many minutes have passed since the last save; 0: by steps alone
+    """Also save when this many minutes have passed since the last save; 0: only by steps
     (sft.checkpoint-every, grpo.checkpoint-every)."""
     share: float = 0.05
-    """Share of a stage's time that training may stand still to save: a save that would exceed it is
-    put off, unless the state is below 100 MB. Writing, while training goes on, does not count."""
+    """Largest share of a stage's time that training may wait for saves: a save that would exceed it
+    is postponed, unless the state is below 100 MB. Writing while training continues does not
+    count."""
     keep: int = 2
-    """Checkpoints of a stage that are kept; while one more is written, the disk holds that too."""
+    """How many checkpoints of a stage are kept; there is one more while it is being written."""
     folder: str = ""
-    """Absolute path of a folder for this run's checkpoints alone, such as one on a larger disk; the
-    one with which the run stops early goes to the run's own folder. "": all go there."""
+    """Absolute path of a separate folder for this run's checkpoints, such as one on a larger disk;
+    if the run stops early, its last one goes to the run's own folder. "": all go there."""
 
     def __post_init__(self):
         if not (self.minutes >= 0 and math.isfinite(self.minutes)):
@@ -313,15 +315,15 @@ class PretrainConfig:
     """The making of gemma3-nano."""
 
     steps: int = 10_000
-    """Updates; the learning rate falls to zero over them."""
+    """Updates, over which the learning rate falls to zero."""
     batch_size: int = 32
-    """Rows a step."""
+    """Rows per step."""
     length: int = 96
-    """Tokens a row."""
+    """Tokens per row."""
     learning_rate: float = 3e-3
-    """Its peak, reached after 2 % of the steps."""
+    """Peak learning rate, reached after 2 % of the steps."""
     seed: int = 0
-    """Of the text and of the initial weights."""
+    """Random seed of the text and of the initial weights."""
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1 or self.length < 2:

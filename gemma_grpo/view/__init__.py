@@ -25,16 +25,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--out", type=Path, help="the file; view.html in the first run unless said")
+    parser.add_argument("--out", type=Path, help="the file to write (default RUN/view.html)")
     parser.add_argument(
         "--megabytes",
         type=float,
         default=8.0,
-        help="of the page's data at most; beyond it, problems and training steps are left out "
+        help="most data on the page; beyond it, problems and training steps are left out "
         "evenly, and the page says how many (default 8)",
     )
     parser.add_argument("--text", action="store_true", help="print to the terminal instead")
-    parser.add_argument("--problem", type=int, metavar="N", help="with --text: this problem alone")
+    parser.add_argument("--problem", type=int, metavar="N", help="with --text: only this problem")
     return parser
 
 
