@@ -87,6 +87,13 @@ def guarded(command: Callable[[], int]) -> int:
         os._exit(3)  # an orderly end would wait for the lost ones
 
 
+def require_one_process(command: str) -> None:
+    """Raises UserError where the environment names several, as `processes.require_alone`."""
+    from gemma_grpo.devices import processes  # which imports jax
+
+    processes.require_alone(command)
+
+
 def check_tpu() -> None:
     """Initialises JAX. Raises UserError where a TPU cannot be used, with the fix."""
     import jax

@@ -128,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate(options: Options) -> int:
     from gemma_grpo.evaluation.evaluator import make_evaluator
 
+    cli.require_one_process("evaluate")
     subject = _subject(options)
     folder = options.out or _folder(options, subject.task)
     files.require_new_folder(folder, another="name another with --out")

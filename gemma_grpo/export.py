@@ -37,6 +37,7 @@ def _export(
     """
     from gemma_grpo import api  # --help does not wait for JAX
 
+    cli.require_one_process("export")
     print(api.load(run).export(out, stage=stage, dtype=dtype, adapter=adapter))
     return 0
 

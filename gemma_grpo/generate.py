@@ -120,6 +120,7 @@ def _generate(options: Options) -> int:
         files.require_new_file(options.out)
     where = cli.one_model(options.run_or_weights, options.weights)
     asked = _read_prompts(options.prompts) if options.prompts is not None else [options.prompt]
+    cli.require_one_process("generate")
     cli.use_compilation_cache(cli.cache_for(where))
     generator = _load(where, options)
     key = generator.runtime.key

@@ -27,7 +27,16 @@ FSDP_FROM = 1 << 20  # elements; smaller arrays are replicated: sharding them sa
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices, or the given ones, along the data axis, ordered by process: the rows of a batch
-    that belong to one process are contiguous."""
+    that belong to one process are contiguous.
+
+    Raises:
+        UserError: other processes have some of all devices, and this one has not joined them.
+    """
+    if devices is None and jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"this is process {jax.process_index()} of {jax.process_count()}, not joined to the "
+            "others: start train with --coordinator auto, other commands on a host of its own"
+        )
     given = jax.devices() if devices is None else devices
     ordered = sorted(given, key=lambda device: device.process_index)
     # Not jax.make_mesh: its axes are Explicit by default, and shard_map then refuses other layouts.

@@ -43,7 +43,7 @@ def join(
     Raises:
         UserError: settings are missing, or the other processes were not reached.
     """
-    if not coordinator and _environment_names_several():
+    if not coordinator and _variable_of_several():
         coordinator = AUTO
     if not coordinator:
         if num_processes is not None or process_id is not None:
@@ -69,6 +69,16 @@ def join(
         ) from error
     # Not jax.process_index(): it would start JAX's devices before their number is set.
     _watch("this process" if process_id is None else f"process {process_id}")
+
+
+def require_alone(command: str) -> None:
+    """Raises UserError if environment variables name several processes, for a command that runs in
+    one: it would wait for the others, or write what they write too."""
+    if variable := _variable_of_several():
+        raise UserError(
+            f"{command} runs in one process, but {variable}={os.environ[variable]} names several: "
+            f"start it once, with env -u {variable} before the command"
+        )
 
 
 def _watch(name: str) -> None:
@@ -189,13 +199,13 @@ def run_on_primary(make: Callable[[], Value]) -> Value | None:
     return kept[0] if kept else None
 
 
-def _environment_names_several() -> bool:
-    """Whether environment variables say that this process is one of several."""
+def _variable_of_several() -> str:
+    """The environment variable that says that this process is one of several, or ""."""
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        return True
+        return "JAX_COORDINATOR_ADDRESS"
     if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        return "SLURM_STEP_NUM_TASKS"
+    return "TPU_WORKER_HOSTNAMES" if "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") else ""
 
 
 def _number(variable: str) -> int | None:

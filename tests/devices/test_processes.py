@@ -12,11 +12,13 @@ import sys
 import time
 
 import children
+import jax
 import numpy as np
 import pytest
 import tolerances
 
-from gemma_grpo.devices import processes
+from gemma_grpo import cli, evaluate, export, generate
+from gemma_grpo.devices import mesh, processes
 from gemma_grpo.errors import UserError
 
 # The embedded model is so small that its arrays would be replicated, and be packed.
@@ -380,22 +382,46 @@ def test_half_of_a_job_s_settings_are_refused(settings, message):
 
 
 @pytest.mark.parametrize(
-    "variables, told",
+    "variables, named",
     [
-        ({}, False),
-        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({}, ""),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, "JAX_COORDINATOR_ADDRESS=host:1"),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, ""),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU_WORKER_HOSTNAMES=a,b"),
     ],
 )
-def test_a_job_is_joined_where_the_environment_tells_of_one(monkeypatch, variables, told):
+def test_where_the_environment_names_several_train_joins_them_and_the_other_commands_refuse(
+    monkeypatch, tmp_path, capsys, variables, named
+):
     for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_ID", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert processes._environment_names_several() == told
+    joined = []
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda folder: None)
+    monkeypatch.setattr(processes, "_watch", lambda _: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: joined.append(given))
+    processes.join()
+    assert joined == [(None, None, None)] * bool(named)
+    run = str(tmp_path / "none")
+    for command, *arguments in (
+        (evaluate, run), (generate, run, "--prompt", "2 + 2?"), (export, run, str(tmp_path / "out"))
+    ):  # fmt: skip
+        assert command.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert (f"runs in one process, but {named} names several" in said) == bool(named)
+        assert said.count("\n") == 1
+
+
+def test_devices_of_processes_that_are_not_joined_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(
+        UserError, match="process 0 of 4, not joined to the others: .* --coordinator"
+    ):
+        mesh.data_mesh()
+    assert mesh.data_mesh(jax.devices()).size == len(jax.devices())
 
 
 # --- addresses ---
