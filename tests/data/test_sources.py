@@ -267,6 +267,29 @@ def test_a_difficulty_without_problems_is_named_and_so_is_what_is_there(tmp_path
         sources.load(file, split="train", num=0, seed=1, difficulties=("easy", "hard"))
 
 
+def test_of_a_file_that_is_measured_on_in_part_the_problems_are_picked_by_hash_not_by_place(
+    tmp_path,
+):
+    names = [f"question {n}" for n in range(40)]
+    forth, back = write(tmp_path / "a.jsonl", names), write(tmp_path / "b.jsonl", names[::-1])
+    of = lambda file, num: {each.prompt for each in sources.to_measure(file, num=num)}
+    assert of(forth, 10) == of(back, 10) and len(of(forth, 10)) == 10
+    assert of(forth, 5) < of(forth, 10) < of(forth, None) == of(forth, 0) == set(names)
+
+
+def test_the_file_that_a_model_was_trained_on_is_known_by_any_path(tmp_path, monkeypatch, capsys):
+    file = write(tmp_path / "a.jsonl", [f"question {n}" for n in range(40)])
+    write(tmp_path / "other.jsonl", ["question 3", "new"])
+    monkeypatch.chdir(tmp_path)
+    held_out = load(file, "test")
+    of = lambda source: sources.to_measure(source, trained_on=file, load_train=lambda: load(file))
+    assert of(file) == of("a.jsonl") == of("./a.jsonl") == held_out
+    assert capsys.readouterr().err == ""
+    assert [each.prompt for each in of("other.jsonl")] == ["question 3", "new"]
+    said = 'other.jsonl: 1 of 2 problems were trained on ("question 3")'
+    assert said in capsys.readouterr().err
+
+
 def test_more_problems_than_there_are_end_in_a_line_and_not_in_a_search(monkeypatch):
     monkeypatch.setitem(sources.curriculum.FAMILIES, "hard", (sources.curriculum.work,))
     with pytest.raises(UserError, match="hard problems alone give hardly more than .* different"):
