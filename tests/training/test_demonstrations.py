@@ -201,6 +201,13 @@ def test_only_what_is_right_and_well_formed_is_kept_each_text_once_and_the_first
     }  # fmt: skip
 
 
+def test_a_text_that_would_not_fit_takes_no_place_of_one_that_does():
+    asked, good = [problem(1)], [(1.0, 1.0)] * 3
+    texts = [sample(text) for text in ("too long", "a", "b")]
+    own = select(asked, texts, good, 1, lambda text: text != "too long")
+    assert own.problems == [replace(asked[0], completion="a")]
+
+
 def test_what_is_kept_is_what_the_strict_parser_pays_in_full(monkeypatch):
     """A right answer in prose, twice, cut short or behind other text is no demonstration."""
     answers = [
