@@ -74,6 +74,15 @@ def test_without_a_terminal_a_line_and_a_sample_are_printed_every_tenth_of_the_w
     assert lines[-3].startswith("grpo 200/200 (100 %), reward 0.200, 20,200 tokens/s, 0:00 left")
 
 
+def test_ten_lines_are_printed_also_of_steps_that_ten_does_not_divide(capsys):
+    shown = Progress(25, "sft")
+    for _ in range(25):
+        shown.update({})
+    lines = capsys.readouterr().err.splitlines()
+    steps = [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]  # the first at or behind each tenth
+    assert [line.split(" (")[0] for line in lines] == [f"sft {step}/25" for step in steps]
+
+
 def test_the_time_left_is_reckoned_without_the_first_step_which_compiles(monkeypatch, capsys):
     # Of 20 steps the first, which took an hour, ends at 3600 s; the next take 60 s each.
     clock = iter([3600, 3660, 3720])

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gemma_grpo.errors import UserError
-from gemma_grpo.records import files, lock, origin, run_dir
+from gemma_grpo.records import files, lock, origin, read, run_dir
 
 
 def a_run(folder):
@@ -113,3 +113,16 @@ def test_compiled_programs_beside_a_run_come_along_and_replace_none(tmp_path):
 def test_a_name_that_orbax_takes_for_a_pattern_is_refused_before_training(tmp_path, name):
     with pytest.raises(UserError, match="name another folder"):
         run_dir.require_free(tmp_path / name)
+
+
+def test_the_last_weights_are_the_last_stages_or_the_latest_that_a_deadline_left_of_it(tmp_path):
+    with pytest.raises(UserError, match="no stage has finished; go on with --resume"):
+        read.last_weights(tmp_path)
+    (tmp_path / "weights").mkdir()
+    names = ("sft-step-000007", "sft", "grpo-step-000080", "grpo-step-000120", "grpo")
+    for name in names:
+        (tmp_path / "weights" / f"{name}.safetensors").touch()
+        assert read.last_weights(tmp_path).stem == name
+    (tmp_path / "weights" / "grpo.safetensors").unlink()
+    (tmp_path / "weights" / "grpo-step-000100.safetensors").touch()
+    assert read.last_weights(tmp_path).stem == "grpo-step-000120"
