@@ -142,6 +142,34 @@ def test_rope_parameters_are_read_and_what_they_leave_unsaid_is_the_default():
     assert (only_local.rope_base_local, only_local.rope_base_global) == (2e4, 1e6)
 
 
+def test_what_a_file_leaves_unsaid_is_the_default_of_transformers():
+    """The figures of its class Gemma3TextConfig."""
+    assert read({}) == Gemma3Config(
+        vocab_size=262_208,
+        num_layers=26,
+        embed_dim=2304,
+        hidden_dim=9216,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=256,
+        sliding_window=4096,
+        query_pre_attn_scalar=256.0,
+        pattern=6,
+        rope_base_local=1e4,
+        rope_base_global=1e6,
+        rope_scale_global=1.0,
+        norm_eps=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [("gemma3-270m", 32_768), ("gemma3-1b", 32_768), ("gemma3-4b", 131_072)]
+)
+def test_as_many_positions_are_written_as_the_model_was_trained_for(name, positions):
+    written = config_to_hf(CONFIGS[name], np.dtype(np.float32))
+    assert written["max_position_embeddings"] == positions  # the Gemma 3 report: 32K and 128K
+
+
 def test_the_pattern_is_read_from_the_list_of_layers_where_no_number_states_it():
     kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
     bare = without("sliding_window_pattern") | {"num_hidden_layers": 4}
