@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -354,7 +355,8 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, pretend):
     assert child.stderr == "" or pretend
 
 
-@pytest.mark.parametrize("free, fits", [(4000, False), (10**6, True)])
+# 4000 bytes of the array, 65,536 of the index and Orbax's metadata, 2048 for each array in them.
+@pytest.mark.parametrize("free, fits", [(4000, False), (71_583, False), (71_584, True)])
 def test_a_disk_without_room_for_arrays_and_index_is_left_alone(
     checkpoints, monkeypatch, free, fits
 ):
@@ -364,11 +366,19 @@ def test_a_disk_without_room_for_arrays_and_index_is_left_alone(
         checkpoint, "_begin_write", lambda path, *_: lambda: (path.mkdir(), written.append(path))
     )
     if fits:
-        checkpoints.save(1, {"w": jnp.zeros(1000)}, {})  # 4000 bytes
+        checkpoints.save(1, {"w": jnp.zeros(1000)}, {})
     else:
         with pytest.raises(UserError, match="000001: No space left .*; none was saved before"):
             checkpoints.save(1, {"w": jnp.zeros(1000)}, {})
     assert bool(written) == fits
+
+
+def test_a_save_takes_the_seconds_from_its_start_until_it_is_whole(checkpoints, monkeypatch):
+    clock = iter([100.0, 107.0])
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(checkpoint, "_begin_write", lambda path, *_: path.mkdir)
+    checkpoints.save(1, {"w": jnp.zeros(1000)}, {})
+    assert checkpoints.seconds == 7
 
 
 def test_a_full_disk_met_outside_orbax_is_told_alike(checkpoints, monkeypatch):
