@@ -78,6 +78,20 @@ def test_own_demonstrations_are_counted_as_many_as_may_be_kept():
     assert rows(never) - rows(FULL) == pytest.approx(4 * 100 * a_row)
 
 
+def test_snapshots_are_counted_as_often_as_they_are_taken_with_the_few_problems_of_each():
+    run = FULL.replace({"grpo.num_steps": 100, "evaluation.num_samples": 0, "data.num_test": 50})
+    rows = lambda **data: (
+        disk.of_run(
+            run.replace({f"evaluation.{name}": value for name, value in data.items()}), ARCHITECTURE
+        ).records
+    )
+    more_problems = run.replace({"data.num_test": 51})
+    # The base, two stages, and what a deadline left of one.
+    a_row = (disk.of_run(more_problems, ARCHITECTURE).records - rows()) / 4
+    assert rows(every=30, snapshot_problems=8) - rows() == 3 * 8 * a_row
+    assert rows(every=30, snapshot_problems=64) - rows() == 3 * 50 * a_row
+
+
 def test_records_grow_with_the_completions():
     more = replace(FULL, grpo=replace(FULL.grpo, num_steps=2 * FULL.grpo.num_steps))
     rows = FULL.grpo.num_steps * FULL.grpo.prompts_per_step * FULL.grpo.num_generations
