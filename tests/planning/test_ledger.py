@@ -47,6 +47,21 @@ def test_likely_completions_are_the_trace_that_benchmarks_share():
     assert tuple(batches.completion_lengths(64, 800)) == lengths.LENGTHS
 
 
+def test_a_planned_step_computes_all_tokens_of_its_lengths_and_no_others():
+    run = presets.preset("gemma3-1b")
+    S, T = run.model.max_prompt_length, run.model.max_completion_length
+    (P, G), tokens = batches.size(run, "grpo"), {}
+    for lengths_of in ("full", "likely"):
+        step = batches.batch(run, "grpo", lengths_of)
+        prompts, completions = step["prompt_mask"], step["completion_mask"]
+        tokens[lengths_of] = prompts.sum(axis=1).tolist(), completions.sum(axis=1).tolist()
+        assert prompts[:, -1].all() and completions[:, 0].all()  # padded on the left, on the right
+    assert tokens["full"] == ([S] * P, [T] * P * G)
+    likely = batches.prompt_lengths(P, S), batches.completion_lengths(P * G, T)
+    assert tokens["likely"] == tuple(each.tolist() for each in likely)
+    assert tokens["likely"][0][0] == 40 and tokens["likely"][0][-1] == 120
+
+
 def test_the_seconds_of_a_run_are_added_by_hand():
     """SFT 200 steps and GRPO 500, saved every 50 but for the last; 1319 problems are 21 batches of
     64 greedy and 83 of 16 sampled ones; the disk takes 100 MB a second, the host 1 GB."""
