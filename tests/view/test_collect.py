@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_folders
 from run_folders import FALSE, HOSTILE, PROSE, RIGHT, held_out, write_rows, write_run
@@ -104,6 +105,11 @@ def test_tokens_are_encoded_as_documented_and_within_what_an_eye_can_tell(tmp_pa
     assert row["logp"] == pytest.approx(-(count - 1) / 2, abs=2e-3)
 
 
+def test_a_token_of_many_characters_keeps_their_number_up_to_50_000():
+    of = {"logps": np.zeros(3, np.float16), "characters": np.array([1, 300, 60_000], np.uint16)}
+    assert completions.encode_tokens(of)[0] == "A" + chr(64 + 300) + chr(64 + 50_000)
+
+
 def test_a_completion_longer_than_the_page_shows_is_flagged_as_it_is():
     text = f"<reasoning>\n{'a ' * 15_000}\n</reasoning>\n<answer>\n7\n</answer>"
     assert completions.flags({"completion": text}) & completions.WELL_FORMED
@@ -141,6 +147,12 @@ def test_beyond_the_limit_problems_and_steps_are_left_out_evenly_and_the_page_sa
     (note,) = data["runs"][0]["notes"]
     assert f"{len(problems)} of 60 held-out problems" in note and "of 40 training steps" in note
     assert len(data["runs"][0]["curves"]["grpo"]["step"]) == 40
+
+
+def test_the_last_training_step_is_on_the_page_whatever_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", steps=6, problems=1)
+    rows = rows_of(collect.collect([run], share=0.5))
+    assert sorted({row["step"] for row in rows} - {0}) == [1, 3, 5, 6]
 
 
 def test_a_run_without_grpo_steps_or_evaluations_has_a_page(tmp_path):
