@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -341,3 +342,18 @@ def test_the_command_talks_until_the_end_of_its_input(monkeypatch, capsys):
     assert generate.main(["gemma3-nano", "--chat", "--max-completion-length", "32"]) == 0
     said = capsys.readouterr().out
     assert "7" in said and "5" in said
+
+
+def test_each_reply_of_a_conversation_is_drawn_with_a_key_of_its_own(monkeypatch, capsys):
+    key, used = jax.random.key(3), []
+
+    def reply(generator, ids, key):
+        used.append(tuple(jax.random.key_data(key).tolist()))
+        yield "yes"
+
+    monkeypatch.setattr(generate, "_stream", reply)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Same?\nSame?\nSame?\n"))
+    talker = SimpleNamespace(tokenizer=TOKENIZER, instruction="", max_prompt_length=200)
+    generate._converse(SimpleNamespace(runtime=talker), key)
+    assert capsys.readouterr().out.count("yes") == 3
+    assert len({*used, tuple(jax.random.key_data(key).tolist())}) == 4
