@@ -40,7 +40,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def problems_from(given: Iterable[Any]) -> list[Problem]:
-    """Problems from Python objects: problems, or rows as in a file, such as a data set's.
+    """Problems from Python objects: problems, or rows as in a file, such as a data set's. Both are
+    read as `problem_from_row` does it.
 
     Raises:
         UserError: none, something else, or what `problem_from_row` refuses; it names the row.
@@ -55,10 +56,9 @@ def problems_from(given: Iterable[Any]) -> list[Problem]:
         )
     found = []
     for number, row in enumerate(given, start=1):
-        if isinstance(row, Problem):
-            found.append(row)
-        elif isinstance(row, Mapping):
-            found.append(problem_from_row(row, f"problem {number}"))
+        fields = vars(row) if isinstance(row, Problem) else row
+        if isinstance(fields, Mapping):
+            found.append(problem_from_row(fields, f"problem {number}"))
         else:
             raise UserError(
                 f"problem {number} is of type {type(row).__name__}: give a gemma_grpo.Problem, or "

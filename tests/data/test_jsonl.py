@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -226,3 +227,25 @@ def test_a_pick_is_independent_of_the_division():
 def test_a_mapping_of_splits_is_refused_by_their_names():
     with pytest.raises(UserError, match="not a mapping of several \\('train', 'test'\\): give one"):
         jsonl.problems_from({"train": [], "test": []})
+
+
+def test_a_problem_from_python_is_read_as_a_row_of_a_file():
+    given = [Problem(" 2 + 2? ", "4"), {"prompt": "2 + 2?", "answer": "4"}]
+    assert jsonl.problems_from(given) == [Problem("2 + 2?", "4")] * 2
+    numbered = Problem("1 + 1?", "?")
+    object.__setattr__(numbered, "answer", 2)  # nothing checks the types of a user's process
+    assert jsonl.problems_from([numbered]) == [Problem("1 + 1?", "2")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": " "}, 'field "prompt" is blank'),
+        ({"completion": ""}, 'field "completion" is blank'),
+        ({"difficulty": "Hard"}, 'field "difficulty" is "Hard": use one of easy, medium, hard'),
+    ],
+)
+def test_a_problem_from_python_that_no_run_can_use_is_one_line(fields, said):
+    bad = replace(Problem("2 + 2?", "4"), **fields)
+    with pytest.raises(UserError, match=f"^problem 2: {said}"):
+        jsonl.problems_from([Problem("1 + 1?", "2"), bad])
