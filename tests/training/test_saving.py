@@ -368,6 +368,16 @@ def test_without_time_for_the_snapshot_its_step_is_not_taken(tmp_path, monkeypat
     assert stop.value.step == 3 and saved(tmp_path / "checkpoints/sft")[-1] == "000003"
 
 
+def test_no_save_is_begun_that_would_leave_the_next_step_no_time_to_stop(tmp_path):
+    class NoThirdSave(Deadline):
+        def allows(self, *kinds):
+            return kinds.count("save") < 3
+
+    trained = train(tmp_path, every=2, deadline=NoThirdSave())
+    np.testing.assert_array_equal(trained, wanted())
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # --- a folder of their own -----------------------------------------------------------------------
 
 
