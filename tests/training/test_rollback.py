@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -333,6 +334,15 @@ def test_with_the_checkpoint_gone_back_to_lost_the_time_before_it_is_taken_again
     assert saved(tmp_path / "checkpoints/grpo") == ["000002"]
     shutil.rmtree(tmp_path / "checkpoints/grpo/000002")
     assert_wanted(tmp_path, train(tmp_path))
+
+
+def test_a_rollback_that_no_longer_lies_behind_is_struck_from_the_record(tmp_path, monkeypatch):
+    """Else a later session, beyond the step gone back to, would take its lower rate."""
+    first, second = (Rollback("", to + 3, to, 1 / to) for to in (2, 6))
+    rollbacks.write(tmp_path, [first, second])
+    monkeypatch.setattr(saving.StageCheckpoints, "newest", lambda _: Path("000004"))
+    assert rollback._past("grpo", RunFiles(tmp_path, None, Interrupt())) == [first]
+    assert rollbacks.read(tmp_path) == [first]
 
 
 def test_a_damaged_record_stops_the_run_in_one_line(tmp_path):
