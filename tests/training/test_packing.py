@@ -403,6 +403,21 @@ def test_a_large_batch_is_dealt_a_few_times_and_fills_its_places(monkeypatch):
     assert sizes.sum() <= 1.15 * (lengths_B.sum() + lengths_P.sum())
 
 
+def test_where_no_deal_finds_room_a_pack_holds_completions_of_one_prompt_alone(monkeypatch):
+    """Two completions of 4 tokens fit behind a prompt of 4 into 12 places: 3 are two packs."""
+    monkeypatch.setattr(packing, "deal", lambda *_: None)
+    full = np.ones((6, 4), bool)
+    batch = {
+        "prompt_ids": np.zeros((2, 4), np.int32),
+        "prompt_mask": full[:2],
+        "completion_ids": np.arange(1, 7)[:, None] * full,
+        "completion_mask": full,
+    }
+    (packs,) = packing.pack(batch, packing.make_packing(2, 3, 12, (4, 4), 1))
+    rows = packs["completion_ids"][:, 0].reshape(4, -1)
+    assert [sorted(set(row) - {0}) for row in rows.tolist()] == [[1, 2], [3], [4, 5], [6]]
+
+
 def test_few_places_stay_empty_on_the_lengths_of_the_benchmarks():
     """Eight devices, the shared trace and prompts of 64 tokens: at most a quarter more places than
     tokens. Padding to the fullest group took 1.6 times as many."""
