@@ -1,7 +1,7 @@
 """Attention within a packed row. Expected values by NumPy, a dense mask in float64."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import chex
@@ -78,8 +78,13 @@ def segments_of(row):
     return op.Segments(*map(jnp.asarray, zip(*fields, strict=True)))
 
 
+@partial(jax.jit, static_argnums=1)
+def make_block_mask(segments, window):
+    return op.make_block_mask(segments, window=window)
+
+
 def block_mask_of(row, window):
-    return op.make_block_mask(segments_of(row), window=window)
+    return make_block_mask(segments_of(row), window)
 
 
 def mask_of(row, window):
@@ -287,13 +292,15 @@ def test_the_dense_mask_of_a_block_of_queries_is_its_rows_of_the_whole_mask(name
 def run_model(*, is_packed=False, is_whole=False, T=9):
     """Hidden states of the completions' tokens, and the parameters' gradient of their weighted sum,
     of two groups of three in a tiny model with local and global layers: in groups, or as whole
-    sequences."""
+    sequences. Completions are of 9 tokens at most, in rows of T."""
     graphdef, params = tiny_model()
     lengths, empty = np.array([6, 2, 9, 1, 4, 9]), 5
     rng = np.random.default_rng(5)
-    ids = jnp.asarray(rng.integers(8, TINY.vocab_size, (len(lengths), T)), jnp.int32)
-    mask = np.arange(T) < lengths[:, None]
-    weights = np.where(mask[..., None], rng.normal(size=(*mask.shape, TINY.embed_dim)), 0)
+    drawn = rng.integers(8, TINY.vocab_size, (len(lengths), 9)).astype(np.int32)
+    weights = rng.normal(size=(*drawn.shape, TINY.embed_dim))
+    ids, weights = (np.pad(x, [(0, 0), (0, T - 9), (0, 0)][: x.ndim]) for x in (drawn, weights))
+    ids, mask = jnp.asarray(ids), np.arange(T) < lengths[:, None]
+    weights = np.where(mask[..., None], weights, 0)
     prompt_ids, prompt_mask = tiny_prompts(2)
     held = np.concatenate([prompt_mask.ravel(), mask.ravel()])
     slots = np.concatenate([np.flatnonzero(held), np.full(empty, held.size)])
@@ -319,6 +326,12 @@ def run_model(*, is_packed=False, is_whole=False, T=9):
     return np.asarray(hidden)[mask], gradients
 
 
+@cache
+def run_on_whole_sequences():
+    """In rows of 9: how long rows are changes nothing."""
+    return run_model(is_whole=True)
+
+
 def assert_runs_alike(actual, expected):
     """Two results of `run_model`."""
     np.testing.assert_allclose(actual[0], expected[0], atol=tolerances.HIDDEN_F32)
@@ -337,8 +350,9 @@ def test_a_model_by_the_kernel_is_what_it_is_on_whole_sequences(is_packed, monke
     def by_kernel(q, k, v, block_mask, *, scale, fallback):
         return pallas_tpu.attend(q[0], k[0], v[0], block_mask, scale=scale, interpret=True)[None]
 
+    expected = run_on_whole_sequences()
     monkeypatch.setattr(groups.packed_attention, "packed_attention", by_kernel)
-    assert_runs_alike(run_model(is_packed=is_packed), run_model(is_whole=True))
+    assert_runs_alike(run_model(is_packed=is_packed), expected)
 
 
 def call(*, H=8, implementation=None):
@@ -364,8 +378,7 @@ def call(*, H=8, implementation=None):
 def test_a_model_without_the_kernel_takes_the_fewer_pairs_and_is_what_it_is_on_whole_sequences(
     T, queries, other, monkeypatch
 ):
-    """Completions of 9 tokens at most, in rows of T."""
-    expected = run_model(is_whole=True, T=T)
+    expected = run_on_whole_sequences()
     monkeypatch.setattr(groups, "QUERIES", queries)
     monkeypatch.setattr(*other, None)  # what the other form calls
     assert_runs_alike(run_model(is_packed=True, T=T), expected)

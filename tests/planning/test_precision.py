@@ -15,7 +15,7 @@ from gemma_grpo.planning import programs
 TWO_LAYERS = replace(CONFIGS["gemma3-1b"], num_layers=2)
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 CHANGES = {
-    "all weights, in packs": {},
+    "all weights, in packs": {"pack_tokens": 512},
     "adapters, padded": {"pack_tokens": 0, "lora": LoRAConfig(rank=4)},
 }
 
@@ -34,15 +34,17 @@ def matmuls(jaxpr):
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_matmul_of_a_float32_run_is_at_the_highest_precision(v5e, change):
     run = presets.preset("gemma3-1b")
+    lengths = {"max_prompt_length": 128, "max_completion_length": 128}
+    model = replace(run.model, dtype="float32", lora=change.get("lora", run.model.lora), **lengths)
     run = replace(
         run,
-        model=replace(run.model, dtype="float32", lora=change.get("lora", run.model.lora)),
+        model=model,
         evaluation=replace(run.evaluation, top_k=50),
-        sft=replace(run.sft, pack_tokens=change.get("pack_tokens", run.sft.pack_tokens)),
+        sft=replace(run.sft, pack_tokens=change["pack_tokens"]),
         grpo=replace(
             run.grpo,
             loss=replace(run.grpo.loss, beta=0.1),
-            pack_tokens=change.get("pack_tokens", run.grpo.pack_tokens),
+            pack_tokens=change["pack_tokens"],
         ),
     )
     traced = 0
