@@ -76,9 +76,8 @@ def longest(step: Step, loops: int) -> list[int]:
 
 def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) -> dict[str, int]:
     """FLOPs of our rollout and update on all chips."""
-    run = run_of(Program("ours", "update", step.remat, B, step.layout))
-    mesh = meshes.data_mesh(devices[: step.chips])
-    rollout, update = (each.trace() for each in programs.of_step(run, config, mesh))
+    own = Program("ours", "update", step.remat, B, step.layout)
+    run, (rollout, update) = run_of(own), _traced(own, config, tuple(devices[: step.chips]))
     turns = longest(step, step.chips)
     if step.layout == "tensor_parallel":  # all chips take part in every row
         turns = [max(turns)] * step.chips
@@ -92,6 +91,15 @@ def count_ours(step: Step, config: Gemma3Config, devices: Sequence[jax.Device]) 
         "rollout": sum(count(rollout, turns=chip) for chip in turns),
         "update": step.chips * count(update, **fit.pack_loops(packs, config, step.chips)),
     }
+
+
+@functools.cache
+def _traced(
+    own: Program, config: Gemma3Config, devices: tuple[jax.Device, ...]
+) -> list[jax.stages.Traced]:
+    """Our rollout and update, whatever the lengths."""
+    mesh = meshes.data_mesh(devices)
+    return [each.trace() for each in programs.of_step(run_of(own), config, mesh)]
 
 
 def count_theirs(step: Step, ask: Callable[[Program], int]) -> dict[str, int]:
