@@ -20,7 +20,7 @@ from gemma_grpo.text.tokenizer import Tokenizer
 from gemma_grpo.weights import assets
 
 TOKENIZER = Tokenizer(assets.NANO_TOKENIZER)
-SUM = ["gemma3-nano", "--prompt", "What is 12 + 7?", "--max-completion-length", "32"]
+ASKED = ["--prompt", "What is 12 + 7?", "--max-completion-length", "32"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +37,14 @@ def lines_of(text: str) -> list[dict]:
 
 
 def test_a_prompt_is_answered_and_json_says_how_likely_the_answer_was(capsys):
-    assert generate.main([*SUM, "--json"]) == 0
+    assert generate.main(["gemma3-nano", *ASKED, "--json"]) == 0
     (line,) = lines_of(capsys.readouterr().out)
     assert line["prompt"] == "What is 12 + 7?" and "19" in line["completion"]
     assert line["stopped"] and line["logp"] < 0 and 3 < line["num_tokens"] <= 32
 
 
-def test_a_stream_prints_what_would_be_printed_at_once(capsys):
-    sampled = [*SUM, "--temperature", "1.5", "--seed", "3"]
+def test_a_stream_prints_what_would_be_printed_at_once(capsys, one_layer):
+    sampled = [one_layer, *ASKED, "--temperature", "30", "--seed", "3"]
     outputs = []
     for stream in ("yes", "no"):
         assert generate.main([*sampled, "--stream", stream]) == 0
@@ -53,16 +53,16 @@ def test_a_stream_prints_what_would_be_printed_at_once(capsys):
 
 
 @pytest.mark.parametrize("stream", ["yes", "no"])
-def test_at_a_min_p_of_one_only_the_likeliest_token_is_left(capsys, stream):
+def test_at_a_min_p_of_one_only_the_likeliest_token_is_left(capsys, one_layer, stream):
     outputs = []
-    for setting in (["--temperature", "0"], ["--temperature", "1.5", "--min-p", "1"]):
-        assert generate.main([*SUM, *setting, "--stream", stream]) == 0
+    for setting in (["--temperature", "0"], ["--temperature", "30", "--min-p", "1"]):
+        assert generate.main([one_layer, *ASKED, *setting, "--stream", stream]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] and len(outputs[0]) > 10
 
 
-def test_as_many_as_asked_are_drawn_and_another_seed_draws_others(capsys):
-    arguments = [*SUM, "--num", "3", "--temperature", "1.5", "--json"]
+def test_as_many_as_asked_are_drawn_and_another_seed_draws_others(capsys, one_layer):
+    arguments = [one_layer, *ASKED, "--num", "3", "--temperature", "30", "--json"]
     outputs = []
     for seed in ("1", "2"):
         assert generate.main([*arguments, "--seed", seed]) == 0

@@ -3,8 +3,6 @@ line before anything is trained, and the example of docs/rubric runs."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import children
@@ -196,12 +194,12 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
     tmp_path, one_layer
 ):
     run_dir = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "gemma_grpo.train", "--model.weights", one_layer,
+    arguments = [
+        "--model.weights", one_layer,
         "--data.source", f"{EXAMPLE / 'train.jsonl'},{EXAMPLE / 'test.jsonl'}",
         "--data.num-train", "0", "--data.num-test", "0", "--stages", "grpo",
         "--rubric", str(EXAMPLE / "rubric.yaml"), "--judge", f"{EXAMPLE / 'judge.py'}:judge=0.5",
-        "--judge", "model:gemma3-nano=0", "--reward.rubric.question-tokens", "384",
+        "--judge", f"model:{one_layer}=0", "--reward.rubric.question-tokens", "384",
         "--judge", f"{tmp_path / 'user' / 'judge.py'}:dice=0.25",
         "--keep-checkpoints", "--grpo.checkpoint-every", "1",
         "--reward.trace", "structure", "--model.max-prompt-length", "72",
@@ -210,10 +208,9 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
         "--evaluation.batch-size", "8", "--evaluation.num-samples", "0",
         "--run-dir", str(run_dir), "--model.cpu-devices", "1",
     ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=children.ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stderr
+    run = children.Forked(children.TRAIN, *arguments)
+    _, errors = run.communicate(timeout=600)
+    assert run.returncode == 0, errors
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rows = [
         json.loads(line)
@@ -221,14 +218,14 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
     ]
     assert len(steps) == 2 and len(rows) == 16
     for step in steps:
-        assert step["missing/judge"] == step["missing/gemma3-nano"] == 0
+        assert step["missing/judge"] == step["missing/one_layer"] == 0
     weights = {name: steps[0][f"weight/{name}"] for name in ("correctness", "trace", "confidence")}
     for row in rows:
-        assert 0 < row["gemma3-nano"] < 1  # recorded, and not in the total
+        assert 0 < row["one_layer"] < 1  # recorded, and not in the total
         others = 0.1 * row["format"] - 0.05 * row["verbosity"]
         total = sum(weight * row[name] for name, weight in weights.items()) + others
         assert row["reward"] == pytest.approx(total + 0.5 * row["judge"] + 0.25 * row["dice"])
-    for judge in ("judge", "gemma3-nano"):
+    for judge in ("judge", "one_layer"):
         lines = (run_dir / "verdicts" / f"{judge}-0.jsonl").read_text().splitlines()
         assert len({json.loads(line)["question"] for line in lines}) == len(lines) > 3
     # Resumed before its second step, it sees the verdicts it had, though the dice fall differently.
@@ -237,11 +234,9 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
     for name in ("weights", "evaluations/grpo.json", "checkpoints/grpo/000002"):
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    command = [sys.executable, "-m", "gemma_grpo.train", "--resume", "--run-dir", str(run_dir)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=children.ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stderr
+    run = children.Forked(children.TRAIN, "--resume", "--run-dir", str(run_dir))
+    _, errors = run.communicate(timeout=600)
+    assert run.returncode == 0, errors
     assert [path.read_bytes() for path in ends] == before
 
 

@@ -1,5 +1,6 @@
 """What is sharded, what is replicated, and that it changes no result."""
 
+import functools
 from unittest.mock import Mock
 
 import chex
@@ -60,8 +61,9 @@ def everything_is_sharded(monkeypatch):
     monkeypatch.setattr(mesh, "FSDP_FROM", 1)
 
 
+@functools.cache
 def updated(num_devices, *, tokens=0, beta=0.0):
-    """State and metrics after two updates of the tiny model."""
+    """State and metrics after two updates of the tiny model, everything sharded."""
     devices = mesh.data_mesh(jax.devices()[:num_devices])
     optimizer = optax.sgd(0.1, momentum=0.9)  # a moment, and linear: rounding stays rounding
     update = grpo_update.make_update(
