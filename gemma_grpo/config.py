@@ -99,9 +99,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The problems."""
     sft: SFTConfig = field(default_factory=SFTConfig)
-    """Stage one."""
+    """Stage one: SFT."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
-    """Stage two."""
+    """Stage two: GRPO."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What a completion is paid for."""
     evaluation: RunEvaluationConfig = field(default_factory=RunEvaluationConfig)

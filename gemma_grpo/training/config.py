@@ -105,7 +105,7 @@ class OwnConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Stage one."""
+    """Stage one: SFT."""
 
     demonstrations: Literal["given", "own"] = "given"
     """What is imitated: the solutions that come with the problems (given), or the model's own right
@@ -123,7 +123,7 @@ class SFTConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.01)
     )
-    """How the weights move."""
+    """The optimizer."""
     checkpoint_every: int = 50
     """Steps between checkpoints; 0: none by steps."""
 
@@ -198,7 +198,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Stage two."""
+    """Stage two: GRPO."""
 
     num_steps: int = 200
     """Steps; each is one rollout and `num_iterations` updates."""
@@ -226,7 +226,7 @@ class GRPOConfig:
     """A model with the same tokenizer whose log-probs of the sampled completions are distilled
     (grpo.loss.distill_weight): a run folder, or weights as for model.weights. "": none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How the weights are updated."""
+    """The optimizer."""
     resample_rounds: int = 0
     """Most extra rollouts per step, to replace groups that are all right or all wrong (DAPO)."""
     curriculum: Curriculum = "phases"
