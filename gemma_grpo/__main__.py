@@ -17,11 +17,11 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Prints the commands; returns the exit status: 2 where arguments were given."""
+    """Prints the commands; returns the exit status: 2 if arguments other than --help were given."""
     print("usage: python -m gemma_grpo.COMMAND [--help]\n")
     for name, what in COMMANDS.items():
         print(f"  {name:16}{what}")
-    return 2 if sys.argv[1:] else 0
+    return 0 if sys.argv[1:] in ([], ["--help"], ["-h"]) else 2
 
 
 if __name__ == "__main__":

@@ -206,6 +206,12 @@ def test_what_is_wrong_with_a_tpu_is_still_said_first():
     assert "out of memory" not in (preflight.explain("TPU is already in use") or "")
 
 
+@pytest.mark.parametrize("arguments, status", [([], 0), (["--help"], 0), (["trian"], 2)])
+def test_asking_the_package_for_help_is_no_error(arguments, status, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gemma_grpo", *arguments])
+    assert door.main() == status
+
+
 def test_the_package_itself_lists_its_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gemma_grpo"])
     assert door.main() == 0
