@@ -1,8 +1,8 @@
 """One run from base model to report: base -> SFT -> GRPO, each measured on the same held-out
 problems.
 
-Everything a finished stage leaves (its weights, its evaluation) appears complete or not at all, so
-a run that was killed goes on from the last file that is there.
+The files of a finished stage (its weights, its evaluation) each appear complete or not at all, so
+that a killed run goes on from the last one.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ from gemma_grpo.training.saving import StageCheckpoints, stage_checkpoints
 
 @dataclass(frozen=True)
 class Given:
-    """Python objects that a run was given; its config.yaml only says that they were.
+    """Python objects passed to a run; its config.yaml only records that there were some.
 
     Attributes:
         rewards: functions by name.
-        problems, held_out: to learn from, and to be measured on; None where the config names a
-            source. Without `held_out` about a tenth of `problems` is.
+        problems, held_out: to train on and to measure on; None where the config names a source.
+            Without `held_out`, about a tenth of `problems` is held out.
     """
 
     rewards: Mapping[str, Reward] = field(default_factory=dict)
@@ -63,15 +63,15 @@ class Given:
     held_out: list[Problem] | None = None
 
     def load_problems(self, run: RunConfig) -> tuple[list[Problem], list[Problem]]:
-        """Those to learn from and those to be tested on; they share none. Raises UserError."""
+        """Training and held-out problems, which are disjoint. Raises UserError."""
         data = run.data
-        # The seed of the test problems is fixed: runs of all seeds are measured on the same ones.
+        # The held-out problems have a fixed seed: runs of all seeds are measured on the same ones.
         return (
-            self._side(data, "train", num=data.num_train, seed=run.seed),
-            self._side(data, "test", num=data.num_test, seed=0),
+            self._load_split(data, "train", num=data.num_train, seed=run.seed),
+            self._load_split(data, "test", num=data.num_test, seed=0),
         )
 
-    def _side(
+    def _load_split(
         self, data: config.DataConfig, split: curriculum.Split, *, num: int, seed: int
     ) -> list[Problem]:
         wanted = data.difficulty_list
@@ -83,8 +83,8 @@ class Given:
 
 NOTHING_GIVEN = Given()
 
-# What may have changed when a run is resumed, if the user allows it: for each --allow-changed-KIND,
-# beginnings of the names that digests have in origin.json.
+# What each --allow-changed-KIND lets differ when a run is resumed: digests in origin.json, by the
+# beginnings of their names.
 CHANGES = {
     "data": ("training problems", "held-out problems"),
     "base": ("base weights", "tokenizer", "teacher weights"),
@@ -97,10 +97,10 @@ def given_objects(
     problems: Iterable | None,
     held_out: Iterable | None,
 ) -> tuple[tuple[str, ...], Given]:
-    """How a config records the rewards (`RewardConfig.extra`), and all objects.
+    """The rewards as a config records them (`RewardConfig.extra`), and all objects.
 
     Raises:
-        UserError: a reward without a name, a row that is no problem, or held_out alone.
+        UserError: a reward without a name, a row that is no problem, or held_out without problems.
     """
     if held_out is not None and problems is None:
         raise UserError("held_out goes with problems: give both, or data.source for both")
@@ -112,8 +112,8 @@ def given_objects(
 def to_measure(
     problems: Iterable | str, num: int | None, run: RunConfig, given: Given
 ) -> tuple[RunConfig, Given]:
-    """A run and what it is given, with other problems to measure on: at most `num` of these, of all
-    difficulties, or of those of a named source. Raises UserError."""
+    """The run and its objects with other problems to measure on: at most `num` of `problems`, or of
+    the source of that name, of all difficulties. Raises UserError."""
     if isinstance(problems, str):
         problems = sources.to_measure(
             problems,
@@ -127,17 +127,17 @@ def to_measure(
 
 
 def with_objects(run: RunConfig, specs: tuple[str, ...], given: Given) -> RunConfig:
-    """The run's settings, with what they can say of the objects that it is given."""
+    """The run's settings, which record that it is given these objects."""
     if given.problems is not None:
         run = replace(run, data=replace(run.data, source=sources.SESSION))
     return replace(run, reward=replace(run.reward, extra=(*run.reward.extra, *specs)))
 
 
 def require_objects(run: RunConfig, given: Given) -> None:
-    """Raises UserError if a run was not begun with these objects; that some are missing is found
-    where they are loaded."""
-    begun = {spec.removeprefix(custom.SESSION).partition("=")[0] for spec in run.reward.extra}
-    if others := given.rewards.keys() - begun:
+    """Raises UserError for an object that the run was not begun with; missing ones are found when
+    they are loaded."""
+    known = {spec.removeprefix(custom.SESSION).partition("=")[0] for spec in run.reward.extra}
+    if others := given.rewards.keys() - known:
         raise UserError(f"the run was begun without the reward {min(others)!r}: leave it out")
     if given.problems is not None and run.data.source != sources.SESSION:
         raise UserError(f"the run was begun with {run.data.source}: leave problems out")
@@ -145,12 +145,12 @@ def require_objects(run: RunConfig, given: Given) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything of a run that is loaded before it starts, and checked.
+    """What a run loads and checks before it starts.
 
     Attributes:
         runtime: how the model is run.
         base: the weights it starts from.
-        train, test: problems; they share none.
+        train, test: disjoint problems.
         rewards: what a completion is paid for, and the functions of a Python session.
     """
 
@@ -162,8 +162,8 @@ class Task:
 
 
 def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
-    """Loads and checks what a run needs. Raises UserError, in all processes, for the first thing
-    that is wrong in one."""
+    """Loads and checks what a run needs. Raises UserError in all processes for the first fault in
+    any of them."""
     source = processes.in_all(partial(weights.open_source, run.model.weights))
     train, test = processes.in_all(partial(given.load_problems, run))
     rewards = processes.in_all(partial(GivenRewards, run.reward, given.rewards))
@@ -176,7 +176,7 @@ def load_task(run: RunConfig, given: Given = NOTHING_GIVEN) -> Task:
 
 
 def _load_teacher(run: RunConfig, student: Runtime) -> Teacher:
-    """Raises UserError, which names the setting, where it is missing, damaged or does not fit."""
+    """Raises UserError, which names the setting, if the teacher is missing, damaged or misfits."""
     try:
         return load_teacher(*_teacher_files(run), student)
     except UserError as error:
@@ -184,7 +184,7 @@ def _load_teacher(run: RunConfig, student: Runtime) -> Teacher:
 
 
 def _teacher_files(run: RunConfig) -> tuple[ModelConfig, Path | None]:
-    """The teacher's base model and, where it is a run, what that has trained."""
+    """The teacher's base model and, if it is a run, the weights that the run has trained."""
     settings, run_dir = config.teacher_model(run), expanded(run.grpo.teacher)
     if not (run_dir / run_dirs.CONFIG).is_file():
         return settings, None
@@ -194,34 +194,39 @@ def _teacher_files(run: RunConfig) -> tuple[ModelConfig, Path | None]:
 
 
 def _check(run: RunConfig, task: Task) -> None:
-    """Raises UserError now for what would else stop the run in its middle."""
+    """Raises UserError now for what would otherwise stop the run midway, and prints warnings."""
     runtime, train, test = task.runtime, task.train, task.test
     extra_rewards.check_rewards(task.rewards, runtime, train)
     trackers.require(run.tracker)
-    of_draws = draw.warning(run.grpo, train) if "grpo" in run.stage_list else None
-    of_words = None
-    if run.model.weights == weights.NANO and run.data.source != "curriculum":
-        of_words = (
-            f"{weights.NANO} knows only the words of its own curriculum: for other problems take "
-            "another model, such as --preset gemma3-270m"
-        )
-    imitates_given = "sft" in run.stage_list and not run.samples_demonstrations
-    of_completions = golds.completions_warnings(train) if imitates_given else []
-    of_fields = sources.fields_not_read(run.data.source) if processes.is_primary() else None
-    for line in (of_fields, golds.warning(train + test), *of_completions, of_draws, of_words):
-        if line and processes.is_primary():
+    if processes.is_primary():
+        for line in _warnings(run, train, test):
             print(f"warning: {line}", file=sys.stderr)
     for kind, problems in (("training ", train), ("held-out ", test)):
         runtime.encode_prompts(problems, kind=kind)
     if run.samples_demonstrations:
         demonstrations.check(run.sft.own, runtime, train)
-    elif imitates_given:
+    elif "sft" in run.stage_list:
         runtime.encode_completions(train)
     runtime.check_rows(run.batch_sizes)
     if "sft" in run.stage_list:
         sft.make_packing(run.sft, runtime.lengths, runtime.mesh.size)
     if "grpo" in run.stage_list:
         grpo.make_packing(run.grpo, runtime.lengths, runtime.mesh.size)
+
+
+def _warnings(run: RunConfig, train: list[Problem], test: list[Problem]) -> list[str]:
+    """A line for each choice of problems and settings that works but surprises."""
+    lines = [sources.fields_not_read(run.data.source), golds.warning(train + test)]
+    if "sft" in run.stage_list and not run.samples_demonstrations:
+        lines += golds.completions_warnings(train)
+    if "grpo" in run.stage_list:
+        lines.append(draw.warning(run.grpo, train))
+    if run.model.weights == weights.NANO and run.data.source != "curriculum":
+        lines.append(
+            f"{weights.NANO} knows only the words of its own curriculum: for other problems take "
+            "another model, such as --preset gemma3-270m"
+        )
+    return [line for line in lines if line]
 
 
 def execute(
@@ -233,19 +238,19 @@ def execute(
     *,
     quiet: bool = False,
 ) -> dict:
-    """Runs or resumes a run in its directory, and returns the summary it wrote there. On stderr it
-    says what goes on, or only warnings if `quiet`.
+    """Starts or resumes a run in its directory, and returns the summary that it wrote there.
 
     Args:
         run: its settings.
         run_dir: its folder, with its config.yaml.
-        deadline: by when it stops.
-        given: the Python objects that it was given.
-        may_change: of `CHANGES`, what may be another than when the run began.
+        deadline: when it must stop.
+        given: the Python objects passed to it.
+        may_change: kinds of `CHANGES` that may differ from when the run began.
+        quiet: print warnings alone on stderr, no progress.
 
-    Its "unfinished" is None, or says what the deadline left undone: "stage", "step", "num_steps";
-    --resume goes on from there. If the guard stopped the run, "step" is that of the last good
-    checkpoint, and "collapse" says in words what was seen.
+    The summary's "unfinished" is None, or has the "stage", "step" and "num_steps" at which the
+    deadline stopped the run; --resume goes on from there. If the guard stopped it, "step" is that
+    of the last good checkpoint, and "collapse" says in words what was seen.
 
     Raises:
         UserError: bad input; what the run had is kept.
@@ -271,7 +276,7 @@ def execute(
 
 @dataclass(frozen=True)
 class _Session:
-    """One process's part of a run: all that is not done yet, as far as the deadline lets it."""
+    """One process's part of a session: what is left of a run, until the deadline."""
 
     run: RunConfig
     run_dir: Path
@@ -281,7 +286,7 @@ class _Session:
     quiet: bool = False
 
     def run_stages(self) -> None:
-        """Goes through the stages in order; what each leaves is in the run's directory.
+        """Trains and measures the stages in order; the results are in the run's directory.
 
         Raises:
             OutOfTimeError: the deadline is near; what there is has been saved and evaluated.
@@ -304,9 +309,9 @@ class _Session:
         for stage in run.stage_list:
             path = run_dir / "weights" / f"{stage}.safetensors"
             if not processes.broadcast_from_primary(path.exists):
-                snapshots, train = Snapshots(), self._stage(stage, task, params)
+                train, snapshots = self._train_fn(stage, task, params), Snapshots()
                 if stage == "grpo" and run.evaluation.every:
-                    if not is_compiled:  # in mid-stage nothing is: one problem fills a batch
+                    if not is_compiled:  # nothing may be in mid-stage; one problem fills a batch
                         self._say("compiling the program that takes snapshots")
                         evaluator.run_first(1, params, task.test)
                     take = partial(self._take_snapshot, evaluator, task.test)
@@ -314,19 +319,19 @@ class _Session:
                 try:
                     self._train_stage(stage, train, params, snapshots)
                 except (OutOfTimeError, CollapsedError) as stop:
-                    self._leave_partial(stop, evaluate)
+                    self._keep_partial(stop, evaluate)
                     raise
-            # Read back even when just written: a resumed run and this one then hold the same bits.
+            # Read back even if just written, so that a resumed run and this one hold the same bits.
             params = weights.load(path, task.base)
-            if not run.keep_checkpoints:  # also what a run killed before this line left
+            if not run.keep_checkpoints:  # nor those left by a run that was killed before this line
                 processes.run_on_primary(self._checkpoints(stage).remove)
             processes.run_on_primary(partial(run_dirs.remove_partial_weights, run_dir, stage))
             is_compiled |= evaluate(stage, params)
 
-    def _stage(
+    def _train_fn(
         self, stage: str, task: Task, params: PyTree
     ) -> Callable[[PyTree, RunFiles], PyTree]:
-        """What trains a stage, which begins with `params`."""
+        """The function (params, files) -> params that trains a stage; it begins with `params`."""
         run, runtime = self.run, task.runtime
         if stage == "grpo":
             return partial(grpo.train, run.grpo, task.rewards, runtime, task.train)
@@ -336,31 +341,31 @@ class _Session:
         return partial(sft.train, run.sft, runtime, problems)
 
     def _own_demonstrations(self, task: Task, params: PyTree) -> list[Problem]:
-        """The training problems with the model's own answers, which are sampled unless they are on
-        file. Raises OutOfTimeError as `run_stages`, UserError if they are too few; they stay on
-        file then."""
-        config, run_dir = self.run.sft, self.run_dir
+        """The training problems with the model's own answers, sampled unless they are on file.
+        Raises OutOfTimeError as `run_stages`, and UserError if they are too few, which then stay on
+        file."""
+        sft_config, run_dir = self.run.sft, self.run_dir
         read_back = partial(demonstrations.read_back, run_dir)
         on_file = processes.broadcast_from_primary(read_back)
         if on_file is None:
             self._say("sampling demonstrations from the model itself")
             started = time.monotonic()
             own = demonstrations.sample(
-                config.own, task.runtime, task.train, params, self._require_time_for_sft
+                sft_config.own, task.runtime, task.train, params, self._require_time_for_sft
             )
             self._say("own demonstrations: " + demonstrations.in_words(own.figures))
             seconds = time.monotonic() - started
             record = partial(summaries.add_seconds, run_dir, "demonstrations", seconds)
             processes.run_on_primary(record)
             processes.run_on_primary(partial(demonstrations.write, run_dir, own))
-            # Read back even when just written, as the weights of a stage.
+            # Read back even if just written, like a stage's weights.
             on_file = processes.broadcast_from_primary(read_back)
         assert on_file is not None
-        demonstrations.require_enough(on_file, config.batch_size, run_dir)
+        demonstrations.require_enough(on_file, sft_config.batch_size, run_dir)
         return on_file.problems
 
     def _require_time_for_sft(self) -> None:
-        """Raises OutOfTimeError, as before the stage's first step, if there is no time left."""
+        """Raises OutOfTimeError if no time is left, as if before the stage's first step."""
         if not self._allows():
             raise OutOfTimeError("sft", 0, self.run.sft.num_steps)
 
@@ -371,6 +376,7 @@ class _Session:
         params: PyTree,
         snapshots: Snapshots,
     ) -> None:
+        """Runs `train`, which writes the stage's records, checkpoints and weights."""
         started = time.monotonic()
         self._say(f"{stage}: the first step compiles its programs")
 
@@ -390,7 +396,7 @@ class _Session:
                     self.deadline,
                     self.run.checkpoint,
                     keep_last=self.run.keep_checkpoints,
-                    leave=partial(self._write_weights, stage),
+                    write_weights=partial(self._write_weights, stage),
                     snapshots=snapshots,
                     quiet=self.quiet,
                 )
@@ -400,11 +406,11 @@ class _Session:
                     writer.close()
                     summaries.add_seconds(self.run_dir, stage, time.monotonic() - started)
 
-    def _leave_partial(
+    def _keep_partial(
         self, stop: OutOfTimeError | CollapsedError, evaluate: Callable[[str, PyTree], bool]
     ) -> None:
         """Writes and measures the weights of a stage that was cut short, if there is time left."""
-        if isinstance(stop, CollapsedError):  # earlier sessions may have left what is no good
+        if isinstance(stop, CollapsedError):  # an earlier session may have left collapsed weights
             remove = partial(run_dirs.remove_partial_weights, self.run_dir, stop.stage, stop.step)
             processes.run_on_primary(remove)
         if not stop.step or not self._allows("save", "evaluate"):
@@ -425,8 +431,8 @@ class _Session:
     def _evaluate(
         self, evaluator: Evaluator, problems: list[Problem], name: str, params: PyTree
     ) -> bool:
-        """Measures a model unless that is on file; returns whether it did. Raises OutOfTimeError
-        as `run_stages`."""
+        """Measures a model unless its evaluation is on file; returns whether it did. Raises
+        OutOfTimeError as `run_stages`."""
         folder, num = self.run_dir / "evaluations", len(problems)
 
         def is_on_file() -> bool:  # a snapshot of the same step has fewer problems
@@ -438,7 +444,7 @@ class _Session:
         self._require_time(name)
         self._say(f"measuring {name} on {num} problems")
         started = time.monotonic()
-        # How long the first evaluation takes is known once it is through: it looks at the clock.
+        # The time of a first evaluation is not known before, so it checks the clock as it goes.
         result, rows, drawn = evaluator.run(
             params, problems, before_batch=partial(self._require_time, name, ())
         )
@@ -456,7 +462,7 @@ class _Session:
     def _take_snapshot(
         self, evaluator: Evaluator, problems: list[Problem], step: int, params: PyTree
     ) -> dict:
-        """Measures a few problems after a step of GRPO; returns the step's metrics of it."""
+        """Measures a few problems after a GRPO step; returns metrics for the step's record."""
         started, num = time.monotonic(), self.run.evaluation.snapshot_problems
         result, rows, drawn = evaluator.run_first(num, params, problems)
         seconds = time.monotonic() - started
@@ -466,22 +472,22 @@ class _Session:
         return metrics.evaluation_numbers(result) | {"time/snapshot_s": seconds}
 
     def _say(self, line: str) -> None:
-        """What goes on while nothing else is printed, on stderr."""
+        """Prints a line of progress on stderr, in the primary process, unless quiet."""
         if processes.is_primary() and not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
     def _require_time(self, name: str, kinds: tuple[str, ...] = ("evaluate",)) -> None:
-        """Raises OutOfTimeError if these do not fit in what is left; without any, at its end."""
+        """Raises OutOfTimeError if these kinds of work do not fit in the time left."""
         if not self._allows(*kinds):
             raise OutOfTimeError(name)
 
     def _allows(self, *kinds: str) -> bool:
-        """The primary process's answer, in all of them."""
+        """Whether they fit in the time left: the primary process's answer, in all processes."""
         return processes.broadcast_from_primary(lambda: self.deadline.allows(*kinds))
 
 
 def _require_shared(run_dir: Path) -> None:
-    """Raises UserError where a process does not see the run's folder, made by the primary."""
+    """Raises UserError if a process does not see the run's folder, which the primary made."""
     seen = processes.gather_from_all((run_dir / run_dirs.CONFIG).is_file)
     if not all(seen):
         raise UserError(
@@ -491,7 +497,7 @@ def _require_shared(run_dir: Path) -> None:
 
 
 def _digests(run: RunConfig, task: Task) -> dict[str, str]:
-    """Of all that a run begins with, by what they are of."""
+    """The digests of everything that a run begins with, by name."""
     digests = {
         "training problems": origin.of_rows(task.train),
         "held-out problems": origin.of_rows(task.test),
@@ -500,39 +506,46 @@ def _digests(run: RunConfig, task: Task) -> dict[str, str]:
     }
     if run.has_teacher:
         model, trained = _teacher_files(run)
-        of_trained = "" if trained is None else origin.of_files(trained)
-        digests["teacher weights"] = f"{weights.digest(model.weights)} {of_trained}".strip()
+        trained_digest = "" if trained is None else origin.of_files(trained)
+        digests["teacher weights"] = f"{weights.digest(model.weights)} {trained_digest}".strip()
     return digests | extra_rewards.digests_of(run.reward)
 
 
 def _check_origin(
     run: RunConfig, run_dir: Path, digests: dict[str, str], may_change: Collection[str] = ()
 ) -> None:
-    """Notes what the run begins with. Raises UserError where a resumed one began with other that
-    may not change; what was measured or sampled with what may is made again, so that all compare
-    like with like."""
+    """Records what the run begins with. On resume, raises UserError if something differs that may
+    not, and deletes the results that depend on what may: made again, they compare like with like.
+    """
     allowed = tuple(name for kind in may_change for name in CHANGES[kind])
-    kept = {name: digest for name, digest in digests.items() if not name.startswith(allowed)}
-    refused = origin.changed(run_dir, kept)
-    is_of = lambda kind: any(name.startswith(CHANGES[kind]) for name in refused)
-    flags = [f"--allow-changed-{kind}" for kind in CHANGES if is_of(kind)]
-    origin.check(run_dir, kept, way_out=f"go on all the same with {' and '.join(flags)}")
-    changed = set(origin.changed(run_dir, digests))
+    fixed = {name: digest for name, digest in digests.items() if not name.startswith(allowed)}
+    refused = origin.changed(run_dir, fixed)
+    flags = [
+        f"--allow-changed-{kind}"
+        for kind, names in CHANGES.items()
+        if any(name.startswith(names) for name in refused)
+    ]
+    origin.check(run_dir, fixed, way_out=f"go on all the same with {' and '.join(flags)}")
+    _delete_stale(run, run_dir, set(origin.changed(run_dir, digests)))
+    origin.note(run_dir, digests)
+
+
+def _delete_stale(run: RunConfig, run_dir: Path, changed: set[str]) -> None:
+    """Deletes evaluations and demonstrations made with what has changed, named as in `_digests`."""
     stale = ""
     of_rewards = any(name.startswith("reward ") for name in changed)
     if of_rewards or changed & {"held-out problems", "tokenizer"}:
         stale = "*.json"
     elif "base weights" in changed:
-        stale = "*.json" if run.model.lora.rank else "base.json"  # adapters stand on the base
+        stale = "*.json" if run.model.lora.rank else "base.json"  # adapters are added to the base
     for path in (run_dir / "evaluations").glob(stale) if stale else ():
         path.unlink()
     if changed & {"training problems", "tokenizer", "base weights"}:
-        _forget_demonstrations(run, run_dir)
-    origin.note(run_dir, digests)
+        _delete_demonstrations(run, run_dir)
 
 
-def _forget_demonstrations(run: RunConfig, run_dir: Path) -> None:
-    """Of problems or a model that have changed: sampled again, unless SFT has begun with them."""
+def _delete_demonstrations(run: RunConfig, run_dir: Path) -> None:
+    """Deletes own demonstrations, to be sampled again, unless SFT has begun with them."""
     figures = run_dir / run_dirs.DEMONSTRATIONS[1]
     has_weights = (run_dir / "weights" / "sft.safetensors").is_file()
     if not run.samples_demonstrations or not figures.is_file() or has_weights:
@@ -564,7 +577,7 @@ def measure(run: RunConfig, runtime: Runtime, params: Params, given: Given = NOT
 
 
 def new_run_dir(run_dir: Path, run: RunConfig) -> None:
-    """Makes the directory with its config.yaml, and claims the checkpoints' own folder.
+    """Makes the directory with its config.yaml, and claims the separate folder of checkpoints.
 
     Raises:
         UserError: something is there already, or cannot be written.
@@ -574,7 +587,7 @@ def new_run_dir(run_dir: Path, run: RunConfig) -> None:
 
 
 def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
-    """Makes `run_dir` a copy of what `run` needs of `source` to go on, which is only read.
+    """Copies into `run_dir` what `run` needs to go on from `source`, which is only read.
 
     Args:
         restart_stage: begin a stage again if its checkpoints are lost.
@@ -588,27 +601,28 @@ def copy_run_dir(source: Path, run_dir: Path, run: RunConfig, *, restart_stage: 
     saving.claim_folder(run_dir, run.checkpoint)
     copied = {}
     for stage in stages_left(run, source):
-        there = stage_checkpoints(source, stage, settings)
-        if newest := there.newest():
+        checkpoints = stage_checkpoints(source, stage, settings)
+        if newest := checkpoints.newest():
             target = stage_checkpoints(run_dir, stage, run.checkpoint).running.directory
             copied[target / newest.name] = newest
             if stage == "grpo" and run.grpo.guard.is_on:
                 guard = guard_of(run.grpo.guard, run.grpo.checkpoint_every, source, stage)
-                found = {n: path for n, path in there.paths().items() if n <= int(newest.name)}
+                last = int(newest.name)
+                found = {step: path for step, path in checkpoints.paths().items() if step <= last}
                 if good := found.get(guard.best(found)):
                     copied[target / good.name] = good
     run_dirs.copy(source, run_dir, config.to_yaml(run), copied)
 
 
 def stages_left(run: RunConfig, run_dir: Path) -> list[str]:
-    """Those that the run in this folder, which need not be there, has not finished."""
+    """The stages that the run in this folder has not finished; all if there is no such folder."""
     is_done = lambda stage: (run_dir / "weights" / f"{stage}.safetensors").exists()
     return [stage for stage in run.stage_list if not is_done(stage)]
 
 
 def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> None:
-    """Checks that the checkpoints of a run that goes on in its place are there. Raises UserError
-    as `copy_run_dir`."""
+    """Checks that a run which goes on in its own folder has its checkpoints. Raises UserError as
+    `copy_run_dir`."""
     if stages_left(run, run_dir):
         run_dirs.require_readable(run_dir)
     saving.require_folder(run_dir, run.checkpoint, run.stage_list, restart_stage=restart_stage)
@@ -617,14 +631,14 @@ def resume_run_dir(run_dir: Path, run: RunConfig, *, restart_stage: bool) -> Non
 
 
 def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dict | None) -> dict:
-    """Writes summary.json and curves.png from what the stages have left so far."""
+    """Writes summary.json and curves.png from the stages' results so far; returns the summary."""
     folder = run_dir / "evaluations"
-    found = {stage: evaluations.read_back(folder, stage) for stage in stages}
-    measured = {stage: both for stage, both in found.items() if both is not None}
-    # Where a stage was stopped there may be a snapshot alone, of fewer problems.
-    most = max((len(rows) for _, rows in measured.values()), default=0)
-    measured = {stage: both for stage, both in measured.items() if len(both[1]) == most}
-    stages, rows = list(measured), {stage: rows for stage, (_, rows) in measured.items()}
+    read_back = {stage: evaluations.read_back(folder, stage) for stage in stages}
+    found = {stage: evaluation for stage, evaluation in read_back.items() if evaluation is not None}
+    # A stage that was stopped may have only a snapshot, which has fewer problems.
+    most = max((len(rows) for _, rows in found.values()), default=0)
+    results = {stage: result for stage, (result, rows) in found.items() if len(rows) == most}
+    stages, rows = list(results), {stage: found[stage][1] for stage in results}
     device = jax.devices()[0]
     summary = {
         "weights": run.model.weights,
@@ -634,7 +648,7 @@ def _summarize(run: RunConfig, stages: list[str], run_dir: Path, unfinished: dic
         "unfinished": unfinished,
         "rollbacks": [asdict(each) for each in rollbacks.read(run_dir)],
         "demonstrations": files.read_json(run_dir / demonstrations.FIGURES),
-        "stages": {stage: result for stage, (result, _) in measured.items()},
+        "stages": results,
         "paired": {
             f"{after}_vs_{before}": compare(rows[before], rows[after])
             for before, after in zip(stages, stages[1:], strict=False)

@@ -1045,7 +1045,7 @@ def test_a_collapse_is_told_as_one_where_no_time_is_left_to_measure_its_weights(
         raise deadline.OutOfTimeError(name, None, None)
 
     with mock.patch.object(pipeline._Session, "_write_weights"):
-        session._leave_partial(collapse, evaluate)  # raises nothing: the caller raises the collapse
+        session._keep_partial(collapse, evaluate)  # raises nothing: the caller raises the collapse
     assert measured == ["grpo-step-000002"]
 
 

@@ -94,12 +94,12 @@ class OwnConfig:
 
     @property
     def prompts(self) -> int:
-        """Problems that are asked at a time."""
+        """Problems per batch."""
         return self.batch_size // self.num_samples
 
     @property
     def extra_length(self) -> int:
-        """Tokens of a prompt beside the problem's own."""
+        """Tokens of a prompt besides the problem's own."""
         return self.shots_length if self.shots else 0
 
 
@@ -140,8 +140,8 @@ class SFTConfig:
 class GuardConfig:
     """When GRPO has collapsed, and what is done then.
 
-    A limit of 0 is not looked at; the others count from the first step that keeps them. A loss or
-    gradient that is not finite is a collapse at once.
+    A limit of 0 is off; the others count from the first step that keeps them. A loss or gradient
+    that is not finite is a collapse at once.
     """
 
     action: Literal["none", "stop", "rollback"] = "none"

@@ -1,8 +1,8 @@
-"""Stage one's demonstrations from the model itself: the right and well-formed ones of its samples.
+"""Stage one's demonstrations from the model itself: its right and well-formed samples.
 
-Problems are asked behind a few worked ones, or with the instruction alone, and what answers them
-right in the format is imitated: STaR (Zelikman et al., arXiv 2203.14465) without its
-rationalizations, and RFT's rejection sampling (Yuan et al., arXiv 2308.01825).
+Each problem is asked after a few worked ones, or after the instruction alone, and right answers in
+the format are imitated: STaR (Zelikman et al., arXiv 2203.14465) without its rationalizations, and
+RFT's rejection sampling (Yuan et al., arXiv 2308.01825).
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from gemma_grpo.text.prompts import turns
 from gemma_grpo.training.config import OwnConfig
 
 ROWS, FIGURES = run_dirs.DEMONSTRATIONS
-_STREAM = 0x8000_0DE5  # of the run's key: beyond all steps and evaluations, whose own these are
+_STREAM = 0x8000_0DE5  # folded into the run's key; above the numbers of steps and evaluations
 
 
 class Own(NamedTuple):
-    """What was sampled.
+    """Own demonstrations.
 
     Attributes:
-        problems: those to imitate, each with a completion of the model; a problem may come twice.
-        figures: `asked` problems, `sampled` completions, how many of them are `right`, and how many
-            `right_and_well_formed`; `kept` ones, of how many `kept_problems`.
+        problems: each with a completion of the model to imitate; a problem may occur twice.
+        figures: counts of `asked` problems, of `sampled`, `right`, `right_and_well_formed` and
+            `kept` completions, and of `kept_problems`.
     """
 
     problems: list[Problem]
@@ -47,8 +47,8 @@ class Own(NamedTuple):
 
 
 def shots(problems: Sequence[Problem], number: int) -> list[Problem]:
-    """The worked problems that stand before each question: the first ones that have a completion,
-    of each difficulty in turn, so that solutions of each length are seen.
+    """The worked problems that stand before each question: the first ones with a completion, taking
+    each difficulty in turn, so that solutions of all lengths are shown.
 
     Raises:
         UserError: too few problems have one.
@@ -66,18 +66,18 @@ def shots(problems: Sequence[Problem], number: int) -> list[Problem]:
 
 
 def check(config: OwnConfig, runtime: Runtime, problems: Sequence[Problem]) -> None:
-    """Raises UserError where the problems cannot be asked as `sample` does it."""
+    """Raises UserError if `sample` could not ask the problems."""
     shown, asked = _chosen(config, problems)
     if not asked:
         raise UserError("sft.demonstrations=own: sft.own.shots leaves no training problem to ask")
     encode = lambda examples: runtime.tokenizer.encode_turns(
         turns(runtime.instruction, examples, asked[0].prompt)
     )
-    taken = len(encode(_examples(shown))) - len(encode([]))
-    if taken > config.shots_length:
+    length = len(encode(_examples(shown))) - len(encode([]))
+    if length > config.shots_length:
         raise UserError(
-            f"sft.demonstrations=own: the {len(shown)} worked problems take {taken} tokens, "
-            f"sft.own.shots_length is {config.shots_length}; raise it to {taken}, or take fewer "
+            f"sft.demonstrations=own: the {len(shown)} worked problems take {length} tokens, "
+            f"sft.own.shots_length is {config.shots_length}; raise it to {length}, or take fewer "
             "sft.own.shots"
         )
 
@@ -89,7 +89,7 @@ def sample(
     params: Params,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Own:
-    """Asks the model all problems but those that are shown, and keeps what can be imitated.
+    """Samples answers to all problems but those shown, and keeps what can be imitated.
 
     Args:
         before_batch: called before each batch is sampled; what it raises ends the sampling.
@@ -97,23 +97,24 @@ def sample(
     shown, asked = _chosen(config, problems)
     sampler = make_sampler(config, runtime, _examples(shown))
     params, key = runtime.sampling_params(params), jax.random.fold_in(runtime.key, _STREAM)
-    samples, good = list[Sample](), list[tuple[float, float]]()
+    samples, scored = list[Sample](), list[tuple[float, float]]()
     for start in range(0, len(asked), config.prompts):
         batch = asked[start : start + config.prompts]
         before_batch()
-        # The last batch is filled up so that its shape is compiled already.
+        # The last batch is filled up, so that its shape is already compiled.
         filled = batch + [batch[-1]] * (config.prompts - len(batch))
         drawn = sampler.collect(
             params, filled, jax.random.fold_in(key, start), rewards.END_WEIGHTS, ()
         )
-        of = drawn.scores.components
+        components = drawn.scores.components
         number = len(batch) * config.num_samples
         samples += drawn.samples[:number]
-        good += list(zip(of["correctness"], of["format"], strict=True))[:number]
+        pairs = zip(components["correctness"], components["format"], strict=True)
+        scored += list(pairs)[:number]
     fits = lambda text: (
         len(runtime.tokenizer.encode_completion(text)) <= runtime.max_completion_length
     )
-    return select(asked, samples, good, config.max_per_problem, fits)
+    return select(asked, samples, scored, config.max_per_problem, fits)
 
 
 def make_sampler(config: OwnConfig, runtime: Runtime, examples: Sequence[str]) -> collect.Sampler:
@@ -138,10 +139,10 @@ def select(
 
     Args:
         asked: P problems.
-        samples: as many of each in a row.
+        samples: the same number for each problem, in the problems' order.
         scored: correctness and format of each sample, each 0 to 1.
-        most: that are kept of a problem, the first ones.
-        fits: whether a text can be imitated within the token budget.
+        most: completions kept per problem; the first ones are.
+        fits: whether a text is within the token budget.
     """
     per_problem, kept = len(samples) // len(asked), list[Problem]()
     for place, problem in enumerate(asked):
@@ -163,7 +164,7 @@ def select(
 
 
 def require_enough(own: Own, batch_size: int, run_dir: Path) -> None:
-    """Raises UserError if there are fewer than an update takes; `run_dir` holds them."""
+    """Raises UserError if there are fewer than an update takes; names their file in `run_dir`."""
     if own.figures["kept"] < batch_size:
         raise UserError(
             f"sft.demonstrations=own: {in_words(own.figures)}, in {run_dir / ROWS}; an update "
@@ -183,7 +184,7 @@ def in_words(figures: dict[str, int]) -> str:
 
 
 def write(run_dir: Path, own: Own) -> None:
-    """Writes demonstrations.jsonl, rows as a data source has them, and last demonstrations.json,
+    """Writes demonstrations.jsonl, rows in the form of a data source, and then demonstrations.json,
     without which `read_back` finds none. Raises UserError if the disk is full."""
     rows = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in own.problems)
     text = "".join(rows)
@@ -193,7 +194,7 @@ def write(run_dir: Path, own: Own) -> None:
 
 
 def read_back(run_dir: Path) -> Own | None:
-    """What a run has sampled; None if it has not.
+    """The demonstrations that a run has sampled; None if it has not.
 
     Raises:
         UserError: demonstrations.jsonl is not what was written.
@@ -213,7 +214,7 @@ def read_back(run_dir: Path) -> Own | None:
 
 
 def _chosen(config: OwnConfig, problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """Those that are shown, and those that are asked."""
+    """The problems that are shown worked, and those that are asked."""
     shown = shots(problems, config.shots)
     prompts = {problem.prompt for problem in shown}
     others = [problem for problem in problems if problem.prompt not in prompts]
@@ -221,7 +222,7 @@ def _chosen(config: OwnConfig, problems: Sequence[Problem]) -> tuple[list[Proble
 
 
 def _examples(shown: Sequence[Problem]) -> list[str]:
-    """As turns."""
+    """The worked problems as turns: question, completion, question, ..."""
     return [text for problem in shown for text in (problem.prompt, problem.completion or "")]
 
 

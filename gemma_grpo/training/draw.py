@@ -1,4 +1,4 @@
-"""Which problems each step of GRPO takes: by seed and step, and by the groups on record."""
+"""Which problems each step of GRPO draws: from the seed, the step and the groups on record."""
 
 import sys
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from gemma_grpo.devices import processes
 from gemma_grpo.records import read
 from gemma_grpo.training.config import GRPOConfig
 
-_ROUND = 1_000_003  # from the seed of one sampling round to the next's
+_ROUND = 1_000_003  # added to the seed for each further sampling round
 
 
 @dataclass
 class History:
-    """The groups of all steps so far: of this process's own, and before them of rollouts/.
+    """The pass rates of all steps so far: this process's own and, before them, those in rollouts/.
 
-    So what is drawn is a function of what is on record, and a resumed run draws the same.
+    Draws thus depend on the record alone, and a resumed run draws the same.
     """
 
     run_dir: Path
@@ -30,7 +30,7 @@ class History:
     num_steps: int = 0
 
     def until(self, step: int) -> PassRates:
-        """The pass rates by the groups of the first `step` steps."""
+        """The pass rates over the groups of the first `step` steps."""
         if self.num_steps != step:
             record = processes.broadcast_from_primary(lambda: on_record(self.run_dir, step))
             self.rates, self.num_steps = PassRates(), step
@@ -39,7 +39,7 @@ class History:
         return self.rates
 
     def add(self, problems_P: Sequence[Problem], correctness_B: Sequence[float]) -> None:
-        """Takes in the groups of the step after those that it knows, from their completions."""
+        """Adds the groups of the next step, given the correctness of their completions."""
         right_PG = np.reshape(correctness_B, (len(problems_P), -1)) > 0
         self.rates.add(
             Group(problem.prompt, pass_rates.kind_of(problem), int(row.sum()), len(row))
@@ -49,8 +49,8 @@ class History:
 
 
 def on_record(run_dir: Path, num_steps: int) -> list[list[Group]]:
-    """The groups of each of the first steps, from rollouts/. A step whose file is gone has none,
-    which a warning says."""
+    """The groups of each of the first steps, from rollouts/; none, and a warning, for a step whose
+    file is gone."""
     files = read.rollout_steps(run_dir)
     rows_of = lambda step: read.json_lines(files[step])[0] if step in files else []
     record = [_from_rows(rows_of(step)) for step in range(1, num_steps + 1)]
@@ -65,9 +65,9 @@ def on_record(run_dir: Path, num_steps: int) -> list[list[Group]]:
 
 def _from_rows(rows: list[dict]) -> list[Group]:
     """The groups of one step's rows of rollouts/."""
-    groups: dict[int, list[dict]] = {}
+    by_group: dict[int, list[dict]] = {}
     for row in rows:
-        groups.setdefault(row.get("group", 0), []).append(row)
+        by_group.setdefault(row.get("group", 0), []).append(row)
     return [
         Group(
             str(of_group[0].get("prompt")),
@@ -75,7 +75,7 @@ def _from_rows(rows: list[dict]) -> list[Group]:
             sum(map(read.is_right, of_group)),
             len(of_group),
         )
-        for of_group in groups.values()
+        for of_group in by_group.values()
     ]
 
 
@@ -85,7 +85,7 @@ class Draws:
 
     Attributes:
         problems: by difficulty.
-        history: of groups; read only where the settings ask for it.
+        history: read only if `skip_uniform` or the curriculum needs it.
     """
 
     config: GRPOConfig
@@ -94,7 +94,7 @@ class Draws:
     history: History
 
     def batch(self, step: int, sampling_round: int = 0) -> list[Problem]:
-        """problems_P of one sampling round: a function of (seed, step, round) and history."""
+        """problems_P of one sampling round: a function of (seed, step, round) and the history."""
         drawn_P = self._before_skipping(step, sampling_round)
         if not self.config.skip_uniform:
             return drawn_P
@@ -107,7 +107,7 @@ class Draws:
         )
 
     def num_skipped(self, step: int) -> int:
-        """The problems of the first round for which others stand in."""
+        """How many problems of the first round `skip_uniform` replaced."""
         if not self.config.skip_uniform:
             return 0
         pairs = zip(self._before_skipping(step, 0), self.batch(step), strict=True)
@@ -121,15 +121,15 @@ class Draws:
                 self.problems, step=step, num_steps=config.num_steps, batch_size=size, seed=seed
             )
         if config.curriculum == "pass_rate":
-            weights_N = self.history.until(step).weights(self._every)
+            weights_N = self.history.until(step).weights(self._all)
             rng = batches.generator(seed, batches.PASS_RATE_STREAM, step)
-            return pass_rates.weighted_batch(self._every, weights_N, size, rng)
-        rows = batches.batch_indices(step, size, len(self._every), seed)
-        return [self._every[row] for row in rows]
+            return pass_rates.weighted_batch(self._all, weights_N, size, rng)
+        rows = batches.batch_indices(step, size, len(self._all), seed)
+        return [self._all[row] for row in rows]
 
     @cached_property
-    def _every(self) -> list[Problem]:
-        """All problems, in one list that is made once."""
+    def _all(self) -> list[Problem]:
+        """The problems of all difficulties, in one list."""
         return sum(self.problems.values(), [])
 
     def _seed(self, sampling_round: int) -> int:
@@ -137,7 +137,7 @@ class Draws:
 
 
 def warning(config: GRPOConfig, problems: Sequence[Problem]) -> str | None:
-    """A line if `skip_uniform` can do little: most problems come up once."""
+    """A warning if `skip_uniform` can do little because most problems are drawn once."""
     drawn = config.num_steps * config.prompts_per_step
     if not config.skip_uniform or drawn >= len(problems):
         return None

@@ -1,4 +1,4 @@
-"""The user's rewards of a run, judges' verdicts too: loaded, and tried on gold completions."""
+"""The user's rewards and judges: loaded, and tried on gold completions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,15 +30,15 @@ def load_rewards(
     problems: Sequence[Problem],
     run_dir: Path | None = None,
 ) -> Extra:
-    """The user's rewards, in the order of their flags, judges last. One that fails on some of a
-    step's completions is left out of their pay; on all of them, it stops the run.
+    """The user's rewards, in the order of their flags, judges last. A reward that fails on some
+    completions of a step is left out of their totals; if it fails on all of them, the run stops.
 
     Args:
         problems: to learn from.
-        run_dir: judges' verdicts are kept in it; None keeps none.
+        run_dir: where judges' verdicts are kept; None keeps none.
 
     Raises:
-        UserError: a reward, a rubric or a judge that cannot be used.
+        UserError: a reward, a rubric or a judge cannot be used.
     """
     own = custom.load_extra_rewards(given.config.extra, given.functions)
     extra: Extra = [
@@ -61,8 +61,8 @@ def load_rewards(
 
 
 def digests_of(config: rewards.RewardConfig) -> dict[str, str]:
-    """Of the user's own rewards, judges and rubric, once they are loaded, by what they are: of
-    files, with the modules that those imported from their own folder, and of judges' weights."""
+    """Digests of the user's rewards, judges and rubric, by kind and name, once they are loaded: of
+    a file, of the modules that it imported from its own folder, and of a judge's weights."""
     specs = [("reward", spec) for spec in config.extra]
     specs += [("judge", spec) for spec in config.rubric.judges]
     files = {"rubric": Path(config.rubric.file)} if config.rubric.file else {}
@@ -83,8 +83,8 @@ def digests_of(config: rewards.RewardConfig) -> dict[str, str]:
 def check_rewards(
     given: rewards.GivenRewards, runtime: Runtime, problems: Sequence[Problem]
 ) -> None:
-    """Loads the user's rewards and tries each on gold completions, so that what is wrong with them
-    shows before anything is trained. A judge is asked about one completion of each domain.
+    """Loads the user's rewards and tries each on gold completions, so that faults show before
+    anything is trained. A judge is asked about one completion of each domain.
 
     Raises:
         UserError: as `load_rewards`, a reward that fails, or a judge without verdicts.
@@ -97,7 +97,7 @@ def check_rewards(
             values, reason = reward.judged(samples)
             if reward.num_missing(samples, values):
                 raise UserError(f"judge {name}, tried on a gold completion: {reason}; fix it")
-        elif isinstance(reward, rewards.TolerantReward):  # which must not fail here
+        elif isinstance(reward, rewards.TolerantReward):  # the reward inside must not fail here
             samples = [gold_sample(problem, runtime) for problem in problems[:TRIED]]
             rewards.score(samples, config.start, [(name, reward.reward, weight)], config.trace)
 

@@ -8,7 +8,7 @@ config it departs from the paper in these points:
 3. beta is 0, so no reference model is loaded; with beta > 0 the KL's gradient is the unbiased one.
 4. With one update per rollout the ratio is exactly 1 and no old log-probs are computed.
 
-With a teacher the same steps distil: the reverse KL to it is added to the loss, or is all of it.
+With a teacher the same steps distil: the reverse KL to it is added to the loss or replaces it.
 """
 
 import time
@@ -47,12 +47,12 @@ from gemma_grpo.training.state import (
 )
 from gemma_grpo.training.update import Packs, UpdateConfig
 
-Score = Callable[[Params, Params, Packs], tuple[jax.Array, ...]]
+Score = Callable[[Params, Params, Packs], tuple[jax.Array, ...]]  # see `grpo_update.make_score`
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What runs on the devices beside the rollout: see `objective.advantages` and `grpo_update`.
+    """The stage's programs besides the rollout: see `objective.advantages` and `grpo_update`.
     `score_teacher` is None without a teacher."""
 
     optimizer: optax.GradientTransformation
@@ -77,7 +77,7 @@ def make_trainer(
     remat: Remat,
     teacher: nnx.GraphDef | None = None,
 ) -> Trainer:
-    """The stage's programs, jitted and not yet compiled: for training, and to plan it."""
+    """The stage's programs, jitted and not yet compiled: for training and for planning."""
     optimizer = make_optimizer(config.optimizer, config.num_steps * config.num_iterations)
     make_score = partial(
         grpo_update.make_score, mesh=mesh, temperature=config.temperature, dtype=dtype
@@ -105,10 +105,10 @@ class Collected:
 
     Attributes:
         groups: P groups on the host.
-        weights: of the rewards at this step.
+        weights: reward weights at this step.
         extra_rounds: rollouts beyond the first.
-        num_skipped: problems of the first one for which others stood in.
-        seconds: that sampling and scoring took.
+        num_skipped: problems of the first rollout that `skip_uniform` replaced.
+        seconds: spent on sampling and scoring.
     """
 
     groups: collect.Groups
@@ -119,7 +119,7 @@ class Collected:
 
     @property
     def totals(self) -> Float[np.ndarray, "P G"]:
-        """The total rewards, float32, a group in each row."""
+        """The total reward of each completion, float32, one group per row."""
         totals = self.groups.scores.totals
         return np.reshape(totals, (len(self.groups.problems), -1)).astype(np.float32)
 
@@ -129,10 +129,10 @@ class Stage:
     """What the steps of the stage share.
 
     Attributes:
-        draws: of problems.
-        extra: the user's rewards, judges' too.
-        packing: how the updates' batches are cut.
-        learning_rates: of each update.
+        draws: chooses the problems of each step.
+        extra: the user's rewards and judges.
+        packing: how the batches are cut into packs.
+        learning_rates: one per update.
         reference: the parameters that the stage began with, in the compute dtype; None if beta = 0.
     """
 
@@ -204,8 +204,8 @@ class Stage:
         return meshes.place_rows(runtime.mesh, packing.pack(batch | keys, self.packing))
 
     def _score(self, params: Params, packs: Packs) -> Packs:
-        """The packs with the log-probs that the updates need: the reference's, the teacher's, the
-        old policy's."""
+        """The packs with the log-probs that the updates need: those of the reference, the teacher
+        and the old policy."""
         scores = {}
         teacher, score_teacher = self.runtime.teacher, self.trainer.score_teacher
         if self.reference is not None:
@@ -215,13 +215,13 @@ class Stage:
         if self.config.num_iterations > 1:
             scores["old_logps"] = self.trainer.score(params, self.runtime.frozen, packs)
         return tuple(
-            of_shape | {name: of_packs[n] for name, of_packs in scores.items()}
-            for n, of_shape in enumerate(packs)
+            batch | {name: logps[n] for name, logps in scores.items()}
+            for n, batch in enumerate(packs)
         )
 
     def _update(self, state: TrainState, packs: Packs) -> tuple[TrainState, dict[str, jax.Array]]:
-        """All updates on the rollout; metrics of the last, and the first one's log-probs and their
-        gap to the sampler's."""
+        """All updates on the rollout. The metrics are the last update's, except for the log-probs
+        and their gap to the sampler's: these are the first's, before the weights moved."""
         frozen = self.runtime.frozen
         state, first = self.trainer.update(state, frozen, packs)
         last = first
@@ -238,15 +238,15 @@ class Stage:
         advantages_PG: np.ndarray,
         metrics: dict[str, jax.Array],
     ) -> StepResult:
-        """What is kept of the step. Waits for the devices after the host's part is done."""
+        """The step's record. The host does its part first, and then waits for the devices."""
         rollouts = _rollout_rows(collected.groups, advantages_PG)
-        of_rollout = _rollout_metrics(collected, self.extra)
-        metrics = jax.device_get(metrics) | of_rollout
+        rollout_metrics = _rollout_metrics(collected, self.extra)
+        metrics = jax.device_get(metrics) | rollout_metrics
         tokens = collect.token_arrays(
             collected.groups.rollout, collected.groups.characters, metrics.pop("trainer_logps")
         )
         config, lora = self.config, self.runtime.lora
-        if lora.rank and lora.dropout:  # the gap would be the dropout's, which sampling has not
+        if lora.rank and lora.dropout:  # the sampler drops nothing: the gap would show the dropout
             metrics |= dict.fromkeys(("logp_gap/mean", "logp_gap/rms"))
         progress = step / config.num_steps
         last_update = (step + 1) * config.num_iterations - 1
@@ -272,12 +272,12 @@ def train(
     files: RunFiles,
 ) -> Params:
     """Run the stage from `params`, or from its last checkpoint, and return its weights. After a
-    collapse it may go on from the last good checkpoint with half the learning rate (`GuardConfig`).
+    collapse it may go on from the last good checkpoint at half the learning rate (`GuardConfig`).
 
     Raises:
         UserError: senseless settings, a reward that fails, a prompt over the budget.
         InterruptedRunError: a signal came; everything is saved.
-        CollapsedError: the guard has stopped it.
+        CollapsedError: the guard stopped the stage.
     """
     by_difficulty = batches.by_difficulty(problems)
     make_stage = partial(
@@ -295,8 +295,9 @@ def train(
         reference=in_dtype(params, runtime.dtype) if config.loss.beta > 0 else None,
     )
 
-    def begin(factor: float) -> tuple[StepFn, Callable[[], TrainState]]:
-        rate = factor * config.optimizer.learning_rate
+    def begin(rate_factor: float) -> tuple[StepFn, Callable[[], TrainState]]:
+        """The step function at `rate_factor` times the learning rate; what makes its first state"""
+        rate = rate_factor * config.optimizer.learning_rate
         slower = replace(config, optimizer=replace(config.optimizer, learning_rate=rate))
         trainer = make_trainer(
             slower,
@@ -323,13 +324,14 @@ def train(
 
 
 def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[str, float | None]:
+    """The step's metrics of problems, completions and rewards."""
     groups, rewards_PG = collected.groups, collected.totals
     mixed_P = resample.mixed_groups(groups)
     correct_PG = np.reshape(groups.scores.components["correctness"], rewards_PG.shape)
     components = {}
     for name, values in groups.scores.components.items():
-        given = [value for value in values if value is not None]
-        components[f"reward/{name}"] = float(np.mean(given)) if given else None
+        scored = [value for value in values if value is not None]
+        components[f"reward/{name}"] = float(np.mean(scored)) if scored else None
     for name, reward, _ in extra:
         if isinstance(reward, JudgedReward | rewards.TolerantReward):
             values = groups.scores.components[name]
@@ -346,18 +348,18 @@ def _rollout_metrics(collected: Collected, extra: extra_rewards.Extra) -> dict[s
         "skipped_problems": collected.num_skipped,
         "completion_length/mean": float(groups.rollout.completion_mask.sum(axis=1).mean()),
         "truncated": float(1 - groups.rollout.stopped.mean()),
-        **_difficulties(groups.problems),
+        **_difficulty_shares(groups.problems),
     }
 
 
-def _difficulties(problems_P: Sequence[Problem]) -> dict[str, float]:
-    """The share of each difficulty."""
+def _difficulty_shares(problems_P: Sequence[Problem]) -> dict[str, float]:
+    """The share of each difficulty among the problems."""
     drawn = [problem.difficulty for problem in problems_P]
     return {f"share/{name}": drawn.count(name) / len(drawn) for name in DIFFICULTIES}
 
 
 def _rollout_rows(groups: collect.Groups, advantages_PG: np.ndarray) -> list[dict]:
-    """What is kept of each completion: text, length, every reward component."""
+    """The record of each completion: text, length, advantage, every reward component."""
     G = advantages_PG.shape[1]
     return [
         {

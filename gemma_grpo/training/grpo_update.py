@@ -30,8 +30,8 @@ def make_batch(
 ) -> dict[str, Any]:
     """The arrays of an update.
 
-    `loss_mask` is the completion mask, without truncated completions if they are to be left out;
-    `weights` is each token's share in the loss of the whole batch; `rows` numbers the completions.
+    `loss_mask` is the completion mask, without truncated completions if these are masked;
+    `weights` are `token_weights` of the whole batch; `rows` numbers the completions.
     """
     mask_BT = rollout.completion_mask
     loss_mask_BT = mask_BT & rollout.stopped[:, None] if loss.mask_truncated else mask_BT
@@ -56,8 +56,8 @@ def make_batch(
 def make_score(
     graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, dtype: str
 ) -> Callable[[Params, Params, update.Packs], tuple[jax.Array, ...]]:
-    """The jitted (params, frozen, packs) -> log-probs of the packs' completions, shape by shape,
-    without gradient: the reference's, the teacher's, old ones."""
+    """The jitted (params, frozen, packs) -> log-probs of the completions, one array per pack shape,
+    without gradient: for the reference, the teacher and the old policy."""
 
     def values(gathered: update.GatheredParams, rows: dict) -> jax.Array:
         model = nnx.merge(graphdef, gathered.params)
@@ -78,11 +78,11 @@ def make_update(
     """The jitted (state, frozen, packs) -> (state, metrics): one optimizer update on a rollout.
 
     `frozen` are the parameters that are not trained, in the compute dtype. The packs may hold
-    `old_logps` (without them the update is on-policy) and a teacher's `teacher_logps`, and must
-    hold `ref_logps` if beta > 0.
-    Metrics beside those of `losses.metric_means`: `loss`; `entropy`, nats per token;
+    `old_logps` (without them the update is on-policy) and `teacher_logps`, and must hold
+    `ref_logps` if beta > 0.
+    Metrics besides those of `losses.metric_means`: `loss`; `entropy`, nats per token;
     `logp_gap/mean` and `logp_gap/rms`, |trainer - sampler| log-prob over completion tokens, which
-    measures numerical error on the first update of a rollout only; `grad_norm`, before clipping;
+    is numerical error on the first update of a rollout only; `grad_norm`, before clipping;
     `trainer_logps` [B, T], 0 on padding, if `config.num_rows` is given.
 
     Args:

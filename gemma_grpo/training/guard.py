@@ -15,14 +15,14 @@ LENGTH, CORRECT = "completion_length/mean", "reward/correctness"
 
 
 class Limit(NamedTuple):
-    """A range that a metric is to keep, both ends in it; None where a side is open."""
+    """The range of a healthy metric, both ends included; None leaves a side open."""
 
     metric: str
     low: float | None = None
     high: float | None = None
 
     def broken_by(self, value: float) -> str:
-        """Which side the value is on, "below 0.5"; "" within the range."""
+        """How the value is out of range, such as "below 0.5"; "" within it."""
         if self.low is not None and value < self.low:
             return f"below {self.low:g}"
         if self.high is not None and value > self.high:
@@ -31,7 +31,7 @@ class Limit(NamedTuple):
 
 
 class CollapsedError(Exception):
-    """GRPO has collapsed; of its checkpoints those that are still good are kept.
+    """GRPO has collapsed; its checkpoints after the last good one are deleted.
 
     Attributes:
         why: what was seen, in words.
@@ -46,31 +46,31 @@ class CollapsedError(Exception):
 
 
 class Guard:
-    """Of one stage. It is told the metrics of its steps, in order and from the first: what it knows
-    is a function of them alone, so that a resumed run's guard decides as the run's own.
+    """Watches one stage for a collapse. `see` takes the metrics of every step in order, and the
+    state depends on them alone: a resumed run decides as an uninterrupted one.
 
-    The metrics of a step are of the weights before its update. So whether a checkpoint is good
-    shows in the next step's.
+    A step's metrics are of the weights before its update, so whether its checkpoint is good shows
+    in the next step's metrics.
 
     Attributes:
-        collapse: what the last step has shown, in words; "" if nothing has collapsed.
+        collapse: why the stage has collapsed, as of the last step; "" if it has not.
     """
 
     def __init__(self, config: GuardConfig, checkpoint_every: int):
         self.collapse = ""
         self._config, self._every = config, checkpoint_every
-        # Steps in a row out of the range, of the metrics that have kept theirs once. Lengths are
-        # compared with those of the first steps, which keep it.
+        # Consecutive steps out of range, for each metric that was within its range once. The length
+        # is from the start: its range comes from the first steps.
         self._streaks = {LENGTH: 0}
-        self._lengths: list[float] = []  # of the first steps
+        self._lengths: list[float] = []  # of the first `patience` steps
         self._phase: str | None = None  # of the curriculum
-        self._correct: list[float] = []  # shares of its last steps
-        self._most_correct = 0.0  # the best mean of as many steps
+        self._correct: list[float] = []  # of this phase's last `patience` steps
+        self._most_correct = 0.0  # this phase's best mean of `patience` steps
         self._was_healthy = False  # the last step
-        self._good: set[int] = set()
+        self._good: set[int] = set()  # steps whose checkpoints are good
 
     def see(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One step more, from 1: numbers of Python, numpy or jax; None was not measured."""
+        """Takes the metrics of one step, counted from 1; None where one was not measured."""
         is_healthy, self.collapse = True, ""
         for name in ("loss", "grad_norm"):
             if name in metrics and _number(metrics, name) is None:
@@ -87,8 +87,8 @@ class Guard:
                 self._streaks[limit.metric] += 1
                 if self._streaks[limit.metric] >= self._config.patience:
                     self.collapse = self._in_words(limit.metric, broken, step, value)
-        share = self._share_right(_number(metrics, CORRECT), metrics.get("phase"))
-        if share < (1 + self._config.min_correctness) / 2:  # half-way down is not good either
+        share = self._see_correct(_number(metrics, CORRECT), metrics.get("phase"))
+        if share < (1 + self._config.min_correctness) / 2:  # halfway to a collapse
             is_healthy = False
         if share < self._config.min_correctness:
             self.collapse = (
@@ -103,19 +103,20 @@ class Guard:
         self._was_healthy = is_healthy
 
     def needs_checkpoint(self, step: int) -> bool:
-        """Whether a run may have to go back to this step: where to must not depend on the clock."""
+        """Whether to save after this step, by its number alone: where a run goes back to must not
+        depend on the clock."""
         return step % self._every == 0
 
     def best(self, steps: Iterable[int]) -> int:
-        """The checkpoint to go back to, of those of these steps: the newest good one that
+        """The step to go back to, of these that have a checkpoint: the newest good one that
         `needs_checkpoint`, else the newest good one; 0, the stage's beginning, if none is good."""
         good = [step for step in steps if step in self._good]
         return max(good, key=lambda step: (self.needs_checkpoint(step), step), default=0)
 
-    def _share_right(self, correct: float | None, phase: str | None) -> float:
-        """The mean of the last steps' right completions, as a share of the best such mean; 1 where
-        nothing is known. Steps are too small to be looked at one by one, and those of another phase
-        of the curriculum are no measure: its problems are easier."""
+    def _see_correct(self, correct: float | None, phase: str | None) -> float:
+        """Takes a step's share of right completions; returns the mean over the last steps, as a
+        share of the best such mean, or 1 where nothing is known. One step has too few completions
+        to judge by, and an earlier phase of the curriculum has easier problems."""
         patience = self._config.patience
         if phase != self._phase:
             self._phase, self._correct, self._most_correct = phase, [], 0.0
@@ -129,7 +130,7 @@ class Guard:
         return mean / self._most_correct if self._most_correct else 1.0
 
     def _limits(self) -> Iterator[Limit]:
-        """Those that are looked at now."""
+        """The limits that apply now."""
         config = self._config
         yield Limit("reward/format", low=config.min_format)
         yield Limit("entropy", config.min_entropy, config.max_entropy or None)
@@ -149,7 +150,7 @@ class Guard:
 
 
 def guard_of(config: GuardConfig, checkpoint_every: int, run_dir: Path, stage: str) -> Guard:
-    """The guard of a stage's steps that a run has recorded in its metrics.jsonl."""
+    """A stage's guard that has seen the steps in the run's metrics.jsonl."""
     guard, path = Guard(config, checkpoint_every), run_dir / "metrics.jsonl"
     steps, _ = read.json_lines(path)  # the last line may be torn
     for metrics in steps:
@@ -159,8 +160,8 @@ def guard_of(config: GuardConfig, checkpoint_every: int, run_dir: Path, stage: s
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> float | None:
-    """A metric's value; None where it was not measured, or is not finite, which metrics.jsonl does
-    not tell apart."""
+    """A metric's value; None where it was not measured or is not finite: metrics.jsonl writes both
+    as null."""
     value = metrics.get(name)
     value = None if value is None else float(value)
     return value if value is not None and math.isfinite(value) else None

@@ -11,11 +11,11 @@ from gemma_grpo.errors import InterruptedRunError
 
 
 class Interrupt:
-    """While entered, the first signal is only noted, and a line on stderr says what follows (a step
-    ends with its snapshot, if one is due); a second SIGINT stops at once, unsaved. One that came
-    after the last step had asked is not lost: leaving raises InterruptedRunError.
+    """A context in which the first signal only sets `signal_number` and prints a line on stderr;
+    the loop then finishes its step, with a snapshot if one is due. A second SIGINT stops at once,
+    unsaved. On leaving, a signal that no step has seen raises InterruptedRunError.
 
-    Outside the main thread nothing is noted: Python lets only that one handle signals.
+    Outside the main thread it does nothing: Python handles signals in the main thread only.
 
     Attributes:
         signal_number: of the signal that came, or None.
@@ -44,7 +44,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.signal_number = number
         again = "; Ctrl-C again stops unsaved" if number == signal.SIGINT else ""
-        # Amid the writing of another line, or with stderr gone, there is none: saving goes first.
+        # Printing fails inside another print, or if stderr is closed; saving must go on.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
             print(f"\nfinishing the step, then saving{again}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""A Gemma 3 as a judge: its probability of "yes", against "no", after a question."""
+"""A Gemma 3 as a judge: its probability of "yes" rather than "no" after a question."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ Dtype = Literal["float32", "bfloat16"]
 class JudgeModel:
     """A model that judges.
 
-    Its batches have one shape, so its one program is compiled once. It runs on this process's own
-    devices: processes do not wait for each other's questions.
+    All batches have one shape, so one program is compiled. It runs on this process's own devices:
+    processes do not wait for each other's questions.
 
     Attributes:
         runtime: the model's; max_prompt_length is the most tokens of a question.
-        params: its weights, in the dtype computed in.
-        score: the log-probs of a batch's completions.
-        num_rows: questions computed at a time.
+        params: its weights, in the compute dtype.
+        score: see `grpo_update.make_score`.
+        num_rows: questions per batch.
     """
 
     runtime: Runtime
@@ -58,7 +58,7 @@ class JudgeModel:
         verdicts: list[float | None] = [None] * len(prompts)
         for start in range(0, len(fits), self.num_rows):
             rows = fits[start : start + self.num_rows]
-            # The last batch is filled up, so that its shape is compiled already.
+            # The last batch is filled up, so that its shape is already compiled.
             filled = rows + rows[-1:] * (self.num_rows - len(rows))
             values = self._probabilities([prompts[i] for i in filled])
             for i, value in zip(rows, values, strict=False):
@@ -93,17 +93,17 @@ class JudgeModel:
 def load_judge_model(
     weights: str, name: str, *, dtype: Dtype, question_tokens: int, num_rows: int
 ) -> Judge:
-    """The judge that a checkpoint's model is.
+    """A judge that asks a checkpoint's model.
 
     Args:
         weights: as `ModelConfig.weights`.
         name: of the judge.
-        dtype: computed in.
+        dtype: the compute dtype.
         question_tokens: the most tokens of a question.
-        num_rows: questions computed at a time, rounded up to a multiple of this process's devices.
+        num_rows: questions per batch, rounded up to a multiple of this process's devices.
 
     Raises:
-        UserError: as `load_model`, or what is asked leaves no room for a question.
+        UserError: as `load_model`, or the template alone exceeds `question_tokens`.
     """
     config = ModelConfig(weights=weights, dtype=dtype, max_prompt_length=question_tokens)
     mesh = meshes.data_mesh(jax.local_devices())
@@ -113,7 +113,7 @@ def load_judge_model(
     if question_tokens < empty:
         raise UserError(
             f"reward.rubric: question_tokens={question_tokens} holds no question to {weights}: "
-            f"what is always asked takes {empty} tokens"
+            f"the template alone takes {empty} tokens"
         )
     most = max(len(tokenizer.encode(word)) for word in YES_NO)
     model = JudgeModel(

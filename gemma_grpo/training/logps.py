@@ -24,16 +24,16 @@ def batch_logps(
 
     Args:
         batch: `prompt_ids` and `prompt_mask` [P, S], left-padded; `completion_ids` and
-            `completion_mask` [B, T], right-padded, group-major; B is a multiple of P. May have
-            `slots` [N] (see `packing`): only these slots are computed. May have raw key data, by
-            which adapters drop inputs: `dropout_keys`, a row for each prompt, and
-            `completion_dropout_keys`, a row for each completion.
-        temperature: of the distribution; the sampler's, so that both are of the same one.
+            `completion_mask` [B, T], right-padded, group-major; B is a multiple of P. Optional:
+            `slots` [N] (see `packing`), the only slots to compute; `dropout_keys`, a row per
+            prompt, and `completion_dropout_keys`, a row per completion, raw key data for the
+            adapters' dropout.
+        temperature: the sampler's, so that both log-probs are of the same distribution.
         remat, gather: see `model.forward_groups`. Without remat the head's logits are kept too, if
             the embedding is trained.
     """
-    of_prompts = batch["prompt_ids"], batch["prompt_mask"]
-    tokens = *of_prompts, batch["completion_ids"], batch["completion_mask"]
+    prompts = batch["prompt_ids"], batch["prompt_mask"]
+    completions = batch["completion_ids"], batch["completion_mask"]
     (P, S), (B, T) = batch["prompt_ids"].shape, batch["completion_ids"].shape
     rows = gemma3.Rows((P, S), (B, T))
     if "slots" in batch:
@@ -43,7 +43,7 @@ def batch_logps(
         names = "dropout_keys", "completion_dropout_keys"
         keys = tuple(jax.random.wrap_key_data(batch[name], impl=gemma3.PRNG) for name in names)
     hidden_1ND = gemma3.forward_groups(
-        model, tokens, rows, remat=remat, gather=gather, dropout_keys=keys
+        model, (*prompts, *completions), rows, remat=remat, gather=gather, dropout_keys=keys
     )
     logps_1M, entropy_1M = token_logps(
         model,
@@ -68,7 +68,7 @@ def token_logps(
     """Log-prob of `ids` under softmax(head(hidden) / temperature), and its entropy, in float32.
 
     The entropy carries no gradient. Where a token is not `wanted`, the values mean nothing. The
-    full logits are not stored, unless the backward pass is to find them (`keep_logits`).
+    logits of the whole vocabulary are stored for the backward pass only if `keep_logits`.
     """
     tokens = lm_head_logps(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),

@@ -28,18 +28,18 @@ from gemma_grpo.training.saving import (
 )
 from gemma_grpo.training.state import TrainState
 
-# What must fit before the deadline for one more step to be taken: the stage's weights are written
-# after its checkpoint, which holds them, so the checkpoint's seconds are enough for them.
+# What must fit before the deadline for one more step to be taken. The second "save" bounds the time
+# for the stage's weights: a checkpoint holds these and more.
 ONE_MORE_STEP = ("step", "save", "save", "evaluate")
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Measurements between the steps of a stage, which change nothing of it.
+    """Measurements between the steps of a stage; training is the same without them.
 
     Attributes:
         every: steps from one to the next; 0 takes none.
-        take: (step, params) -> its metrics; keeps the rest itself.
+        take: (step, params) -> metrics for the step's record; writes its own files.
     """
 
     every: int = 0
@@ -57,10 +57,10 @@ class RunFiles:
     Attributes:
         saving: when checkpoints are written, and where.
         keep_last: write one after a stage's last step too.
-        leave: takes what a stage has trained after its last step, and writes that.
+        write_weights: writes the parameters that a finished stage has trained.
         snapshots: of GRPO.
         guard: when the stage counts as collapsed; None if it never does.
-        quiet: print warnings alone.
+        quiet: print only warnings.
     """
 
     run_dir: Path
@@ -69,7 +69,7 @@ class RunFiles:
     deadline: Deadline = field(default_factory=Deadline)
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
     keep_last: bool = False
-    leave: Callable[[Any], None] = lambda params: None
+    write_weights: Callable[[Any], None] = lambda params: None
     snapshots: Snapshots = Snapshots()
     guard: GuardConfig | None = None
     quiet: bool = False
@@ -79,7 +79,7 @@ class RunFiles:
         return stage_checkpoints(self.run_dir, stage, self.saving)
 
     def guard_of(self, stage: str, checkpoint_every: int) -> Guard | None:
-        """The guard of one stage, which knows the steps on record."""
+        """The guard of one stage, which has seen the steps on record; None without a guard."""
         if self.guard is None:
             return None
         return guard_of(self.guard, checkpoint_every, self.run_dir, stage)
@@ -91,8 +91,8 @@ class StepResult:
 
     Attributes:
         metrics: for metrics.jsonl and TensorBoard.
-        rollouts: a row for each sampled completion; empty where nothing was sampled.
-        tokens: of the same completions; see `records.tokens`.
+        rollouts: a row for each sampled completion; empty if nothing was sampled.
+        tokens: those of the same completions; see `records.tokens`.
     """
 
     metrics: dict[str, Any]
@@ -111,18 +111,19 @@ def run_steps(
 ) -> TrainState:
     """Take the stage's remaining steps and return the state after the last.
 
-    The state comes from the stage's last intact checkpoint if there is one, else it is `state`. A
-    step's record is written before the checkpoint of that step, so that a resumed run can cut its
-    files back to the checkpoint and write the same again.
+    The stage starts from its last intact checkpoint, or else from `state`. A step's record is
+    written before its checkpoint, so that a resumed run can cut its files back to the checkpoint
+    and write the same again.
 
     Args:
-        step_fn: (state, step) -> (state, result), of these and the record alone; step from 0.
+        step_fn: (state, step) -> (state, result), a function of these and the record alone; step
+            from 0.
 
     Raises:
         UserError: from a step, after the steps before it were saved.
         InterruptedRunError: a signal came; the step under way was finished and saved.
         OutOfTimeError: another step would not leave time to stop in order; all steps are saved.
-        CollapsedError: the guard has seen a collapse; its last good checkpoint is the newest now.
+        CollapsedError: the guard saw a collapse; the last good checkpoint is the newest now.
     """
     keeper = _Keeper(stage, num_steps, files, files.checkpoints(stage), Watch(stage))
     state, done = restore(keeper.checkpoints, state)
@@ -133,7 +134,7 @@ def run_steps(
     is_out_of_time = partial(keeper.is_out_of_time, done)
     if done < num_steps and processes.broadcast_from_primary(is_out_of_time):
         raise OutOfTimeError(stage, done, num_steps, state.params)
-    processes.run_on_primary(keeper.checkpoints.bring_together)
+    processes.run_on_primary(keeper.checkpoints.consolidate)
     keeper.schedule = Schedule(
         files.saving, checkpoint_every, step=done, num_steps=num_steps, num_bytes=num_bytes
     )
@@ -142,7 +143,7 @@ def run_steps(
     )
     keeper.guard = processes.run_on_primary(lambda: files.guard_of(stage, checkpoint_every))
     try:
-        # A signal may have come within the very step that showed a collapse.
+        # The last session may have been stopped by a signal in the step that showed a collapse.
         keeper.require_health(processes.broadcast_from_primary(keeper.seen_collapse))
         for step in range(done, num_steps):
             state = _take_step(keeper, step_fn, state, step)
@@ -164,7 +165,7 @@ def _take_step(
     started = time.monotonic()
     try:
         state, result = step_fn(state, step)
-    except UserError as error:  # a reward that fails, say: it did so before the update
+    except UserError as error:  # such as a reward that fails, which is before the update
         keeper.stop(step, state)
         if not step:
             raise
@@ -177,22 +178,23 @@ def _take_step(
     keeper.files.deadline.note("step", time.monotonic() - started)
     if keeper.files.snapshots.is_due(step):
         result.metrics.update(keeper.files.snapshots.take(step, state.params))
-    said = processes.gather_from_all(partial(keeper.record, step, result))
-    signal_number, is_last = max(each.signal_number for each in said), step == keeper.num_steps
-    if signal_number or (said[0].out_of_time and not is_last):
+    reports = processes.gather_from_all(partial(keeper.record, step, result))
+    primary, is_last = reports[0], step == keeper.num_steps
+    signal_number = max(report.signal_number for report in reports)
+    if signal_number or (primary.out_of_time and not is_last):
         keeper.stop(step, state, **phase)
         if signal_number:
             raise InterruptedRunError(signal_number)
         raise OutOfTimeError(keeper.stage, step, keeper.num_steps, state.params)
-    keeper.require_health(said[0].collapse)
-    if said[0].is_due and not is_last:
+    keeper.require_health(primary.collapse)
+    if primary.is_due and not is_last:
         keeper.save(step, state, **phase)
     return state
 
 
 def restore(checkpoints: StageCheckpoints, state: TrainState) -> tuple[TrainState, int]:
-    """The state of a stage's newest intact checkpoint, placed like `state`, and its step; `state`
-    and 0 without one."""
+    """The state of a stage's newest intact checkpoint, sharded like `state`, and its step; `state`
+    and 0 if there is none."""
     newest = processes.broadcast_from_primary(checkpoints.newest)
     if newest is None:
         return state, 0
@@ -200,8 +202,9 @@ def restore(checkpoints: StageCheckpoints, state: TrainState) -> tuple[TrainStat
     return Checkpoints(newest.parent).restore(step, like=state)[0], step
 
 
-class Said(NamedTuple):
-    """What a process says after a step; but for the signal, the primary's counts.
+class StepReport(NamedTuple):
+    """What each process reports after a step. A signal counts from any process, the rest from the
+    primary alone.
 
     Attributes:
         signal_number: of the signal that it got, or 0.
@@ -218,7 +221,7 @@ class Said(NamedTuple):
 
 @dataclass
 class _Keeper:
-    """Keeps what the steps of one stage leave: records, progress, checkpoints, weights."""
+    """Writes what the steps of one stage leave: records, progress, checkpoints, weights."""
 
     stage: str
     num_steps: int
@@ -226,35 +229,35 @@ class _Keeper:
     checkpoints: StageCheckpoints
     watch: Watch
     schedule: Schedule | None = None
-    progress: Progress | None = None  # in the primary process, as the guard
+    progress: Progress | None = None  # like the guard, in the primary process only
     guard: Guard | None = None
     saved_step: int = 0
 
     def is_out_of_time(self, step: int) -> bool:
         """Whether one more step after `step` would not leave time to stop in order."""
-        return not self._has_time(step, self.checkpoints.running.is_writing())
+        return not self._has_time(step, is_writing=self.checkpoints.running.is_writing())
 
-    def record(self, step: int, result: StepResult) -> Said:
-        """The primary process writes.
+    def record(self, step: int, result: StepResult) -> StepReport:
+        """Writes the step's record in the primary process, and decides what follows the step.
 
         Raises:
-            UserError: the save under way has failed; or from the records.
+            UserError: the save under way has failed, or the record cannot be written.
         """
         running = self.checkpoints.running
         running.check()
         if running.seconds is not None:
             self.files.deadline.note("save", running.seconds)
-            self.schedule.note_whole(running.seconds)
+            self.schedule.note_written(running.seconds)
         if processes.is_primary():
             self._write(step, result)
         # Where a guard goes back to must not depend on the clock.
-        is_wanted = self.guard is not None and self.guard.needs_checkpoint(step)
-        is_due = is_wanted or self.schedule.is_due(step, is_writing=running.is_writing())
+        for_guard = self.guard is not None and self.guard.needs_checkpoint(step)
+        is_due = for_guard or self.schedule.is_due(step, is_writing=running.is_writing())
         # A save that begins now may still be under way when time runs out.
-        has_time = self._has_time(step, True)
-        return Said(
+        has_time = self._has_time(step, is_writing=True)
+        return StepReport(
             self.files.interrupt.signal_number or 0,
-            self.is_out_of_time(step) or (is_wanted and not has_time),
+            self.is_out_of_time(step) or (for_guard and not has_time),
             is_due and has_time,
             self.seen_collapse(),
         )
@@ -264,18 +267,18 @@ class _Keeper:
         return self.guard.collapse if self.guard is not None else ""
 
     def require_health(self, collapse: str) -> None:
-        """Raises CollapsedError if there was one. Checkpoints later than the last good one are
-        deleted then, so that the stage goes on from that."""
+        """Raises CollapsedError if `collapse` says something, and deletes the checkpoints after the
+        last good one, so that the stage goes on from that."""
         if not collapse:
             return
         self.wait()
-        places = self.checkpoints
-        go_back = lambda: places.go_back(self.guard.best(places.paths()))
-        good = processes.broadcast_from_primary(go_back)
-        raise CollapsedError(collapse, self.stage, good, self.num_steps)
+        checkpoints = self.checkpoints
+        go_back = lambda: checkpoints.go_back(self.guard.best(checkpoints.paths()))
+        good_step = processes.broadcast_from_primary(go_back)
+        raise CollapsedError(collapse, self.stage, good_step, self.num_steps)
 
     def save(self, step: int, state: TrainState, **host: Any) -> None:
-        """Begins to write a checkpoint, which goes on beside the next steps."""
+        """Begins to write a checkpoint; the writing goes on during the next steps."""
         started = time.monotonic()
         self._keep_good()
         self.checkpoints.running.start(step, state, self._host(step, host))
@@ -294,20 +297,21 @@ class _Keeper:
             self.files.deadline.note("save", time.monotonic() - started)
 
     def finish(self, state: TrainState) -> None:
-        """Leaves what the stage has trained. If that cannot be written, its state is saved.
+        """Writes the stage's weights; if that fails, saves its state.
 
         Raises:
+            UserError: the weights cannot be written.
             InterruptedRunError: a signal came meanwhile.
         """
         if self.files.keep_last and self.saved_step < self.num_steps:
             self.save(self.num_steps, state)
         try:
-            self.files.leave(state.params)
+            self.files.write_weights(state.params)
         except UserError:
             self.stop(self.num_steps, state)
             raise
-        said = processes.gather_from_all(lambda: self.files.interrupt.signal_number or 0)
-        if signal_number := max(said):
+        signals = processes.gather_from_all(lambda: self.files.interrupt.signal_number or 0)
+        if signal_number := max(signals):
             raise InterruptedRunError(signal_number)
 
     def wait(self) -> None:
@@ -315,12 +319,12 @@ class _Keeper:
         self.checkpoints.running.wait()
 
     def close(self) -> None:
-        """Ends the progress bar, and waits as `wait`."""
+        """Ends the progress bar, then `wait`."""
         processes.run_on_primary(lambda: self.progress.close())
         self.wait()
 
     def _write(self, step: int, result: StepResult) -> None:
-        """A step's record."""
+        """Writes a step's record and shows its progress."""
         if self.guard is not None:
             self.guard.see(step, result.metrics)
         if result.rollouts:
@@ -335,17 +339,23 @@ class _Keeper:
             self.progress.say(f"warning: {line}")
 
     def _keep_good(self) -> None:
-        """The next save leaves the checkpoint that the guard would go back to."""
+        """Makes the next save keep the checkpoint that the guard would go back to."""
         if self.files.guard is not None:
             self.wait()  # the one under way may be the good one
         if self.guard is not None:
             running = self.checkpoints.running
             running.also_keep = self.guard.best(running.steps())
 
-    def _has_time(self, step: int, is_writing: bool) -> bool:
-        """For the step after `step`, and the snapshot that may follow it."""
-        snapshot = ("snapshot",) * self.files.snapshots.is_due(step + 1)
-        return self.files.deadline.allows(*ONE_MORE_STEP, *("save",) * is_writing, *snapshot)
+    def _has_time(self, step: int, *, is_writing: bool) -> bool:
+        """Whether there is time for the step after `step`, a snapshot if one follows it, and the
+        end of the save under way (`is_writing`)."""
+        kinds = list(ONE_MORE_STEP)
+        if is_writing:
+            kinds.append("save")
+        if self.files.snapshots.is_due(step + 1):
+            kinds.append("snapshot")
+        return self.files.deadline.allows(*kinds)
 
     def _host(self, step: int, host: dict) -> dict:
+        """The part of a checkpoint that is not arrays."""
         return {"stage": self.stage, "step": step} | host

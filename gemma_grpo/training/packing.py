@@ -2,12 +2,12 @@
 
 A *pack* is what a device computes in one pass: a row of N tokens that holds prompts and some of
 their completions. A group's completions may lie in different packs, and on different devices; each
-pack runs the prompts that its completions continue. However long the completions are, a step takes
-as many packs as they need, and the devices take equally many. Where large packs have 1024 tokens or
-more, small ones of a quarter of that leave few places empty.
+pack runs the prompts that its completions continue. A step takes as many packs as its completions
+need, the same number on every device. Where large packs have 1024 tokens or more, small ones of a
+quarter of that leave few places empty.
 
 The arrays of a pack are padded: p prompt rows [p, S], g completion rows for each, [p*g, T], and
-`slots` [N]: which of their P*S + B*T slots stands at each place of the row (`model.packed`).
+`slots` [N]: which of the pack's p*S + p*g*T slots stands at each place of the row (`model.packed`).
 """
 
 import heapq
@@ -19,9 +19,9 @@ from jaxtyping import Int
 from gemma_grpo.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-OF_PROMPTS = ("prompt_ids", "prompt_mask", "dropout_keys")  # a row for each prompt; others: B rows
-SMALL_FROM = 256  # tokens of a small pack, at least: the TPU kernel's blocks are of this size
-NEAR = 1 / 256  # of a step's places; 64 large packs a device or fewer differ by more
+OF_PROMPTS = ("prompt_ids", "prompt_mask", "dropout_keys")  # P rows; all other arrays have B
+SMALL_FROM = 256  # the fewest tokens of a small pack: the block size of the TPU kernel
+NEAR = 1 / 256  # of a step's places; with 64 large packs a device or fewer, one pack is more
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PackShape:
         tokens: N, of the row; 0 computes every slot of the padded rows, tokens or not.
         num_prompts: p, prompt rows.
         rows_each: g, completion rows of each prompt.
-        most: packs of this size that a device may take in one step.
+        most: the most packs of this size that a device takes in one step.
     """
 
     tokens: int
@@ -46,7 +46,7 @@ class Packing:
     """How a stage's batches are cut.
 
     Attributes:
-        num_devices: that take equally many packs.
+        num_devices: each takes the same number of packs.
         max_prompt_length: S.
         max_completion_length: T.
         shapes: the sizes of pack, the largest first.
@@ -64,10 +64,10 @@ def make_packing(
     """The packing of batches of `num_prompts` (P) groups of `num_generations` (G).
 
     Args:
-        pack_tokens: N of the large packs, which are longer where a prompt with its completion may
-            be; 0 gives each device its share of the groups as one pack of all slots.
+        pack_tokens: N of the large packs, raised to S + T if that is more; 0 gives each device its
+            share of the groups as one pack of all slots.
         lengths: (S, T), the most tokens of a prompt and of a completion.
-        devices: how many share a batch.
+        devices: the number that share a batch.
 
     Raises:
         UserError: without packs the groups do not divide over the devices.
@@ -81,10 +81,10 @@ def make_packing(
             )
         return Packing(devices, S, T, (PackShape(0, P // devices, G, 1),))
     pack_tokens = max(pack_tokens, S + T)
-    # Rows for completions a quarter as long as they may be; prompts for twice as many groups.
+    # Rows for completions of a quarter of T, and prompts for twice as many groups as these.
     prompts_in = lambda tokens: min(P, -(-8 * tokens // (S + G * T)))
-    whole = _completions_in(pack_tokens, G, lengths)
-    most = -(-P * -(-G // whole) // devices)
+    packs_per_group = -(-G // _completions_in(pack_tokens, G, lengths))
+    most = -(-P * packs_per_group // devices)
     shapes = [PackShape(pack_tokens, prompts_in(pack_tokens), G, most)]
     small = pack_tokens // 4
     if small >= SMALL_FROM:
@@ -93,11 +93,11 @@ def make_packing(
 
 
 def pack(batch: Arrays, packing: Packing) -> tuple[Arrays, ...]:
-    """The batch's rows in packs: for each shape its arrays, device by device and pack by pack.
+    """The batch's rows in packs: the arrays of each pack shape, device by device and pack by pack.
 
-    Beside the batch's own arrays each has `slots` [devices * most, N], p*S + p*g*T where a place is
-    empty, and `count` [devices]: how many of the packs are used. Rows that hold nothing are 0.
-    Where every slot is computed there is neither, and the order of rows is the batch's own.
+    Besides the batch's own arrays, each shape has `slots` [devices * most, N], p*S + p*g*T where a
+    place is empty, and `count` [devices], how many of the packs are used. Unused rows are 0. With
+    `pack_tokens` 0 there is neither, and the rows keep their order.
 
     Args:
         batch: arrays of P, or of B = P*G, rows: `prompt_ids` and `prompt_mask` [P, S],
@@ -120,7 +120,7 @@ def pack(batch: Arrays, packing: Packing) -> tuple[Arrays, ...]:
 
 
 def _completions_in(tokens: int, num_generations: int, lengths: tuple[int, int]) -> int:
-    """Completions of one prompt that fit into a pack whatever their lengths."""
+    """How many completions of one prompt fit into a pack, even at full length."""
     S, T = lengths
     return min(num_generations, (tokens - S) // T)
 
@@ -128,20 +128,20 @@ def _completions_in(tokens: int, num_generations: int, lengths: tuple[int, int])
 def _deal_step(
     tokens_B: Int[np.ndarray, " B"], prompt_tokens_P: Int[np.ndarray, " P"], packing: Packing
 ) -> tuple[list[int], Int[np.ndarray, " B"]]:
-    """How many packs of each shape a device takes, the fewest places that will do, and the bin
-    (one pack of one device) of each completion. What has less than `NEAR` more places than the
-    last that would not do is not tried, so that a large batch is not dealt hundreds of times."""
+    """How many packs of each shape a device takes, with the fewest places that hold the step, and
+    the bin (one pack of one device) of each completion. After counts that fail, those with less
+    than `NEAR` more places are skipped, so that a large batch is not dealt hundreds of times."""
     large, *small = packing.shapes
-    numbers = [
+    candidates = [
         (n, m) for n in range(large.most + 1) for m in range(small[0].most + 1 if small else 1)
     ]
-    size = lambda counts: (
+    places = lambda counts: (
         packing.num_devices
         * sum(count * shape.tokens for count, shape in zip(counts, packing.shapes, strict=False))
     )
     needed = tokens_B.sum() + prompt_tokens_P.sum()
-    for counts in sorted(numbers, key=size):
-        if size(counts) < needed:
+    for counts in sorted(candidates, key=places):
+        if places(counts) < needed:
             continue
         bins = [
             shape
@@ -150,30 +150,30 @@ def _deal_step(
         ]
         if (bins_B := deal(tokens_B, prompt_tokens_P, bins)) is not None:
             return list(counts[: len(packing.shapes)]), bins_B
-        needed = size(counts) * (1 + NEAR)
-    # Completions at full length, one prompt a pack: `most` was chosen to hold these.
+        needed = places(counts) * (1 + NEAR)
+    # One prompt per pack, with room for full-length completions: `most` packs always hold these.
     G = len(tokens_B) // len(prompt_tokens_P)
     lengths = packing.max_prompt_length, packing.max_completion_length
-    whole = _completions_in(large.tokens, G, lengths)
+    per_pack = _completions_in(large.tokens, G, lengths)
     number_B = np.arange(len(tokens_B))
-    bins_B = number_B // G * -(-G // whole) + number_B % G // whole
+    bins_B = number_B // G * -(-G // per_pack) + number_B % G // per_pack
     return [large.most, 0][: len(packing.shapes)], bins_B
 
 
 def deal(
     tokens_B: Int[np.ndarray, " B"], prompt_tokens_P: Int[np.ndarray, " P"], bins: list[PackShape]
 ) -> Int[np.ndarray, " B"] | None:
-    """The bin of each completion, the longest dealt first, or None where one finds no room.
+    """The bin of each completion, the longest dealt first, or None if one finds no room.
 
-    A completion goes where most room is left behind it (Graham's rule for equal machines), less the
-    tokens of a prompt that would have to be run once more; of equal bins to the first.
+    A completion goes to the bin with the most room left after it (Graham's rule for equal
+    machines), less the tokens of a prompt that it would run once more; of equals, to the first.
     """
     tokens, prompt_tokens = tokens_B.tolist(), prompt_tokens_P.tolist()
     G = len(tokens) // len(prompt_tokens)
     room = [shape.tokens for shape in bins]
     free_prompts = [shape.num_prompts for shape in bins]
     held_by: list[list[int]] = [[] for _ in prompt_tokens]  # the bins that have a prompt
-    # Bins that take one more prompt, the roomiest first; an entry of another room is out of date.
+    # Bins that take one more prompt, the roomiest first; entries with an old room are stale.
     roomiest = [(-space, n) for n, space in enumerate(room)]
     heapq.heapify(roomiest)
     spare = sum(room) - sum(tokens)  # places for prompts
@@ -196,7 +196,7 @@ def deal(
             room[chosen] -= prompt_tokens[p]
             spare -= prompt_tokens[p]
             if spare < 0:
-                return None  # already now: what is left cannot all find room
+                return None  # early: the rest cannot all find room
         room[chosen] -= tokens[b]
         heapq.heappush(roomiest, (-room[chosen], chosen))
         bins_B[b] = chosen
@@ -204,7 +204,7 @@ def deal(
 
 
 def _arrays(batch: Arrays, bins_B: np.ndarray, places: np.ndarray, shape: PackShape) -> Arrays:
-    """The arrays of the packs of one shape; `places` has the bin of each, -1 for an unused one."""
+    """The arrays of the packs of one shape; `places` has each pack's bin, -1 for an unused one."""
     P, S = batch["prompt_ids"].shape
     B, T = batch["completion_ids"].shape
     G, p, g = B // P, shape.num_prompts, shape.rows_each

@@ -72,7 +72,7 @@ def document(rng: random.Random, drafts: Iterator) -> str:
 def train_tokenizer(path: Path, *, vocab_size: int, seed: int) -> None:
     """A SentencePiece BPE with Gemma's conventions: ids 0 to 3, single digits, byte fallback.
 
-    Its text holds the names of the answer format's tags, so that they are tokens, as in Gemma.
+    Its text holds the names of the answer format's tags, so that each is one token, as in Gemma.
     """
     rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
     texts = [document(rng, drafts) for _ in range(NUM_TOKENIZER_DOCUMENTS)]
@@ -106,7 +106,7 @@ def train_tokenizer(path: Path, *, vocab_size: int, seed: int) -> None:
 def batches(
     tokenizer: Tokenizer, *, batch_size: int, length: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """Endless [batch_size, length] rows, documents one after another, the last one cut."""
+    """Endless [batch_size, length] ids: in each row documents one after another, the last cut."""
     rng, drafts = random.Random(seed), curriculum.drafts("train", seed)
     while True:
         rows = np.zeros((batch_size, length), np.int32)
@@ -120,15 +120,15 @@ def batches(
 
 
 def text_digest(tokenizer: Tokenizer, options: PretrainConfig) -> str:
-    """SHA-256 of the text's first `DIGESTED_ROWS` rows, as little-endian int32. It is in a model's
-    record, so that another split, wording or tokenizer since then shows."""
+    """SHA-256 of the text's first `DIGESTED_ROWS` rows, as little-endian int32. A model's record
+    holds it, so that a later change of split, wording or tokenizer shows."""
     rows = batches(tokenizer, batch_size=DIGESTED_ROWS, length=options.length, seed=options.seed)
     return hashlib.sha256(next(rows).astype("<i4").tobytes()).hexdigest()
 
 
 def make_nano(out: Path, options: PretrainConfig) -> dict[str, Any]:
-    """Trains tokenizer and weights, writes them as a folder of Hugging Face's form, and returns the
-    record that is written with them. The folder appears when all is done.
+    """Trains tokenizer and weights, writes them as a Hugging Face folder, and returns the record
+    that is written with them. The folder appears only when it is complete.
 
     Raises:
         UserError: it cannot be written.

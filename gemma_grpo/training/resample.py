@@ -19,18 +19,18 @@ def collect_mixed(
     *,
     resample_rounds: int,
 ) -> tuple[Groups, int]:
-    """Groups for one step; those all right or all wrong are sampled again, within bounds.
+    """Groups for one step; those all right or all wrong are replaced, within bounds.
 
-    DAPO's dynamic sampling, arXiv 2503.14476, eq. 11. What is still uniform after the last round
-    stays in.
+    DAPO's dynamic sampling, arXiv 2503.14476, eq. 11. Groups that are still uniform after the last
+    round stay.
 
     Args:
         collect: (problems_P, key) -> Groups.
         draw: round -> P problems.
-        resample_rounds: extra rounds at most.
+        resample_rounds: the most extra rounds.
 
     Returns:
-        The groups, and how many rounds it took beyond the first.
+        The groups, and the number of extra rounds.
     """
     groups = collect(draw(0), jax.random.fold_in(key, 0))
     for extra_round in range(1, resample_rounds + 1):
@@ -51,7 +51,7 @@ def mixed_groups(groups: Groups) -> Bool[np.ndarray, " P"]:
 
 
 def _replace_groups(groups: Groups, at: np.ndarray, other: Groups, source: np.ndarray) -> Groups:
-    """`groups` with groups `at` taken from groups `source` of `other`, which was scored later."""
+    """`groups` with groups `at` replaced by groups `source` of `other`, which was scored after."""
     from_other = dict(zip(at.tolist(), source.tolist(), strict=True))
     both = joined(
         [

@@ -1,4 +1,4 @@
-"""A stage under a guard: after a collapse it stops, or goes on from its last good checkpoint with
+"""A stage under a guard: after a collapse it stops, or goes on from its last good checkpoint at
 half the learning rate."""
 
 import sys
@@ -30,11 +30,11 @@ def run_guarded(
     after the last.
 
     Args:
-        begin: from a share of the learning rate to the step function (`run_steps`) and a function
-            that makes the state which the stage begins with.
+        begin: factor of the learning rate -> (step function of `run_steps`, function that makes the
+            stage's first state).
 
     Raises:
-        CollapsedError: there was one, and the guard stops the stage; with its last good weights.
+        CollapsedError: the guard stops the stage; holds its last good weights.
         UserError, InterruptedRunError, OutOfTimeError: as `run_steps`.
     """
     files = replace(files, guard=guard if guard.is_on else None)
@@ -55,7 +55,7 @@ def run_guarded(
 
 
 def _past(stage: str, files: RunFiles) -> list[Rollback]:
-    """The rollbacks that lie behind the checkpoint which the stage goes on from."""
+    """The rollbacks up to the checkpoint that the stage goes on from; drops later ones on file."""
     past = rollbacks.read(files.run_dir)
     if not past:
         return []
@@ -69,8 +69,9 @@ def _past(stage: str, files: RunFiles) -> list[Rollback]:
 def _go_back(
     collapse: CollapsedError, past: list[Rollback], files: RunFiles, guard: GuardConfig
 ) -> list[Rollback]:
-    """Notes one rollback more, when the checkpoints after its step are gone: a process killed
-    before the note takes the same steps again. Then cuts the records back. Returns all."""
+    """Records one more rollback, cuts the other records back to its step, and returns all
+    rollbacks. The later checkpoints are deleted already: a process killed before the record takes
+    the same steps again."""
     stage, to, factor = collapse.stage, collapse.step, 0.5 ** (len(past) + 1)
     at = metrics.last_step(files.run_dir, stage)
     past = [*past, Rollback(collapse.why, at, to, factor)]

@@ -14,7 +14,7 @@ from gemma_grpo.training.config import CheckpointConfig
 from gemma_grpo.training.deadline import DISK_BYTES_PER_SECOND
 
 SMALL = 10**8  # bytes; a state below this is saved whenever it is due, however busy the machine is
-HOST_BYTES_PER_SECOND = 1e9  # device to host; taken for the first save, until one was measured
+HOST_BYTES_PER_SECOND = 1e9  # device to host, assumed until a save was measured
 
 
 class Schedule:
@@ -24,44 +24,45 @@ class Schedule:
         self, config: CheckpointConfig, every: int, *, step: int, num_steps: int, num_bytes: int
     ):
         """Args:
-        every: steps between checkpoints; 0: none by steps.
+        every: steps between checkpoints; 0 saves none by steps.
         step: the one that the stage goes on from, which is saved.
         num_steps: of the stage.
-        num_bytes: of a checkpoint, for the first one's time.
+        num_bytes: size of a checkpoint, to estimate the first one's time.
         """
         self._config, self._every, self._num_steps = config, every, num_steps
         self._first_step = self._saved_step = step
         self._began = self._saved_at = time.monotonic()
-        self._stopped = 0.0  # seconds in which training stood still for saving
+        self._stalled = 0.0  # seconds in which training stood still for saving
         self._is_small = num_bytes < SMALL
-        self._last = num_bytes / HOST_BYTES_PER_SECOND  # seconds that the last save stopped it
-        self._writing = num_bytes / DISK_BYTES_PER_SECOND
+        self._last_stall = num_bytes / HOST_BYTES_PER_SECOND  # the same, for the last save alone
+        self._write_seconds = num_bytes / DISK_BYTES_PER_SECOND  # from begin to end of a save
 
     def is_due(self, step: int, *, is_writing: bool) -> bool:
-        """Whether to save after `step`, the save before being under way or not. What is put off
-        stays due."""
+        """Whether to save after `step`; `is_writing`: the last save is still under way. A save that
+        is put off stays due."""
         minutes, now = self._config.minutes, time.monotonic()
         by_steps = self._every and step // self._every > self._saved_step // self._every
         by_time = minutes and now - self._saved_at >= 60 * minutes
         if not (by_steps or by_time):
             return False
         passed = now - self._began
-        a_step = (passed - self._stopped) / (step - self._first_step)
+        step_seconds = (passed - self._stalled) / (step - self._first_step)
+        stalled_then, passed_then = self._stalled + self._last_stall, passed + self._last_stall
         return self._is_small or (
             not is_writing
-            and self._stopped + self._last <= self._config.share * (passed + self._last)
-            # Else the stage's weights would have to wait for it, and they make it superfluous.
-            and self._writing <= a_step * (self._num_steps - step)
+            and stalled_then <= self._config.share * passed_then
+            # Else the stage's weights would wait for it, and with them it is superfluous.
+            and self._write_seconds <= step_seconds * (self._num_steps - step)
         )
 
     def note_begun(self, step: int, seconds: float) -> None:
-        """A save of `step` was begun; training stood still for so long."""
+        """Records that a save of `step` was begun, which stalled training for `seconds`."""
         self._saved_step, self._saved_at = step, time.monotonic()
-        self._last, self._stopped = seconds, self._stopped + seconds
+        self._last_stall, self._stalled = seconds, self._stalled + seconds
 
-    def note_whole(self, seconds: float) -> None:
-        """The last save was whole so long after it was begun."""
-        self._writing = seconds
+    def note_written(self, seconds: float) -> None:
+        """Records that the last save was complete `seconds` after it was begun."""
+        self._write_seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class StageCheckpoints:
     stopped: Checkpoints
 
     def newest(self) -> Path | None:
-        """The newest intact one of both.
+        """The newest intact checkpoint of both.
 
         Raises:
             UserError: there are some, and all are damaged.
@@ -95,7 +96,7 @@ class StageCheckpoints:
         return max(found)[1] if found else None
 
     def paths(self) -> dict[int, Path]:
-        """The finished ones of both by their steps; damaged ones among them."""
+        """The finished checkpoints of both by step, damaged ones included."""
         both = self._both()
         return {step: each.directory / f"{step:06d}" for each in both for step in each.steps()}
 
@@ -107,9 +108,9 @@ class StageCheckpoints:
         newest = self.newest()
         return int(newest.name) if newest else 0
 
-    def bring_together(self) -> None:
-        """Moves the newest to the running ones and deletes those in the run's own folder, so that
-        it has room for the next.
+    def consolidate(self) -> None:
+        """Moves the newest checkpoint to `running` and empties `stopped`, so that the run's own
+        folder has room for the next.
 
         Raises:
             UserError: the disk is full, or cannot be written or read; the original stays.
@@ -138,14 +139,14 @@ def stage_checkpoints(run_dir: Path, stage: str, config: CheckpointConfig) -> St
 
 
 def as_found(run_dir: Path, config: CheckpointConfig) -> CheckpointConfig:
-    """The settings by which a run's checkpoints are found: without a folder of their own if that is
-    not there, or another run's."""
+    """The settings with which a run's checkpoints are found: without `folder` if that does not
+    exist or belongs to another run."""
     is_there = config.folder and run_dirs.owner(Path(config.folder)) == run_dir.absolute()
     return config if is_there else replace(config, folder="")
 
 
 def claim_folder(run_dir: Path, config: CheckpointConfig) -> None:
-    """Makes the checkpoints' own folder, if there is to be one, that of a run which has none there.
+    """Claims the checkpoints' own folder, if the settings name one, for a new run.
     Raises UserError if it holds checkpoints, or cannot be written."""
     if config.folder:
         run_dirs.claim_checkpoints(Path(config.folder), run_dir)
@@ -154,8 +155,8 @@ def claim_folder(run_dir: Path, config: CheckpointConfig) -> None:
 def require_folder(
     run_dir: Path, config: CheckpointConfig, stages: Sequence[str], *, restart_stage: bool
 ) -> None:
-    """Raises UserError if the checkpoints' own folder is lost, and with it steps that were taken,
-    unless `restart_stage`."""
+    """Raises UserError if the checkpoints' own folder is lost and steps with it, unless
+    `restart_stage`."""
     here = as_found(run_dir, config)
     if not config.folder or here.folder or restart_stage:
         return

@@ -44,7 +44,7 @@ def make_batch(
 ) -> dict[str, np.ndarray]:
     """The arrays of one update, padded to the budgets.
 
-    Every completion token counts the same, its stop token included, prompt tokens not at all.
+    Every completion token has the same weight, the stop token included; prompt tokens have none.
     """
     S, T = max_prompt_length, max_completion_length
     prompt_ids_PS, prompt_mask_PS = padding.pad_left(prompts, length=S, pad_id=pad_id)
@@ -88,11 +88,12 @@ def make_update(
 
 
 def make_trainer(
-    config: SFTConfig, graphdef: nnx.GraphDef, mesh: Mesh, how: UpdateConfig
+    config: SFTConfig, graphdef: nnx.GraphDef, mesh: Mesh, update_config: UpdateConfig
 ) -> tuple[optax.GradientTransformation, Update]:
-    """The stage's optimizer and update, jitted and not yet compiled: to train, and to plan it."""
+    """The stage's optimizer and its update, jitted and not yet compiled: for training and for
+    planning."""
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    return optimizer, make_update(graphdef, mesh, optimizer, how)
+    return optimizer, make_update(graphdef, mesh, optimizer, update_config)
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ class Stage:
     """What the steps of the stage share.
 
     Attributes:
-        prompts, completions: token ids of each problem, encoded.
-        packing: how the batches are cut.
-        learning_rates: of each step.
+        prompts, completions: token ids of each problem.
+        packing: how the batches are cut into packs.
+        learning_rates: one per step.
         update: see `make_update`.
     """
 
@@ -128,12 +129,12 @@ class Stage:
         return state, StepResult(metrics | times)
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
-        """The step's demonstrations."""
+        """The arrays of the step's demonstrations."""
         config, runtime = self.config, self.runtime
-        taken = batches.batch_indices(step, config.batch_size, len(self.prompts), runtime.seed)
+        chosen = batches.batch_indices(step, config.batch_size, len(self.prompts), runtime.seed)
         batch = make_batch(
-            [self.prompts[i] for i in taken],
-            [self.completions[i] for i in taken],
+            [self.prompts[i] for i in chosen],
+            [self.completions[i] for i in chosen],
             max_prompt_length=runtime.max_prompt_length,
             max_completion_length=runtime.max_completion_length,
             pad_id=runtime.tokenizer.pad_id,

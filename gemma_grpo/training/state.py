@@ -55,7 +55,7 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     """The optax chain for a run of `num_updates`."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.chain(  # `optax.adamw` with a decay that leaves out the norms, and its state's shape
+        optax.chain(  # `optax.adamw`, and its state's structure, but no decay of the norms
             optax.scale_by_adam(b1=config.b1, b2=config.b2),
             optax.stateless(partial(_decay, weight_decay=config.weight_decay)),
             optax.scale_by_learning_rate(make_schedule(config, num_updates)),
@@ -82,14 +82,14 @@ def fresh_state(params: Params, optimizer: optax.GradientTransformation) -> Trai
 def init_train_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """`fresh_state`, made sharded (`mesh.fsdp_shardings`): no device ever holds all of it."""
+    """`fresh_state`, created sharded (`mesh.fsdp_shardings`): no device ever holds all of it."""
     return make_init(params, optimizer, mesh)(params)
 
 
 def make_init(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[Params], TrainState]:
-    """The program of `init_train_state`, jitted; of `params` only the shapes are looked at."""
+    """The jitted program of `init_train_state`; only the shapes of `params` are used."""
     make = partial(fresh_state, optimizer=optimizer)
     layout = meshes.fsdp_shardings(mesh, jax.eval_shape(make, params))
     return jax.jit(make, out_shardings=layout)

@@ -1,9 +1,9 @@
 """Losses and updates on the mesh: rows split over the devices, weights sharded (FSDP).
 
-All of it runs in a `shard_map`, so that every collective is explicit: the embedding is gathered
-once a pass, the blocks layer by layer as the scans reach them, in the compute dtype; the gradient
-of each gather is a reduce-scatter, which leaves each shard's gradient, summed over all rows. The
-gradients of replicated parameters are summed by one all-reduce.
+All of it runs in a `shard_map`, so that every collective is explicit. The embedding is gathered
+once a pass, the blocks layer by layer as the scan reaches them, in the compute dtype. The gradient
+of each gather is a reduce-scatter: each device gets the gradient of its shard, summed over all
+rows. The gradients of replicated parameters are summed by one all-reduce.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,12 @@ Metrics = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How losses and log-probs are computed; none of it changes what they are.
+    """How losses and log-probs are computed, not what they are.
 
     Attributes:
         dtype: of the parameters while computing; master weights are float32.
         remat: see `model.forward_groups`.
-        num_rows: B, completions of the whole batch, whose log-probs GRPO's update then returns; 0
-            for none.
+        num_rows: B, if GRPO's update is to return the log-probs of the whole batch; else 0.
     """
 
     dtype: str
@@ -49,21 +48,23 @@ class GatheredParams(NamedTuple):
 
 
 LossFn = Callable[[GatheredParams, Batch], tuple[jax.Array, Metrics]]
-Packs = tuple[Batch, ...]  # of each shape; see `packing.pack`
+Packs = tuple[Batch, ...]  # for each pack shape, its packs stacked along the rows: `packing.pack`
 
 
 def make_score(
     values: Callable[[GatheredParams, Batch], jax.Array], mesh: Mesh, *, dtype: str
 ) -> Callable[[Params, Params, Packs], tuple[jax.Array, ...]]:
-    """The jitted (params, frozen, packs) -> values(gathered, pack) of each pack, in the order of
-    the packs' completion rows; 0 for packs that are not used."""
+    """The jitted (params, frozen, packs) -> `values(gathered, pack)` of all packs, one array per
+    pack shape with a row for each completion row; 0 in unused packs."""
 
     def score(params: Params, frozen: Params, packs: Packs) -> tuple[jax.Array, ...]:
         layout = meshes.fsdp_specs(mesh, params)
 
         def on_device(params, frozen, packs):
-            of_pack = lambda pack: values(_gather_params(params, frozen, layout, dtype), pack)
-            return tuple(_each(of_pack, of_shape) for of_shape in packs)
+            def pack_values(pack: Batch) -> jax.Array:
+                return values(_gather_params(params, frozen, layout, dtype), pack)
+
+            return tuple(_map_packs(pack_values, batch) for batch in packs)
 
         return jax.shard_map(
             on_device,
@@ -86,13 +87,13 @@ def make_update(
     """The jitted (state, frozen, packs) -> (state, metrics), which donates the state.
 
     The state is sharded by `mesh.fsdp_shardings` before and after, the packs by rows. A device's
-    packs are computed one after another and their gradients summed: memory does not depend on how
-    many there are, nor does the program.
+    packs are computed one after another and their gradients summed: neither the memory nor the
+    program depends on how many there are.
 
     Args:
         loss_fn: (gathered, pack) -> (loss, sums), both of which add over rows. The loss is a sum
-            whose weights were computed from the whole batch, so that packs add up to the gradient
-            of one: there is no mean of means.
+            with weights from the whole batch, so the packs' gradients add up to that of the batch:
+            there is no mean of means.
         means: from the sums over the whole batch to metrics.
 
     The metrics also hold `grad_norm`, before clipping.
@@ -102,15 +103,16 @@ def make_update(
         layout = meshes.fsdp_specs(mesh, state.params)
 
         def on_device(params, frozen, packs):
-            loss_of_pack = lambda params, pack: loss_fn(
-                _gather_params(params, frozen, layout, config.dtype), pack
-            )
-            of_pack = lambda pack: jax.grad(loss_of_pack, has_aux=True)(params, pack)
-            grads, sums = _summed(of_pack, packs)
-            in_all = lambda spec, grad: (
-                jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
-            )
-            return jax.tree.map(in_all, layout, grads), jax.lax.psum(sums, meshes.DATA)
+            def pack_loss(params: Params, pack: Batch) -> tuple[jax.Array, Metrics]:
+                return loss_fn(_gather_params(params, frozen, layout, config.dtype), pack)
+
+            def reduced(spec: PartitionSpec, grad: jax.Array) -> jax.Array:
+                """The sum over devices; a sharded gradient was reduce-scattered already."""
+                return jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
+
+            pack_grads = lambda pack: jax.grad(pack_loss, has_aux=True)(params, pack)
+            grads, sums = _sum_over_packs(pack_grads, packs)
+            return jax.tree.map(reduced, layout, grads), jax.lax.psum(sums, meshes.DATA)
 
         grads, sums = jax.shard_map(
             on_device,
@@ -129,12 +131,12 @@ def make_update(
 
 
 def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:
-    """From this device's shards; `layout` has the trained parameters' `PartitionSpec`s."""
+    """What to compute with, from this device's shards of the trained parameters, laid out by the
+    `PartitionSpec`s of `layout`, and the replicated frozen ones."""
     shards = in_dtype(params, dtype)
     others = {name: value for name, value in shards.items() if name != "layers"}
     others = jax.tree.map(_gathered, others, {name: layout[name] for name in others})
-    # In: one layer of the stack, its leading axis gone.
-    layer_axes = {
+    layer_axes = {  # less 1: a scanned layer lacks the leading axis of the stack
         path: tuple(spec).index(meshes.DATA) - 1
         for path, spec in jax.tree.leaves_with_path(layout.get("layers", {}))
         if spec != REPLICATED
@@ -159,46 +161,46 @@ def _all_gather(leaf: jax.Array, axis: int) -> jax.Array:
     return jax.lax.all_gather(leaf, meshes.DATA, axis=axis, tiled=True)
 
 
-def _summed(of_pack: Callable[[Batch], Any], packs: Packs) -> Any:
-    """The sum of `of_pack` over a device's packs of all shapes."""
-    of_pack, total = jax.jit(of_pack), None  # jitted, a shape's is traced once
-    for of_shape in packs:
-        if "count" not in of_shape:
-            return of_pack(of_shape)  # the only pack
-        count, stacked = _stacked(of_shape)
+def _sum_over_packs(fn: Callable[[Batch], Any], packs: Packs) -> Any:
+    """The sum of `fn(pack)` over a device's packs of all shapes."""
+    fn, total = jax.jit(fn), None  # jitted: traced once per shape
+    for batch in packs:
+        if "count" not in batch:
+            return fn(batch)  # the only pack
+        count, stacked = _stack_packs(batch)
         # Without the barrier XLA moves the reduce-scatter of the embedding's gradient behind the
-        # loop: the sum over packs would be whole on each device, not a shard.
+        # loop: each device would hold the whole sum over packs, not a shard.
         add = lambda k, total, stacked=stacked: jax.tree.map(
-            jnp.add, total, jax.lax.optimization_barrier(of_pack(_one(stacked, k)))
+            jnp.add, total, jax.lax.optimization_barrier(fn(_take_pack(stacked, k)))
         )
         if total is None:
-            shapes = jax.eval_shape(of_pack, _one(stacked, 0))
+            shapes = jax.eval_shape(fn, _take_pack(stacked, 0))
             total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total = jax.lax.fori_loop(0, count, add, total)
     return total
 
 
-def _each(of_pack: Callable[[Batch], jax.Array], of_shape: Batch) -> jax.Array:
-    """`of_pack` of a device's packs of one shape, their rows one behind another."""
-    if "count" not in of_shape:
-        return of_pack(of_shape)
-    count, stacked = _stacked(of_shape)
-    of_pack = jax.jit(of_pack)  # traced once
-    out = jax.eval_shape(of_pack, _one(stacked, 0))
+def _map_packs(fn: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+    """`fn(pack)` of a device's packs of one shape, concatenated along the rows."""
+    if "count" not in batch:
+        return fn(batch)
+    count, stacked = _stack_packs(batch)
+    fn = jax.jit(fn)  # traced once
+    out = jax.eval_shape(fn, _take_pack(stacked, 0))
     most = jax.tree.leaves(stacked)[0].shape[0]
     zeros = jnp.zeros((most, *out.shape), out.dtype)
-    write = lambda k, values: values.at[k].set(of_pack(_one(stacked, k)))
+    write = lambda k, values: values.at[k].set(fn(_take_pack(stacked, k)))
     values = jax.lax.fori_loop(0, count, write, zeros)
     return values.reshape(-1, *out.shape[1:])
 
 
-def _stacked(of_shape: Batch) -> tuple[jax.Array, Batch]:
+def _stack_packs(batch: Batch) -> tuple[jax.Array, Batch]:
     """How many packs are used, and the arrays with a leading axis of packs."""
-    arrays = {name: x for name, x in of_shape.items() if name != "count"}
+    arrays = {name: x for name, x in batch.items() if name != "count"}
     most = len(arrays["slots"])
     split = lambda x: x.reshape(most, -1, *x.shape[1:])
-    return of_shape["count"][0], jax.tree.map(split, arrays)
+    return batch["count"][0], jax.tree.map(split, arrays)
 
 
-def _one(stacked: Batch, k: jax.Array | int) -> Batch:
+def _take_pack(stacked: Batch, k: jax.Array | int) -> Batch:
     return jax.tree.map(lambda x: x[k], stacked)

@@ -107,7 +107,7 @@ def test_over_a_stage_the_share_is_kept(clock, num_steps, a_step, copying, writi
     for step in range(1, num_steps):
         clock[0] += a_step
         if written_at and clock[0] >= written_at:
-            schedule.note_whole(float(writing))
+            schedule.note_written(float(writing))
         if schedule.is_due(step, is_writing=clock[0] < written_at):
             written_at, saves = clock[0] + writing, saves + 1
             clock[0] += copying
@@ -122,7 +122,7 @@ def test_over_a_stage_the_share_is_kept(clock, num_steps, a_step, copying, writi
 def test_a_save_that_would_not_be_whole_before_the_stages_end_is_not_begun(clock):
     schedule = Schedule(CheckpointConfig(), 1, step=100, num_steps=200, num_bytes=10**9)
     clock[0] += 1000  # 20 steps of 50 s
-    schedule.note_whole(250.0)
+    schedule.note_written(250.0)
     assert schedule.is_due(120, is_writing=False)
     clock[0] += 3750
     assert schedule.is_due(195, is_writing=False)
@@ -180,7 +180,7 @@ def train(run_dir, *, steps=6, every=2, step=step_fn, interrupt=None, **settings
     left = []
     done = stage_checkpoints(run_dir, "sft", settings.get("saving", CheckpointConfig())).newest()
     resume_from = {"stage": "sft", "step": int(done.name) if done else 0}
-    settings = {"leave": left.append} | settings
+    settings = {"write_weights": left.append} | settings
     writer = MetricsWriter(run_dir, resume_from=resume_from)
     files = RunFiles(run_dir, writer, interrupt or Interrupt(), **settings)
     try:
@@ -212,7 +212,7 @@ def test_if_the_weights_cannot_be_written_the_state_is_saved(tmp_path):
         raise UserError("cannot write weights")
 
     with pytest.raises(UserError, match="cannot write weights"):
-        train(tmp_path, every=0, leave=full)
+        train(tmp_path, every=0, write_weights=full)
     assert saved(tmp_path / "checkpoints/sft") == ["000006"]
 
     def never(state, step):
@@ -224,12 +224,12 @@ def test_if_the_weights_cannot_be_written_the_state_is_saved(tmp_path):
 def test_a_signal_while_the_weights_are_written_is_heard_after_them(tmp_path):
     interrupt, left = Interrupt(), []
 
-    def leave(params):
+    def write_weights(params):
         interrupt._note(15, None)
         left.append(params)
 
     with pytest.raises(InterruptedRunError):
-        train(tmp_path, interrupt=interrupt, leave=leave)
+        train(tmp_path, interrupt=interrupt, write_weights=write_weights)
     assert len(left) == 1
 
 
@@ -331,10 +331,10 @@ def test_the_deadline_counts_a_save_that_may_still_be_under_way_and_a_snapshot_t
     deadline = Asked()
     files = RunFiles(tmp_path, None, Interrupt(), deadline, snapshots=Snapshots(every=3))
     keeper = loop._Keeper("sft", 9, files, files.checkpoints("sft"), Watch("sft"))
-    keeper._has_time(1, True)
+    keeper._has_time(1, is_writing=True)
     assert deadline.kinds == [("step", "save", "save", "evaluate", "save")]
     for step in (2, 3, 5):  # the next are 3, 4 and 6
-        keeper._has_time(step, False)
+        keeper._has_time(step, is_writing=False)
     bare = ("step", "save", "save", "evaluate")
     assert deadline.kinds[1:] == [(*bare, "snapshot"), bare, (*bare, "snapshot")]
 
@@ -422,7 +422,7 @@ def test_a_damaged_copy_does_not_replace_its_original(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.shutil, "copyfile", torn)
     with pytest.raises(UserError, match="copy of .*000003 in .* is damaged"):
-        places.bring_together()
+        places.consolidate()
     assert saved(tmp_path / "scratch/sft") == []
     assert saved(tmp_path / "run/checkpoints/sft") == ["000003"]
     monkeypatch.undo()
