@@ -13,9 +13,8 @@ def logits(
 ) -> Float[Array, "... V"]:
     """hidden @ embedding.T, accumulated and returned in float32.
 
-    On CPU the embedding is the left operand of the matmul: as the right one, XLA packs all of it
-    again at every decode step, which takes a third more time. The barrier keeps XLA from swapping
-    them back.
+    On CPU the embedding is the left operand of the matmul: XLA repacks a right one at every decode
+    step, which takes a third more time. The barrier keeps XLA from swapping them back.
     """
     flat_RD = hidden.reshape(-1, hidden.shape[-1])
     logits_RV = jax.lax.platform_dependent(

@@ -4,7 +4,7 @@ from gemma_grpo.errors import UserError
 
 
 def check_truncation(*, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """Raises UserError where a setting is out of range."""
+    """Raises UserError if a setting is out of range."""
     if not 1e-6 <= temperature < float("inf"):
         raise UserError(
             f"temperature={temperature}: must be 1e-6 or more and finite (greedy cuts nothing off)"

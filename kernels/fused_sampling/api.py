@@ -1,4 +1,4 @@
-"""Draws a token a row from final hidden states: the interface, which chooses the implementation."""
+"""Draws one token per row from hidden states: the interface, which chooses the implementation."""
 
 from functools import partial
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ from gemma_grpo.kernels.fused_sampling import pallas_tpu, xla
 
 
 class FusedDraw(NamedTuple):
-    """A token a row, and its log-prob under the distribution it was drawn from."""
+    """One token per row, and its log-prob under the distribution it was drawn from."""
 
     ids: Int[Array, " B"]  # int32
     logps: Float[Array, " B"]  # float32
@@ -28,27 +28,27 @@ def fused_sampling(
     axis_name: str | None = None,
     implementation: Literal["xla", "pallas"] | None = None,
 ) -> FusedDraw:
-    """One token a row from softmax(hidden @ embedding.T / temperature).
+    """Draw one token per row from softmax(hidden @ embedding.T / temperature).
 
-    On TPU the kernel reads the embedding once and writes no logits to HBM. The draw is
-    that of `kernels/block_draw.py`. A row's token depends on its hidden state and key alone, up to
+    On TPU the kernel reads the embedding once and writes no logits to HBM. The draw is that of
+    `kernels/block_draw.py`. A row's token depends on its hidden state and key alone, up to
     rounding: not on the batch, the shards or the implementation.
 
     Args:
         hidden_BD: after the final norm, in the embedding's dtype.
         embedding_VD: the tied embedding; the matmul accumulates in float32.
-        keys_B: typed threefry keys, one a row.
-        temperature: divides the logits. 0 takes the first of the largest, with its log-prob at
-            temperature 1.
+        keys_B: typed threefry keys, one per row.
+        temperature: divides the logits. 0 is greedy: the first of the largest logits, with its
+            log-prob at temperature 1.
         axis_name: inside `shard_map`, the axis that the vocabulary is sharded over; `embedding_VD`
             is then this device's shard, and every device gets the same result.
-        implementation: None takes "pallas" on TPU where it fits in VMEM, else "xla".
+        implementation: None takes "pallas" on TPU if it fits in VMEM, else "xla".
 
     A NaN or +inf among a row's logits gives a log-prob of NaN.
 
     Raises:
         UserError: the temperature is out of range, a shard is not a multiple of `block_draw.BLOCK`
-            tokens, or the implementation named cannot run here.
+            tokens, or the named implementation cannot run here.
     """
     if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
         raise UserError(

@@ -1,9 +1,9 @@
 """Head and draw in one pass over the embedding, as a TPU kernel.
 
 Tokens run down the sublanes and rows along the lanes: the embedding streams through the matrix unit
-against hidden states that stay there, and every reduction over a block's tokens is elementwise but
-for its last three steps. VMEM holds one tile of the embedding at a time; of the tiles before it, a
-few numbers a row are kept and the logits of the best block so far.
+against hidden states that stay there, and every reduction over a block's tokens is elementwise
+except for its last three steps. VMEM holds one tile of the embedding at a time; of earlier tiles it
+keeps a few numbers per row and the logits of the best block so far.
 """
 
 from functools import partial
@@ -18,9 +18,9 @@ from gemma_grpo.kernels import block_draw
 from gemma_grpo.kernels.block_draw import BLOCK, LOWEST
 from gemma_grpo.kernels.matmul import precision_of
 
-VMEM_LIMIT = 16 * 2**20  # bytes: what v5e grants a kernel that asks for no more
+VMEM_LIMIT = 16 * 2**20  # bytes: a kernel's default on v5e
 TILE_BYTES = 5 * 2**20  # of the embedding: 2048 tokens of Gemma 3 1B in bfloat16
-MAX_TILE_BLOCKS = 8  # each is its own copy of the kernel's body
+MAX_TILE_BLOCKS = 8  # the kernel's loop over them is unrolled
 LANES = 128
 
 
@@ -33,7 +33,7 @@ def tile_blocks(vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
 
 
 def vmem_bytes(rows: int, vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
-    """What the kernel holds in VMEM. Inputs and outputs are double-buffered."""
+    """Bytes that the kernel holds in VMEM. Inputs and outputs are double-buffered."""
     itemsize = jnp.dtype(dtype).itemsize
     lanes = -(-rows // LANES) * LANES
     blocks = -(-block_draw.num_blocks(vocab_size) // 8) * 8
@@ -134,7 +134,7 @@ def _kernel(
         )
         if temperature:
             logits = logits * (1 / temperature)
-        if vocab_size % (blocks_in_tile * BLOCK):  # beyond the vocabulary the tile is undefined
+        if vocab_size % (blocks_in_tile * BLOCK):  # past the vocabulary the tile is undefined
             token = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
             logits = jnp.where(token < vocab_size, logits, -jnp.inf)
         block_top = jnp.maximum(logits.max(axis=0, keepdims=True), LOWEST)

@@ -1,4 +1,4 @@
-"""The reference, in float32: all logits, then a block drawn, then a token of it."""
+"""The reference for fused sampling, in float32: all logits, then the draw of `block_draw`."""
 
 import jax
 import jax.numpy as jnp

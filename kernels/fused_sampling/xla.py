@@ -14,8 +14,8 @@ def pick(
     *,
     temperature: float,
 ) -> block_draw.Pick:
-    """A token a row, with what is needed to merge shards. Logits are divided by `temperature`; 0
-    takes the largest, which is then the score."""
+    """One token per row, with what is needed to merge shards. Logits are divided by `temperature`;
+    0 takes the largest, which is then the score."""
     logits_BV = head.logits(hidden_BD, embedding_VD)
     if temperature:
         return block_draw.pick(logits_BV / temperature, noise)

@@ -1,5 +1,5 @@
-"""Log-probs of given tokens: the interface. XLA alone: it fuses the head with its reduction, on TPU
-too."""
+"""Log-probs of given tokens: the interface. There is no kernel: XLA fuses the head with its
+reduction, on TPU too."""
 
 import math
 from typing import NamedTuple
@@ -34,21 +34,21 @@ def lm_head_logps(
     wanted_X: Bool[Array, " X"] | None = None,
     keep_logits: bool = False,
 ) -> TokenLogps:
-    """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), by chunks.
+    """Log-prob of `ids` under softmax(hidden @ embedding.T / temperature), by vocabulary chunks.
 
-    Memory beyond arguments and results is that of the logits for `xla.CHUNK_SIZE` tokens of the
-    vocabulary and of float32 hidden states, unless all logits are kept. Gradients go to the hidden
-    states and, if it is differentiated, to the embedding; a frozen one costs less (see `xla`).
+    Besides arguments and results, memory holds the logits of `xla.CHUNK_SIZE` tokens of the
+    vocabulary and float32 hidden states, unless all logits are kept. Gradients go to the hidden
+    states and to the embedding, unless it is frozen, which costs less (see `xla`).
 
     A logit of -inf is a token of probability 0. A row with a logit of +inf or NaN, or without a
     finite one, is NaN. An id outside the vocabulary has log-prob -inf.
 
     Args:
-        temperature: of the distribution; the sampler's, for log-probs of what was sampled from.
-        wanted_X: the rows that are asked for; None for all. Most of the others' work is not done.
-            Their values mean nothing, and their cotangents must be 0.
-        keep_logits: the backward pass of a trained embedding reads the logits, X * V floats, and
-            does not compute them again.
+        temperature: the sampler's, for log-probs under the distribution sampled from.
+        wanted_X: the rows that are needed; None for all. Most of the work for the others is
+            skipped; their values mean nothing, and their cotangents must be 0.
+        keep_logits: store the logits, X * V floats, for the backward pass of a trained embedding
+            instead of computing them again.
 
     Raises:
         UserError: the temperature is not a positive finite number.

@@ -1,9 +1,9 @@
 """Log-probs of given tokens by chunks of the vocabulary, for every backend.
 
-Each chunk's logits are computed and reduced to four numbers a row (`Sums`), which `merge` combines
-in any order.
+Each chunk's logits are computed and reduced to four numbers per row (`Sums`), which `merge`
+combines in any order.
 
-Gradient: d logp / d logit = (onehot - softmax) / temperature. Matmuls of size X V D, all told:
+Gradient: d logp / d logit = (onehot - softmax) / temperature. Matmuls of size X V D in total:
 
     nothing differentiated    1    logits
     frozen embedding          2    logits; softmax @ embedding, in the forward pass
@@ -11,11 +11,11 @@ Gradient: d logp / d logit = (onehot - softmax) / temperature. Matmuls of size X
     the same, logits kept     3    logits; one for each gradient
 
 With a frozen embedding, softmax @ embedding in the forward pass saves computing the logits twice. A
-trained one needs them twice (its gradient takes the finished softmax and the cotangent), or kept,
-X V floats. Its forward pass is otherwise plain, since that fuses best.
+trained one needs the logits twice, or stored (X V floats): its gradient takes the finished softmax
+and the cotangent. Its forward pass computes nothing else, since that fuses best.
 
-Where only some rows are wanted, X is the least of a few sizes that holds them: each is a program,
-of which one runs. A vocabulary of one chunk is worth only one, for all rows.
+If only some rows are wanted, X is the smallest of a few sizes that holds them: one branch per size,
+of which one runs. For a vocabulary of one chunk there is only the size of all rows.
 """
 
 import math
@@ -28,9 +28,9 @@ import jax.numpy as jnp
 
 from gemma_grpo.kernels.matmul import einsum
 
-# Tokens of the vocabulary in a chunk. A chunk's logits take a few times the memory of the hidden
+# Tokens of the vocabulary per chunk. A chunk's logits take a few times the memory of the hidden
 # states. On v5e those of 3200 rows (50 MiB) stay in VMEM, and a larger chunk gains 2 %; on CPU a
-# smaller one gains 10 %. It does not depend on X: under jit that is of all devices together.
+# smaller one gains 10 %. It does not depend on X, which under jit counts all devices' rows.
 CHUNK_SIZE = 4096
 LOWEST = float(jnp.finfo(jnp.float32).min)
 # Sizes of X: shares of all rows, rounded up to whole tiles. Completions fill two thirds of a small
@@ -39,13 +39,13 @@ SHARES, MULTIPLE = (11 / 16, 13 / 16, 29 / 32, 1), 32
 
 
 class Sums(NamedTuple):
-    """The reduction of some tokens' logits, for each row: floats of one shape.
+    """The reduction of some tokens' logits, for each row: floats of the same shape.
 
     Attributes:
         top: the largest logit, and at least `LOWEST`, so that differences are never NaN.
         mass: sum of exp(logit - top).
         weighted: sum of exp(logit - top) * logit.
-        chosen: the logit of the given token; -inf while it is not among those reduced.
+        chosen: the logit of the given token; -inf if it is not among these tokens.
     """
 
     top: jax.Array | float
@@ -66,7 +66,7 @@ EMPTY = Sums(top=LOWEST, mass=0.0, weighted=0.0, chosen=-jnp.inf)
 
 
 def merge(a: Sums, b: Sums) -> Sums:
-    """The sums of two disjoint sets of tokens taken together."""
+    """The sums over the union of two disjoint sets of tokens."""
     top = jnp.maximum(a.top, b.top)
     a_scale, b_scale = jnp.exp(a.top - top), jnp.exp(b.top - top)
     return Sums(
@@ -79,13 +79,13 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def logps(settings, hidden_XD, embedding_VD, ids_X, wanted_X=None):
-    """Log-prob, logsumexp and entropy, [X] each; `api.lm_head_logps` says what they are."""
+    """Log-prob, logsumexp and entropy, [X] each; see `api.lm_head_logps`."""
     settings = settings._replace(keep_logits=False)  # nothing is differentiated
     return _results(settings, hidden_XD, embedding_VD, ids_X, wanted_X)[0]
 
 
 def _results(settings, hidden_XD, embedding_VD, ids_X, wanted_X):
-    """The results, and the logits of the rows that are computed, these first, if they are kept."""
+    """The results and, if kept, the logits of the computed rows, in their order and first."""
     X, V = len(ids_X), len(embedding_VD)
 
     def of_some(take):
@@ -168,7 +168,7 @@ def _backward(settings, kept, cotangents):
                 jax.lax.dynamic_update_slice_in_dim(embedding_cotangent_VD, rows_WD, start, axis=0),
             )
 
-        # Every row is written, once: zeros would cost a pass over HBM.
+        # Every row is written once, so it need not be zeroed, which would cost a pass over HBM.
         blank_VD = jax.lax.empty(embedding_VD.shape, embedding_VD.dtype)
         zeros_YD = jnp.zeros(hidden_YD.shape, jnp.float32)
         hidden_cotangent_YD, embedding_cotangent_VD = _over_chunks(
@@ -184,7 +184,7 @@ logps.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def sizes_of(num_rows: int, vocab_size: int, chunk_size: int = CHUNK_SIZE) -> list[int]:
-    """Numbers of rows for which there is a program, the last of them all."""
+    """The numbers of rows that are compiled for, ascending; the last is `num_rows`."""
     if vocab_size <= chunk_size:
         return [num_rows]
     rounded = lambda share: math.ceil(num_rows * share / MULTIPLE) * MULTIPLE
@@ -194,9 +194,9 @@ def sizes_of(num_rows: int, vocab_size: int, chunk_size: int = CHUNK_SIZE) -> li
 def _of_wanted(
     wanted_X: jax.Array | None, sizes: list[int], of_some: Callable[[Callable], tuple[Any, Any]]
 ) -> tuple[Any, Any]:
-    """`of_some(take)`, where `take` picks the Y rows of an array that are computed: all X, or as
-    many as the least size that holds the wanted ones, these first. It returns arrays of Y rows,
-    which are put back in their places, 0 in the others, and what has no rows."""
+    """`of_some(take)`, where `take` selects the Y rows of an array to compute: all X, or the wanted
+    ones first, filled up to the smallest size that holds them. `of_some` returns arrays of Y rows,
+    which are put back in their places among zeros, and arrays without such rows."""
     if wanted_X is None or len(sizes) == 1:
         return of_some(lambda x_X: x_X)
     num = wanted_X.sum()
@@ -213,8 +213,8 @@ def _of_wanted(
 
 
 def _over_chunks(add, carry, embedding_VD, chunk_size):
-    """Folds `add(carry, first token, rows of the embedding)` over the vocabulary; the last chunk
-    may be short. A loop that slices one array: a scan over a reshaped one would copy it."""
+    """Folds `add(carry, first token, rows of the embedding)` over the chunks; the last may be
+    short. Slices of one array: a scan over a reshaped one would copy it."""
     vocab_size = embedding_VD.shape[0]
     chunk_size = min(chunk_size, vocab_size)
 
@@ -233,6 +233,7 @@ def _over_chunks(add, carry, embedding_VD, chunk_size):
 
 
 def _logits(hidden_XD, chunk_WD, temperature):
+    """A chunk's logits, [X, W], divided by the temperature."""
     return einsum("xd,wd->xw", hidden_XD, chunk_WD) / temperature
 
 
@@ -244,7 +245,7 @@ def _reduce(logits_XW: jax.Array, ids_X: jax.Array) -> Sums:
 
 
 def _reduce_at_once(logits_XW, ids_X):
-    """One reduction of all four, fused into the matmul by the TPU's compiler: no logits stored."""
+    """One reduction of all four, which TPU's compiler fuses into the matmul: no logits stored."""
     finite_XW = (logits_XW != -jnp.inf).astype(jnp.float32)
     top_XW = jnp.maximum(logits_XW, LOWEST)
     chosen_XW = jnp.where(_is_own(logits_XW, ids_X), logits_XW, -jnp.inf)
@@ -263,6 +264,7 @@ def _reduce_plainly(logits_XW, ids_X):
 
 
 def _finish(sums):
+    """Log-probs, logsumexps and entropies."""
     logsumexp_X = sums.top + jnp.log(sums.mass)
     return sums.chosen - logsumexp_X, logsumexp_X, logsumexp_X - sums.weighted / sums.mass
 
@@ -272,4 +274,5 @@ def _empty(ids_X):
 
 
 def _is_own(logits_XW, ids_X):
+    """Whether each logit is that of its row's given token, [X, W]."""
     return jax.lax.broadcasted_iota(ids_X.dtype, logits_XW.shape, 1) == ids_X[:, None]

@@ -1,4 +1,4 @@
-"""Attention within a packed row of prompts and completions. The api and nothing else."""
+"""Attention within a packed row of prompts and completions: the public names."""
 
 from gemma_grpo.kernels.packed_attention.api import packed_attention
 from gemma_grpo.kernels.packed_attention.block_masks import (

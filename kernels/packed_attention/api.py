@@ -1,4 +1,4 @@
-"""Attention within a packed row, as the model calls it: which form runs where."""
+"""Attention within a packed row: the interface, which chooses the implementation."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -23,19 +23,18 @@ def packed_attention(
 ) -> Float[Array, "1 L N H"]:
     """softmax(scale * q k^T) v of each token of a row over its prompt and its own segment.
 
-    On TPU the work follows the tokens that exist and the window, in pairs of blocks, forward and
-    backward, and no score reaches HBM. A query that is no token gives 0 there and passes no
-    gradient on.
+    On TPU, forward and backward visit only those pairs of blocks in which a token sees another, and
+    no score reaches HBM. At empty places the output is 0 there, without gradient.
 
     Args:
         q_1LNH, k_1LKH, v_1LKH: the row's L tokens, N query heads and K key heads.
         block_mask: which keys each token sees, of `make_block_mask`.
-        fallback: the same as a function of q, k and v, for other devices.
-        implementation: None takes "pallas" on TPU where H is a multiple of a vector's lanes and all
+        fallback: the same, as a function of q, k and v, for other devices.
+        implementation: None takes "pallas" on TPU if H is a multiple of a vector's lanes and all
             keys of a head fit in VMEM, else "xla", which is `fallback`.
 
     Raises:
-        UserError: the kernel asked for cannot run here.
+        UserError: the named kernel cannot run here.
     """
     _, L, N, H = q_1LNH.shape
     heads_each = N // k_1LKH.shape[2]

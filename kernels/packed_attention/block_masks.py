@@ -1,8 +1,7 @@
-"""Which keys each token of a packed row sees: as bounds, and as the pairs of blocks that hold any.
+"""Which keys each token of a packed row sees: as bounds, and as the pairs of blocks to compute.
 
-The row holds segments one behind another: prompts, and completions that each continue a prompt of
-the row. A token sees one run of places in its prompt and one run in its own segment, which ends
-with itself.
+The row is a sequence of segments: prompts, and completions that each continue a prompt of the row.
+A token sees one range of places in its prompt and one in its own segment, which ends with itself.
 """
 
 from typing import NamedTuple
@@ -10,19 +9,20 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Of a block. On the shared trace 512 computes a third more; 128 saves less than its steps cost.
+# Size of a block. On the shared trace 512 computes a third more; 128 saves less than its extra grid
+# steps cost.
 QUERIES, KEYS = 256, 256
 
 
 class Segments(NamedTuple):
-    """Where each place of a row belongs.
+    """The segment of each place in a row.
 
     Attributes:
-        is_token: False where the row is empty. Such a place sees nothing and is seen by none.
-        position: of the token in its sequence, prompt and completion counted on.
-        own_start: place of the first token of its segment. A segment's tokens stand side by side.
-        prompt_start, prompt_end: its prompt's first place, and the one behind its last; equal for a
-            prompt's own tokens.
+        is_token: False where the row is empty. Such a place sees nothing and is not seen.
+        position: of the token in its sequence, counted from the prompt's first token.
+        own_start: place of the first token of its segment. A segment's tokens are adjacent.
+        prompt_start, prompt_end: the half-open range of its prompt; empty for the prompt's own
+            tokens.
     """
 
     is_token: Bool[Array, " N"]
@@ -33,13 +33,13 @@ class Segments(NamedTuple):
 
 
 class BlockMask(NamedTuple):
-    """What the kernel goes by; E has room for all pairs of blocks.
+    """The kernel's mask; E has room for all pairs of blocks.
 
     Attributes:
-        bounds: of each token, the run of places it sees in its prompt (0) and in its own segment
-            (1): the first, and the one behind the last. Filled up to whole blocks.
-        query_blocks, key_blocks: the pairs, by query blocks; -1 behind the last.
-        count: how many there are.
+        bounds: for each token, the half-open range of places it sees in its prompt (0) and in its
+            own segment (1). Padded to whole blocks.
+        query_blocks, key_blocks: the pairs, sorted by query block; -1 after the last.
+        count: the number of pairs.
     """
 
     bounds: Int[Array, "2 2 _N"]
@@ -49,13 +49,13 @@ class BlockMask(NamedTuple):
 
 
 def blocks(length: int, size: int) -> int:
-    """Blocks of `size` that hold `length`."""
+    """How many blocks of `size` hold `length`."""
     return -(-length // size)
 
 
 def make_block_mask(segments: Segments, *, window: int | None) -> BlockMask:
-    """What tokens see through a window: those before them in their segment and its prompt that are
-    less than `window` away, themselves included; all of them without one."""
+    """The mask with which a token sees itself and those before it in its segment and its prompt, or
+    with a window those less than `window` away."""
     (N,) = segments.is_token.shape
     query_blocks, key_blocks = blocks(N, QUERIES), blocks(N, KEYS)
     reach = jnp.iinfo(jnp.int32).max // 2 if window is None else window
@@ -71,7 +71,7 @@ def make_block_mask(segments: Segments, *, window: int | None) -> BlockMask:
     start = (jnp.arange(key_blocks) * KEYS)[None, None, None]
     is_seen = (low < high) & (low < start + KEYS) & (high > start)
     is_pair = is_seen.any(axis=(0, 2))
-    # The kernel must come by every block of queries, and writes zeros where it sees none.
+    # The kernel must visit every block of queries: it writes zeros to one that sees nothing.
     is_pair = is_pair.at[:, 0].set(is_pair[:, 0] | ~is_pair.any(axis=1))
     most = query_blocks * key_blocks + 1
     by_query, by_key = jnp.nonzero(is_pair, size=most, fill_value=-1)
@@ -84,7 +84,7 @@ def make_block_mask(segments: Segments, *, window: int | None) -> BlockMask:
 
 
 def dense_mask(block_mask: BlockMask, queries: slice) -> Bool[Array, "1 Q C"]:
-    """Which of the C places up to their own end these queries see; nobody sees a later one."""
+    """Which of the C places before `queries.stop` these queries see; they see no later one."""
     (prompt_low, prompt_high), (low, high) = block_mask.bounds[:, :, queries, None]
     place_1C = jnp.arange(queries.stop)[None]
     in_prompt = (prompt_low <= place_1C) & (place_1C < prompt_high)

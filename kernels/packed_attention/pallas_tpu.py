@@ -1,13 +1,13 @@
 """Attention within a packed row of prompts and completions, for TPU.
 
 Flash attention (Dao et al., arXiv 2205.14135) over a list of pairs of blocks: no score reaches HBM,
-and pairs that the block mask leaves out are not visited. Both passes go through the list by blocks
-of queries. The backward pass makes all gradients on one way through it (5 matmuls where two ways
-would make 7), for which those of all keys of a head stand in VMEM.
+and pairs that the block mask leaves out are not visited. Both passes go through the list by query
+block. The backward pass computes all gradients in one pass over it (5 matmuls instead of 7 in two
+passes), and therefore holds the gradients of all keys of a head in VMEM.
 
-Keys run down the sublanes and queries along the lanes: what is kept of each query is a row, and
-reductions over keys are elementwise but for their last steps. The query heads of a key head are
-side by side, H lanes each, and share the pair's mask.
+Keys run down the sublanes and queries along the lanes: what is kept per query is a row, and
+reductions over keys are elementwise except for their last steps. The query heads of a key head are
+adjacent, H lanes each, and share the pair's mask.
 """
 
 from functools import partial
@@ -25,31 +25,31 @@ from gemma_grpo.kernels.packed_attention import block_masks
 from gemma_grpo.kernels.packed_attention.block_masks import BlockMask, blocks
 
 LANES = 128
-# A hidden score is below every maximum: its exponential is 0, also where a query sees nothing.
+# A hidden score is below every maximum, so its exponential is 0, even if a query sees nothing.
 HIDDEN, LOWEST = -1e30, -1e20
 
 
 def vmem_limit() -> int:
-    """What a kernel may take: 100 of a v5e's 128 MiB; the rest is the compiler's."""
+    """Bytes that a kernel may take: 100 of a v5e's 128 MiB; the rest is for the compiler."""
     return dispatch.vmem_bytes() * 100 // 128
 
 
 def vmem_bytes(num_tokens: int, *, heads_each: int, head_dim: int, dtype: jnp.dtype) -> int:
-    """What the backward pass holds in VMEM, the larger of the two. Inputs and outputs are there
-    twice.
+    """Bytes that the backward pass, which needs more than the forward, holds in VMEM. Inputs and
+    outputs are double-buffered.
 
     Args:
         num_tokens: of the row.
-        heads_each: query heads of a key head.
+        heads_each: query heads per key head.
     """
     itemsize = jnp.dtype(dtype).itemsize
     keys = block_masks.KEYS * blocks(num_tokens, block_masks.KEYS)
     queries = block_masks.QUERIES * heads_each * head_dim
     return (
         2 * keys * head_dim * (4 + 2 * itemsize)  # gradients of keys and values: sums, outputs
-        + queries * (4 + 3 * 2 * itemsize)  # sum of the queries' gradient; it, they and theirs
+        + queries * (4 + 3 * 2 * itemsize)  # dq's sum; queries, cotangents, dq
         + 2 * 2 * block_masks.KEYS * head_dim * itemsize  # keys, values
-        + 8 * block_masks.KEYS * block_masks.QUERIES * 4  # scores of a head on their way
+        + 8 * block_masks.KEYS * block_masks.QUERIES * 4  # intermediate scores of a head
     )
 
 
@@ -72,7 +72,7 @@ def attend(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attend(sizes, scale, interpret, q, k, v, block_mask):
-    """As `attend`, of whole blocks: [X, N*H] queries and [C, K*H] keys and values."""
+    """As `attend`, on whole blocks: [X, N*H] queries and [C, K*H] keys and values."""
     return _forward(sizes, scale, interpret, q, k, v, block_mask)[0]
 
 
@@ -142,10 +142,10 @@ _attend.defvjp(_forward, _backward)
 
 
 class _Sizes(NamedTuple):
-    """What the shapes of flat arrays do not tell."""
+    """Sizes that the shapes of flat arrays do not show."""
 
     head_dim: int  # H
-    heads_each: int  # query heads of a key head
+    heads_each: int  # query heads per key head
     key_heads: int  # K
 
 
@@ -178,7 +178,8 @@ def _specs(sizes, block_mask):
 
 
 def _compiler(sizes, q, k, *, matmuls):
-    """What the compiler is told. The pairs are not known then: all of them, less the future."""
+    """Cost estimate and compiler settings. The number of pairs is not known at compile time: the
+    estimate takes all causal ones."""
     heads = q.shape[1] // sizes.head_dim
     pairs = heads * len(q) * len(k) // 2
     return dict(
@@ -204,7 +205,7 @@ def _forward_kernel(
     logsumexp,  # [R, QUERIES]
     top,  # [R, QUERIES]: the largest score so far
     total,  # [R, QUERIES]: the sum of exp(score - top) so far
-    summed,  # [R, H, QUERIES]: that of exp(score - top) * value
+    summed,  # [R, H, QUERIES]: the sum of exp(score - top) * value so far
     *,
     scale: float,
 ):
@@ -229,7 +230,7 @@ def _forward_kernel(
 
     @pl.when(is_last)
     def _():
-        # One weight is exp(0), unless nothing is seen.
+        # The total is at least exp(0) = 1, unless the query sees nothing.
         safe = jnp.maximum(total[...], 1.0)
         logsumexp[...] = top[...] + jnp.log(safe)
         for r, head in enumerate(_heads(q, k)):
@@ -302,12 +303,12 @@ def _ends(query_blocks):
 
 
 def _is_seen(bounds, key_blocks, k):
-    """[KEYS, QUERIES]"""
+    """Which keys of the pair its queries see, [KEYS, QUERIES]."""
     start = key_blocks[pl.program_id(1)] * len(k)
     shape = len(k), bounds.shape[2]
     key = start + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    in_run = lambda run: (key >= bounds[run, 0:1]) & (key < bounds[run, 1:2])
-    return in_run(0) | in_run(1)
+    in_range = lambda which: (key >= bounds[which, 0:1]) & (key < bounds[which, 1:2])
+    return in_range(0) | in_range(1)
 
 
 def _heads(q, k):
@@ -321,7 +322,7 @@ def _rows(block):
 
 
 def _matmul(a, b, summed):
-    """Matmul over the axis of each that is named, accumulated in float32."""
+    """Matmul that contracts axis `summed[0]` of `a` and `summed[1]` of `b`, in float32."""
     numbers = (((summed[0],), (summed[1],)), ((), ()))
     return jax.lax.dot_general(
         a, b, numbers, precision=precision_of(a.dtype, b.dtype), preferred_element_type=jnp.float32

@@ -1,5 +1,4 @@
-"""Attention within a packed row, plainly: one dense mask over all pairs, in float32. What the fast
-forms are compared with."""
+"""The reference for attention within a packed row: one dense mask over all pairs, in float32."""
 
 import jax
 import jax.numpy as jnp

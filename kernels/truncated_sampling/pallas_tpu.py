@@ -1,11 +1,11 @@
 """Truncated sampling as one TPU kernel: the embedding read once, logits never outside VMEM.
 
 Tiles of the embedding stream through the matrix unit into logits that stay in VMEM, 64 MiB for 64
-rows of Gemma's vocabulary: a v5e has 128 MiB. After the last tile everything else is passes over
-the logits, of 9 to 24 us each where a sort takes 10 ms. Few are needed: while the embedding
-streams, which is what takes the time, the `LAYERS` largest logits are kept of each place in a
-block. These 4096 candidates contain the few hundred largest tokens, except for a contrived order of
-the vocabulary. Not for a sharded vocabulary: a kernel cannot sum over devices.
+rows of Gemma's vocabulary: a v5e has 128 MiB. After the last tile there are only passes over the
+logits, of 9 to 24 us each, where a sort takes 10 ms. Few are needed: while the embedding streams,
+which takes most of the time, the kernel keeps the `LAYERS` largest logits at each place in a block.
+These 4096 candidates contain the few hundred largest logits, except for a contrived order of the
+vocabulary. Not for a sharded vocabulary: a kernel cannot sum over devices.
 """
 
 from functools import partial
@@ -20,19 +20,19 @@ from gemma_grpo.kernels import block_draw, dispatch
 from gemma_grpo.kernels.matmul import precision_of
 from gemma_grpo.kernels.truncated_sampling.search import Passes, Truncation, Vocabulary, threshold
 
-TILE = 1024  # tokens a step
+TILE = 1024  # tokens per step
 LAYERS = 8
 LANES = 128
 SLACK_BYTES = 4 * 2**20  # values within a pass that do not fit in registers
 
 
 def vmem_limit() -> int:
-    """What the kernel may take: 120 of a v5e's 128 MiB; the rest is the compiler's."""
+    """Bytes that the kernel may take: 120 of a v5e's 128 MiB; the rest is for the compiler."""
     return dispatch.vmem_bytes() * 120 // 128
 
 
 def vmem_bytes(rows: int, vocab_size: int, embed_dim: int, dtype: jnp.dtype) -> int:
-    """What the kernel holds in VMEM. Inputs and outputs are double-buffered."""
+    """Bytes that the kernel holds in VMEM. Inputs and outputs are double-buffered."""
     rows, itemsize = -(-rows // 16) * 16, jnp.dtype(dtype).itemsize
     tiles = -(-vocab_size // TILE)
     return (
@@ -207,7 +207,7 @@ def _draw(logits_ref, candidates_ref, mass_ref, gumbel_ref, vocab_size, truncati
 
 
 def _passes(logits_ref, top: jax.Array) -> Passes:
-    """Over logits [tiles, B, tokens of a tile]."""
+    """Passes over logits [tiles, B, tokens of a tile]."""
     tiles, B, size = logits_ref.shape
 
     def over_logits(add, start):

@@ -1,13 +1,13 @@
 """The smallest logit that truncation keeps, found by bisection instead of a sort.
 
-A token is kept if its logit reaches the row's threshold, and the number of tokens that reach a
-threshold, like their mass, falls as it rises. So the threshold is found by bisection, each step one
-pass over the logits. The interval is of floats in the order of their bits: the exact threshold is
-found after at most 32 steps, and usually after 10, when one token is left in the interval.
+A token is kept if its logit is at least the row's threshold. The number of such tokens, and their
+mass, fall as the threshold rises, so it is found by bisection, one pass over the logits per step.
+Bisecting floats by their bits finds the exact threshold in at most 32 steps, and usually in 10,
+when one token is left in the interval.
 
 A pass over the full vocabulary is long. So the caller also gives a few candidates, among them the
-largest tokens: the search runs over the candidates first, then over all tokens from where that
-ended. That is the end already if the threshold lies in the range that the candidates cover.
+largest logits: the search runs over these first, then over all tokens from where that ended. If the
+candidates cover the threshold, it ends there.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,14 @@ from jaxtyping import Array, Float, Int
 class Truncation(NamedTuple):
     """What to keep of softmax(logits): top-k, then top-p of what that leaves, then min-p."""
 
-    top_k: int = 0  # the k largest, with what ties with the smallest of them; 0 keeps all
-    top_p: float = 1.0  # the fewest largest whose mass reaches p, with ties; 1 keeps all
-    min_p: float = 0.0  # those of min_p times the largest probability or more; 0 keeps all
+    top_k: int = 0  # the k most likely, and ties with the last of them; 0 keeps all
+    top_p: float = 1.0  # the fewest most likely whose mass reaches p, and ties; 1 keeps all
+    min_p: float = 0.0  # those at least min_p times as likely as the likeliest; 0 keeps all
 
 
 class Passes(NamedTuple):
-    """Passes over tokens: thresholds [B, 1] to the count, or count and mass, of what reaches them.
+    """Passes over tokens: from thresholds [B, 1] to the count, or count and mass, of the tokens at
+    or above them.
 
     All are float32 [B, 1]. Mass is the sum of exp(logit - the row's largest logit).
     """
@@ -37,7 +38,7 @@ class Passes(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """Passes over all tokens and over the candidates, and what is known of all tokens."""
+    """Passes over all tokens and over the candidates, and figures of all tokens."""
 
     everything: Passes
     candidates: Passes
@@ -69,8 +70,8 @@ def threshold(vocabulary: Vocabulary, truncation: Truncation) -> Float[Array, "B
             reach_B1, mass_B1 = vocabulary.everything.count_and_mass(least_B1)
 
     if top_p < 1:
-        # A lower bound: even all tokens below it have less mass together than top-p drops. The
-        # 0.01 allows for the rounding of sums.
+        # A lower bound: all tokens below it together have less mass than top-p drops. The 0.01
+        # allows for the rounding of sums.
         safe_B1 = top_B1 + jnp.log((1 - top_p) * mass_B1 / reach_B1) - 0.01
         least_B1 = jnp.maximum(least_B1, jnp.minimum(safe_B1, top_B1))
         mass_of = lambda passes, least_B1: passes.count_and_mass(least_B1)
@@ -88,9 +89,9 @@ def _search(
     least_B1: jax.Array,
     reach_B1: jax.Array,
 ) -> jax.Array:
-    """The largest threshold whose measured amount is at least `target`, as that of `least` is.
+    """The largest threshold whose measured amount is at least `target`; that of `least` must be.
 
-    `measure` gives how many tokens reach a threshold, and the amount to compare with the target.
+    `measure` returns how many tokens reach a threshold, and the amount to compare with the target.
     `reach` is an upper bound of how many reach `least`.
     """
     of_candidates, of_everything = (
@@ -116,7 +117,7 @@ def _bisect(
 ) -> jax.Array:
     """The largest threshold in [low, high] whose amount is at least the target, or else `low`.
 
-    Any threshold between the same two logits is as good: a row is settled as soon as at most one
+    All thresholds between two neighbouring logits are equivalent: a row is settled once at most one
     token is left in its interval.
     """
 

@@ -14,8 +14,8 @@ def truncate(
     """Logits, at -inf where the token is not kept, and the logsumexps of all. No sort: `search.py`.
 
     Args:
-        logits_BV: float32, tempered. With `axis_name`, of this device's shard of the vocabulary;
-            what is kept is decided over all shards, and the logsumexps are theirs together.
+        logits_BV: float32, tempered; with `axis_name`, those of this device's vocabulary shard. The
+            threshold and the logsumexps are over all shards.
     """
     blocked_BNW = _in_blocks(logits_BV)
     least_B1, top_B1, mass_B1 = _threshold(blocked_BNW, logits_BV.shape[-1], truncation, axis_name)
@@ -45,7 +45,7 @@ def draw_truncated(
 
 
 def _in_blocks(logits_BV: jax.Array) -> jax.Array:
-    """[B, blocks, tokens of a block], the last block filled up with -inf."""
+    """[B, blocks, tokens of a block], the last block padded with -inf."""
     B, V = logits_BV.shape
     padding = block_draw.num_blocks(V) * block_draw.BLOCK - V
     padded = jnp.pad(logits_BV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
@@ -63,7 +63,7 @@ def _threshold(
 
     def passes(blocked, axis_name=None):
         def total(values):
-            # Over the blocks first: a CPU adds neighbours one by one, but vectors of them at once.
+            # Over the blocks first: a CPU sums along the last axis one by one, others vectorised.
             total_B1 = values.sum(axis=1).sum(axis=-1, keepdims=True)
             return total_B1 if axis_name is None else jax.lax.psum(total_B1, axis_name)
 
