@@ -1,6 +1,6 @@
-"""What the command lines share: flags, devices' errors, the compilation cache, run folders.
+"""What the commands share: flags, device errors, the compilation cache, run folders.
 
-JAX is imported by those functions that need it: --help and a mistyped flag wait for nothing.
+JAX is imported only in the functions that need it, so that --help and a mistyped flag answer fast.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from gemma_grpo.devices import preflight
 from gemma_grpo.errors import UserError, expanded, start
 from gemma_grpo.records import files, origin, read
 
-__all__ = ["start"]  # of `errors`; commands that import no jax take it there
+__all__ = ["start"]  # re-exported from `errors`, where commands that import no jax find it
 
-# Settings that a run which goes on may change: where files are, and into how many devices the CPU
-# is split (sums then run in another order).
-_MAY_CHANGE = (  # in a run that goes on; beginnings of fields' names
+# Settings that may change when a run goes on, by the beginnings of their names: where files are,
+# the guard, and the number of CPU devices (sums then run in another order).
+_MAY_CHANGE = (
     "model.weights",
     "model.tokenizer",
     "model.cpu_devices",
@@ -41,7 +41,7 @@ _MAY_CHANGE = (  # in a run that goes on; beginnings of fields' names
 )
 
 
-# Flags by names that other trainers have for them, where tyro finds none that comes close.
+# Other trainers' names for flags, where tyro finds no similar flag.
 _OTHER_NAMES = {
     "--lr": "--grpo.optimizer.learning-rate or --sft.optimizer.learning-rate",
     "--system-prompt": "--model.instruction",
@@ -50,7 +50,7 @@ _OTHER_NAMES = {
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns what the disk or a device says in the block into a UserError, where it has one line."""
+    """Turns errors of the disk or a device in the block into a UserError, where it has one line."""
     with errors.user_errors():
         try:
             yield
@@ -63,19 +63,19 @@ def user_errors() -> Iterator[None]:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """As `errors.guarded`; a device's error is one line too, and that other processes are lost."""
+    """As `errors.guarded`, with one line for device errors and for lost processes too."""
 
-    def of_devices() -> int:
+    def with_user_errors() -> int:
         with user_errors():
             return command()
 
     try:
-        return errors.guarded(of_devices)
-    except (RuntimeError, ValueError) as error:  # a collective that fails is the one or the other
+        return errors.guarded(with_user_errors)
+    except (RuntimeError, ValueError) as error:  # either, if a collective fails
         import jax
 
-        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        if not (is_of_jax and jax.distributed.is_initialized()):
+        is_from_jax = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if not (is_from_jax and jax.distributed.is_initialized()):
             raise
         line = " ".join(str(error).split())[:200]
         print(
@@ -84,7 +84,7 @@ def guarded(command: Callable[[], int]) -> int:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(3)  # an orderly end would wait for the lost ones
+        os._exit(3)  # an orderly exit would wait for the lost processes
 
 
 def require_one_process(command: str) -> None:
@@ -95,7 +95,7 @@ def require_one_process(command: str) -> None:
 
 
 def check_tpu() -> None:
-    """Initialises JAX. Raises UserError where a TPU cannot be used, with the fix."""
+    """Initialises JAX. Raises UserError, with the fix, if a TPU is there but cannot be used."""
     import jax
 
     preflight.check()
@@ -107,9 +107,9 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
     divide evenly.
 
     XLA's CPU backend runs a small model's steps on one core; a rollout on two devices uses two.
-    Says nothing about TPUs and GPUs. To be called after `processes.join`: each of a job's processes
-    is one device. Where JAX has looked at its devices already (a notebook), those are used, and a
-    line on stderr says so if another number was wanted.
+    Does not affect TPUs and GPUs. Call it after `processes.join`: with several processes each is
+    one device by default. If JAX is initialised already (in a notebook), its devices are used, with
+    a warning if another number was wanted.
     """
     import jax
 
@@ -131,7 +131,7 @@ def split_cpu(wanted: int, *batch_sizes: int) -> None:
 def use_compilation_cache(folder: Path) -> None:
     """Keep compiled programs in `folder`, so that the next run there need not compile them.
 
-    JAX's own variable, JAX_COMPILATION_CACHE_DIR, names another folder for them.
+    JAX's own variable, JAX_COMPILATION_CACHE_DIR, takes precedence.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -140,7 +140,7 @@ def use_compilation_cache(folder: Path) -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    compilation_cache.reset_cache()  # what was compiled before, in a notebook, settled on no cache
+    compilation_cache.reset_cache()  # JAX fixes the cache at its first compilation (in a notebook)
 
 
 def cache_for(where: str) -> Path:
@@ -152,18 +152,18 @@ def cache_for(where: str) -> Path:
 
 
 def flag(arguments: Sequence[str], name: str, default: str | None) -> str | None:
-    """The value of one flag alone, for those that choose the defaults of the others."""
+    """The value of one flag alone: one that chooses the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=default)
     return vars(parser.parse_known_args(arguments)[0])[name]
 
 
 def default_run(arguments: Sequence[str], preset: str, others: Sequence[str] = ()) -> RunConfig:
-    """What stands where no flag is given: of --config or of --preset, which are read first.
+    """The settings where no flag is given: those of --config or --preset, which are read first.
 
     Args:
-        preset: where neither is given.
-        others: flags given that choose all settings too.
+        preset: used if neither is given.
+        others: further flags given that choose all settings.
 
     Raises:
         UserError: more than one of them is given, or what they name cannot be read.
@@ -183,7 +183,7 @@ _FLAG_TYPES = tyro.constructors.ConstructorRegistry()
 
 @_FLAG_TYPES.primitive_rule
 def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Paths with a ~ that no shell has seen, as in --out=~/x or a notebook's list of arguments."""
+    """Expands a ~ that no shell has, as in --out=~/x or a notebook's list of arguments."""
     if kind.type is not Path:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -197,7 +197,7 @@ def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 @_FLAG_TYPES.primitive_rule
 def _optional_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """X | None, in help and errors as X; the word None, which help has as the default, is None."""
+    """X | None is shown as X in help and errors; the word None, its default in help, is None."""
     kinds = typing.get_args(kind.type)
     if kind.type_origin not in (types.UnionType, typing.Union) or kinds[1:] != (types.NoneType,):
         return None
@@ -222,13 +222,13 @@ def parse(
     description: str | None,
     markers: tuple = (tyro.conf.FlagCreatePairsOff,),
 ) -> Any:
-    """What the flags say, as a `kind`: a dataclass, or a function, which is called with them.
+    """The flags as a `kind`: an instance of a dataclass, or the result of a function.
 
     Args:
         arguments: without the command's name; None takes the process's own.
         command: the module's name, for --help and errors.
-        description: of what it does, for --help.
-        markers: tyro's; by default there is no --no-x beside a flag --x.
+        description: what it does, for --help.
+        markers: tyro's; by default a flag --x has no --no-x.
 
     Raises:
         UserError: an unknown flag, or a value of the wrong type, in one line.
@@ -242,9 +242,9 @@ def parse(
             raise UserError(f"{argument!r}: not UTF-8; write it in UTF-8") from None
         if argument.startswith("--="):  # tyro takes it for a positional argument
             raise UserError(f"{argument}: names no flag; {prog} --help lists all")
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             given = tyro.cli(
                 kind if isinstance(kind, type) else _later(kind),
                 args=arguments,
@@ -256,7 +256,7 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise UserError(f"{_without_frame(said.getvalue())}; {prog} --help lists all") from None
+        raise UserError(f"{_without_frame(message.getvalue())}; {prog} --help lists all") from None
     if not isinstance(kind, type):
         given = given()  # now that stderr is the user's again
     for part in given if isinstance(given, tuple) else (given,):
@@ -265,7 +265,7 @@ def parse(
 
 
 def _later(function: Callable) -> Callable:
-    """The function with the same flags, which returns a call of it that is still to be made."""
+    """A function with the same flags that returns the call instead of making it."""
 
     @functools.wraps(function)
     def bound(*given: Any, **named: Any) -> Callable[[], Any]:
@@ -275,7 +275,7 @@ def _later(function: Callable) -> Callable:
 
 
 def _check_counts(options: Any) -> None:
-    """Raises UserError for a whole number among the flags that is too large to count with."""
+    """Raises UserError for an integer flag that does not fit 32 bits."""
     for name, value in config.flat(options).items():
         if isinstance(value, int) and abs(value) > config.LARGEST:
             flag = "--" + name.replace("_", "-")
@@ -283,7 +283,7 @@ def _check_counts(options: Any) -> None:
 
 
 def _without_frame(box: str) -> str:
-    """One line from the box that tyro draws: its first section, and the flags that come close."""
+    """One line from the box that tyro prints: its first section, and similar flags."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     lines = [line for line in lines if line]
     if lines[1:2] and lines[1].startswith("---"):  # a terminal without frames: a title, underlined
@@ -302,7 +302,7 @@ def parse_run(
     """A command's own flags, as a dataclass like `options`, and a run's: every setting is a flag.
 
     Args:
-        options, default: what stands where no flag is given.
+        options, default: the values where no flag is given.
         command, description: as in `parse`.
 
     Raises:
@@ -324,7 +324,7 @@ def parse_run(
 
 
 def _current(arguments: Sequence[str]) -> list[str]:
-    """The arguments, values of earlier versions (`config.OLD_VALUES`) by their names of today."""
+    """The arguments, with values of earlier versions (`config.OLD_VALUES`) renamed to today's."""
     current = []
     for before, argument in zip(("", *arguments), arguments, strict=False):
         flag, equals, value = argument.rpartition("=")
@@ -352,24 +352,24 @@ def with_rewards(
 def with_moved_rewards(
     run: RunConfig, extra: Sequence[str], rubric: str, judges: Sequence[str]
 ) -> RunConfig:
-    """The run that goes on, with `--reward` and `--judge` in place of those of the same names, and
-    `--rubric`: files that have moved. A weight that is unsaid stays.
+    """The run with files that have moved: `--reward` and `--judge` replace those of the same names,
+    `--rubric` the rubric. Without a weight the old one stays.
 
     Raises:
         UserError: the run was begun without one of that name.
     """
-    before, of_rubric = run.reward, run.reward.rubric
-    moved = replace(
-        of_rubric,
-        file=rubric or of_rubric.file,
-        judges=_moved(of_rubric.judges, judges, "--judge"),
+    before = run.reward
+    rubric_config = replace(
+        before.rubric,
+        file=rubric or before.rubric.file,
+        judges=_moved(before.rubric.judges, judges, "--judge"),
     )
-    reward = replace(before, extra=_moved(before.extra, extra, "--reward"), rubric=moved)
+    reward = replace(before, extra=_moved(before.extra, extra, "--reward"), rubric=rubric_config)
     return replace(run, reward=reward)
 
 
 def _moved(before: Sequence[str], given: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The rewards of a run, FILE:NAME=WEIGHT, with those given in place of theirs."""
+    """A run's rewards, FILE:NAME=WEIGHT, with those of the same names replaced by `given`."""
     name_of = lambda spec: spec.rpartition(":")[2].partition("=")[0]
     moved = {name_of(spec): spec for spec in before}
     for spec in given:
@@ -383,8 +383,8 @@ def _moved(before: Sequence[str], given: Sequence[str], flag: str) -> tuple[str,
 
 
 def without_places(run: RunConfig) -> RunConfig:
-    """The settings, without where the files of own rewards, judges and rubric are: they may move.
-    Functions of a Python session and models stay as they are."""
+    """The settings without the folders of rewards, judges and rubric, whose files may move.
+    Functions of a Python session, and judges that are models, stay."""
     name = lambda spec: spec.rpartition(":")[2] if ".py:" in spec else spec
     names = lambda specs: tuple(map(name, specs))
     rubric = run.reward.rubric
@@ -407,10 +407,10 @@ def one_model(run_or_weights: str, weights: str) -> str:
 
 
 def config_of(run_dir: Path) -> RunConfig:
-    """Of a run to go on with.
+    """The settings of a run that is to go on.
 
     Raises:
-        UserError: there is none, it is another version's, or it was edited since the run began.
+        UserError: no run there, one of another version, or settings edited since it began.
     """
     if not (run_dir / "config.yaml").exists():
         near = sorted({*run_dir.glob("*/config.yaml"), *run_dir.parent.glob("*/config.yaml")})
@@ -447,8 +447,8 @@ def trained(run_or_weights: str) -> tuple[RunConfig, Path | None]:
     """The configuration with which to use a run's model, or a base model's weights as they are.
 
     Returns:
-        The configuration, and what the run's last stage has left of the trained parameters, cut
-        short by a deadline or not; None for a base model.
+        The configuration, and the trained parameters of the run's last stage, finished or cut short
+        by a deadline; None for a base model.
 
     Raises:
         UserError: a run directory without weights, or of adapters over a base that has changed.

@@ -23,23 +23,23 @@ from gemma_grpo.rewards import RewardConfig
 from gemma_grpo.training.config import CheckpointConfig, GRPOConfig, SFTConfig
 from gemma_grpo.training.config import OptimizerConfig as OptimizerConfig  # all settings
 
-# Values that earlier versions wrote into config.yaml, by field; they are read as those of today.
+# Values that earlier versions wrote into config.yaml, by field, and today's names for them.
 OLD_VALUES: dict[str, dict[str | bool, str]] = {
     "model.rollout_layout": {"hybrid": "tensor_parallel"},
     "model.remat": {True: "full", False: "none"},
     "grpo.curriculum": {True: "phases", False: "none"},
 }
-# Fields of earlier versions that are ignored: how an update was cut, not what it computes.
+# Fields of earlier versions that are ignored: they cut an update into parts, to the same result.
 OLD_FIELDS = {
     *("sft.accumulation_steps", "sft.length_bucket", "sft.packed_sizes"),
     *("grpo.accumulation_steps", "grpo.length_bucket", "grpo.packed_sizes", "grpo.prompt_bucket"),
 }
-LARGEST, LARGEST_FLOAT = 2**31 - 1, 1e9  # settings in size: arrays are counted in 32 bits
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 1e9  # of any setting, in size: JAX's integers have 32 bits
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Problems to learn from and to be tested on."""
+    """The training and the held-out problems."""
 
     source: str = "curriculum"
     """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:TASK, a .jsonl, .csv or
@@ -103,7 +103,7 @@ class RunConfig:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     """Stage two: GRPO."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    """What a completion is paid for."""
+    """What completions are rewarded for."""
     evaluation: RunEvaluationConfig = field(default_factory=RunEvaluationConfig)
     """What is measured before and after each stage, and during GRPO."""
 
@@ -119,7 +119,7 @@ class RunConfig:
             )
 
     def replace(self, settings: Mapping[str, Any]) -> "RunConfig":
-        """A copy with other settings, by the names that the command's flags have:
+        """A copy with other settings, named as the command's flags are:
         `run.replace({"grpo.num_steps": 50, "model.lora.rank": 8})`.
 
         Raises:
@@ -154,12 +154,12 @@ class RunConfig:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether GRPO distils one."""
+        """Whether GRPO distils a teacher."""
         return bool(self.grpo.teacher) and "grpo" in self.stage_list
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """Prompts of each kind of batch that is split evenly over the devices, by field."""
+        """Prompts per batch, for each kind of batch that must divide over the devices, by field."""
         sizes = {"evaluation.batch_size / num_samples": evaluation_prompts(self.evaluation)}
         if "sft" in self.stage_list and not self.sft.pack_tokens:
             sizes["sft.batch_size"] = self.sft.batch_size
@@ -171,8 +171,8 @@ class RunConfig:
 
 
 def check_sizes(settings: Any) -> None:
-    """Raises UserError for a number among a dataclass's settings, or theirs, that is NaN or too
-    large in size."""
+    """Raises UserError for a number in a dataclass, or one nested in it, that is NaN or too large
+    in size."""
     for name, value in flat(settings).items():
         most = LARGEST_FLOAT if isinstance(value, float) else LARGEST
         if name.endswith("max_grad_norm") and value == math.inf:
@@ -183,12 +183,12 @@ def check_sizes(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class _Need:
-    """What some settings need to have an effect.
+    """A condition without which some settings have no effect.
 
     Attributes:
-        fields: beginnings of their dotted names.
-        is_met: whether a run has it.
-        fix: what gives them one.
+        fields: beginnings of the settings' dotted names.
+        is_met: whether a run meets it.
+        fix: how to meet it.
     """
 
     fields: tuple[str, ...]
@@ -196,7 +196,7 @@ class _Need:
     fix: str
 
 
-_NEEDS = (  # the first that fails is the one that is said
+_NEEDS = (  # of a setting's conditions the first that fails is reported
     _Need(("sft.",), lambda run: "sft" in run.stage_list, "add sft to stages"),
     _Need(
         ("grpo.", "reward.start.", "evaluation.every", "evaluation.snapshot_problems"),
@@ -268,15 +268,15 @@ _NEEDS = (  # the first that fails is the one that is said
 
 
 def without_effect(before: RunConfig, after: RunConfig) -> list[str]:
-    """A line, with the fix, for settings that were changed and yet change nothing of the run."""
+    """A line, with the fix, for changed settings that have no effect on the run."""
     old = flat(before)
-    left = [name for name, value in flat(after).items() if value != old[name]]
+    changed = [name for name, value in flat(after).items() if value != old[name]]
     lines = []
     for need in _NEEDS:
         if need.is_met(after):
             continue
-        idle = [name for name in left if name.startswith(need.fields)]
-        left = [name for name in left if name not in idle]
+        idle = [name for name in changed if name.startswith(need.fields)]
+        changed = [name for name in changed if name not in idle]
         if idle:
             verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
             lines.append(f"{', '.join(idle)} {verb} no effect: {need.fix}, or leave {them} out")
@@ -284,7 +284,7 @@ def without_effect(before: RunConfig, after: RunConfig) -> list[str]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Every field, so that the file alone repeats the run."""
+    """YAML with every field, so that the file alone reproduces the run."""
     text: str = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return text
 
@@ -310,7 +310,7 @@ def from_yaml(path: Path) -> RunConfig:
 
 
 def from_text(text: str) -> RunConfig:
-    """The configuration in a YAML text, as `from_yaml`. Raises UserError as that."""
+    """The configuration in a YAML text. Raises UserError as `from_yaml`."""
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -322,21 +322,20 @@ def from_text(text: str) -> RunConfig:
 
 
 def teacher_model(run: RunConfig) -> ModelConfig:
-    """The base model and adapters of a run's teacher: those of the run that grpo.teacher names, or
-    weights as they are. Raises UserError for a config.yaml that cannot be read."""
+    """The model of a run's teacher: that of the run that grpo.teacher names, or else a base model.
+    Raises UserError for a config.yaml that cannot be read."""
     path = expanded(run.grpo.teacher) / "config.yaml"
     return from_yaml(path).model if path.is_file() else ModelConfig(weights=run.grpo.teacher)
 
 
 def changed_fields(before: RunConfig, after: RunConfig) -> list[str]:
     """The fields in which two configurations differ, as "grpo.num_steps 60 -> 200"."""
-
     old, new = flat(before), flat(after)
     return [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
 def flat(value: Any, where: str = "") -> dict[str, Any]:
-    """The values of a dataclass, and of those within it, by their fields' dotted names."""
+    """The values of a dataclass and of those nested in it, by dotted field names."""
     if not dataclasses.is_dataclass(value):
         return {where: value}
     values: dict[str, Any] = {}
@@ -346,7 +345,7 @@ def flat(value: Any, where: str = "") -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values alone: no aliases, which can expand without end, and no key twice."""
+    """Reads plain YAML: no aliases, which can expand without end, and no duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -363,7 +362,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML has no tuples."""
+    """The value with its tuples as lists: YAML has no tuples."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
