@@ -1,4 +1,4 @@
-"""The model of a run, loaded: its graph, its frozen weights, the tokenizer, the devices."""
+"""A run's model as loaded: its graph, frozen weights, tokenizer and devices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ from gemma_grpo.model import (
 from gemma_grpo.text import prompts
 from gemma_grpo.text.tokenizer import Tokenizer
 
-# Rows of the embedding without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
+# Most embedding rows without a token: Hugging Face's 4B and up have 262,208 for 262,144 tokens.
 SURPLUS_ROWS = 64
 LAYOUTS = {"data": gemma3.REPLICATED, "tensor_parallel": gemma3.TensorParallel(meshes.DATA)}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that is distilled. It may be of another architecture than the student.
+    """A model that is distilled; its sizes may differ from the student's.
 
     Attributes:
-        graphdef: of the model, without adapters: what was trained of them is in the weights.
-        params: all of them, in the dtype that the student computes in, sharded (FSDP).
+        graphdef: the model's graph, without adapters: these are merged into the weights.
+        params: all parameters, in the student's compute dtype, sharded (FSDP).
     """
 
     graphdef: nnx.GraphDef
@@ -49,20 +49,20 @@ class Runtime:
     """How the model is run.
 
     Attributes:
-        graphdef: of the model, adapters included; what is trained of its parameters is given apart.
-        frozen: the rest of its parameters, in the dtype computed in: the base under adapters, or
-            nothing where all weights are trained.
+        graphdef: the model's graph, adapters included. The trained parameters are kept elsewhere.
+        frozen: the other parameters, in the compute dtype: the base under adapters, or nothing if
+            all weights are trained.
         lora: the adapters, if any.
         tokenizer: the model's own.
         mesh: devices along the data axis.
         instruction: put before every question; "" for none.
         max_prompt_length: S, tokens.
         max_completion_length: T, tokens, stop token included.
-        dtype: computed in; master weights are float32 regardless.
+        dtype: the compute dtype; master weights are always float32.
         remat: see `model.forward_groups`.
         seed: of everything random in the run.
         layout: of the weights while sampling.
-        teacher: that GRPO distils, if any.
+        teacher: the model that GRPO distils, if any.
     """
 
     graphdef: nnx.GraphDef
@@ -80,14 +80,14 @@ class Runtime:
     teacher: Teacher | None = None
 
     def sampling_params(self, params: Params) -> Params:
-        """All parameters to sample with, in the dtype computed in: the trained ones resharded to
-        the layout by a program on the devices, the frozen ones beside them (not copied)."""
+        """All parameters to sample with, in the compute dtype: the trained ones resharded to the
+        layout by a program on the devices, the frozen ones as they are (not copied)."""
         shardings = meshes.named_shardings(self.mesh, self.layout.specs(params))
         return gemma3.join(meshes.reshard(params, shardings, self.dtype), self.frozen)
 
     def encode_question(self, prompt: str) -> list[int]:
-        """The ids of a question as the model is asked it, the instruction before it. Raises
-        UserError for half a surrogate pair."""
+        """The ids of a question as a chat turn, with the instruction before it. Raises UserError
+        for half a surrogate pair."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
@@ -101,8 +101,8 @@ class Runtime:
     def encode_prompts(
         self, problems: Sequence[prompts.Problem], *, kind: str = ""
     ) -> list[list[int]]:
-        """Each problem's chat turn as ids. Raises UserError, which names the `kind` of problem, for
-        one over the budget."""
+        """Each problem's chat turn as ids. Raises UserError for one over the budget, and names it
+        as a problem of this `kind`."""
         return prompts.encode_prompts(
             problems,
             self.tokenizer,
@@ -112,8 +112,8 @@ class Runtime:
         )
 
     def encode_completions(self, problems: Sequence[prompts.Problem]) -> list[list[int]]:
-        """Each worked solution with its stop token. Raises UserError for one that is missing, or
-        over the budget."""
+        """Each worked solution as ids with its stop token. Raises UserError for one that is missing
+        or over the budget."""
         return prompts.encode_completions(
             problems, self.tokenizer, max_completion_length=self.max_completion_length
         )
@@ -125,15 +125,15 @@ class Runtime:
 
     @property
     def key(self) -> jax.Array:
-        """The key of all draws."""
+        """The key that all draws fold in."""
         return gemma3.random_key(self.seed)
 
     def dropout_keys(
         self, step: int, num_prompts: int, num_generations: int
     ) -> dict[str, np.ndarray]:
-        """The batch's entries by which adapters drop inputs at `step`, or none without dropout: raw
-        key data, `dropout_keys` with a row for each prompt and `completion_dropout_keys` with one
-        for each completion. What a row drops does not depend on where it is computed."""
+        """The batch's dropout keys for the adapters at `step`, none without dropout: raw key data,
+        `dropout_keys` with a row per prompt and `completion_dropout_keys` with a row per
+        completion. What a row drops does not depend on where it is computed."""
         if not self.lora.rank or not self.lora.dropout:
             return {}
         key = jax.random.fold_in(jax.random.key(self.seed + 1, impl=gemma3.PRNG), step)
@@ -143,7 +143,7 @@ class Runtime:
         return {"dropout_keys": raw(keys_P), "completion_dropout_keys": raw(keys_B)}
 
     def check_rows(self, sizes: dict[str, int]) -> None:
-        """Raises UserError if one of the named sizes does not split over the devices."""
+        """Raises UserError if one of the named sizes does not divide over the devices."""
         for name, size in sizes.items():
             meshes.check_divisible(self.mesh, name=name, size=size)
 
@@ -156,19 +156,19 @@ def load_model(
     mesh: Mesh | None = None,
     source: weights.Source | None = None,
 ) -> tuple[Runtime, Params]:
-    """The runtime, and the parameters that are trained: all, or the adapters alone.
+    """The runtime, and the parameters to train: all, or the adapters alone.
 
     Args:
         settings: the base model, the adapters, how it is run.
         seed: of the runtime, and of fresh adapters.
-        trained: what a stage has left of the trained parameters; None takes the base's own, or
-            fresh adapters.
-        mesh: of the devices to run it on; None takes all.
-        source: the base model's checkpoint where it is open; None opens it.
+        trained: file of trained parameters that a stage wrote; None takes the base's, or fresh
+            adapters.
+        mesh: the devices to run on; None takes all.
+        source: the base model's checkpoint if it is open already; None opens it.
 
     Raises:
-        UserError: files that are missing, damaged or of another model, or a model that does not
-            divide as its rollout's layout wants; a seed out of range.
+        UserError: files that are missing, damaged or of another model, a model that does not divide
+            over the devices in its rollout layout, or a seed out of range.
     """
     check_seed(seed)
     source = weights.open_source(settings.weights) if source is None else source
@@ -183,7 +183,7 @@ def load_model(
     if trained is not None:
         params = weights.load(trained, meshes.with_shardings(trained_shapes, shardings))
     elif settings.lora.rank:
-        # On the mesh from birth: what a stage leaves is read back to where these lie.
+        # Placed on the mesh now: a stage's weights are read back with these shardings.
         fresh = gemma3.init_adapter(source.config, settings.lora, seed=seed)
         params = jax.tree.map(meshes.place, jax.device_get(fresh), shardings)
     else:
@@ -214,12 +214,12 @@ def load_teacher(settings: ModelConfig, trained: Path | None, student: Runtime) 
     """A model to distil on the student's devices.
 
     Args:
-        settings: its base model and adapters; how it is run is the student's.
-        trained: what a stage has left of its trained parameters; None takes the base's own.
+        settings: its base model and adapters; the rest is taken from the student.
+        trained: file of trained parameters that a stage wrote; None takes the base's.
 
     Raises:
-        UserError: files that are missing, damaged or of another model, or another tokenizer than
-            the student's.
+        UserError: files that are missing, damaged or of another model, or a tokenizer that differs
+            from the student's.
     """
     source = weights.open_source(settings.weights)
     tokenizer = load_tokenizer(settings, source)
@@ -258,10 +258,9 @@ def write_model(
 
     Args:
         out: the folder to make.
-        runtime, params: as `load_model` gives them, in float32: adapters are merged before anything
-            is rounded.
+        runtime, params: of `load_model`, in float32: adapters are merged before rounding.
         base: the weights that the model began with.
-        dtype: stored in: float32 (every bit of what was trained), bfloat16 or float16.
+        dtype: of the files: float32 (exactly what was trained), bfloat16 or float16.
         texts: further files by name.
 
     Raises:
@@ -278,7 +277,7 @@ def write_model(
 
 
 def hub_name(base: str) -> str:
-    """The base's name at Hugging Face; "" where that is not known."""
+    """The base's name on Hugging Face; "" if it is not known."""
     return weights.hub_name(weights.open_source(base))
 
 
@@ -293,7 +292,7 @@ def write_adapters(
     """Writes the adapters alone, in PEFT's format. Arguments and errors as for `write_model`.
 
     Returns:
-        A warning if PEFT cannot load that base, or can on this machine alone.
+        A warning if PEFT cannot load that base, or only on this machine.
     """
     source = weights.open_source(base)
     weights.write_adapter(out, params, runtime.lora, base=source, texts=texts)
@@ -310,7 +309,8 @@ def write_adapters(
 
 
 def load_tokenizer(settings: ModelConfig, source: weights.Source) -> Tokenizer:
-    """The tokenizer named, or the checkpoint's own. Raises UserError if there is none that fits."""
+    """The tokenizer of the settings, or else of the checkpoint. Raises UserError if it is missing
+    or does not fit the embedding."""
     tokenizer = Tokenizer(settings.tokenizer or weights.tokenizer_path(source))
     if not 0 <= source.config.vocab_size - tokenizer.vocab_size <= SURPLUS_ROWS:
         raise UserError(

@@ -1,7 +1,7 @@
 """The built-in reward components: one completion in, one float in [0, 1] out.
 
-Completions are text from a policy that is paid to find holes, so every reading here is strict: what
-can be read in two ways pays nothing.
+A policy is rewarded for finding loopholes, so completions are parsed strictly: an ambiguous one
+earns nothing.
 """
 
 import math
@@ -14,24 +14,24 @@ from gemma_grpo.rewards.sample import Reward, Sample
 from gemma_grpo.rewards.steps import MAX_LINE_CHARS, Steps, num_numbers, read_steps
 
 STEPS_NEEDED = {"easy": 1, "medium": 2, "hard": 3}  # reasoning steps for a full trace score
-WRONG_SHARE = 1 / 3  # of a trace's score where the answer is wrong
+WRONG_SHARE = 1 / 3  # of a trace's score if the answer is wrong
 FREE_SHARE = {"easy": 0.5, "medium": 0.65, "hard": 0.8}  # of max_tokens: this share costs nothing
 
 
 def correctness(sample: Sample) -> float:
-    """1 if the one answer block says what the gold answer says, else 0. Nothing else is read."""
+    """1 if the one answer block matches the gold answer, else 0. Nothing else is read."""
     return float(answers.answers_match(blocks.parse(sample.completion).answer, sample.answer))
 
 
 def trace(sample: Sample) -> float:
-    """How much of the work that this difficulty asks for is shown and holds, in [0, 1].
+    """How much of the work that this difficulty needs is shown and true, in [0, 1].
 
-    Counted are the steps (`steps.read_steps`) that lead to what the answer says, going back from it
-    from operand to result, and a sentence about this problem beside them. Without such a chain all
-    steps count, for half the score. Where the question holds fewer than two numbers, sentences
-    about it count each. STEPS_NEEDED[difficulty] steps are a full score.
+    The steps (`steps.read_steps`) that lead to the answer count, traced back from it through the
+    operands, plus one for a sentence about this problem. Without such a chain all steps count, for
+    half the score. If the question has fewer than two numbers, every sentence about it counts.
+    STEPS_NEEDED[difficulty] steps are a full score.
 
-    A wrong answer's trace is worth WRONG_SHARE of that: its steps may be true, and its idea is not.
+    A wrong answer's trace is worth WRONG_SHARE of that: its steps may be true, but not its idea.
     """
     parsed = blocks.parse(sample.completion)
     if parsed.reasoning is None:
@@ -49,19 +49,19 @@ def trace(sample: Sample) -> float:
 
 
 def structure(sample: Sample) -> float:
-    """As `trace`, by structure alone: calculations and sentences count whatever they say."""
+    """Like `trace`, by structure alone: calculations and sentences count, true or not."""
     reasoning = blocks.parse(sample.completion).reasoning
     return 0.0 if reasoning is None else _of_needed(reasoning_steps(reasoning), sample)
 
 
 def _of_needed(count: int, sample: Sample) -> float:
+    """The share of the steps needed, less if the answer is wrong."""
     share = 1.0 if correctness(sample) else WRONG_SHARE
     return share * min(1.0, count / STEPS_NEEDED[sample.difficulty])
 
 
 def _steps_to(answer: str | None, found: Steps) -> int:
-    """The equations whose results the answer needs, one for each use of a number; 0 where it
-    follows from none."""
+    """How many equations the answer follows from, one for each use of a number; 0 if from none."""
     said = answers.reading(answer) if answer else None
     said = said.of if isinstance(said, answers.Equation) else said
     if not isinstance(said, Quantity):
@@ -69,7 +69,7 @@ def _steps_to(answer: str | None, found: Steps) -> int:
     needed, results, count = Counter([said.value]), Counter(e.result for e in found.equations), 0
     for equation in reversed(found.equations):
         operands, result = equation.operands, equation.result
-        # "3 + 4 - 4 = 3": nothing is found out by it where another equation gives the 3.
+        # "3 + 4 - 4 = 3" shows nothing if another equation gives the 3.
         is_circular = len(operands) > 2 and result in operands and results[result] > 1
         if needed[result] and not is_circular:
             needed[result] -= 1
@@ -81,8 +81,8 @@ def _steps_to(answer: str | None, found: Steps) -> int:
 def confidence(sample: Sample) -> float:
     """Calibrated confidence in [0, 1]: a proper score of the sampler's probability of its answer.
 
-    c = exp(sum(answer_logps)) is the probability that the sampler gave to this very answer. With
-    y = 1 if the answer is right, else 0 (Brier 1950):
+    c = exp(sum(answer_logps)) is the probability that the sampler gave this answer. With y = 1 if
+    the answer is right, else 0 (Brier 1950):
 
         score = 1/2 (1 - (y - c)^2) + y/2
               = 1 - (1-c)^2 / 2   if right: 0.5 at c=0, 1 at c=1
@@ -95,9 +95,8 @@ def confidence(sample: Sample) -> float:
     answer = blocks.parse(sample.completion).answer
     if answer is None or not sample.answer_logps:
         return 0.0
-    c = math.exp(
-        min(sum(sample.answer_logps), 0.0)
-    )  # rounding may leave a log-prob just above 0; NaN stays NaN
+    # Rounding may leave a log-prob just above 0; NaN stays NaN.
+    c = math.exp(min(sum(sample.answer_logps), 0.0))
     if answers.answers_match(answer, sample.answer):
         return 1.0 - (1.0 - c) ** 2 / 2.0
     return (1.0 - c**2) / 2.0
@@ -117,7 +116,7 @@ def verbosity(sample: Sample) -> float:
 
 
 def format_ok(sample: Sample) -> float:
-    """1 if the completion is well formed (`answers.Parsed`) and stopped by itself, else 0."""
+    """1 if the completion is well formed (`blocks.Parsed`) and ended on a stop token, else 0."""
     return float(sample.stopped and blocks.parse(sample.completion).well_formed)
 
 
@@ -135,12 +134,12 @@ _NOT_IN_KEY = re.compile(r"[^\w+*/×÷^=<>%−–.-]|\.(?!\d)")
 
 
 def reasoning_steps(reasoning: str) -> int:
-    """The number of different real steps in `reasoning`, one a line at most.
+    """The number of distinct steps in `reasoning`, at most one per line.
 
     A line is a step if it holds a calculation (two numbers, an operator between them, a result) or
-    a sentence (three different words or numbers, and two words among them). Labels such as
-    "Step 2:", "3." or "-" are not part of a step. Lines that differ only in label, case, white
-    space or punctuation count once.
+    a sentence (three different words or numbers, at least two of them words). Labels such as "Step
+    2:", "3." or "-" are not part of a step. Lines that differ only in label, case, whitespace or
+    punctuation count once.
     """
     steps = set()
     for line in reasoning.splitlines():

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 def pad_left(
     rows: Sequence[Sequence[int]], *, length: int, pad_id: int
 ) -> tuple[Int[np.ndarray, "P S"], Bool[np.ndarray, "P S"]]:
-    """Ids that end at the last slot, and the mask that is True on them."""
+    """Ids that end at the last slot, and a mask that is True on them."""
     ids_PS = np.full((len(rows), length), pad_id, np.int32)
     mask_PS = np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
@@ -25,7 +25,7 @@ def pad_left(
 def pad_right(
     rows: Sequence[Sequence[int]], *, length: int, pad_id: int
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-    """Ids that begin at the first slot, and the mask that is True on them."""
+    """Ids that begin at the first slot, and a mask that is True on them."""
     ids_BT = np.full((len(rows), length), pad_id, np.int32)
     mask_BT = np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
