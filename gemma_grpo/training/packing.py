@@ -180,12 +180,16 @@ def deal(
     bins_B = np.empty(len(tokens), int)
     for b in np.argsort(-tokens_B, kind="stable").tolist():
         p = b // G
-        while roomiest and (free_prompts[n := roomiest[0][1]] == 0 or roomiest[0][0] != -room[n]):
+        while roomiest:
+            listed_room, n = -roomiest[0][0], roomiest[0][1]
+            if free_prompts[n] and listed_room == room[n]:
+                break
             heapq.heappop(roomiest)
         found = [(-room[n], n) for n in held_by[p] if room[n] >= tokens[b]]
-        # Where the roomiest bin of all has the prompt already, no other is better.
+        # If the roomiest bin of all has the prompt already, no other is better.
         if roomiest and (n := roomiest[0][1]) not in held_by[p]:
             if room[n] >= tokens[b] + prompt_tokens[p]:
+                # The prompt takes room, and counts again because it is run once more.
                 found.append((2 * prompt_tokens[p] - room[n], n))
         if not found:
             return None
