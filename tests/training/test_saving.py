@@ -134,10 +134,10 @@ def test_seconds_in_which_training_stood_still_to_save_are_none_of_a_steps(clock
     config = CheckpointConfig(share=1.0)
     schedule = Schedule(config, 1, step=0, num_steps=20, num_bytes=10**9)
     schedule.note_begun(5, 100.0)
-    schedule.note_whole(150.0)
+    schedule.note_written(150.0)
     clock[0] += 200  # 10 steps of 10 s, beside the 100 s of the save
     assert not schedule.is_due(10, is_writing=False)  # the 10 steps left take 100 s
-    schedule.note_whole(100.0)
+    schedule.note_written(100.0)
     assert schedule.is_due(10, is_writing=False)
 
 
