@@ -21,7 +21,12 @@ def main() -> int:
     print("usage: python -m gemma_grpo.COMMAND [--help]\n")
     for name, what in COMMANDS.items():
         print(f"  {name:16}{what}")
-    return 0 if sys.argv[1:] in ([], ["--help"], ["-h"]) else 2
+    if sys.argv[1:] in ([], ["--help"], ["-h"]):
+        return 0
+    first = sys.argv[1]
+    fix = f"python -m gemma_grpo.{first}" if first in COMMANDS else "one of the commands above"
+    print(f"error: unknown argument {first!r}; use {fix}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -212,6 +212,15 @@ def test_asking_the_package_for_help_is_no_error(arguments, status, monkeypatch)
     assert door.main() == status
 
 
+@pytest.mark.parametrize(
+    "given, fix", [("train", "python -m gemma_grpo.train"), ("trian", "one of the commands above")]
+)
+def test_a_command_written_with_a_space_is_told_its_dot(given, fix, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gemma_grpo", given, "--quiet"])
+    assert door.main() == 2
+    assert capsys.readouterr().err == f"error: unknown argument '{given}'; use {fix}\n"
+
+
 def test_the_package_itself_lists_its_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gemma_grpo"])
     assert door.main() == 0
