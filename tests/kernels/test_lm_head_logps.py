@@ -1,6 +1,6 @@
 """Log-probs by chunks of the vocabulary. Expected values by NumPy, in float64."""
 
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import chex
@@ -15,7 +15,8 @@ from gemma_grpo.errors import UserError
 from gemma_grpo.kernels.lm_head_logps import cases, lm_head_logps, reference, xla
 
 KEEP = pytest.mark.parametrize("keep_logits", [False, True], ids=["computed again", "kept"])
-SIDES = pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["hidden", "embedding", "both"])
+EACH_SIDE = (0,), (1,), (0, 1)
+SIDES = pytest.mark.parametrize("sides", EACH_SIDE, ids=["hidden", "embedding", "both"])
 
 
 def inputs(case, seed=0):
@@ -56,29 +57,52 @@ def weighted(form, ids, weights):
     return lambda hidden, embedding: jnp.sum(form(hidden, embedding, ids)[0] * weights)
 
 
-def assert_gradients(loss, sides, expected):
-    """Those of a frozen and of a trained embedding."""
-    (frozen,) = jax.jit(jax.grad(loss, (0,)))(*sides)
-    trained = jax.jit(jax.grad(loss, (0, 1)))(*sides)
-    chex.assert_trees_all_close(
-        [np.float64(gradient) for gradient in (frozen, *trained)],
-        [expected.gradients[0], *expected.gradients],
-        atol=tolerances.LM_HEAD_GRAD,
-    )
-
-
 def chunked(chunk_size, temperature=1.0, keep_logits=False):
     """The XLA form with chunks of this many tokens, of NumPy's arrays."""
     settings = xla.Settings(temperature, chunk_size, keep_logits)
     return lambda *arrays: xla.logps(settings, *map(jnp.asarray, arrays))
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@cache
+def program(chunk_size, temperature=1.0, keep_logits=False):
+    """`chunked`, jitted once for all inputs: hidden states, embedding, ids, weights and the rows
+    that are wanted -> results; gradients under a frozen embedding, of the hidden states, and under
+    a trained one, of both."""
+    settings = xla.Settings(temperature, chunk_size, keep_logits)
+
+    @jax.jit
+    def results_and_gradients(hidden, embedding, ids, weights, wanted=None):
+        form = lambda *sides: xla.logps(settings, *sides, ids, wanted)
+        loss = lambda *sides: jnp.sum(form(*sides)[0] * weights)
+        frozen, trained = (jax.grad(loss, sides)(hidden, embedding) for sides in ((0,), (0, 1)))
+        return form(hidden, embedding), (*frozen, *trained)
+
+    return results_and_gradients
+
+
+def assert_gradients(gradients, expected):
+    """Those of a frozen and of a trained embedding."""
+    chex.assert_trees_all_close(
+        [np.float64(gradient) for gradient in gradients],
+        [expected.gradients[0], *expected.gradients],
+        atol=tolerances.LM_HEAD_GRAD,
+    )
+
+
+TEMPERATURES = (0.3, 1.0, 2.5)
+
+
+@cache
+def results_at_each_temperature(case):
+    at = lambda *arrays: {t: op(*arrays, temperature=t) for t in TEMPERATURES}
+    return jax.jit(at)(*inputs(case)[:3])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
 def test_results_are_numpys(case, temperature):
-    hidden, embedding, ids, weights = inputs(case)
-    results = jax.jit(partial(op, temperature=temperature))(hidden, embedding, ids)
-    expected = by_numpy(hidden, embedding, ids, weights, temperature)
+    results = results_at_each_temperature(case)[temperature]
+    expected = by_numpy(*inputs(case), temperature)
     for name in ("logps", "logsumexp", "entropy"):
         value = getattr(results, name)
         chex.assert_shape(value, (case.num_tokens,))
@@ -88,6 +112,26 @@ def test_results_are_numpys(case, temperature):
         )
 
 
+@cache
+def gradients_of_each_side(case, temperature):
+    """And of both, with the logits computed again and kept, in one program."""
+    hidden, embedding, ids, weights = inputs(case)
+
+    @jax.jit
+    def gradients(*arrays):
+        loss = {
+            keep: weighted(partial(op, temperature=temperature, keep_logits=keep), ids, weights)
+            for keep in (False, True)
+        }
+        return {
+            (keep, sides): jax.grad(loss[keep], sides)(*arrays)
+            for keep in loss
+            for sides in EACH_SIDE
+        }
+
+    return gradients(hidden, embedding)
+
+
 @KEEP
 @SIDES
 @pytest.mark.parametrize("temperature", [0.5, 1.5])
@@ -95,11 +139,8 @@ def test_results_are_numpys(case, temperature):
 def test_gradients_are_numpys_for_each_side_alone_and_for_both(
     case, temperature, sides, keep_logits
 ):
-    hidden, embedding, ids, weights = inputs(case)
-    form = partial(op, temperature=temperature, keep_logits=keep_logits)
-    loss = weighted(form, ids, weights)
-    gradients = jax.jit(jax.grad(loss, sides))(hidden, embedding)
-    expected = by_numpy(hidden, embedding, ids, weights, temperature).gradients
+    gradients = gradients_of_each_side(case, temperature)[keep_logits, sides]
+    expected = by_numpy(*inputs(case), temperature).gradients
     for side, gradient in zip(sides, gradients, strict=True):
         chex.assert_trees_all_close(
             np.float64(gradient), expected[side], atol=tolerances.LM_HEAD_GRAD
@@ -112,14 +153,13 @@ def test_nothing_depends_on_where_the_chunks_end(chunk_size, keep_logits):
     hidden, embedding, ids, weights = inputs(cases.ONE_CHUNK)
     ids[1:5] = [0, 99, 100, 650]
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
-    results = jax.jit(chunked(chunk_size, 0.7))(hidden, embedding, ids)
+    results, gradients = program(chunk_size, 0.7, keep_logits)(hidden, embedding, ids, weights)
     chex.assert_trees_all_close(
         jax.tree.map(np.float64, results),
         (expected.logps, expected.logsumexp, expected.entropy),
         atol=tolerances.LM_HEAD_LOGPS,
     )
-    loss = weighted(chunked(chunk_size, 0.7, keep_logits), ids, weights)
-    assert_gradients(loss, (hidden, embedding), expected)
+    assert_gradients(gradients, expected)
 
 
 def test_log_probs_alone_carry_a_gradient():
@@ -157,17 +197,18 @@ def test_an_id_outside_the_vocabulary_has_no_probability_and_no_row_of_its_own()
     outside = ids.copy()
     outside[2], outside[4] = -1, cases.ONE_CHUNK.vocab_size
     for chunk_size in (500, 4096):
-        logps, *others = jax.jit(chunked(chunk_size))(hidden, embedding, outside)
-        inside, *same = jax.jit(chunked(chunk_size))(hidden, embedding, ids)
+        run = partial(program(chunk_size), hidden, embedding)
+        (logps, *others), gradients = run(outside, weights)
+        (inside, *same), _ = run(ids, weights)
         wrong = outside != ids
         assert (logps[wrong] == -np.inf).all()
         chex.assert_trees_all_equal((logps[~wrong], others), (inside[~wrong], same))
-        for sides in [(0,), (0, 1)]:
-            loss = weighted(chunked(chunk_size), outside, weights)
-            gradient = np.float64(jax.jit(jax.grad(loss, sides))(hidden, embedding)[0])
-            expected = by_numpy(hidden, embedding, ids, weights, 1.0).gradients[0]
-            expected[wrong] -= embedding[ids[wrong]] * weights[wrong, None]
-            chex.assert_trees_all_close(gradient, expected, atol=tolerances.LM_HEAD_GRAD)
+        expected = by_numpy(hidden, embedding, ids, weights, 1.0).gradients[0]
+        expected[wrong] -= embedding[ids[wrong]] * weights[wrong, None]
+        for gradient in gradients[:2]:  # of the hidden states, frozen and trained
+            chex.assert_trees_all_close(
+                np.float64(gradient), expected, atol=tolerances.LM_HEAD_GRAD
+            )
 
 
 @pytest.mark.parametrize("first", [0, 600], ids=["first tokens", "later tokens"])
@@ -181,21 +222,15 @@ def test_a_logit_of_minus_infinity_is_a_token_of_probability_zero(first):
     ids = rest[-7:]
     expected = by_numpy(hidden, embedding[rest], np.arange(693, 700), weights, 1.0)
     for chunk_size in (300, 4096):
-        results = jax.jit(chunked(chunk_size))(hidden, masked, ids)
+        run = partial(program(chunk_size), hidden, masked)
+        results, (*of_hidden, of_embedding) = run(ids, weights)
         chex.assert_trees_all_close(
             jax.tree.map(np.float64, results),
             (expected.logps, expected.logsumexp, expected.entropy),
             atol=tolerances.LM_HEAD_LOGPS,
         )
-        loss = weighted(chunked(chunk_size), ids, weights)
-        gradients = jax.jit(jax.grad(loss, (0, 1)))(hidden, masked)
-        frozen = jax.jit(jax.grad(loss))(hidden, masked)
-        chex.assert_trees_all_close(
-            [np.float64(x) for x in (frozen, gradients[0], gradients[1][rest])],
-            [expected.gradients[0], *expected.gradients],
-            atol=tolerances.LM_HEAD_GRAD,
-        )
-        chosen = jax.jit(chunked(chunk_size))(hidden, masked, np.full(7, first))[0]
+        assert_gradients((*of_hidden, of_embedding[rest]), expected)
+        (chosen, *_), _ = run(np.full_like(ids, first), weights)
         assert (chosen == -np.inf).all()
 
 
@@ -246,16 +281,15 @@ def test_of_rows_that_nobody_wants_hardly_any_are_computed(num, rows, keep_logit
     wanted = np.random.default_rng(1).permutation(300) < num
     weights = weights * wanted
     expected = by_numpy(hidden, embedding, ids, weights, 0.7)
-    form = lambda *sides: chunked(400, 0.7, keep_logits)(*sides, ids, wanted)
-    results = jax.jit(form)(hidden, embedding)
+    run = program(400, 0.7, keep_logits)
+    results, gradients = run(hidden, embedding, ids, weights, wanted)
     for value, its in zip(results, vars(expected).values(), strict=False):
         computed = np.asarray(value != 0)
         assert computed.sum() == rows and computed[wanted].all()
         chex.assert_trees_all_close(
             np.float64(value[computed]), its[computed], atol=tolerances.LM_HEAD_LOGPS
         )
-    loss = lambda *sides: jnp.sum(form(*sides)[0] * weights)
-    assert_gradients(loss, (hidden, embedding), expected)
+    assert_gradients(gradients, expected)
 
 
 @pytest.mark.parametrize(
