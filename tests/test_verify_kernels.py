@@ -26,7 +26,7 @@ def test_an_op_that_is_off_is_named_and_the_status_is_1(capsys, monkeypatch):
         return drawn._replace(logps=drawn.logps + 0.01)
 
     monkeypatch.setattr(kernel_checks, "fused_sampling", off)
-    assert verify_kernels.main(["--rows", "8"]) == 1
+    assert verify_kernels.main(["--rows", "16"]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("OFF")]
     assert len(lines) == 3 and all("fused_sampling" in line for line in lines)
 

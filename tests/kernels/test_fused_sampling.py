@@ -26,9 +26,11 @@ REPLICATED = PartitionSpec()
 
 
 def some_inputs(B, V, D, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(V + B), 3)
-    hidden_BD = jax.random.normal(keys[0], (B, D), dtype)
-    return hidden_BD, jax.random.normal(keys[1], (V, D), dtype) * 0.5, jax.random.split(keys[2], B)
+    """Drawn by NumPy: nothing is compiled for each shape."""
+    rng = np.random.default_rng(V + B)
+    hidden_BD, embedding_VD = rng.normal(size=(B, D)), 0.5 * rng.normal(size=(V, D))
+    keys_B = jax.random.wrap_key_data(rng.integers(0, 2**32, (B, 2), np.uint32))
+    return jnp.asarray(hidden_BD, dtype), jnp.asarray(embedding_VD, dtype), keys_B
 
 
 def numpy_pick(hidden_BD, embedding_VD, noise, temperature):

@@ -96,6 +96,7 @@ def operands(B, V, D, dtype=jnp.float32):
     return hidden, embedding, keys, logits
 
 
+@partial(jax.jit, static_argnames=("temperature", "truncation"))
 def in_interpret_mode(hidden, embedding, keys, *, temperature, truncation) -> TruncatedDraw:
     """The kernel as `truncated_sampling` calls it on a TPU."""
     noise = block_draw.noise(keys, len(embedding))
@@ -288,8 +289,12 @@ def test_the_kernel_draws_the_reference_tokens_and_says_the_truth(shape, dtype, 
         hidden, embedding, keys, temperature=temperature, truncation=truncation
     )
     tempered = jnp.asarray(logits / temperature, jnp.float32)
-    noise = block_draw.noise(keys, shape[1])
-    ids, *_ = reference.draw_truncated(tempered, noise, truncation)
+    by_reference = jax.jit(
+        lambda logits, keys: reference.draw_truncated(
+            logits, block_draw.noise(keys, shape[1]), truncation
+        )
+    )
+    ids, *_ = by_reference(tempered, keys)
     np.testing.assert_array_equal(drawn.ids, ids)
     expect(drawn, logits / temperature, truncation)
 
