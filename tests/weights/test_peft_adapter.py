@@ -74,6 +74,13 @@ def test_the_adapter_added_to_the_modules_that_it_names_gives_the_merged_exports
     np.testing.assert_allclose(actual, expected, atol=TRANSFORMERS_LOGITS)
 
 
+def test_the_settings_scale_the_adapters_as_they_were_trained(written):
+    """PEFT adds lora_alpha / r times the product of the factors."""
+    settings = json.loads((written[1] / "adapter_config.json").read_text())
+    of = {"r": 2, "lora_alpha": 3.0, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False}
+    assert {name: settings[name] for name in of} == of
+
+
 def test_the_settings_name_the_adapted_modules_and_no_others_and_a_base_that_is_there(written):
     folder, adapter, _ = written
     settings = json.loads((adapter / "adapter_config.json").read_text())
