@@ -377,3 +377,13 @@ def test_the_record_is_json_that_says_what_was_seen(tmp_path):
     rows = json.loads((tmp_path / rollbacks.NAME).read_text())
     assert rows[0] == {"why": WANTED[0].why, "at": 5, "to": 2, "rate_factor": 0.5}
     np.testing.assert_array_equal([row["rate_factor"] for row in rows], [0.5, 0.25])
+
+
+def test_the_record_is_replaced_whole_by_the_next_one(tmp_path):
+    first, second = WANTED
+    rollbacks.write(tmp_path, [first])
+    os.link(tmp_path / rollbacks.NAME, tmp_path / "old")
+    before = (tmp_path / "old").read_text()
+    rollbacks.write(tmp_path, [first, second])
+    assert (tmp_path / "old").read_text() == before  # what a kill would have left, to the end
+    assert rollbacks.read(tmp_path) == [first, second]
