@@ -85,6 +85,7 @@ def judged(rubric, judge, *more):
         (rewards_of("ra.py:f=nan"), "the weight is nan"),
         (rewards_of("ra.py:f=inf"), "the weight is inf"),
         (rewards_of("ra.py:f=much"), "'much' is no weight"),
+        (rewards_of("ra.py:f="), "'' is no weight"),
         (rewards_of("ra.py:trace"), "two rewards are named 'trace'"),
         (rewards_of("ra.py:reward"), "have a column 'reward'"),
         (rewards_of("ra.py:mean"), "have a column 'mean'"),

@@ -290,6 +290,17 @@ def test_the_file_that_a_model_was_trained_on_is_known_by_any_path(tmp_path, mon
     assert said in capsys.readouterr().err
 
 
+def test_what_was_trained_on_is_not_loaded_for_a_source_that_is_no_file():
+    def load_train():
+        raise AssertionError("it may be a download")
+
+    for num, found in ((3, 3), (None, 400)):
+        problems = sources.to_measure(
+            "curriculum", num=num, trained_on="mine.jsonl", load_train=load_train
+        )
+        assert len(problems) == found
+
+
 def test_more_problems_than_there_are_end_in_a_line_and_not_in_a_search(monkeypatch):
     monkeypatch.setitem(sources.curriculum.FAMILIES, "hard", (sources.curriculum.work,))
     with pytest.raises(UserError, match="hard problems alone give hardly more than .* different"):

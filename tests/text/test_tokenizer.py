@@ -2,6 +2,7 @@
 
 import io
 import random
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -285,3 +286,15 @@ def test_a_path_with_a_tilde_is_found_in_the_users_home(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(NANO_TOKENIZER.read_bytes())
     assert Tokenizer("~/tokenizer.model").path == tmp_path / "tokenizer.model"
     assert_one_line_refusal("~nobody-of-that-name/tokenizer.model", "set HOME")
+
+
+def test_the_first_token_that_differs_is_named_by_its_id():
+    one, other = Tokenizer(NANO_TOKENIZER), Tokenizer(NANO_TOKENIZER)
+    assert one.difference(other) == ""
+    pieces = one._processor.id_to_piece(list(range(one.vocab_size)))
+    changed = [*pieces[:7], "x", *pieces[8:-1], "y"]
+    other._processor = SimpleNamespace(id_to_piece=lambda ids: [changed[n] for n in ids])
+    said = f"token 7 is {pieces[7]!r} in {one.path}, 'x' in {other.path}"
+    assert one.difference(other) == said
+    other.vocab_size -= 1
+    assert one.difference(other).startswith(f"{one.path} has {len(pieces)} tokens, ")
