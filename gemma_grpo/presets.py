@@ -29,7 +29,7 @@ GEMMA3_NANO = RunConfig(
         prompts_per_step=8,
         num_generations=4,
         pack_tokens=192,
-        # At 3e-4 a hundredth fewer samples are well formed; at 5e-4 greedy answers get worse (LOG.md).
+        # At 3e-4 fewer samples are well formed; at 5e-4 greedy answers get worse (LOG.md).
         optimizer=OptimizerConfig(learning_rate=4e-4, decay="linear"),
         # More samples are right and well formed than at temperature 1 by the group's std: a hotter
         # sampler shows rare slips, which are then punished. Hotter still, the first steps' samples
