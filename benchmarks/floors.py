@@ -50,24 +50,26 @@ def main(run_dir: Positional[Path]) -> None:
     jax.config.update("jax_num_cpu_devices", cores)
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed
     machine = speed(cores)
-    row = {"benchmark": "floors", "dtype": "float32", "cpu": cpus()}
     read = machine.bandwidth * FLOAT32 / roofline.BYTES
-    row |= {"gflops": round(machine.flops / 1e9), "gb_per_s": round(read / 1e9, 1)}
+    speeds = {"gflops": round(machine.flops / 1e9), "gb_per_s": round(read / 1e9, 1)}
 
     architecture, ids = programs.model_of(run.model)
     core = replace(machine, flops=machine.flops / cores, bandwidth=machine.bandwidth / cores)
     rows = fit.plan(run, architecture, meshes.data_mesh(), core, ids)
     account = ledger.of_run(run, architecture, rows, cores)
-    for part in parts(summary.seconds_of(run_dir), account.seconds):
-        print_row(**row, **part)
-    compiling = sum(each.compiled.compile_cpu_seconds for each in rows) / cores
-    print_row(**row, part="compilation of all programs", floor=round(compiling, 2))
+    compiling = sum(row.compiled.compile_cpu_seconds for row in rows) / cores
 
     sizes = {"num_rows": decode.BATCH, "num_prompts": decode.BATCH}
     lengths = {"prompt_length": decode.PROMPT_LENGTH, "num_slots": decode.PROMPT_LENGTH}
     step = roofline.decode_step(CONFIGS[decode.WEIGHTS], **sizes, **lengths).seconds(machine)
-    speeds = {"floor": round(step, 4), "tokens_per_s": round(decode.BATCH / step)}
-    print_row(**row, part="decode step of the 270M", **speeds)
+    bound = {"floor": round(step, 4), "tokens_per_s": round(decode.BATCH / step)}
+
+    for part in [
+        *parts(summary.seconds_of(run_dir), account.seconds),
+        {"part": "compilation of all programs", "floor": round(compiling, 2)},
+        {"part": "decode step of the 270M", **bound},
+    ]:
+        print_row(benchmark="floors", dtype="float32", cpu=cpus(), **speeds, **part)
 
 
 def parts(taken: dict[str, float], lines: Sequence[ledger.Line]) -> list[dict]:
