@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import compiling  # noqa: E402
 
-# XLA reads its flags when it starts. libtpu, which may be loaded later, knows not all of them.
+# XLA reads its flags when it starts. libtpu, which may be loaded later, does not know all of them.
 os.environ["XLA_FLAGS"] = compiling.QUICKLY
 
 import jax  # noqa: E402

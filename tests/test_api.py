@@ -1,4 +1,4 @@
-"""The Python API: what a notebook does, in processes of its own, on one layer of the nano model."""
+"""The Python API: what a notebook does, in processes of its own, on the embedded model."""
 
 import json
 import os
@@ -364,9 +364,9 @@ def test_a_command_cannot_go_on_with_objects_of_python(tmp_path, capsys):
     assert error.startswith("error: the problems were objects of a Python session")
 
 
-def test_the_example_of_the_page_runs(tmp_path, one_layer):
+def test_the_example_of_the_page_runs(tmp_path):
     example = EXAMPLES[0]
-    settings = json.dumps(TINY | {"model.weights": one_layer})
+    settings = json.dumps(TINY)
     small = re.sub(r"replace\(\n.*?\n\)", f"replace({settings})", example, flags=re.S)
     assert small != example
     said, _ = python(small.replace("num=50", "num=8"), tmp_path)

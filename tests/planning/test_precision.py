@@ -15,7 +15,7 @@ from gemma_grpo.planning import programs
 TWO_LAYERS = replace(CONFIGS["gemma3-1b"], num_layers=2)
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 CHANGES = {
-    "all weights, in packs": {"pack_tokens": 512},
+    "all weights, in packs": {"pack_tokens": 1024},
     "adapters, padded": {"pack_tokens": 0, "lora": LoRAConfig(rank=4)},
 }
 
