@@ -127,8 +127,8 @@ class Result:
         Args:
             problems: problems or rows, or the name of a source (docs/training.md), of which a file
                 is taken whole; the run's own held-out ones if None.
-            num: at most this many of them; 0 for all. None takes data.num_test of the run's own,
-                all of others, and 400 of a source that has no end.
+            num: at most this many of them; 0 for all. None takes data.num_test of the run's own
+                problems, all of others, and 400 of a source that generates them.
             instruction: put before each question; None takes the run's own.
 
         Raises:
@@ -157,7 +157,7 @@ class Result:
 
         Args:
             temperature: 0 takes the likeliest token each time.
-            seed: of the draw.
+            seed: of the sampling.
             instruction: put before each question; None takes the run's own.
 
         Raises:
@@ -244,19 +244,19 @@ class Result:
         return out
 
     def unload(self) -> None:
-        """Gives back the memory of the model that `generate`, `evaluate` and `export` keep loaded;
-        `fit` and `resume` do so too."""
+        """Frees the memory of the model that `generate`, `evaluate` and `export` keep loaded, as
+        `fit` and `resume` do before they train."""
         _kept.clear()
 
     def copy(self, run_dir: str | Path, settings: Mapping[str, Any] | None = None) -> "Result":
-        """Copies what is needed to go on with the run into a new folder, where `resume` does; this
-        one may be read-only, such as a run attached on Kaggle.
+        """Copies what `resume` needs into a new folder. The run itself is only read: it may lie on
+        a read-only disk, as a run attached on Kaggle does.
 
         Args:
             run_dir: the new folder.
-            settings: of those that may change in a run that goes on, as `RunConfig.replace` takes
-                them: where model, tokenizer, data, teacher and files of own rewards are,
-                checkpoint.folder, and grpo.guard's.
+            settings: changes, as for `RunConfig.replace`, to what a resumed run may change: where
+                the model, tokenizer, data, teacher and reward files are, checkpoint.folder, and the
+                settings of grpo.guard.
 
         Raises:
             UserError: something is there already, another setting would change, checkpoints are
@@ -336,7 +336,7 @@ def resume(
     """Goes on with a run that was stopped or killed, as it was begun.
 
     Args:
-        run_dir: its folder; where that is read-only, `load(it).copy(another)` makes another.
+        run_dir: its folder; of a read-only one, resume a copy (`Result.copy`).
         rewards, problems, held_out: the Python objects that it was begun with, which its files
             cannot hold.
         hours: as for `fit`.
@@ -378,8 +378,8 @@ def load(run_dir: str | Path) -> Result:
 
 @contextlib.contextmanager
 def _new_folder(run_dir: Path, run: RunConfig) -> Iterator[None]:
-    """Makes a run's folder and holds its locks while the block runs; after a UserError a folder
-    that holds nothing yet is removed. Raises UserError if it, or that for checkpoints, is taken."""
+    """Makes a run's folder and holds its locks during the block. A folder in which a UserError left
+    nothing is removed. Raises UserError if it, or the folder for checkpoints, is in use."""
     folder = run.checkpoint.folder
     run_dirs.require_apart(folder, run_dir)
     run_dirs.require_free(run_dir)
@@ -393,8 +393,8 @@ def _new_folder(run_dir: Path, run: RunConfig) -> Iterator[None]:
 
 
 def _loaded(settings: ModelConfig, seed: int, trained: Path) -> tuple[Runtime, Params]:
-    """What `load_model` gives, from the files only if another model was used last, or they have
-    changed since. Raises as `load_model`."""
+    """As `load_model`, but reads the files only if another model was used last, or the trained
+    weights were written since."""
     check_seed(seed)
     key = (replace(settings, instruction=""), trained, trained.stat().st_mtime_ns)
     found = _kept.get(key)

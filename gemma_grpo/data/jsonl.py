@@ -40,8 +40,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def problems_from(given: Iterable[Any]) -> list[Problem]:
-    """Problems from Python objects: problems, or rows as in a file, such as a data set's. Both are
-    read as `problem_from_row` does it.
+    """Problems from Python objects: `Problem`s, or rows as in a file, such as a data set's. Both
+    are checked by `problem_from_row`.
 
     Raises:
         UserError: none, something else, or what `problem_from_row` refuses; it names the row.

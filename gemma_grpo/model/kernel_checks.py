@@ -1,6 +1,6 @@
 """Every op of `kernels/` compared with its reference there, on the device present.
 
-Hidden states and embedding are drawn from a seed, in bfloat16 by default: products of two are exact
+Hidden states and embedding are drawn from a seed, in bfloat16 by default: a product of two is exact
 in float32 on any backend. The references are plain float32 JAX. For an op that draws tokens, its
 log-probs are compared with the reference's of the same tokens, and the tokens must be the
 reference's in nearly every row: rounding may decide a tie.

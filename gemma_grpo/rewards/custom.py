@@ -197,8 +197,8 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
 
 
 def modules_beside(file: Path) -> dict[str, Path]:
-    """The modules under a reward file's folder that are imported by now, by their path from there;
-    installed ones are none of them, nor the script that runs."""
+    """The imported modules whose files are in a reward file's folder or below, by relative path;
+    without installed packages, this one and the running script."""
     folder, found = file.resolve().parent, {}
     for name, module in list(sys.modules.items()):
         path = Path(getattr(module, "__file__", None) or "")
