@@ -26,10 +26,21 @@ def score_scale(config: Gemma3Config) -> float:
 def rope_tables(config: Gemma3Config, positions_BL: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """RoPE tables of the local (0) and the global (1) layers."""
     kinds = ((config.rope_base_local, 1.0), (config.rope_base_global, config.rope_scale_global))
-    return [
-        rope_table(positions_BL, head_dim=config.head_dim, base=base, scale=scale)
-        for base, scale in kinds
-    ]
+
+    def tables(positions_BL: jax.Array) -> list:
+        return [
+            rope_table(positions_BL, head_dim=config.head_dim, base=base, scale=scale)
+            for base, scale in kinds
+        ]
+
+    def behind_branch(positions_BL: jax.Array) -> list:
+        never = positions_BL[0, 0] < 0  # but XLA does not see that
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(tables, positions_BL))
+        return jax.lax.cond(never, lambda _: zeros, tables, positions_BL)
+
+    # On CPU XLA would compute sine and cosine again in every rotation, for every head: it fuses
+    # them into whatever reads them, but nothing out of a branch.
+    return jax.lax.platform_dependent(positions_BL, cpu=behind_branch, default=tables)
 
 
 def select_rope(ropes: list, is_global: jax.Array) -> tuple[jax.Array, jax.Array]:
