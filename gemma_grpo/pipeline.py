@@ -25,6 +25,8 @@ from gemma_grpo.data.problem import Problem
 from gemma_grpo.devices import processes
 from gemma_grpo.errors import UserError, expanded
 from gemma_grpo.evaluation.evaluator import Evaluator, compare, make_evaluator, pay_of
+from gemma_grpo.planning import programs
+from gemma_grpo.planning.ahead import Ahead
 from gemma_grpo.records import (
     compile_clock,
     evaluations,
@@ -258,10 +260,10 @@ def execute(
     """
     if not can_catch_signals() and processes.is_primary():
         print("warning: not in the main thread: no signal stops the run in order", file=sys.stderr)
-    session = _Session(run, run_dir, deadline or Deadline(), given, may_change, quiet)
-    session.deadline.note_earlier_sessions(run_dir)
     stages, unfinished = ["base", *run.stage_list], None
-    with compile_clock.running() as clock:
+    with compile_clock.running() as clock, Ahead() as ahead:
+        session = _Session(run, run_dir, deadline or Deadline(), given, may_change, quiet, ahead)
+        session.deadline.note_earlier_sessions(run_dir)
         try:
             session.run_stages()
         except (OutOfTimeError, CollapsedError) as stop:
@@ -284,6 +286,7 @@ class _Session:
     given: Given
     may_change: Collection[str] = ()
     quiet: bool = False
+    ahead: Ahead = field(default_factory=Ahead)
 
     def run_stages(self) -> None:
         """Trains and measures the stages in order; the results are in the run's directory.
@@ -301,6 +304,7 @@ class _Session:
         digests = processes.in_all(partial(_digests, run, task))
         processes.require_same(digests, fix="give all processes the same files")
         processes.run_on_primary(partial(_check_origin, run, run_dir, digests, self.may_change))
+        self._compile_ahead(task)
         pay = pay_of(run.reward, self.given.rewards)
         evaluator = make_evaluator(run.evaluation, task.runtime, pay)
         evaluate = partial(self._evaluate, evaluator, task.test)
@@ -328,6 +332,23 @@ class _Session:
             processes.run_on_primary(partial(run_dirs.remove_partial_weights, run_dir, stage))
             is_compiled |= evaluate(stage, params)
 
+    def _compile_ahead(self, task: Task) -> None:
+        """Starts to compile the programs of the stages that are left, those that are needed first
+        before the others. Not with several processes, whose compilers may wait for one another."""
+        stages, runtime = stages_left(self.run, self.run_dir), task.runtime
+        if not stages or jax.process_count() > 1:
+            return
+        # The number of problems is in the shape of a batch.
+        data = replace(self.run.data, num_test=len(task.test))
+        source, tokenizer = weights.open_source(self.run.model.weights), runtime.tokenizer
+        ids = programs.SpecialIds(tokenizer.stop_ids, tokenizer.pad_id)
+        run = replace(self.run, data=data)
+        found = programs.of_run(run, source.config, runtime.mesh, ids, stages)
+        if evaluations.read_back(self.run_dir / "evaluations", "base"):  # next is a stage
+            found.sort(key=lambda program: program.name in programs.OF_EVALUATION)
+        # A stage makes the function that makes its state.
+        self.ahead.start(program for program in found if program.name != "state")
+
     def _train_fn(
         self, stage: str, task: Task, params: PyTree
     ) -> Callable[[PyTree, RunFiles], PyTree]:
@@ -349,6 +370,7 @@ class _Session:
         on_file = processes.broadcast_from_primary(read_back)
         if on_file is None:
             self._say("sampling demonstrations from the model itself")
+            self.ahead.wait(["own"])
             started = time.monotonic()
             own = demonstrations.sample(
                 sft_config.own, task.runtime, task.train, params, self._require_time_for_sft
@@ -378,7 +400,7 @@ class _Session:
     ) -> None:
         """Runs `train`, which writes the stage's records, checkpoints and weights."""
         started = time.monotonic()
-        self._say(f"{stage}: the first step compiles its programs")
+        self._say(f"{stage}: begins when its programs are compiled")
 
         def open_writer() -> metrics.MetricsWriter:
             newest = self._checkpoints(stage).newest()
@@ -400,6 +422,7 @@ class _Session:
                     snapshots=snapshots,
                     quiet=self.quiet,
                 )
+                self.ahead.wait(programs.OF_STAGE[stage])
                 train(params, run_files)
             finally:
                 if writer is not None:
@@ -444,6 +467,7 @@ class _Session:
         self._require_time(name)
         self._say(f"measuring {name} on {num} problems")
         started = time.monotonic()
+        self.ahead.wait(programs.OF_EVALUATION)
         # The time of a first evaluation is not known before, so it checks the clock as it goes.
         result, rows, drawn = evaluator.run(
             params, problems, before_batch=partial(self._require_time, name, ())

@@ -204,7 +204,7 @@ def test_quiet_is_the_end_alone_which_says_where_the_pictures_are_and_what_is_ne
 
 def test_a_run_says_what_it_does_and_logs_the_learning_rate(runs, full_run):
     said = (runs / "said.txt").read_text()
-    words = ["loading ", "measuring base on 8 problems", "sft: the first step compiles"]
+    words = ["loading ", "measuring base on 8 problems", "sft: begins when"]
     places = [said.index(word) for word in [*words, "sft 4/4", "measuring sft", "grpo 1/4"]]
     assert places == sorted(places)
     assert all(line["learning_rate"] > 0 for line in metrics_without_times(full_run)[:-1])

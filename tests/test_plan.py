@@ -360,14 +360,17 @@ def test_a_runs_own_config_is_planned_and_a_preset_beside_it_refused(tmp_path, c
     assert "--config and --preset: each chooses" in capsys.readouterr().err
 
 
+UPDATE = programs.Program("update", jax.jit(jnp.sin), (jnp.ones(2),), 0, "copy")
+
+
 def test_a_run_that_will_not_fit_is_refused_with_what_to_change(monkeypatch):
     run = presets.preset("gemma3-1b")
-    monkeypatch.setattr(
-        fit, "plan", lambda *_: [row("update", 15_000_000_000, resident=2_250_000_000)]
-    )
+    monkeypatch.setattr(programs, "of_run", lambda *_: [UPDATE])
+    over = row("update", 15_000_000_000, resident=2_250_000_000)
+    monkeypatch.setattr(fit, "_row", lambda *_: over)
     with pytest.raises(UserError, match="update does not fit, by 1.25 GB a chip; set --grpo.pack"):
         fit.require_room(run, mesh.data_mesh(), V5E, ["grpo"])
-    monkeypatch.setattr(fit, "plan", lambda *_: [row("update", 15_000_000_000)])
+    monkeypatch.setattr(fit, "_row", lambda *_: row("update", 15_000_000_000))
     fit.require_room(run, mesh.data_mesh(), V5E, ["grpo"])
 
 

@@ -14,6 +14,7 @@ nothing goes to the host before the end. There are two layouts of the weights (`
                      another collective
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class RolloutConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+@functools.lru_cache(maxsize=16)  # one function: compiled once in a session, ahead or not
 def make_rollout(
     graphdef: nnx.GraphDef,
     mesh: Mesh,

@@ -8,7 +8,7 @@ below.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,6 +24,7 @@ from gemma_grpo.evaluation.config import evaluation_prompts
 from gemma_grpo.kernels import lm_head_logps, packed_attention
 from gemma_grpo.model import Gemma3Config
 from gemma_grpo.planning import batches, compiled, programs, roofline, traced
+from gemma_grpo.planning.ahead import Ahead
 from gemma_grpo.planning.chips import Chip
 from gemma_grpo.planning.compiled import Compiled
 from gemma_grpo.planning.programs import Program, SpecialIds
@@ -77,16 +78,30 @@ def plan(
     """Compile each program of a run, or of the `stages` that are left of it, and say on stderr
     which. Raises UserError where its settings do not divide over the devices, or XLA itself finds
     no room."""
+    found = _programs(run, architecture, mesh, ids, stages)
+    return [_row(program, run, architecture, mesh, chip) for program in _told(found)]
+
+
+def _programs(
+    run: RunConfig,
+    architecture: Gemma3Config,
+    mesh: Mesh,
+    ids: SpecialIds,
+    stages: Sequence[str] | None,
+) -> list[Program]:
+    """`programs.of_run`. Raises UserError where the settings do not divide over the devices."""
     for name, number in run.batch_sizes.items():
         meshes.check_divisible(mesh, name=name, size=number)
     LAYOUTS[run.model.rollout_layout].check(architecture, mesh.size)
-    found = programs.of_run(run, architecture, mesh, ids, stages)
-    rows = []
+    return programs.of_run(run, architecture, mesh, ids, stages)
+
+
+def _told(found: Sequence[Program]) -> Iterator[Program]:
+    """These, with a line on stderr before each."""
     for number, program in enumerate(found, start=1):
         line = f"compiling {program.name} ({number} of {len(found)})"
         print(line, file=sys.stderr, flush=True)
-        rows.append(_row(program, run, architecture, mesh, chip))
-    return rows
+        yield program
 
 
 def _row(
@@ -256,15 +271,21 @@ def largest(run: RunConfig, architecture: Gemma3Config, mesh: Mesh, chip: Chip) 
 
 def require_room(run: RunConfig, mesh: Mesh, chip: Chip, stages: Sequence[str]) -> None:
     """Raises UserError if a program that `run` needs for the `stages` that are left does not fit:
-    by how much, and what to change. What is compiled for that stays in the compilation cache, for
-    the run."""
+    by how much, and what to change. The programs are compiled side by side; the run finds them in
+    memory, and a later one in the compilation cache."""
     architecture, ids = programs.model_of(run.model)
-    for row in plan(run, architecture, mesh, chip, ids, stages):
-        if over := excess(row, chip):
-            raise UserError(
-                f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; "
-                f"{fix(run, row.name, mesh.size)}, or insist with --ignore-plan"
-            )
+    found = _programs(run, architecture, mesh, ids, stages)
+    with Ahead() as ahead:
+        if jax.process_count() == 1:  # the compilers of several may wait for one another
+            ahead.start(found)
+        for program in _told(found):
+            ahead.wait([program.name])
+            row = _row(program, run, architecture, mesh, chip)
+            if over := excess(row, chip):
+                raise UserError(
+                    f"{row.name} does not fit, by {over / 1e9:.2f} GB a chip; "
+                    f"{fix(run, row.name, mesh.size)}, or insist with --ignore-plan"
+                )
 
 
 def excess(row: Row, chip: Chip) -> float:

@@ -29,6 +29,12 @@ from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
 
 Kind = Literal["rollout", "score", "update", "copy"]
+# Names of programs.
+OF_EVALUATION = ("reshard", "greedy", "sampled")
+OF_STAGE = {
+    "sft": ("sft update",),
+    "grpo": ("reshard", "rollout", "advantages", "reference", "teacher", "old", "update"),
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ config it departs from the paper in these points:
 With a teacher the same steps distil: the reverse KL to it is added to the loss or replaces it.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,7 @@ def make_packing(config: GRPOConfig, lengths: tuple[int, int], devices: int) -> 
     return packing.make_packing(P, G, config.pack_tokens, lengths, devices)
 
 
+@functools.lru_cache(maxsize=8)  # as `make_rollout`
 def make_trainer(
     config: GRPOConfig,
     graphdef: nnx.GraphDef,

@@ -1,5 +1,6 @@
 """Stage one, supervised fine-tuning: imitate worked solutions."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def make_update(
     return update.make_update(loss_fn, dict, mesh, optimizer, config)
 
 
+@functools.lru_cache(maxsize=8)  # as `make_rollout`
 def make_trainer(
     config: SFTConfig, graphdef: nnx.GraphDef, mesh: Mesh, update_config: UpdateConfig
 ) -> tuple[optax.GradientTransformation, Update]:
