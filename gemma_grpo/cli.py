@@ -5,6 +5,7 @@ JAX is imported only in the functions that need it, so that --help and a mistype
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import math
@@ -212,6 +213,27 @@ def _optional_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
     )
+
+
+@_FLAG_TYPES.struct_rule
+def _flags_of_a_dataclass(kind: tyro.constructors.StructTypeInfo) -> Any:
+    """As tyro's own rule, with each flag's help wrapped by the terminal alone: tyro keeps a
+    docstring's line break unless the next line begins with a letter, at no indentation."""
+    if not dataclasses.is_dataclass(kind.type) or _flags_of_a_dataclass in kind.markers:
+        return None
+    marked = replace(kind, markers=(*kind.markers, _flags_of_a_dataclass))
+    spec = tyro.constructors.ConstructorRegistry.get_struct_spec(marked)  # tyro's own rule
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+        return spec
+    fields = [replace(field, helptext=_without_breaks(field.helptext)) for field in spec.fields]
+    return replace(spec, fields=tuple(fields))
+
+
+def _without_breaks(text: Any) -> Any:
+    """A help text as one line; one that tyro makes only for --help, as a function, stays one."""
+    if callable(text):
+        return lambda: _without_breaks(text())
+    return None if text is None else " ".join(text.split())
 
 
 def parse(

@@ -1,5 +1,6 @@
 """What the commands share: signals, closed streams, encodings and errors are one line each."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -415,6 +416,20 @@ def test_adapters_are_not_used_over_a_base_that_has_changed(tmp_path):
     origin.note(tmp_path, {"base weights": "another digest"})
     with pytest.raises(UserError, match="its base weights are not what the run began with"):
         cli.trained(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", sorted(door.COMMANDS))
+def test_a_line_of_help_ends_only_where_the_next_word_has_no_room(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"gemma_grpo.{command}").main(["--help"])
+    flags = capsys.readouterr().out.partition("-h, --help")[2]
+    lines = [line.strip("│").rstrip() for line in flags.splitlines()]
+    for line, following in zip(lines, lines[1:], strict=False):
+        indent = len(following) - len(following.lstrip())
+        is_continued = indent >= 7 and line[indent - 2 : indent] == "  " and line[indent:]
+        room = 77 - len(line)
+        assert not is_continued or len(following.split()[0]) + 1 > room, (line, following)
 
 
 def test_help_waits_for_no_device_library_and_for_nothing_that_a_run_alone_needs():
