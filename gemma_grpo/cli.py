@@ -42,10 +42,62 @@ _MAY_CHANGE = (
 )
 
 
-# Other trainers' names for flags, where tyro finds no similar flag.
+# Flags of TRL, Transformers, PEFT, vLLM and of other commands, and what they may be here: those of
+# them that the command has are named. RUN and OUT are arguments without a flag.
 _OTHER_NAMES = {
-    "--lr": "--grpo.optimizer.learning-rate or --sft.optimizer.learning-rate",
-    "--system-prompt": "--model.instruction",
+    name: ours.split()
+    for names, ours in {
+        "model model-id model-name model-name-or-path model-path": "--model.weights --weights",
+        "data dataset dataset-name source task tasks train-file": "--data.source --task",
+        "output output-dir out out-dir save-dir": "--run-dir --out OUT",
+        "run run-dir": "--run-dir RUN",
+        "checkpoint resume-from-checkpoint": "--resume-from RUN",
+        "prompt text question": "--prompt",
+        "system system-prompt": "--model.instruction --instruction",
+        "max-tokens max-new-tokens max-length max-response-length": (
+            "--model.max-completion-length --max-completion-length"
+        ),
+        "max-model-len max-seq-length": (
+            "--model.max-prompt-length --model.max-completion-length "
+            "--max-prompt-length --max-completion-length"
+        ),
+        "n k group-size num-generations num-return-sequences n-samples": (
+            "--grpo.num-generations --num-samples --num"
+        ),
+        "num-samples": "--evaluation.num-samples --sft.own.num-samples --num",
+        "num limit num-problems max-samples": "--data.num-train --data.num-test --num",
+        "batch-size train-batch-size per-device-train-batch-size": (
+            "--grpo.prompts-per-step --sft.batch-size --evaluation.batch-size --batch-size"
+        ),
+        "micro-batch-size gradient-accumulation-steps": "--grpo.pack-tokens --sft.pack-tokens",
+        "step steps max-steps epochs num-epochs num-train-epochs": (
+            "--grpo.num-steps --sft.num-steps --steps"
+        ),
+        "num-iterations ppo-epochs mu": "--grpo.num-iterations",
+        "lr learning-rate": (
+            "--grpo.optimizer.learning-rate --sft.optimizer.learning-rate --learning-rate"
+        ),
+        "warmup-ratio warmup-steps": "--grpo.optimizer.warmup --sft.optimizer.warmup",
+        "lr-scheduler lr-scheduler-type": "--grpo.optimizer.decay --sft.optimizer.decay",
+        "kl-beta kl-coef kl-coeff kl-weight init-kl-coef": "--grpo.loss.beta",
+        "clip cliprange clip-range clip-eps epsilon-low": "--grpo.loss.epsilon",
+        "loss-type": "--grpo.loss.aggregation",
+        "scale-rewards": "--grpo.scale",
+        "mask-truncated-completions": "--grpo.loss.mask-truncated",
+        "reward-fn reward-funcs reward-model reward-model-path": "--reward",
+        "bf16 fp16 precision torch-dtype": "--model.dtype --dtype",
+        "lora-r lora-rank use-lora use-peft": "--model.lora.rank",
+        "lora-alpha": "--model.lora.alpha",
+        "lora-dropout": "--model.lora.dropout",
+        "lora-target-modules": "--model.lora.targets",
+        "gradient-checkpointing": "--model.remat",
+        "tp tensor-parallel-size": "--model.rollout-layout",
+        "save-steps save-every": "--grpo.checkpoint-every --sft.checkpoint-every",
+        "eval-steps eval-every": "--evaluation.every",
+        "logger report-to wandb": "--tracker",
+        "do-sample greedy": "--temperature",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -179,6 +231,7 @@ def default_run(arguments: Sequence[str], preset: str, others: Sequence[str] = (
     return presets.preset(preset if named is None else named)
 
 
+_UNKNOWN = "Unrecognized options: "  # how tyro begins to say so
 _FLAG_TYPES = tyro.constructors.ConstructorRegistry()
 
 
@@ -198,7 +251,8 @@ def _path_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 @_FLAG_TYPES.primitive_rule
 def _optional_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """X | None is shown as X in help and errors; the word None, its default in help, is None."""
+    """X | None is shown as X in help and errors; the word None, its default in help, is None, and
+    for a number none too."""
     kinds = typing.get_args(kind.type)
     if kind.type_origin not in (types.UnionType, typing.Union) or kinds[1:] != (types.NoneType,):
         return None
@@ -206,10 +260,11 @@ def _optional_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> Any:
     spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(of_value)
     if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
         return spec
+    nones = ["None", "none"] if kinds[0] in (int, float) else ["None"]
     return replace(
         spec,
         choices=None if spec.choices is None else (*spec.choices, "None"),
-        instance_from_str=lambda g: None if g == ["None"] else spec.instance_from_str(g),
+        instance_from_str=lambda g: None if g[0] in nones else spec.instance_from_str(g),
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
     )
@@ -264,21 +319,28 @@ def parse(
             raise UserError(f"{argument!r}: not UTF-8; write it in UTF-8") from None
         if argument.startswith("--="):  # tyro takes it for a positional argument
             raise UserError(f"{argument}: names no flag; {prog} --help lists all")
+    read = functools.partial(
+        tyro.cli,
+        kind if isinstance(kind, type) else _later(kind),
+        prog=prog,
+        description=description,
+        config=markers,
+        registry=_FLAG_TYPES,
+    )
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            given = tyro.cli(
-                kind if isinstance(kind, type) else _later(kind),
-                args=arguments,
-                prog=prog,
-                description=description,
-                config=markers,
-                registry=_FLAG_TYPES,
-            )
+            given = read(args=arguments)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise UserError(f"{_without_frame(message.getvalue())}; {prog} --help lists all") from None
+        fault = _without_frame(message.getvalue())
+        if fault.startswith(_UNKNOWN):
+            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+                read(args=["--help"])
+            unknown = fault.removeprefix(_UNKNOWN)
+            fault = errors.unknown_flags(unknown, text.getvalue(), _OTHER_NAMES)
+        raise UserError(f"{fault}; {prog} --help lists all") from None
     if not isinstance(kind, type):
         given = given()  # now that stderr is the user's again
     for part in given if isinstance(given, tuple) else (given,):
@@ -305,17 +367,14 @@ def _check_counts(options: Any) -> None:
 
 
 def _without_frame(box: str) -> str:
-    """One line from the box that tyro prints: its first section, and similar flags."""
+    """One line from the box that tyro prints: its first section, without a terminal's colours."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     lines = [line for line in lines if line]
     if lines[1:2] and lines[1].startswith("---"):  # a terminal without frames: a title, underlined
         lines = lines[2:]
     rules = [place for place, line in enumerate(lines) if line.startswith(("───", "---"))]
-    message = " ".join(lines[: rules[0] if rules else None]).rstrip(". ")
-    close = [line.split()[0] for line in lines if re.match(r"--[a-z]", line)]
-    if "Perhaps you meant:" in lines and close:
-        message += f"; perhaps you meant {' or '.join(dict.fromkeys(close))}"
-    return message
+    return " ".join(lines[: rules[0] if rules else None]).rstrip(". ")
 
 
 def parse_run(
@@ -331,10 +390,6 @@ def parse_run(
         UserError: as `parse`.
     """
     kind = type(options)
-    for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if meant := _OTHER_NAMES.get(name):
-            raise UserError(f"Unrecognized options: {name}; perhaps you meant {meant}")
 
     def both(
         options: Any = options, run: Annotated[RunConfig, tyro.conf.arg(name="")] = default

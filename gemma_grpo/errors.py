@@ -5,16 +5,19 @@ Also errors and text as one line, and ~ paths. Does not import jax.
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 MOST_CHARS = 1000  # of an error that is printed
+MOST_SIMILAR = 4  # flags that one error names
 
 
 class UserError(Exception):
@@ -38,7 +41,49 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
+        beginning, _, unknown = message.partition("unrecognized arguments: ")
+        if not beginning:
+            message = unknown_flags(unknown, self.format_help())
         raise UserError(f"{message}; {self.prog} --help lists all")
+
+
+def unknown_flags(
+    given: str, help_text: str, other_names: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """One line that says of each flag in `given` that there is none, and which may be meant.
+
+    Args:
+        given: what a parser did not understand, flags and values.
+        help_text: the command's, whose lines begin with its flags and arguments.
+        other_names: flags of other programs, without their leading hyphens, and what they are here.
+    """
+    beginnings = r"^[│ ]*(--[a-z][\w.-]*|\[?(?:RUN|OUT)\b)"
+    known = [each.lstrip("[") for each in re.findall(beginnings, help_text, re.MULTILINE)]
+    known = list(dict.fromkeys(known))
+    names, faults = other_names or {}, []
+    for flag in dict.fromkeys(re.findall(r"(?<![^ ,])--?[A-Za-z][^ ,=]*", given)):
+        name = flag.lstrip("-").replace("_", "-")
+        ours = names.get(name) or names.get(name.rpartition(".")[2], ())
+        close = [each for each in ours if each in known]
+        close = (close or similar_flags(name, known))[:MOST_SIMILAR]
+        close = [each if each.startswith("--") else f"the argument {each}" for each in close]
+        meant = f"; perhaps you meant {' or '.join(close)}" if close else ""
+        faults.append(f"no flag {flag.replace('_', '-')}{meant}")
+    return "; ".join(faults) or f"{given}: unexpected; a flag begins with --"
+
+
+def similar_flags(name: str, known: Sequence[str]) -> list[str]:
+    """Of the flags `known` those that a flag, given without its hyphens, is most like: by
+    spelling, by the name without its section, or by a word in it."""
+    last = lambda flag: flag.lstrip("-").rpartition(".")[2]
+    wanted = last(name)
+    return (
+        difflib.get_close_matches(f"--{name}", known, cutoff=0.8)
+        or [flag for flag in known if last(flag) == wanted]
+        or [flag for flag in known if last(flag).startswith(wanted) and len(wanted) > 2]
+        or [flag for flag in known if difflib.get_close_matches(wanted, [last(flag)], cutoff=0.8)]
+        or [flag for flag in known if f"-{wanted}-" in f"-{last(flag)}-"]
+    )
 
 
 # What PyYAML raises beside its own error: of a number of 5000 digits, 1000 brackets, `!!bool x`.

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,6 +261,85 @@ def test_a_command_without_jax_says_a_wrong_flag_in_one_line(command, capsys):
     assert said.startswith("error: ") and "--help lists all" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "line"),
+    [
+        (
+            "train",
+            "--lr 1e-4",
+            "no flag --lr; perhaps you meant --grpo.optimizer.learning-rate or "
+            "--sft.optimizer.learning-rate",
+        ),
+        (
+            "train",
+            "--batch_size=8",
+            "no flag --batch-size; perhaps you meant "
+            "--grpo.prompts-per-step or --sft.batch-size or --evaluation.batch-size",
+        ),
+        ("train", "--kl-coef 0.1", "no flag --kl-coef; perhaps you meant --grpo.loss.beta"),
+        ("train", "--dtype bfloat16", "no flag --dtype; perhaps you meant --model.dtype"),
+        (
+            "train",
+            "--deepspeed x --model y",
+            "no flag --deepspeed; no flag --model; perhaps you meant --model.weights",
+        ),
+        ("train", "lr=3", "lr=3: unexpected; a flag begins with --"),
+        ("evaluate", "--model x", "no flag --model; perhaps you meant --weights"),
+        ("evaluate", "-n 4", "no flag -n; perhaps you meant --num-samples or --num"),
+        ("evaluate", "--run-dir x", "no flag --run-dir; perhaps you meant the argument RUN"),
+        ("evaluate", "--data.source x", "no flag --data.source; perhaps you meant --task"),
+        ("evaluate", "--lr 1e-4", "no flag --lr"),
+        ("evaluate", "--instructions x", "no flag --instructions; perhaps you meant --instruction"),
+        (
+            "generate",
+            "--max-new-tokens 9",
+            "no flag --max-new-tokens; perhaps you meant --max-completion-length",
+        ),
+        (
+            "generate",
+            "--grpo.temperature 1",
+            "no flag --grpo.temperature; perhaps you meant --temperature",
+        ),
+        (
+            "generate",
+            "--system-prompt x",
+            "no flag --system-prompt; perhaps you meant --instruction",
+        ),
+        ("export", "RUN OUT --bf16", "no flag --bf16; perhaps you meant --dtype"),
+        ("view", "RUN --problems 3", "no flag --problems; perhaps you meant --problem"),
+        (
+            "rescore",
+            "RUN --rewards x --foo",
+            "no flag --rewards; perhaps you meant --reward; no flag --foo",
+        ),
+    ],
+)
+def test_a_flag_that_a_command_lacks_is_answered_with_the_one_that_is_meant(
+    command, given, line, capsys
+):
+    assert importlib.import_module(f"gemma_grpo.{command}").main(given.split()) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {line}; python -m gemma_grpo.{command} --help lists all\n"
+
+
+def test_what_other_programs_flags_are_called_here_is_a_flag_of_some_command(capsys):
+    helps = ""
+    for command in ("train", "evaluate", "generate", "export", "pretrain"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"gemma_grpo.{command}").main(["--help"])
+        helps += capsys.readouterr().out
+    ours = {name for names in cli._OTHER_NAMES.values() for name in names}
+    assert ours - set(re.findall(r"--[a-z][\w.-]*|RUN|OUT", helps)) == set()
+
+
+def test_in_a_terminal_with_colours_what_is_wrong_with_a_flag_has_none(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert evaluate.main(["--seed", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Error parsing --seed: ") and "\\x1b" not in said
+
+
 def test_a_flag_without_a_name_is_no_folder():
     def command(out: tyro.conf.Positional[Path]) -> int:
         return 0
@@ -296,9 +376,10 @@ def test_a_value_that_may_be_left_out_is_plain_in_help_and_checked(capsys):
         got.append((rate, kind))
         return 0
 
-    for arguments in (["--rate", "2", "--kind=b"], ["--rate", "None"], ["--kind", "None"]):
-        cli.parse(command, arguments, command="x", description=None)
-    assert got == [(2.0, "b"), (None, None), (1.0, None)]
+    lines = ("--rate 2 --kind=b", "--rate None", "--rate none", "--kind None")
+    for arguments in lines:
+        cli.parse(command, arguments.split(), command="x", description=None)
+    assert got == [(2.0, "b"), (None, None), (None, None), (1.0, None)]
     with pytest.raises(UserError, match="--rate: could not convert string to float: 'x'; python"):
         cli.parse(command, ["--rate", "x"], command="x", description=None)
     with pytest.raises(UserError, match="invalid choice 'c' for argument '--kind'"):
