@@ -51,13 +51,16 @@ class Options:
     config: Path | None = None
     """YAML file that the other flags change, such as an earlier run's config.yaml."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A reward of your own, path/to/file.py:function or path/to/file.py:function=weight; repeat the
-    flag for each. With --resume or --resume-from: where the file of that function is now."""
+    """Adds a reward of your own to --reward.extra: path/to/file.py:function or
+    path/to/file.py:function=weight; repeat the flag for each. With --resume or --resume-from: where
+    the file of that function is now."""
     rubric: str = ""
-    """A YAML file of yes/no criteria for each domain of the data, which --judge answers."""
+    """The same as --reward.rubric.file: a YAML file of yes/no criteria for each domain of the data,
+    which --judge answers. With --resume or --resume-from: where it is now."""
     judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Who answers the criteria of --rubric: path/to/file.py:function=weight, or
-    model:WEIGHTS=weight for a Gemma 3; weight 0 only records."""
+    """Adds a judge of the criteria of --rubric to --reward.rubric.judges:
+    path/to/file.py:function=weight, or model:WEIGHTS=weight for a Gemma 3; weight 0 only records.
+    Repeat the flag for each. With --resume or --resume-from: where that judge is now."""
     run_dir: Path | None = None
     """Folder for the run's files. By default runs/<preset>-<date>-<time>, or with --resume-from
     runs/<the name of its folder>; a number is added if it exists."""

@@ -9,6 +9,7 @@ import children
 import pytest
 
 from gemma_grpo import cli, train
+from gemma_grpo.config import RunConfig
 from gemma_grpo.rewards.custom import split_weight
 from gemma_grpo.rewards.judge import Question, load_judge
 from gemma_grpo.rewards.rubric import load_rubric
@@ -239,6 +240,23 @@ def test_the_rubric_example_runs_a_model_watches_and_a_resumed_run_sees_the_same
     _, errors = run.communicate(timeout=600)
     assert run.returncode == 0, errors
     assert [path.read_bytes() for path in ends] == before
+
+
+def test_a_reward_flag_adds_one_to_the_setting_and_the_setting_is_all_of_them():
+    def of(*arguments):
+        before = RunConfig().replace({"reward.extra": ["a.py:f"]})
+        options, run = cli.parse_run(
+            arguments, train.Options(), before, command="train", description=""
+        )
+        return cli.with_rewards(run, options.reward, options.rubric, options.judge).reward
+
+    assert of("--reward", "b.py:g").extra == ("a.py:f", "b.py:g")
+    assert of("--reward.extra", "b.py:g").extra == ("b.py:g",)
+    assert of("--reward.extra").extra == ()
+    one, two = "--judge=j.py:k", "--judge=j.py:l"
+    short = of("--rubric=r.yaml", one, two).rubric
+    long = of("--reward.rubric.file=r.yaml", "--reward.rubric.judges", "j.py:k", "j.py:l").rubric
+    assert short == long and long.judges == ("j.py:k", "j.py:l")
 
 
 def test_a_rewards_path_may_hold_the_signs_that_stand_behind_it():

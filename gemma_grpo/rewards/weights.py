@@ -17,10 +17,15 @@ class RewardWeights:
     """
 
     correctness: float = 0.40
+    """Of a right answer."""
     trace: float = 0.45
+    """Of the reasoning shown (see --reward.trace)."""
     confidence: float = 0.15
+    """Of a proper score of the sampler's probability of its own answer."""
     verbosity: float = -0.05
+    """Of tokens beyond a free share of the budget: a penalty, at most 0."""
     format: float = 0.1
+    """Of a completion that is well formed and ended with its own stop token."""
 
     def __post_init__(self):
         for name, weight in self.named().items():
@@ -72,10 +77,10 @@ class RubricConfig:
 
     file: str = ""
     """A YAML file: for each domain of the data a list of yes/no questions about a completion, each
-    a text or {ask: text, weight: number}."""
+    a text or {ask: text, weight: number}; the same as `train --rubric`."""
     judges: tuple[str, ...] = ()
-    """Who answers: path/to/file.py:function=weight, or model:WEIGHTS=weight for a Gemma 3's
-    probability of yes. Weight 0 records the score and pays nothing."""
+    """All judges, each path/to/file.py:function=weight, or model:WEIGHTS=weight for a Gemma 3's
+    probability of yes; weight 0 records the score and pays nothing. `train --judge` adds one."""
     timeout: float = 60.0
     """Seconds that a step waits for a judge; a completion without all its verdicts then gets no
     reward from that judge. A model has no limit."""
@@ -110,7 +115,8 @@ class RewardConfig:
     """What a reasoning step must be: true on this problem's numbers, or, for data without
     arithmetic, any different calculation or sentence."""
     extra: tuple[str, ...] = ()
-    """Rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight."""
+    """All rewards of your own, each path/to/file.py:function or path/to/file.py:function=weight;
+    `train --reward` adds one."""
     rubric: RubricConfig = RubricConfig()
     """Yes/no criteria that judges answer."""
 
