@@ -57,16 +57,17 @@ class Options:
     """Measure a model."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = ""
-    """A run directory; its last finished stage is measured."""
+    """The model, as for --weights."""
     weights: str = ""
-    """Instead of a run, a base model: gemma3-nano, gemma3-270m, a folder or a file."""
+    """The model: a run directory (its last finished stage), gemma3-nano (embedded), gemma3-270m
+    (its installed package), a Hugging Face or Kaggle folder, or a .gguf file."""
     task: str = ""
     """curriculum, gsm8k[:PATH], gsm8k-validation[:PATH], reasoning_gym:NAME, or a .jsonl, .csv or
     .parquet file. A file is used whole, except that of the run's own file only the held-out part
     is. By default the run's own task, or the curriculum."""
     num: int | None = None
-    """Most held-out problems; 0: all of a finite task. By default all, or 400 if the task is
-    endless."""
+    """Number of held-out problems, at most; 0: all of a finite task. By default all, or 400 if the
+    task is endless."""
     out: Path | None = None
     """A new folder for the results. By default RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK
     here, with other settings that are not the default in the name, as in curriculum-seed=1."""

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _export(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
-    stage: Literal["", "sft", "grpo"] = "",
+    stage: Literal["sft", "grpo"] | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     adapter: bool = False,
 ) -> int:
@@ -30,7 +30,7 @@ def _export(
 
     Args:
         run: a run directory.
-        out: the folder to make.
+        out: a new folder for the model.
         stage: the stage to export; by default the last finished one.
         dtype: dtype of the files. float32 keeps every bit of what was trained.
         adapter: write only the LoRA adapters, in PEFT's format, instead of a full model.
@@ -38,7 +38,7 @@ def _export(
     from gemma_grpo import api  # --help does not wait for JAX
 
     cli.require_one_process("export")
-    print(api.load(run).export(out, stage=stage, dtype=dtype, adapter=adapter))
+    print(api.load(run).export(out, stage=stage or "", dtype=dtype, adapter=adapter))
     return 0
 
 

@@ -47,8 +47,8 @@ class Options:
     run_or_weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = ""
     """The model, as for --weights."""
     weights: str = ""
-    """A run directory (its last finished stage), gemma3-nano (embedded), gemma3-270m (its installed
-    package), a Hugging Face or Kaggle folder, or a .gguf file."""
+    """The model: a run directory (its last finished stage), gemma3-nano (embedded), gemma3-270m
+    (its installed package), a Hugging Face or Kaggle folder, or a .gguf file."""
     prompt: str | None = None
     """The user's turn."""
     prompts: Path | None = None
@@ -61,7 +61,7 @@ class Options:
     instruction: str | None = None
     """Text put before the question on its own line; by default the run's own."""
     num: int = 1
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     temperature: float = 0.0
     """Sampling temperature; 0 always takes the likeliest token."""
     top_k: int = 0
@@ -79,14 +79,14 @@ class Options:
     """Most tokens of a completion; 0: the run's own budget, or 512."""
     batch_size: int = 16
     """Prompts of a file that are completed at a time."""
-    dtype: Literal["", "float32", "bfloat16"] = ""
-    """Compute dtype; by default the run's own, or float32."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype. By default the run's own, or float32."""
     stream: Literal["auto", "yes", "no"] = "auto"
     """Show text while it is generated; auto does so if a single completion goes to a terminal."""
     json: bool = False
     """Print one JSON line per completion, with its log-prob, instead of the text."""
     out: Path | None = None
-    """A file for those JSON lines."""
+    """A new file for the JSON lines, which are then not printed."""
 
     def __post_init__(self):
         if min(self.num, self.batch_size, self.max_prompt_length) < 1:

@@ -19,7 +19,8 @@ class Options(PretrainConfig):
     """Train gemma3-nano and its tokenizer into OUT, a folder as Hugging Face has it."""
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The folder to make, for `--model.weights`; it appears when everything is done."""
+    """A new folder for the model, which a run's --model.weights may name. It appears when
+    everything is done."""
 
 
 def main(arguments: list[str] | None = None) -> int:

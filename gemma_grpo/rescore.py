@@ -49,7 +49,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--reward",
         action="append",
@@ -61,7 +61,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         default="",
         metavar="NAME=WEIGHT,...",
-        help="weights of components, at all steps; the others keep the run's own",
+        help="the weights of reward components (not a model), at all steps; components that are "
+        "not named keep the run's own",
     )
     parser.add_argument(
         "--reader",

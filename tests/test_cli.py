@@ -513,6 +513,49 @@ def test_a_line_of_help_ends_only_where_the_next_word_has_no_room(command, capsy
         assert not is_continued or len(following.split()[0]) + 1 > room, (line, following)
 
 
+@pytest.mark.parametrize(
+    ("flag", "sentences"),
+    [
+        (
+            "--weights",
+            {
+                "evaluate": "The model: a run directory (its last finished stage), gemma3-nano",
+                "generate": "The model: a run directory (its last finished stage), gemma3-nano",
+                "rescore": "the weights of reward components (not a model), at all steps",
+            },
+        ),
+        (
+            "--num",
+            {
+                "evaluate": "Number of held-out problems, at most",
+                "generate": "Number of completions of each prompt",
+            },
+        ),
+        (
+            "--out",
+            {
+                "evaluate": "A new folder for the results.",
+                "generate": "A new file for the JSON lines, which are then not printed.",
+                "view": "a file for the page, replaced if it is there",
+            },
+        ),
+    ],
+)
+def test_a_flag_of_several_commands_says_in_one_form_what_it_is_in_each(
+    flag, sentences, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in sorted(door.COMMANDS):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"gemma_grpo.{command}").main(["--help"])
+        said = " ".join(
+            capsys.readouterr().out.partition("-h, --help")[2].replace("│", " ").split()
+        )
+        found = re.search(rf" {flag} \S+ (.*)", said)
+        assert (found is not None) == (command in sentences), command
+        assert found is None or found[1].startswith(sentences[command])
+
+
 def test_help_waits_for_no_device_library_and_for_nothing_that_a_run_alone_needs():
     """In one process, so that whatever a command imports before it has read its flags is seen."""
     commands = "train generate evaluate export plan view rescore ablation verify_kernels pretrain"

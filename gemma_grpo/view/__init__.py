@@ -24,8 +24,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--out", type=Path, help="the file to write (default RUN/view.html)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a file for the page, replaced if it is there (default RUN/view.html)",
+    )
     parser.add_argument(
         "--megabytes",
         type=float,
