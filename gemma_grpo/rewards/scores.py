@@ -1,11 +1,13 @@
 """Scores of a batch of samples: every component and the weighted total."""
 
+import contextlib
 import inspect
 import math
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
@@ -15,6 +17,7 @@ from gemma_grpo.rewards.components import COMPONENTS, TRACES
 from gemma_grpo.rewards.sample import BatchReward, Reward, Sample
 from gemma_grpo.rewards.weights import RewardWeights
 
+SLOW_SECONDS = 300.0  # of one reward's call for all samples, until a line names it
 MOST = 1e30  # of a value, which training has in float32 and squares
 
 
@@ -93,21 +96,40 @@ def score(
             or returns anything but a finite number. It names the reward and the row.
     """
     started = time.monotonic()
-    rewards: dict[str, Reward | BatchReward] = {**COMPONENTS, "trace": TRACES[trace]}
+    built_in = {**COMPONENTS, "trace": TRACES[trace]}
     weight_of = weights.named()
-    for name, reward, weight in extra:
-        if name in rewards:
+    for name, _, weight in extra:
+        if name in weight_of:
             raise UserError(f"two rewards are named {name!r}: rename one of them")
         if not math.isfinite(weight):
             raise UserError(f"reward {name!r} has weight {weight}: give a finite number")
-        rewards[name], weight_of[name] = reward, weight
-    components = {name: _column(name, reward, samples) for name, reward in rewards.items()}
+        weight_of[name] = weight
+    components = {name: _column(name, reward, samples) for name, reward in built_in.items()}
+    for name, reward, _ in extra:
+        with _named_while_slow(name):
+            components[name] = _column(name, reward, samples)
     paid = {name: _filled(values, samples) for name, values in components.items()}
     totals = [
         sum(weight_of[name] * values[row] for name, values in paid.items())
         for row in range(len(samples))
     ]
     return Scores(components, totals, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _named_while_slow(name: str) -> Iterator[None]:
+    """Prints one line on stderr if the block, a reward's call, takes longer than SLOW_SECONDS."""
+    line = (
+        f"warning: reward {name!r} has not returned for {SLOW_SECONDS:g} seconds; the run waits "
+        "for it, past --hours too (Ctrl-C twice stops unsaved)"
+    )
+    timer = threading.Timer(SLOW_SECONDS, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True  # a reward that hangs in a thread does not keep the process from ending
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _filled(values: list[Any], samples: Sequence[Sample]) -> list[float]:

@@ -989,6 +989,24 @@ def test_a_reward_that_fails_on_all_completions_of_a_step_stops_the_run_and_no_e
         assert TolerantReward("mine", reward, may_fail_on_all=True)(samples) == [None, None]
 
 
+def test_a_reward_that_does_not_return_is_named_while_the_run_waits_for_it(capsys, monkeypatch):
+    monkeypatch.setattr(rewards.scores, "SLOW_SECONDS", 0.05)
+    said = []
+
+    def waits(one: Sample) -> float:
+        for _ in range(1000):
+            if line := capsys.readouterr().err:
+                said.append(line)
+                return 1.0
+            time.sleep(0.01)
+        return 0.0
+
+    rewards.score([sample()], DISTINCT, extra=[("mine", waits, 1.0), ("fast", per_token, 1.0)])
+    time.sleep(0.1)
+    assert len(said) == 1 and said[0].count("\n") == 1 and capsys.readouterr().err == ""
+    assert said[0].startswith("warning: reward 'mine' has not returned for 0.05 seconds; ")
+
+
 # --- loading a user's reward ----------------------------------------------------------------------
 
 
