@@ -3,8 +3,7 @@
     python -m gemma_grpo.evaluate RUN [--task gsm8k:FOLDER]
     python -m gemma_grpo.evaluate --weights gemma3-270m --task reasoning_gym:chain_sum --num 200
 
-Writes result.json (figures with 95 % intervals, and their protocol) and generations.jsonl (every
-completion, greedy and sampled, one JSON line each) into --out.
+Writes figures with 95 % intervals and their protocol, and every completion, into --out.
 """
 
 import hashlib
@@ -69,8 +68,10 @@ class Options:
     """Number of held-out problems, at most; 0: all of a finite task. By default all, or 400 if the
     task is endless."""
     out: Path | None = None
-    """A new folder for the results. By default RUN/evaluations/TASK, or evaluations/WEIGHTS-TASK
-    here, with other settings that are not the default in the name, as in curriculum-seed=1."""
+    """A new folder for result.json (figures and their protocol) and generations.jsonl (a line for
+    each completion, greedy and sampled). By default RUN/evaluations/TASK, or
+    evaluations/WEIGHTS-TASK here, with other settings that are not the default in the name, as in
+    curriculum-seed=1."""
     instruction: str | None = None
     """Text put before every question. By default the run's own; for a base model on GSM8K the
     protocol's, otherwise none."""

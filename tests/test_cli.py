@@ -504,7 +504,9 @@ def test_a_line_of_help_ends_only_where_the_next_word_has_no_room(command, capsy
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         importlib.import_module(f"gemma_grpo.{command}").main(["--help"])
-    flags = capsys.readouterr().out.partition("-h, --help")[2]
+    description, _, flags = capsys.readouterr().out.partition("-h, --help")
+    unwrapped = [line for line in description.splitlines() if not line.startswith("usage:")]
+    assert max(map(len, unwrapped)) <= 100  # the parser prints each paragraph as one line
     lines = [line.strip("│").rstrip() for line in flags.splitlines()]
     for line, following in zip(lines, lines[1:], strict=False):
         indent = len(following) - len(following.lstrip())
@@ -534,7 +536,7 @@ def test_a_line_of_help_ends_only_where_the_next_word_has_no_room(command, capsy
         (
             "--out",
             {
-                "evaluate": "A new folder for the results.",
+                "evaluate": "A new folder for result.json (figures and their protocol) and ",
                 "generate": "A new file for the JSON lines, which are then not printed.",
                 "view": "a file for the page, replaced if it is there",
             },
