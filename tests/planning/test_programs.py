@@ -206,6 +206,19 @@ def test_the_prompts_of_own_demonstrations_have_room_for_the_worked_problems(sho
     ]
 
 
+def test_equal_settings_give_the_functions_that_were_made_before():
+    devices, found = mesh.data_mesh(jax.devices()[:2]), []
+    for _ in range(2):
+        architecture, ids = programs.model_of(run_of(TINY).model)
+        found.append(programs.of_run(run_of(TINY), architecture, devices, ids))
+    for one, other in zip(*found, strict=True):
+        assert (one.function is other.function) == (one.name != "state"), one.name
+    hotter = run_of([*TINY, "--grpo.temperature", "1.5"])
+    others = programs.of_run(hotter, architecture, devices, ids)
+    differ = {a.name for a, b in zip(found[0], others, strict=True) if a.function is not b.function}
+    assert differ == {"state", "rollout", "update"}
+
+
 def test_training_compiles_no_program_of_its_own_that_the_plan_has_not(ran):
     planned = {name for name, *_ in ran.planned}
     assert ran.planned.total() == len(ran.names) and planned <= OURS
