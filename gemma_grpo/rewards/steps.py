@@ -185,10 +185,11 @@ def _lines(reasoning: str) -> list[str]:
     return [_LABEL.sub("", line).lstrip("* ")[:MAX_LINE_CHARS] for line in lines]
 
 
-def _equations(line: str) -> tuple[list[Equation], bool]:
+@lru_cache(maxsize=10_000)  # completions have many lines in common
+def _equations(line: str) -> tuple[tuple[Equation, ...], bool]:
     """The true equations of a line, and whether one of its equations is false."""
     if "=" not in line:
-        return [], False
+        return (), False
     line = re.sub(r"<<[^<>]*>>|[€£¥₹]", "", plain(line))
     written, line = line.split("="), line.replace("$", " ")
     line = re.sub(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.])", " * ", line)
@@ -213,11 +214,11 @@ def _equations(line: str) -> tuple[list[Equation], bool]:
         if left_value[0] not in (right_value[0], 100 * right_value[0] if as_percentage else None):
             if _is_conversion(*written[i : i + 2]):
                 continue
-            return [], True
+            return (), True
         if is_formula and not _is_filler(formula):
             operands = sorted(map(number, re.findall(_NUMBER, formula)))
             found.append(Equation(tuple(operands), left_value[0]))
-    return found, False
+    return tuple(found), False
 
 
 def _is_conversion(left: str, right: str) -> bool:

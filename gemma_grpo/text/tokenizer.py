@@ -42,6 +42,7 @@ class Tokenizer:
             raise UserError(f"tokenizer {path}: no such file; give the path of a tokenizer.model")
         self._processor = sentencepiece.SentencePieceProcessor()
         self._counts: dict[int, int | None] = {}
+        self._pieces: dict[int, str] = {}
         try:
             self._processor.LoadFromSerializedProto(self.path.read_bytes())
         except (RuntimeError, OSError) as error:
@@ -113,10 +114,14 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text that each id stands for, one by one; bytes of a split character as "\\ufffd",
         and nothing for an id beyond the tokenizer's."""
-        return [
-            self._processor.decode([int(token_id)]) if token_id < self.vocab_size else ""
-            for token_id in ids
-        ]
+        return [self._piece(int(token_id)) for token_id in ids]
+
+    def _piece(self, token_id: int) -> str:
+        """The text of a token by itself, remembered."""
+        if token_id not in self._pieces:
+            is_known = token_id < self.vocab_size
+            self._pieces[token_id] = self._processor.decode([token_id]) if is_known else ""
+        return self._pieces[token_id]
 
     def characters(self, ids: Sequence[int]) -> list[int]:
         """How many characters of `decode(ids)` each id stands for; they add up to its length.
