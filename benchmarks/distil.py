@@ -15,8 +15,9 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from benchmarks.study import in_child
+from benchmarks.study import PLAIN, in_child
 from benchmarks.timing import read_rows
+from gemma_grpo.presets import GEMMA3_NANO
 
 
 def rows(
@@ -35,7 +36,9 @@ def rows(
         rates: of learning, at the peak.
         steps: of distillation.
     """
-    shared = {"evaluation.snapshot_problems": 400, "evaluation.every": 20}
+    # GRPO as the preset has it; the study's rows begin from plainer settings.
+    own = {name: getattr(GEMMA3_NANO.grpo, name.removeprefix("grpo.")) for name in PLAIN}
+    shared = own | {"evaluation.snapshot_problems": 400, "evaluation.every": 20}
     distil = shared | {
         "evaluation.every": 4,
         "grpo.num_steps": steps,
