@@ -235,6 +235,10 @@ def test_on_v5e_the_update_gathers_weights_and_never_logits_and_fits(
 ):
     update, resident = read("update", preset, config, v5e, monkeypatch)
     assert update.peak + resident < 12e9  # of 16
+    if config is ONE_B and preset == "gemma3-1b":
+        # 1.50 of the state, 0.50 of gradients, 1.21 of the embedding and its gradient, 0.17 of the
+        # layers and 0.18 of their inputs in bfloat16; 0.08 more where the embedding's shard is kept
+        assert update.peak < 3.6e9
     pack = SHORT_PACK if config is NARROW else presets.preset(preset).grpo.pack_tokens
     embedding, logits = config.vocab_size * config.embed_dim * 2, config.vocab_size * pack * 2
     assert embedding < logits  # in bfloat16; in float32 they are twice as large

@@ -110,7 +110,11 @@ def make_update(
                 """The sum over devices; a sharded gradient was reduce-scattered already."""
                 return jax.lax.psum(grad, meshes.DATA) if spec == REPLICATED else grad
 
-            pack_grads = lambda pack: jax.grad(pack_loss, has_aux=True)(params, pack)
+            def pack_grads(pack: Batch) -> tuple[Params, Metrics]:
+                has_shards, is_cast = mesh.size > 1, config.dtype != "float32"
+                used = _changing(params, pack) if has_shards and is_cast else params
+                return jax.grad(pack_loss, has_aux=True)(used, pack)
+
             grads, sums = _sum_over_packs(pack_grads, packs)
             return jax.tree.map(reduced, layout, grads), jax.lax.psum(sums, meshes.DATA)
 
@@ -128,6 +132,15 @@ def make_update(
 
     options = meshes.training_options(mesh.devices.flat[0].platform)
     return jax.jit(update, donate_argnums=0, compiler_options=options)
+
+
+def _changing(params: Params, pack: Batch) -> Params:
+    """The same values, but XLA cannot see that the embedding's are the same for every pack: else it
+    casts this device's shard once, before the loop, and keeps it beside the gathered one."""
+    if "embedding" not in params or "slots" not in pack:
+        return params
+    one = jnp.where(pack["slots"].reshape(-1)[0] < 0, 0.0, 1.0)  # no slot is negative
+    return params | {"embedding": params["embedding"] * one}
 
 
 def _gather_params(params: Params, frozen: Params, layout: Any, dtype: str) -> GatheredParams:

@@ -20,7 +20,7 @@ from gemma_grpo.generation.rollout import Rollout
 from gemma_grpo.kernels.lm_head_logps import xla
 from gemma_grpo.model import LoRAConfig, Packed
 from gemma_grpo.objective.config import LossConfig
-from gemma_grpo.training import grpo, grpo_update, logps, packing, sft
+from gemma_grpo.training import grpo, grpo_update, logps, packing, sft, update
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.update import UpdateConfig
 
@@ -219,6 +219,13 @@ def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(
     monkeypatch.setattr(xla, "MULTIPLE", 1)
     actual = updated(batch, tokens=20, num_devices=num_devices, head="chunks of 13")
     assert_updates_alike(actual, expected)
+
+
+def test_the_embedding_that_seems_to_change_with_the_pack_is_the_same_for_used_and_unused_ones():
+    for of_shape in packing.pack(padded(MIXED), how(20, 3)):
+        for slots in of_shape["slots"]:
+            actual = jax.jit(update._changing)(PARAMS, {"slots": slots[None]})
+            chex.assert_trees_all_equal(actual, PARAMS)
 
 
 def test_nothing_in_rows_and_slots_without_a_token_reaches_the_gradient():
