@@ -6,6 +6,7 @@ sliding one and a global one: of the embedded model, or of Gemma 3 1B's widths (
 that are not slow one is cut at every border, one within GRPO and one not at all.
 """
 
+import functools
 import itertools
 import json
 import shutil
@@ -20,11 +21,12 @@ import safetensors.numpy
 
 from benchmarks.campaign import models
 from gemma_grpo import cli, evaluate, export, generate, train, weights
+from gemma_grpo.generation import collect
 from gemma_grpo.presets import PRESETS
 from gemma_grpo.records import compile_clock
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import deadline
+from gemma_grpo.training import deadline, grpo, sft
 from gemma_grpo.weights.assets import NANO
 
 STEPS = 3  # a stage; after the second nothing may be compiled
@@ -44,6 +46,15 @@ WIDTHS_1B |= {"num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar"
 def eight_devices(monkeypatch):
     """The command sets the number of CPU devices, which this process has fixed at eight."""
     monkeypatch.setattr(cli, "split_cpu", lambda *sizes: None)
+
+
+@pytest.fixture(autouse=True)
+def programs_are_traced_once(monkeypatch):
+    """Sessions of one test whose settings are the same share their programs."""
+    for module, name in (
+        (collect, "make_rollout"), (grpo, "make_trainer"), (sft, "make_trainer")
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +142,8 @@ class Case:
             *("--grpo.num-steps", str(STEPS), "--grpo.prompts-per-step", "8"),
             *("--grpo.num-generations", "4", "--grpo.num-iterations", str(self.num_iterations)),
             *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum", "phases"),
-            *("--evaluation.batch-size", "16", "--evaluation.num-samples", "2"),
+            # As many as a step samples: one program does both.
+            *("--evaluation.batch-size", "32", "--evaluation.num-samples", "4"),
             *("--checkpoint.folder", str(tmp_path / "checkpoints") if has_folder else ""),
         ]
 
@@ -194,8 +206,8 @@ def cut_and_resume(arguments, tmp_path, monkeypatch, cuts):
 def use(run_dir, tmp_path, case):
     """Each command that takes a run."""
     run = str(run_dir)
-    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "16"]
-    measure += ["--num-samples", "2"]
+    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "32"]
+    measure += ["--num-samples", "4"]
     assert evaluate.main([run, *measure]) == 0
     assert generate.main([run, "--prompt", "What is 2 + 3?"]) == 0
     out = tmp_path / "exported"
