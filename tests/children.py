@@ -1,5 +1,6 @@
 """Processes that tests start: what they find in their environment, and a quick way to start one."""
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -70,4 +71,7 @@ def _run(script, arguments, streams, folder, environment):
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["-c", *arguments]
-    exec(script, {"__name__": "__main__"})
+    try:
+        exec(script, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # a fork ends without them

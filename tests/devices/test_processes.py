@@ -36,29 +36,40 @@ SMALL = [
     "--grpo.num-steps", "4", "--grpo.prompts-per-step", "4", "--grpo.num-generations", "4",
     "--grpo.checkpoint-every", "2", "--grpo.loss.beta", "0.01", "--grpo.scale", "batch",
     "--grpo.curriculum", "pass_rate", "--grpo.skip-uniform", "0.9",  # all must draw the same
-    "--grpo.teacher", "gemma3-nano",
     "--data.num-train", "24", "--data.num-test", "6",
     "--evaluation.batch-size", "4", "--evaluation.num-samples", "0",
     "--evaluation.every", "2", "--evaluation.snapshot-problems", "3",
 ]  # fmt: skip
 
 
+def forked(program, *arguments):
+    return children.Forked(program, *arguments, stderr=subprocess.STDOUT)
+
+
+def spawned(program, *arguments):
+    """Its pipe is open until its watcher has ended too, whose line comes after its own end."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=children.ENVIRONMENT,
+    )
+
+
 class Job:
     """Processes that run one program together; their number is that of `--process-id`s."""
 
-    def __init__(self, program, num_processes, *arguments):
+    def __init__(self, program, num_processes, *arguments, start=forked):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             address = f"localhost:{probe.getsockname()[1]}"
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", program, *arguments]
-                + ["--coordinator", address, "--num-processes", str(num_processes)]
-                + ["--process-id", str(process_id)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=children.ENVIRONMENT,
+            start(
+                program,
+                *arguments,
+                *("--coordinator", address, "--num-processes", str(num_processes)),
+                *("--process-id", str(process_id)),
             )
             for process_id in range(num_processes)
         ]
@@ -81,8 +92,9 @@ class Job:
 
 
 def trained_alone(run_dir, *arguments):
-    command = [sys.executable, "-c", TRAIN, "--run-dir", str(run_dir), *arguments]
-    subprocess.run(command, check=True, env=children.ENVIRONMENT)
+    process = forked(TRAIN, "--run-dir", str(run_dir), *arguments)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     return run_dir
 
 
@@ -101,7 +113,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(one_layer):
     """Flags of a small run."""
-    return ["--model.weights", one_layer, *SMALL]
+    return ["--model.weights", one_layer, "--grpo.teacher", one_layer, *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +133,8 @@ def killed(runs, small):
     """What is left of a job of two, one of which was killed in the third GRPO step; how the other
     one ended."""
     run_dir = runs / "killed"
-    job = Job(TRAIN, 2, "--run-dir", str(run_dir), "--model.cpu-devices", "2", *small)
+    flags = "--run-dir", str(run_dir), "--model.cpu-devices", "2", *small
+    job = Job(TRAIN, 2, *flags, start=spawned)
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:  # two SFT, two GRPO
         assert job.processes[1].poll() is None, job.finish()
