@@ -31,6 +31,7 @@ del os.environ["XLA_FLAGS"]
 
 
 def pytest_collection_finish():
+    gc.freeze()  # what is there by now stays: no collection looks at it again
     gc.enable()
 
 
