@@ -1,5 +1,8 @@
 """A model as a judge: its verdicts are by its own logits, whatever else is in the batch."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,24 +21,28 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge(one_layer):
     return judge_model.load_judge_model(
-        "gemma3-nano", "nano", dtype="float32", question_tokens=320, num_rows=3
+        one_layer, "nano", dtype="float32", question_tokens=320, num_rows=3
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(graphdef, params, ids):
+    merged = nnx.merge(graphdef, params)
+    return merged.logits(forward(merged, ids, jnp.ones(ids.shape, bool))[0])[0]
 
 
 def by_logits(model, question) -> float:
     """P(yes) / (P(yes) + P(no)), each the product over its tokens, one sequence at a time."""
     runtime = model.runtime
-    merged = nnx.merge(runtime.graphdef, model.params)
     text = judge_model.TEMPLATE.format(**vars(question))
     prompt = runtime.tokenizer.encode_prompt(text)
     logps = []
     for word in ("yes", "no"):
         tokens = runtime.tokenizer.encode(word)
         ids = jnp.asarray([prompt + tokens], jnp.int32)
-        hidden, _ = forward(merged, ids, jnp.ones(ids.shape, bool))
-        logits = np.asarray(merged.logits(hidden), np.float64)[0]
+        logits = np.asarray(logits_of(runtime.graphdef, model.params, ids), np.float64)
         logits -= np.log(np.exp(logits - logits.max()).sum(-1, keepdims=True)) + logits.max()
         places = range(len(prompt) - 1, len(prompt) - 1 + len(tokens))
         logps.append(sum(logits[at, token] for at, token in zip(places, tokens, strict=True)))
