@@ -6,13 +6,13 @@ sliding one and a global one: of the embedded model, or of Gemma 3 1B's widths (
 that are not slow one is cut at every border, one within GRPO and one not at all.
 """
 
-import functools
 import itertools
 import json
 import shutil
 import threading
 from dataclasses import dataclass
 
+import compiling
 import jax
 import ml_dtypes
 import numpy as np
@@ -51,10 +51,8 @@ def eight_devices(monkeypatch):
 @pytest.fixture(autouse=True)
 def programs_are_traced_once(monkeypatch):
     """Sessions of one test whose settings are the same share their programs."""
-    for module, name in (
-        (collect, "make_rollout"), (grpo, "make_trainer"), (sft, "make_trainer")
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
+    makers = (collect, "make_rollout"), (grpo, "make_trainer"), (sft, "make_trainer")
+    compiling.traced_once(monkeypatch, *makers)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """On-policy distillation: a student of another size, what a run has left as teacher, resuming."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +19,12 @@ from benchmarks.campaign import models
 from gemma_grpo import config, model, pipeline, presets, runtime, weights
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
+from gemma_grpo.generation import collect
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.model import LoRAConfig, ModelConfig
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.records import origin
-from gemma_grpo.training import grpo_update
+from gemma_grpo.training import grpo, grpo_update
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.update import UpdateConfig
@@ -29,6 +32,7 @@ from gemma_grpo.training.update import UpdateConfig
 P, G, T = 8, 8, 4
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def next_token_logps(graphdef, params, prompts):
     """Of every token of the vocabulary after each prompt, [P, V]."""
     ids, mask = map(jnp.asarray, prompts)
@@ -43,13 +47,11 @@ def test_a_student_comes_to_the_distribution_of_a_larger_teacher_without_any_rew
     of_teacher = drawn_model(larger, seed=5)
     one, prompts = mesh.data_mesh(jax.devices()[:1]), tiny_prompts(P)
     wanted = next_token_logps(*of_teacher, prompts)
-    exact_kl = jax.jit(
-        lambda params: (
-            (jnp.exp(own := next_token_logps(graphdef, params, prompts)) * (own - wanted))
-            .sum(axis=1)
-            .mean()
-        )
-    )
+
+    def exact_kl(params):
+        own = next_token_logps(graphdef, params, prompts)
+        return np.sum(np.exp(own) * (own - wanted), axis=1).mean()
+
     optimizer = optax.adam(1e-2)
     roll = make_rollout(graphdef, one, RolloutConfig(G, T, stop_ids=(), pad_id=PAD))
     score = grpo_update.make_score(of_teacher[0], one, temperature=1.0, dtype="float32")
@@ -87,6 +89,7 @@ def left_by_a_run(folder, settings, params):
     return str(folder)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logps_of(graphdef, params):
     prompt_ids, prompt_mask = tiny_prompts(4)
     batch = {
@@ -96,7 +99,7 @@ def logps_of(graphdef, params):
         "completion_mask": np.ones((4, 6), bool),
     }
     batch = jax.tree.map(jnp.asarray, batch)
-    return jax.jit(lambda params: batch_logps(nnx.merge(graphdef, params), batch)[0])(params)
+    return batch_logps(nnx.merge(graphdef, params), batch)[0]
 
 
 def load(run):
@@ -207,6 +210,8 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     }
     two, data_mesh = jax.devices()[:2], mesh.data_mesh
     monkeypatch.setattr(mesh, "data_mesh", lambda devices=two: data_mesh(devices))
+    makers = (collect, "make_rollout"), (grpo, "make_trainer")
+    compiling.traced_once(monkeypatch, *makers)
     run = with_teacher(one_layer, two_layers, **small)
     pipeline.new_run_dir(tmp_path / "whole", run)
     pipeline.execute(run, tmp_path / "whole", quiet=True)
