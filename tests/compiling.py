@@ -1,6 +1,5 @@
 """How tests compile: quickly, since nearly all of their programs run once or a few times."""
 
-import functools
 from importlib.metadata import version
 
 # Newer ones do not know it, and a flag that XLA does not know ends the process.
@@ -20,10 +19,3 @@ OPTIMIZED = {
     "xla_llvm_disable_expensive_passes": False,
     **({"xla_cpu_use_fusion_emitters": True} if KNOWS_EMITTERS else {}),
 }
-
-
-def traced_once(monkeypatch, *makers):
-    """Has each of these (module, name of a function) return what it returned for equal arguments:
-    its programs are traced, lowered and read from the cache once, not in every session."""
-    for module, name in makers:
-        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))

@@ -12,7 +12,6 @@ import shutil
 import threading
 from dataclasses import dataclass
 
-import compiling
 import jax
 import ml_dtypes
 import numpy as np
@@ -21,12 +20,11 @@ import safetensors.numpy
 
 from benchmarks.campaign import models
 from gemma_grpo import cli, evaluate, export, generate, train, weights
-from gemma_grpo.generation import collect
 from gemma_grpo.presets import PRESETS
 from gemma_grpo.records import compile_clock
 from gemma_grpo.records.metrics import MetricsWriter
 from gemma_grpo.runtime import Runtime
-from gemma_grpo.training import deadline, grpo, sft
+from gemma_grpo.training import deadline
 from gemma_grpo.weights.assets import NANO
 
 STEPS = 3  # a stage; after the second nothing may be compiled
@@ -46,13 +44,6 @@ WIDTHS_1B |= {"num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar"
 def eight_devices(monkeypatch):
     """The command sets the number of CPU devices, which this process has fixed at eight."""
     monkeypatch.setattr(cli, "split_cpu", lambda *sizes: None)
-
-
-@pytest.fixture(autouse=True)
-def programs_are_traced_once(monkeypatch):
-    """Sessions of one test whose settings are the same share their programs."""
-    makers = (collect, "make_rollout"), (grpo, "make_trainer"), (sft, "make_trainer")
-    compiling.traced_once(monkeypatch, *makers)
 
 
 @pytest.fixture(scope="module")

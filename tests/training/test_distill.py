@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import replace
 
-import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +18,11 @@ from benchmarks.campaign import models
 from gemma_grpo import config, model, pipeline, presets, runtime, weights
 from gemma_grpo.devices import mesh
 from gemma_grpo.errors import UserError
-from gemma_grpo.generation import collect
 from gemma_grpo.generation.rollout import RolloutConfig, make_rollout
 from gemma_grpo.model import LoRAConfig, ModelConfig
 from gemma_grpo.objective.config import LossConfig
 from gemma_grpo.records import origin
-from gemma_grpo.training import grpo, grpo_update
+from gemma_grpo.training import grpo_update
 from gemma_grpo.training import state as train_state
 from gemma_grpo.training.logps import batch_logps
 from gemma_grpo.training.update import UpdateConfig
@@ -210,8 +208,6 @@ def test_adapters_distil_a_larger_model_over_two_devices_and_resume_to_the_same_
     }
     two, data_mesh = jax.devices()[:2], mesh.data_mesh
     monkeypatch.setattr(mesh, "data_mesh", lambda devices=two: data_mesh(devices))
-    makers = (collect, "make_rollout"), (grpo, "make_trainer")
-    compiling.traced_once(monkeypatch, *makers)
     run = with_teacher(one_layer, two_layers, **small)
     pipeline.new_run_dir(tmp_path / "whole", run)
     pipeline.execute(run, tmp_path / "whole", quiet=True)
