@@ -181,6 +181,12 @@ def update_program(num_devices, head):
     )  # fmt: skip
 
 
+def head_in_chunks(monkeypatch):
+    """A vocabulary of several chunks, and a head that is computed for completions alone."""
+    monkeypatch.setattr(xla, "CHUNK_SIZE", 13)
+    monkeypatch.setattr(xla, "MULTIPLE", 1)
+
+
 def assert_updates_alike(actual, expected):
     for one, other in zip(jax.tree.leaves(actual[0]), jax.tree.leaves(expected[0]), strict=True):
         np.testing.assert_allclose(one, other, atol=tolerances.MODEL_GRAD, rtol=0)
@@ -215,8 +221,7 @@ def test_packs_do_so_under_a_head_that_is_computed_for_completions_alone(
     devices may take different ones."""
     batch = padded(lengths)
     expected = updated(batch)
-    monkeypatch.setattr(xla, "CHUNK_SIZE", 13)
-    monkeypatch.setattr(xla, "MULTIPLE", 1)
+    head_in_chunks(monkeypatch)
     actual = updated(batch, tokens=20, num_devices=num_devices, head="chunks of 13")
     assert_updates_alike(actual, expected)
 
@@ -241,18 +246,17 @@ def test_nothing_in_rows_and_slots_without_a_token_reaches_the_gradient():
     assert_updates_alike(actual, updated(batch, tokens=14))
 
 
-def test_twenty_steps_of_any_lengths_are_one_program():
-    chex.clear_trace_counter()
-    update, rng = update_program.__wrapped__(1, "one chunk"), np.random.default_rng(5)
-    once = jax.jit(chex.assert_max_traces(update.__wrapped__, n=1))
-    state = train_state.init_train_state(PARAMS, SGD, mesh.data_mesh(jax.devices()[:1]))
-    counts = set()
+def test_twenty_steps_of_any_lengths_are_one_program(monkeypatch):
+    head_in_chunks(monkeypatch)
+    rng, plan = np.random.default_rng(5), how(20)
+    counts, sizes = set(), set()
     for step in range(20):
         longest = rng.integers(1, T + 1)
-        packs = packing.pack(padded(rng.integers(1, longest + 1, P * G), seed=step), how(20))
-        counts.add(tuple(int(of_shape["count"][0]) for of_shape in packs))
-        once(state, {}, packs)
-    assert len(counts) > 3
+        batch = padded(rng.integers(1, longest + 1, P * G), seed=step)
+        counts.add(tuple(int(of_shape["count"][0]) for of_shape in packing.pack(batch, plan)))
+        updated(batch, tokens=20, head="chunks of 13")
+        sizes.add(update_program(1, "chunks of 13")._cache_size())
+    assert len(counts) > 3 and len(sizes) == 1
 
 
 def test_scores_of_packs_are_those_of_the_padded_batch_on_eight_devices():
