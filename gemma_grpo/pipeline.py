@@ -346,7 +346,7 @@ class _Session:
         found = programs.of_run(run, source.config, runtime.mesh, ids, stages)
         if evaluations.read_back(self.run_dir / "evaluations", "base"):  # next is a stage
             found.sort(key=lambda program: program.name in programs.OF_EVALUATION)
-        # A stage makes the function that makes its state.
+        # Not `state`: a stage makes that function anew, and would not find what is compiled here.
         self.ahead.start(program for program in found if program.name != "state")
 
     def _train_fn(

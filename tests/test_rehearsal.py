@@ -131,8 +131,7 @@ class Case:
             *("--grpo.num-steps", str(STEPS), "--grpo.prompts-per-step", "8"),
             *("--grpo.num-generations", "4", "--grpo.num-iterations", str(self.num_iterations)),
             *("--grpo.loss.beta", str(self.beta), "--grpo.curriculum", "phases"),
-            # As many as a step samples: one program does both.
-            *("--evaluation.batch-size", "32", "--evaluation.num-samples", "4"),
+            *("--evaluation.batch-size", "16", "--evaluation.num-samples", "2"),
             *("--checkpoint.folder", str(tmp_path / "checkpoints") if has_folder else ""),
         ]
 
@@ -195,8 +194,8 @@ def cut_and_resume(arguments, tmp_path, monkeypatch, cuts):
 def use(run_dir, tmp_path, case):
     """Each command that takes a run."""
     run = str(run_dir)
-    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "32"]
-    measure += ["--num-samples", "4"]
+    measure = ["--num", "8", "--out", str(tmp_path / "measured"), "--batch-size", "16"]
+    measure += ["--num-samples", "2"]
     assert evaluate.main([run, *measure]) == 0
     assert generate.main([run, "--prompt", "What is 2 + 3?"]) == 0
     out = tmp_path / "exported"

@@ -115,15 +115,18 @@ def replay(seeds: tuple[int, ...] = (0,), steps: int = 30) -> None:
         task, rng = pipeline.load_task(run), np.random.default_rng(seed)
         opener = Opener(run, task.base, stop_ids=task.runtime.tokenizer.stop_ids)
         ours, theirs = opener.open("ours_stop_untrained"), opener.open("tunix")
+        empty, moments_apart = [], []
         for number in range(steps):
             _, prompts = problems_of(run, task, number)
             drawn = ours.call("draw", prompts=prompts, number=number)["completions"]
             theirs.call("draw", prompts=prompts, number=number, instead=drawn)
             paid = (rng.integers(0, 5, len(drawn)) / 4).tolist()
-            for side in (ours, theirs):
-                side.call("learn", rewards=paid)
+            one, other = (s.call("learn", rewards=paid)["moment"] for s in (ours, theirs))
+            moments_apart.append(f"{np.abs(one - other).max() / np.abs(other).max():.1e}")
+            empty.append(sum(not ids for ids in drawn))
         one, other = (side.learned(task.base) for side in (ours, theirs))
         row = {"benchmark": "tunix/replay", "steps": steps, **about(run)}
+        row |= {"empty": empty, "moments_apart": [float(each) for each in moments_apart]}
         print_row(**row, apart=distance(one, other) / distance(one, task.base))
 
 

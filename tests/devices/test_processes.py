@@ -113,7 +113,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(one_layer):
     """Flags of a small run."""
-    return ["--model.weights", one_layer, "--grpo.teacher", one_layer, *SMALL]
+    return ["--model.weights", one_layer, "--grpo.teacher", "gemma3-nano", *SMALL]
 
 
 @pytest.fixture(scope="module")
